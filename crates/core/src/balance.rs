@@ -1,0 +1,467 @@
+//! Load balancing: priorities, panic, localities, and the choice of one endpoint.
+//!
+//! What workers share: counters and ejection of each endpoint, cursors, and a table that is rebuilt when an endpoint is ejected or comes back.
+//! A worker's [`Picker`] keeps the table it saw last, so that a pick takes no lock; it looks at a version number to see that there is a new one.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::address::PeerAddress;
+use crate::cluster::{Cluster, LbPolicy};
+use crate::endpoint::{Endpoint, Health, LoadAssignment};
+use crate::outlier::{Observation, OutlierDetection, OutlierState};
+use crate::random::{Draw, Random};
+
+/// An endpoint with what is counted about it.
+#[derive(Debug)]
+pub struct Host {
+    /// As discovered.
+    pub endpoint: Arc<Endpoint>,
+    /// Kept while the endpoint's address stays in the cluster, whatever else about it changes.
+    pub counters: Arc<HostCounters>,
+    /// Kept likewise, as long as the cluster has outlier detection: an ejection ends with the rules that are to end it.
+    outlier: Option<Arc<OutlierState>>,
+    /// Index of the locality in the assignment.
+    pub locality: usize,
+    /// Of its locality.
+    pub priority: u32,
+}
+
+/// What all workers count about one endpoint. On its own cache line: endpoints must not slow each other down.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct HostCounters {
+    active: AtomicU32,
+}
+
+/// A request or connection in progress to an endpoint; ends when dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Active(Arc<HostCounters>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Host {
+    /// Note that a request begins.
+    pub fn begin(&self) -> Active {
+        self.counters.active.fetch_add(1, Ordering::Relaxed);
+        Active(Arc::clone(&self.counters))
+    }
+
+    /// Requests in progress.
+    pub fn active(&self) -> u32 {
+        self.counters.active.load(Ordering::Relaxed)
+    }
+
+    /// Taken out by outlier detection.
+    pub fn is_ejected(&self) -> bool {
+        self.outlier.as_ref().is_some_and(|state| state.is_ejected())
+    }
+
+    /// As discovered, and not ejected.
+    pub fn is_healthy(&self) -> bool {
+        self.endpoint.health == Health::Healthy && !self.is_ejected()
+    }
+
+    fn state(&self) -> Health {
+        if self.is_ejected() { Health::Unhealthy } else { self.endpoint.health }
+    }
+}
+
+/// Why no endpoint was chosen. Both are answered with 503 UH.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PickError {
+    /// Discovery named none.
+    #[error("the cluster has no endpoints")]
+    Empty,
+    /// None is healthy and panic is off.
+    #[error("no endpoint of the cluster is healthy")]
+    NoneHealthy,
+}
+
+/// The endpoints of one cluster, shared by all workers.
+#[derive(Debug)]
+pub struct Balancer {
+    hosts: Box<[Arc<Host>]>,
+    /// Locality weights by index; 0 where none is given.
+    locality_weights: Box<[u32]>,
+    policy: LbPolicy,
+    rules: Rules,
+    outlier: Option<OutlierDetection>,
+    version: AtomicU64,
+    table: Mutex<Arc<Table>>,
+    seed: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Rules {
+    panic_threshold_percent: f64,
+    overprovisioning_factor: u32,
+    locality_weighted: bool,
+}
+
+/// One worker's handle on a [`Balancer`].
+#[derive(Debug, Clone)]
+pub struct Picker {
+    balancer: Arc<Balancer>,
+    table: Arc<Table>,
+    version: u64,
+}
+
+impl Balancer {
+    /// Make a balancer for a cluster's endpoints.
+    ///
+    /// `previous` hands over counters and ejections of endpoints that stay. `seed` says where round robin begins; it should differ
+    /// between proxies, or they all begin at the same endpoint.
+    pub fn new(cluster: &Cluster, assignment: &LoadAssignment, previous: Option<&Self>, seed: u64) -> Arc<Self> {
+        let known: HashMap<&PeerAddress, &Arc<Host>> = previous
+            .map(|balancer| balancer.hosts.iter().map(|host| (&host.endpoint.address, host)).collect())
+            .unwrap_or_default();
+        let hosts: Box<[_]> = assignment
+            .localities
+            .iter()
+            .enumerate()
+            .flat_map(|(index, locality)| locality.endpoints.iter().map(move |endpoint| (index, locality, endpoint)))
+            .map(|(locality, group, endpoint)| {
+                let before = known.get(&endpoint.address);
+                let outlier = before.and_then(|host| host.outlier.as_ref());
+                Arc::new(Host {
+                    endpoint: Arc::clone(endpoint),
+                    counters: before.map_or_else(Arc::default, |host| Arc::clone(&host.counters)),
+                    outlier: cluster.outlier.map(|_| outlier.map_or_else(Arc::default, Arc::clone)),
+                    locality,
+                    priority: group.priority,
+                })
+            })
+            .collect();
+        let rules = Rules {
+            panic_threshold_percent: cluster.panic_threshold_percent.clamp(0.0, 100.0),
+            overprovisioning_factor: assignment.overprovisioning_factor,
+            locality_weighted: cluster.locality_weighted,
+        };
+        let locality_weights: Box<[u32]> =
+            assignment.localities.iter().map(|locality| locality.weight.unwrap_or(0)).collect();
+        let table = Arc::new(Table::build(&hosts, &locality_weights, rules, seed));
+        Arc::new(Self {
+            hosts,
+            locality_weights,
+            policy: cluster.policy,
+            rules,
+            outlier: cluster.outlier,
+            version: AtomicU64::new(0),
+            table: Mutex::new(table),
+            seed,
+        })
+    }
+
+    /// A handle for one worker.
+    pub fn picker(self: &Arc<Self>) -> Picker {
+        let version = self.version.load(Ordering::Acquire);
+        Picker { balancer: Arc::clone(self), table: self.table(), version }
+    }
+
+    /// All endpoints, for `/clusters` and `why`.
+    pub fn hosts(&self) -> &[Arc<Host>] {
+        &self.hosts
+    }
+
+    /// The endpoints that may be chosen now, with their share of requests (0 to 1), as round robin or random would spread them.
+    pub fn shares(&self) -> Vec<(Arc<Host>, f64)> {
+        self.table().shares()
+    }
+
+    /// Note how a request to `host` ended. `now` is any monotonic clock. Returns true if the endpoint was ejected by this.
+    pub fn observe(&self, host: &Host, observation: Observation, now: Duration) -> bool {
+        let (Some(rules), Some(state)) = (&self.outlier, &host.outlier) else { return false };
+        if !rules.observe(state, observation) || state.is_ejected() {
+            return false;
+        }
+        let ejected = self.hosts.iter().filter(|host| host.is_ejected()).count();
+        if !rules.may_eject(ejected, self.hosts.len()) || !state.eject(now) {
+            return false;
+        }
+        self.rebuild();
+        true
+    }
+
+    /// Bring back endpoints whose ejection is over; to be called at each [`OutlierDetection::interval`]. Returns how many came back.
+    pub fn tick(&self, now: Duration) -> usize {
+        let Some(rules) = &self.outlier else { return 0 };
+        let states = self.hosts.iter().filter_map(|host| host.outlier.as_ref());
+        let back = states.filter(|state| state.tick(rules, now)).count();
+        if back > 0 {
+            self.rebuild();
+        }
+        back
+    }
+
+    fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn rebuild(&self) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        *table = Arc::new(Table::build(&self.hosts, &self.locality_weights, self.rules, self.seed));
+        // After the table, so that a picker that sees the new number finds the new table.
+        self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl Picker {
+    /// The balancer behind it.
+    pub fn balancer(&self) -> &Arc<Balancer> {
+        &self.balancer
+    }
+
+    /// Choose an endpoint. Up to `attempts` are drawn until `avoid` says false of one; the last one stands whatever it says.
+    ///
+    /// # Errors
+    /// There is none to choose.
+    pub fn pick<D: Random + ?Sized>(
+        &mut self,
+        random: &mut D,
+        attempts: u32,
+        mut avoid: impl FnMut(&Host) -> bool,
+    ) -> Result<Arc<Host>, PickError> {
+        let version = self.balancer.version.load(Ordering::Acquire);
+        if version != self.version {
+            self.table = self.balancer.table();
+            self.version = version;
+        }
+        let mut left = attempts.max(1);
+        loop {
+            let host = self.table.pick(self.balancer.policy, random).ok_or(if self.balancer.hosts.is_empty() {
+                PickError::Empty
+            } else {
+                PickError::NoneHealthy
+            })?;
+            left -= 1;
+            if left == 0 || !avoid(host) {
+                return Ok(Arc::clone(host));
+            }
+        }
+    }
+}
+
+/// Who may be chosen, and how often.
+#[derive(Debug)]
+struct Table {
+    groups: Box<[Group]>,
+    /// Running sums of the groups' loads.
+    loads: Box<[u64]>,
+}
+
+/// Endpoints of one priority (and locality, where localities are weighted) that are equally good.
+#[derive(Debug)]
+struct Group {
+    hosts: Box<[Arc<Host>]>,
+    /// Running sums of weights; empty if all are equal.
+    weights: Box<[u64]>,
+    cursor: AtomicU64,
+}
+
+/// 2^64 divided by the golden ratio: its multiples modulo 2^64 fall as evenly as can be (three-distance theorem).
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+fn running_sums(values: impl Iterator<Item = u64>) -> Box<[u64]> {
+    values
+        .scan(0, |sum, value| {
+            *sum += value;
+            Some(*sum)
+        })
+        .collect()
+}
+
+/// Index of the share in which a point of 0 to 2^64 falls.
+fn share_of(sums: &[u64], point: u64) -> usize {
+    let total = sums.last().copied().unwrap_or(0);
+    let point = ((u128::from(point) * u128::from(total)) >> 64) as u64;
+    sums.partition_point(|&sum| sum <= point)
+}
+
+impl Group {
+    fn new(hosts: Vec<Arc<Host>>, seed: u64) -> Self {
+        let even = hosts.windows(2).all(|pair| pair[0].endpoint.weight == pair[1].endpoint.weight);
+        let weights =
+            if even { Box::default() } else { running_sums(hosts.iter().map(|host| u64::from(host.endpoint.weight))) };
+        Self { hosts: hosts.into(), weights, cursor: AtomicU64::new(seed) }
+    }
+
+    fn draw<D: Random + ?Sized>(&self, random: &mut D) -> &Arc<Host> {
+        let index = if self.weights.is_empty() {
+            random.below(Draw::Balance, self.hosts.len() as u64) as usize
+        } else {
+            share_of(&self.weights, random.draw(Draw::Balance))
+        };
+        &self.hosts[index]
+    }
+
+    fn pick<D: Random + ?Sized>(&self, policy: LbPolicy, random: &mut D) -> &Arc<Host> {
+        match policy {
+            _ if self.hosts.len() == 1 => &self.hosts[0],
+            LbPolicy::RoundRobin | LbPolicy::ClusterProvided => {
+                let turn = self.cursor.fetch_add(1, Ordering::Relaxed);
+                let index = if self.weights.is_empty() {
+                    (turn % self.hosts.len() as u64) as usize
+                } else {
+                    share_of(&self.weights, turn.wrapping_mul(GOLDEN))
+                };
+                &self.hosts[index]
+            }
+            LbPolicy::Random => self.draw(random),
+            LbPolicy::LeastRequest { choices } => {
+                let first = self.draw(random);
+                (1..choices).fold(first, |best, _| {
+                    let other = self.draw(random);
+                    if other.active() < best.active() { other } else { best }
+                })
+            }
+        }
+    }
+}
+
+impl Table {
+    fn pick<D: Random + ?Sized>(&self, policy: LbPolicy, random: &mut D) -> Option<&Arc<Host>> {
+        let group = match &*self.groups {
+            [] => return None,
+            [only] => only,
+            groups => &groups[share_of(&self.loads, random.draw(Draw::Balance))],
+        };
+        Some(group.pick(policy, random))
+    }
+
+    fn shares(&self) -> Vec<(Arc<Host>, f64)> {
+        let total = self.loads.last().copied().unwrap_or(0) as f64;
+        let mut before = 0;
+        let mut shares = Vec::new();
+        for (group, &sum) in self.groups.iter().zip(&self.loads) {
+            let load = (sum - before) as f64 / total;
+            before = sum;
+            let weight: f64 = group.hosts.iter().map(|host| f64::from(host.endpoint.weight)).sum();
+            shares.extend(
+                group.hosts.iter().map(|host| (Arc::clone(host), load * f64::from(host.endpoint.weight) / weight)),
+            );
+        }
+        shares
+    }
+
+    fn build(hosts: &[Arc<Host>], locality_weights: &[u32], rules: Rules, seed: u64) -> Self {
+        let mut priorities: Vec<u32> = hosts.iter().map(|host| host.priority).collect();
+        priorities.sort_unstable();
+        priorities.dedup();
+        let members: Vec<Vec<&Arc<Host>>> = priorities
+            .iter()
+            .map(|priority| hosts.iter().filter(|host| host.priority == *priority).collect())
+            .collect();
+        let mut groups = Vec::new();
+        for (load, priority, wanted) in distribute(&members, rules) {
+            let chosen =
+                members[priority].iter().filter(|host| wanted.is_none_or(|state| host.state() == state)).copied();
+            let all = &members[priority];
+            groups.extend(by_locality(chosen, all, locality_weights, rules, load, seed));
+        }
+        groups.retain(|(load, _)| *load > 0);
+        Self {
+            loads: running_sums(groups.iter().map(|(load, _)| *load)),
+            groups: groups.into_iter().map(|(_, group)| group).collect(),
+        }
+    }
+}
+
+/// Loads are spoken of in percent; finer within localities.
+const LOCALITY_SCALE: u64 = 1 << 20;
+
+/// How much load (percent) goes to which priority (index) and to its endpoints in which state (`None`: panic, all of them).
+///
+/// Source: Envoy's documentation of priority levels, degraded endpoints and panic threshold.
+fn distribute(members: &[Vec<&Arc<Host>>], rules: Rules) -> Vec<(u64, usize, Option<Health>)> {
+    let percent = |count: usize, total: usize, factor: u32| -> u64 {
+        if total == 0 { 0 } else { (count as u64 * u64::from(factor) / total as u64).min(100) }
+    };
+    let counts: Vec<(usize, usize, usize)> = members
+        .iter()
+        .map(|hosts| {
+            let count = |state| hosts.iter().filter(|host| host.state() == state).count();
+            (count(Health::Healthy), count(Health::Degraded), hosts.len())
+        })
+        .collect();
+    let healthy: Vec<u64> =
+        counts.iter().map(|(healthy, _, total)| percent(*healthy, *total, rules.overprovisioning_factor)).collect();
+    let degraded: Vec<u64> =
+        counts.iter().map(|(_, degraded, total)| percent(*degraded, *total, rules.overprovisioning_factor)).collect();
+    let available = healthy.iter().chain(&degraded).sum::<u64>().min(100);
+
+    // Panic: a priority of which too few endpoints work gets its load spread over all of them. Never while the others can carry everything.
+    let panics = |index: usize| {
+        let (healthy, degraded, total) = counts[index];
+        let working = (healthy + degraded) as f64 * 100.0 / total as f64;
+        available < 100 && rules.panic_threshold_percent > 0.0 && working < rules.panic_threshold_percent
+    };
+    if (0..members.len()).all(panics) {
+        // All of them: by number of endpoints.
+        return members.iter().enumerate().map(|(index, hosts)| (hosts.len() as u64, index, None)).collect();
+    }
+    if available == 0 {
+        return Vec::new();
+    }
+    let mut left = 100;
+    let mut loads = Vec::new();
+    for (state, availability) in [(Health::Healthy, &healthy), (Health::Degraded, &degraded)] {
+        for (index, share) in availability.iter().enumerate() {
+            let load = (share * 100 / available).min(left);
+            left -= load;
+            loads.push((load, index, if panics(index) { None } else { Some(state) }));
+        }
+    }
+    // What rounding left over goes to the first that has anything, as in Envoy.
+    if let Some(first) = loads.iter_mut().find(|(load, ..)| *load > 0) {
+        first.0 += left;
+    }
+    loads
+}
+
+/// Split one priority's load by locality weight, or leave it whole.
+fn by_locality<'h>(
+    chosen: impl Iterator<Item = &'h Arc<Host>>,
+    all: &[&'h Arc<Host>],
+    locality_weights: &[u32],
+    rules: Rules,
+    load: u64,
+    seed: u64,
+) -> Vec<(u64, Group)> {
+    let chosen: Vec<_> = chosen.cloned().collect();
+    if chosen.is_empty() {
+        return Vec::new();
+    }
+    if !rules.locality_weighted {
+        return vec![(load * LOCALITY_SCALE, Group::new(chosen, seed))];
+    }
+    let mut localities: Vec<usize> = chosen.iter().map(|host| host.locality).collect();
+    localities.sort_unstable();
+    localities.dedup();
+    // The weight of a locality falls when less than 1/overprovisioning of its endpoints work.
+    let effective = |locality: usize| {
+        let working = chosen.iter().filter(|host| host.locality == locality).count() as f64;
+        let total = all.iter().filter(|host| host.locality == locality).count() as f64;
+        let availability = (working / total * f64::from(rules.overprovisioning_factor) / 100.0).min(1.0);
+        f64::from(locality_weights[locality]) * availability
+    };
+    let total: f64 = localities.iter().map(|locality| effective(*locality)).sum();
+    if total == 0.0 {
+        return Vec::new();
+    }
+    localities
+        .iter()
+        .map(|locality| {
+            let share = (load * LOCALITY_SCALE) as f64 * effective(*locality) / total;
+            let hosts = chosen.iter().filter(|host| host.locality == *locality).cloned().collect();
+            (share as u64, Group::new(hosts, seed))
+        })
+        .collect()
+}

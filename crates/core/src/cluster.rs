@@ -1,0 +1,496 @@
+//! Clusters: where endpoints come from, how one is chosen, how a connection to it is made.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use weft_protos::Message as _;
+use weft_protos::envoy::config::cluster::v3 as proto;
+use weft_protos::envoy::config::cluster::v3::cluster::common_lb_config::LocalityConfigSpecifier;
+use weft_protos::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy as ProtoPolicy,
+};
+use weft_protos::envoy::config::core::v3::transport_socket::ConfigType;
+use weft_protos::envoy::config::core::v3::{Http2ProtocolOptions, RoutingPriority, TransportSocket as ProtoSocket};
+use weft_protos::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use weft_protos::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
+use weft_protos::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
+use weft_protos::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use weft_protos::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
+use weft_protos::envoy::extensions::upstreams::http::v3::http_protocol_options::{
+    ExplicitHttpConfig, UpstreamProtocolOptions,
+};
+use weft_protos::google::protobuf::UInt32Value;
+
+use crate::address::{BindAddress, compile_socket};
+use crate::breaker::Limits;
+use crate::compile::{Compiled, Context, Problems, Strictness};
+use crate::endpoint::{Endpoint, LoadAssignment, labels};
+use crate::honoured;
+use crate::http_manager::{HeadLimits, max_requests};
+use crate::http2::Http2Options;
+use crate::metadata::Metadata;
+use crate::outlier::OutlierDetection;
+use crate::tls::{SecretName, UpstreamTls};
+
+/// Where endpoints come from.
+#[derive(Debug, Clone)]
+pub enum Discovery {
+    /// The cluster itself.
+    Static(Arc<LoadAssignment>),
+    /// EDS, under this name.
+    Eds(Arc<str>),
+    /// The original destination of the downstream connection.
+    OriginalDst,
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LbPolicy {
+    /// One after the other, by weight.
+    RoundRobin,
+    /// The least loaded of `choices` drawn.
+    LeastRequest {
+        /// 2 unless said.
+        choices: u32,
+    },
+    /// Any, by weight.
+    Random,
+    /// As the cluster's discovery provides it (original destination).
+    ClusterProvided,
+}
+
+/// Which protocol is spoken to the upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1
+    Http1,
+    /// HTTP/2, without asking.
+    Http2,
+    /// What the downstream speaks.
+    Downstream,
+    /// What ALPN says; HTTP/1.1 without TLS.
+    Auto,
+}
+
+/// HTTP settings of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamHttp {
+    /// Protocol.
+    pub protocol: UpstreamProtocol,
+    /// Where HTTP/2 is spoken.
+    pub http2: Http2Options,
+    /// An idle pooled connection is closed after it; `None`: never. Default 1 hour.
+    pub idle_timeout: Option<Duration>,
+    /// Requests on one connection; `None`: no limit.
+    pub max_requests_per_connection: Option<u32>,
+    /// A connection's whole life; `None`: no limit.
+    pub max_connection_duration: Option<Duration>,
+    /// Of responses. Default 80 KiB, 100 headers.
+    pub head_limits: HeadLimits,
+}
+
+/// Which version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProxyProtocolVersion {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
+}
+
+/// How bytes go over a connection.
+#[derive(Debug, Clone, Default)]
+pub struct TransportSocket {
+    /// Say first for which two ends the connection is.
+    pub proxy_protocol: Option<ProxyProtocolVersion>,
+    /// In TLS; else as they are.
+    pub tls: Option<Arc<UpstreamTls>>,
+}
+
+/// A transport socket for endpoints whose labels match.
+#[derive(Debug, Clone)]
+pub struct TransportSocketMatch {
+    /// `tlsMode-istio`
+    pub name: Box<str>,
+    /// All must be among the endpoint's; empty: any endpoint.
+    pub labels: Box<[(Box<str>, Box<str>)]>,
+    /// The socket.
+    pub socket: TransportSocket,
+}
+
+/// TCP keepalive to the upstream, seconds and count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Probes before the connection is dead.
+    pub probes: Option<u32>,
+    /// Idle seconds before the first probe.
+    pub time: Option<u32>,
+    /// Seconds between probes.
+    pub interval: Option<u32>,
+}
+
+/// A compiled cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    /// `outbound|9080|v1|reviews.default.svc.cluster.local`
+    pub name: Arc<str>,
+    /// Name for metrics; the name if absent in the resource.
+    pub stat_name: Arc<str>,
+    /// Where endpoints come from.
+    pub discovery: Discovery,
+    /// How one is chosen.
+    pub policy: LbPolicy,
+    /// Share of healthy endpoints below which health is ignored, percent. Default 50; 0 turns panic off.
+    pub panic_threshold_percent: f64,
+    /// Localities are chosen by their weight.
+    pub locality_weighted: bool,
+    /// Default 5 s.
+    pub connect_timeout: Duration,
+    /// Circuit breakers, priority DEFAULT.
+    pub limits: Limits,
+    /// Ejection of failing endpoints.
+    pub outlier: Option<OutlierDetection>,
+    /// Local address and namespace of upstream sockets.
+    pub bind: Option<BindAddress>,
+    /// Tried in order, before `transport`.
+    pub transport_matches: Box<[TransportSocketMatch]>,
+    /// For endpoints that match none.
+    pub transport: TransportSocket,
+    /// HTTP settings.
+    pub http: UpstreamHttp,
+    /// Bytes buffered for each connection and direction. Default 1 MiB.
+    pub buffer_limit_bytes: u32,
+    /// TCP keepalive.
+    pub keepalive: Option<Keepalive>,
+    /// Where it comes from.
+    pub metadata: Metadata,
+}
+
+impl Cluster {
+    /// Envoy's defaults.
+    pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+    /// Of `healthy_panic_threshold`, percent.
+    pub const DEFAULT_PANIC_THRESHOLD_PERCENT: f64 = 50.0;
+
+    /// Compile a cluster.
+    ///
+    /// # Errors
+    /// Everything in it that weft cannot honour.
+    pub fn compile(cluster: &proto::Cluster, strictness: Strictness) -> Result<Compiled<Self>, Problems> {
+        let mut context = Context::new("Cluster");
+        let value = Self::read(&mut context, cluster);
+        context.finish(value, strictness)
+    }
+
+    fn read(context: &mut Context, cluster: &proto::Cluster) -> Self {
+        let name: Arc<str> = cluster.name.as_str().into();
+        let discovery = discovery(context, cluster);
+        let policy = policy(context, cluster, &discovery);
+        let common_lb = cluster.common_lb_config.clone().unwrap_or_default();
+        context.each("filters", &cluster.filters, |context, filter| {
+            match filter.typed_config.as_ref().and_then(honoured::not_applied) {
+                Some(reason) => context.pass_over(format!("the filter {} is passed over: {reason}", filter.name)),
+                None => context.refuse("weft-proxy has no network filters of clusters"),
+            }
+        });
+        let transport_matches =
+            context.each("transport_socket_matches", &cluster.transport_socket_matches, |context, item| {
+                TransportSocketMatch {
+                    name: item.name.as_str().into(),
+                    labels: item.r#match.as_ref().map_or_else(Box::default, labels),
+                    socket: context.at("transport_socket", |context| socket(context, item.transport_socket.as_ref())),
+                }
+            });
+        Self {
+            stat_name: if cluster.alt_stat_name.is_empty() {
+                Arc::clone(&name)
+            } else {
+                cluster.alt_stat_name.as_str().into()
+            },
+            name,
+            discovery,
+            policy,
+            panic_threshold_percent: common_lb
+                .healthy_panic_threshold
+                .as_ref()
+                .map_or(Self::DEFAULT_PANIC_THRESHOLD_PERCENT, |percent| percent.value),
+            locality_weighted: matches!(
+                common_lb.locality_config_specifier,
+                Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
+            ),
+            connect_timeout: context
+                .duration("connect_timeout", cluster.connect_timeout.as_ref())
+                .unwrap_or(Self::DEFAULT_CONNECT_TIMEOUT),
+            limits: limits(context, cluster),
+            outlier: cluster.outlier_detection.as_ref().map(|detection| {
+                context.at("outlier_detection", |context| OutlierDetection::compile(context, detection))
+            }),
+            bind: cluster.upstream_bind_config.as_ref().and_then(|bind| {
+                let source = bind.source_address.as_ref()?;
+                context.at("upstream_bind_config.source_address", |context| compile_socket(context, source))
+            }),
+            transport_matches: transport_matches.into(),
+            transport: context.at("transport_socket", |context| socket(context, cluster.transport_socket.as_ref())),
+            http: upstream_http(context, cluster),
+            buffer_limit_bytes: cluster
+                .per_connection_buffer_limit_bytes
+                .as_ref()
+                .map_or(DEFAULT_BUFFER_LIMIT_BYTES, |limit| limit.value),
+            keepalive: cluster
+                .upstream_connection_options
+                .as_ref()
+                .and_then(|options| options.tcp_keepalive.as_ref())
+                .map(|keepalive| Keepalive {
+                    probes: keepalive.keepalive_probes.as_ref().map(|value| value.value),
+                    time: keepalive.keepalive_time.as_ref().map(|value| value.value),
+                    interval: keepalive.keepalive_interval.as_ref().map(|value| value.value),
+                }),
+            metadata: Metadata::compile(cluster.metadata.as_ref()),
+        }
+    }
+
+    /// How to talk to an endpoint: the first match whose labels it has, else the cluster's own socket.
+    pub fn transport_for(&self, endpoint: &Endpoint) -> &TransportSocket {
+        let has = |wanted: &(Box<str>, Box<str>)| endpoint.transport_labels.contains(wanted);
+        self.transport_matches
+            .iter()
+            .find(|candidate| candidate.labels.iter().all(has))
+            .map_or(&self.transport, |candidate| &candidate.socket)
+    }
+
+    /// Every secret that its transport sockets need.
+    pub fn secrets(&self) -> Vec<SecretName> {
+        self.transport_matches
+            .iter()
+            .map(|candidate| &candidate.socket)
+            .chain([&self.transport])
+            .filter_map(|socket| socket.tls.as_ref())
+            .flat_map(|tls| tls.common.secrets().cloned())
+            .collect()
+    }
+}
+
+/// Envoy's default for clusters and listeners.
+pub(crate) const DEFAULT_BUFFER_LIMIT_BYTES: u32 = 1 << 20;
+
+fn discovery(context: &mut Context, cluster: &proto::Cluster) -> Discovery {
+    let assignment = |context: &mut Context| {
+        let empty = ClusterLoadAssignment::default();
+        let assignment = cluster.load_assignment.as_ref().unwrap_or(&empty);
+        Discovery::Static(Arc::new(context.at("load_assignment", |context| LoadAssignment::read(context, assignment))))
+    };
+    match cluster.cluster_discovery_type {
+        None => assignment(context),
+        Some(ClusterDiscoveryType::ClusterType(_)) => {
+            context.refuse_at("cluster_type", "custom cluster types are not supported");
+            assignment(context)
+        }
+        Some(ClusterDiscoveryType::Type(kind)) => match DiscoveryType::try_from(kind) {
+            Ok(DiscoveryType::Static) => assignment(context),
+            Ok(DiscoveryType::Eds) => {
+                let service = cluster.eds_cluster_config.as_ref().map_or("", |config| &config.service_name);
+                let source = cluster.eds_cluster_config.as_ref().and_then(|config| config.eds_config.as_ref());
+                context.at("eds_cluster_config.eds_config", |context| context.ads_source(source));
+                Discovery::Eds(if service.is_empty() { cluster.name.as_str() } else { service }.into())
+            }
+            Ok(DiscoveryType::OriginalDst) => Discovery::OriginalDst,
+            Ok(other @ (DiscoveryType::StrictDns | DiscoveryType::LogicalDns)) => {
+                context.refuse_at(
+                    "type",
+                    format!("{} is not supported: weft-proxy resolves no names", other.as_str_name()),
+                );
+                Discovery::Static(Arc::new(LoadAssignment {
+                    name: cluster.name.as_str().into(),
+                    localities: Box::default(),
+                    overprovisioning_factor: LoadAssignment::DEFAULT_OVERPROVISIONING,
+                }))
+            }
+            Err(_) => {
+                context.refuse_at("type", format!("{kind} is no discovery type"));
+                assignment(context)
+            }
+        },
+    }
+}
+
+fn policy(context: &mut Context, cluster: &proto::Cluster, discovery: &Discovery) -> LbPolicy {
+    let original_dst = matches!(discovery, Discovery::OriginalDst);
+    match ProtoPolicy::try_from(cluster.lb_policy) {
+        Ok(ProtoPolicy::ClusterProvided) if original_dst => LbPolicy::ClusterProvided,
+        Ok(_) if original_dst => {
+            context.refuse_at("lb_policy", "an ORIGINAL_DST cluster needs CLUSTER_PROVIDED");
+            LbPolicy::ClusterProvided
+        }
+        Ok(ProtoPolicy::RoundRobin) => LbPolicy::RoundRobin,
+        Ok(ProtoPolicy::Random) => LbPolicy::Random,
+        Ok(ProtoPolicy::LeastRequest) => match &cluster.lb_config {
+            Some(LbConfig::LeastRequestLbConfig(config)) => {
+                LbPolicy::LeastRequest { choices: config.choice_count.as_ref().map_or(2, |count| count.value).max(2) }
+            }
+            _ => LbPolicy::LeastRequest { choices: 2 },
+        },
+        Ok(other) => {
+            context.refuse_at("lb_policy", format!("{} is not supported", other.as_str_name()));
+            LbPolicy::RoundRobin
+        }
+        Err(_) => {
+            context.refuse_at("lb_policy", format!("{} is no policy", cluster.lb_policy));
+            LbPolicy::RoundRobin
+        }
+    }
+}
+
+fn limits(context: &mut Context, cluster: &proto::Cluster) -> Limits {
+    let mut limits = Limits::default();
+    let Some(breakers) = &cluster.circuit_breakers else { return limits };
+    context.each("circuit_breakers.thresholds", &breakers.thresholds, |context, thresholds| {
+        if thresholds.priority() != RoutingPriority::Default {
+            context.refuse_at("priority", "routes have the priority DEFAULT only");
+            return;
+        }
+        let read = |value: &Option<UInt32Value>, default| value.as_ref().map_or(default, |value| value.value);
+        limits = Limits {
+            connections: read(&thresholds.max_connections, limits.connections),
+            pending: read(&thresholds.max_pending_requests, limits.pending),
+            requests: read(&thresholds.max_requests, limits.requests),
+            retries: read(&thresholds.max_retries, limits.retries),
+        };
+    });
+    limits
+}
+
+/// A transport socket; absent is plain.
+fn socket(context: &mut Context, socket: Option<&ProtoSocket>) -> TransportSocket {
+    let Some(ConfigType::TypedConfig(any)) = socket.and_then(|socket| socket.config_type.as_ref()) else {
+        return TransportSocket::default();
+    };
+    context.at("typed_config", |context| {
+        let decoded = match any.type_url.rsplit('/').next().unwrap_or_default() {
+            "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Ok(TransportSocket::default()),
+            "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" => {
+                UpstreamTlsContext::decode(any.value.as_ref()).map(|tls| TransportSocket {
+                    tls: Some(Arc::new(UpstreamTls::compile(context, &tls))),
+                    ..TransportSocket::default()
+                })
+            }
+            "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport" => {
+                ProxyProtocolUpstreamTransport::decode(any.value.as_ref())
+                    .map(|transport| proxy_protocol(context, &transport))
+            }
+            other => {
+                context.refuse(format!("weft-proxy has no transport socket `{other}`"));
+                Ok(TransportSocket::default())
+            }
+        };
+        decoded.unwrap_or_else(|error| {
+            context.refuse(error.to_string());
+            TransportSocket::default()
+        })
+    })
+}
+
+/// A header before what another transport socket does.
+fn proxy_protocol(context: &mut Context, transport: &ProxyProtocolUpstreamTransport) -> TransportSocket {
+    let inner = context.at("transport_socket", |context| socket(context, transport.transport_socket.as_ref()));
+    if inner.proxy_protocol.is_some() {
+        context.refuse_at("transport_socket", "a connection begins with one PROXY protocol header, not with two");
+    }
+    let version = match transport.config.as_ref().map_or(0, |config| config.version) {
+        0 => ProxyProtocolVersion::V1,
+        1 => ProxyProtocolVersion::V2,
+        other => {
+            context.refuse_at("config.version", format!("{other} is no version of the PROXY protocol"));
+            ProxyProtocolVersion::V1
+        }
+    };
+    TransportSocket { proxy_protocol: Some(version), ..inner }
+}
+
+/// Envoy's default for pooled connections.
+const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+fn upstream_http(context: &mut Context, cluster: &proto::Cluster) -> UpstreamHttp {
+    let mut http = UpstreamHttp {
+        protocol: UpstreamProtocol::Http1,
+        http2: Http2Options::default(),
+        idle_timeout: Some(DEFAULT_IDLE_TIMEOUT),
+        max_requests_per_connection: None,
+        max_connection_duration: None,
+        head_limits: HeadLimits::RESPONSES,
+    };
+    if cluster.typed_extension_protocol_options.is_empty() {
+        // The older fields for the same.
+        let protocol = match &cluster.http2_protocol_options {
+            Some(http2) => ProtocolConfig::Http2ProtocolOptions(http2.clone()),
+            None => ProtocolConfig::HttpProtocolOptions(cluster.http_protocol_options.clone().unwrap_or_default()),
+        };
+        let options = HttpProtocolOptions {
+            common_http_protocol_options: cluster.common_http_protocol_options,
+            upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+                protocol_config: Some(protocol),
+            })),
+            ..Default::default()
+        };
+        return http_options(context, &options, &http);
+    }
+    for (name, any) in &cluster.typed_extension_protocol_options {
+        context.at(&format!("typed_extension_protocol_options[{name}]"), |context| {
+            if !any.type_url.ends_with("/envoy.extensions.upstreams.http.v3.HttpProtocolOptions") {
+                context.refuse(format!("weft-proxy does not know `{}`", any.type_url));
+                return;
+            }
+            match HttpProtocolOptions::decode(any.value.as_ref()) {
+                Ok(options) => http = http_options(context, &options, &http),
+                Err(error) => context.refuse(error.to_string()),
+            }
+        });
+    }
+    http
+}
+
+fn http2_options(context: &mut Context, field: &str, options: Option<&Http2ProtocolOptions>) -> Http2Options {
+    options.map_or_else(Http2Options::default, |options| {
+        context.at(&format!("{field}.http2_protocol_options"), |context| Http2Options::compile(context, options))
+    })
+}
+
+fn http_options(context: &mut Context, options: &HttpProtocolOptions, default: &UpstreamHttp) -> UpstreamHttp {
+    let common = options.common_http_protocol_options.unwrap_or_default();
+    let (protocol, http2) = match &options.upstream_protocol_options {
+        None => (UpstreamProtocol::Http1, Http2Options::default()),
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
+            let http2 = config.http2_protocol_options.as_ref();
+            (UpstreamProtocol::Downstream, http2_options(context, "use_downstream_protocol_config", http2))
+        }
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match &explicit.protocol_config {
+            Some(ProtocolConfig::HttpProtocolOptions(_)) | None => (UpstreamProtocol::Http1, Http2Options::default()),
+            Some(ProtocolConfig::Http2ProtocolOptions(http2)) => {
+                (UpstreamProtocol::Http2, http2_options(context, "explicit_http_config", Some(http2)))
+            }
+            Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                context.refuse_at("explicit_http_config.http3_protocol_options", "HTTP/3 is not supported");
+                (UpstreamProtocol::Http1, Http2Options::default())
+            }
+        },
+        Some(UpstreamProtocolOptions::AutoConfig(config)) => {
+            (UpstreamProtocol::Auto, http2_options(context, "auto_config", config.http2_protocol_options.as_ref()))
+        }
+    };
+    if common.max_stream_duration.is_some_and(|limit| limit.seconds != 0 || limit.nanos != 0) {
+        context.refuse_at(
+            "common_http_protocol_options.max_stream_duration",
+            "only a route's and a connection manager's are honoured",
+        );
+    }
+    let idle = context.duration("common_http_protocol_options.idle_timeout", common.idle_timeout.as_ref());
+    UpstreamHttp {
+        protocol,
+        http2,
+        idle_timeout: idle.map_or(default.idle_timeout, |timeout| (!timeout.is_zero()).then_some(timeout)),
+        max_requests_per_connection: max_requests(&common),
+        max_connection_duration: context
+            .duration("common_http_protocol_options.max_connection_duration", common.max_connection_duration.as_ref())
+            .filter(|duration| !duration.is_zero()),
+        head_limits: HeadLimits::responses(context, &common),
+    }
+}

@@ -1,0 +1,192 @@
+//! Who may call a local address: what a request must show so that it is taken for one of the program beside this proxy.
+//!
+//! Without network namespaces every process of the machine, and every page in a browser, can connect to the addresses on which a
+//! proxy waits for its own program. Whoever is taken for the program acts under its identity. The user of the other process is
+//! checked for each connection by the proxy (`Listener::caller_uids`); here it is what browsers send that is told apart.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use weft_protos::weft::extensions::filters::v1 as proto;
+
+use crate::compile::Context;
+use crate::request::RequestHead;
+use crate::respond::Cause;
+use crate::route::domains::without_port;
+
+/// SHA-256 in hexadecimal.
+const DIGEST_LENGTH: usize = 64;
+
+/// A compiled `LocalCaller` filter.
+#[derive(Debug, Clone, Default)]
+pub struct LocalCaller {
+    /// Hosts that a request may name, lower case, without port. Unused by a forward proxy.
+    authorities: HashSet<Box<[u8]>>,
+    /// SHA-256 in lower-case hexadecimal of `user:password`.
+    credential: Option<Box<str>>,
+    /// Requests come as to an HTTP proxy: for any host, and with the credential.
+    pub forward_proxy: bool,
+    /// Where a CONNECT leads: `host:port` in lower case, or `*`, to the name of a listener.
+    tunnels: HashMap<Box<[u8]>, Arc<str>>,
+}
+
+impl LocalCaller {
+    pub(crate) fn compile(context: &mut Context, filter: &proto::LocalCaller) -> Self {
+        let digest = filter.credential_sha256.to_ascii_lowercase();
+        let is_digest = digest.len() == DIGEST_LENGTH && digest.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !digest.is_empty() && !is_digest {
+            context.refuse_at("credential_sha256", "a SHA-256 has 64 hexadecimal digits");
+        }
+        if filter.forward_proxy && digest.is_empty() {
+            context.refuse_at("credential_sha256", "a forward proxy needs a credential");
+        }
+        if !filter.forward_proxy && filter.authorities.is_empty() {
+            context.refuse_at("authorities", "no request could be let in: name a host");
+        }
+        Self {
+            authorities: filter.authorities.iter().map(|name| name.to_ascii_lowercase().into_bytes().into()).collect(),
+            credential: is_digest.then(|| digest.into()),
+            forward_proxy: filter.forward_proxy,
+            tunnels: filter
+                .tunnels
+                .iter()
+                .map(|tunnel| {
+                    (tunnel.authority.to_ascii_lowercase().into_bytes().into(), tunnel.listener.as_str().into())
+                })
+                .collect(),
+        }
+    }
+
+    /// Whether a request is let in. `presented` is the SHA-256 of the `user:password` that it brought, if it brought one.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn admit(&self, request: &(impl RequestHead + ?Sized), presented: Option<&str>) -> Result<(), Cause> {
+        // What is compared are digests of a secret that nobody can choose, so the time that it takes tells nothing.
+        let proven = match presented {
+            Some(digest) if self.credential.as_deref() == Some(digest) => true,
+            Some(_) => return Err(Cause::CredentialRequired),
+            None => false,
+        };
+        if self.forward_proxy {
+            return if proven { Ok(()) } else { Err(Cause::CredentialRequired) };
+        }
+        // DNS rebinding: a page of evil.example whose name was made to mean this address still says evil.example.
+        if !self.is_own(request.authority()) {
+            return Err(Cause::ForeignHost);
+        }
+        // No page knows the credential; a program that hands on what a browser sent to it may show it.
+        if proven {
+            return Ok(());
+        }
+        if let Some(origin) = request.header("origin") {
+            // `null` and whatever else is no URL is foreign.
+            let host = origin.windows(3).position(|part| part == b"://").map(|at| &origin[at + 3..]);
+            if !host.is_some_and(|host| self.is_own(host)) {
+                return Err(Cause::ForeignOrigin);
+            }
+        }
+        // Browsers say it with every request, also with those that have no Origin (images, forms with GET).
+        match request.header("sec-fetch-site").as_deref() {
+            None | Some(b"none" | b"same-origin") => Ok(()),
+            Some(_) => Err(Cause::ForeignOrigin),
+        }
+    }
+
+    /// The listener to which a CONNECT leads.
+    pub fn tunnel(&self, authority: &[u8]) -> Option<&Arc<str>> {
+        self.tunnels.get(authority.to_ascii_lowercase().as_slice()).or_else(|| self.tunnels.get(&b"*"[..]))
+    }
+
+    fn is_own(&self, authority: &[u8]) -> bool {
+        self.authorities.contains(without_port(authority).to_ascii_lowercase().as_slice())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::OwnedRequest;
+
+    const DIGEST: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn filter(forward_proxy: bool) -> LocalCaller {
+        let tunnel =
+            |authority: &str, listener: &str| proto::Tunnel { authority: authority.into(), listener: listener.into() };
+        let message = proto::LocalCaller {
+            authorities: vec!["ratings".into(), "127.77.3.4".into()],
+            credential_sha256: DIGEST.into(),
+            forward_proxy,
+            tunnels: vec![tunnel("ratings:9080", "127.77.3.4_9080"), tunnel("*", "virtualOutbound")],
+        };
+        let mut context = Context::new("LocalCaller");
+        let value = LocalCaller::compile(&mut context, &message);
+        context.finish(value, crate::compile::Strictness::Refuse).unwrap().value
+    }
+
+    fn request(authority: &str, headers: &[(&str, &str)]) -> OwnedRequest {
+        let headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        OwnedRequest { authority: authority.into(), headers, ..Default::default() }
+    }
+
+    #[test]
+    fn only_requests_that_no_foreign_page_can_make_are_let_in() {
+        let own = filter(false);
+        for (authority, headers, expected) in [
+            ("ratings", &[][..], Ok(())),
+            ("Ratings:9080", &[], Ok(())),
+            ("127.77.3.4:9080", &[], Ok(())),
+            ("evil.example:9080", &[], Err(Cause::ForeignHost)),
+            ("127.77.3.5:9080", &[], Err(Cause::ForeignHost)),
+            ("ratings", &[("Origin", "http://ratings:9080")], Ok(())),
+            ("ratings", &[("Origin", "https://evil.example")], Err(Cause::ForeignOrigin)),
+            ("ratings", &[("Origin", "null")], Err(Cause::ForeignOrigin)),
+            ("ratings", &[("Origin", "http://ratings.evil.example")], Err(Cause::ForeignOrigin)),
+            ("ratings", &[("Sec-Fetch-Site", "cross-site")], Err(Cause::ForeignOrigin)),
+            ("ratings", &[("Sec-Fetch-Site", "same-site")], Err(Cause::ForeignOrigin)),
+            ("ratings", &[("Sec-Fetch-Site", "none")], Ok(())),
+            ("ratings", &[("Sec-Fetch-Site", "none, cross-site")], Err(Cause::ForeignOrigin)),
+        ] {
+            assert_eq!(own.admit(&request(authority, headers), None), expected, "{authority} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn the_credential_stands_for_the_origin_and_never_for_the_host() {
+        let own = filter(false);
+        let foreign = [("Origin", "https://shop.example")];
+        assert_eq!(own.admit(&request("ratings", &foreign), Some(DIGEST)), Ok(()));
+        assert_eq!(own.admit(&request("evil.example", &foreign), Some(DIGEST)), Err(Cause::ForeignHost));
+        assert_eq!(own.admit(&request("ratings", &[]), Some("0")), Err(Cause::CredentialRequired));
+    }
+
+    #[test]
+    fn a_forward_proxy_asks_for_the_credential_and_for_nothing_else() {
+        let proxy = filter(true);
+        let any = request("www.example.com", &[("Origin", "https://evil.example")]);
+        assert_eq!(proxy.admit(&any, Some(DIGEST)), Ok(()));
+        assert_eq!(proxy.admit(&any, None), Err(Cause::CredentialRequired));
+        assert_eq!(proxy.admit(&request("ratings", &[]), Some("")), Err(Cause::CredentialRequired));
+    }
+
+    #[test]
+    fn a_tunnel_leads_to_the_listener_of_its_authority() {
+        let proxy = filter(true);
+        assert_eq!(proxy.tunnel(b"RATINGS:9080").map(|name| &**name), Some("127.77.3.4_9080"));
+        assert_eq!(proxy.tunnel(b"ratings:1").map(|name| &**name), Some("virtualOutbound"));
+    }
+
+    #[test]
+    fn what_would_let_in_everybody_or_nobody_is_refused() {
+        for (message, field) in [
+            (proto::LocalCaller { forward_proxy: true, ..Default::default() }, "credential_sha256"),
+            (proto::LocalCaller { credential_sha256: "abc".into(), ..Default::default() }, "credential_sha256"),
+            (proto::LocalCaller::default(), "authorities"),
+        ] {
+            let mut context = Context::new("LocalCaller");
+            let value = LocalCaller::compile(&mut context, &message);
+            let problems = context.finish(value, crate::compile::Strictness::Refuse).unwrap_err();
+            assert_eq!(problems.0[0].path, format!("LocalCaller.{field}"));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What the decision may ask about a request: its head, as bytes, whatever protocol it came in.
+
+use std::borrow::Cow;
+
+/// The head of a request. Implemented by the proxy on its own buffers and by the engine on a question.
+pub trait RequestHead {
+    /// `GET`
+    fn method(&self) -> &[u8];
+    /// `http` or `https`
+    fn scheme(&self) -> &[u8];
+    /// `:authority`, or `Host` of HTTP/1.1, with port if there was one. Empty if absent.
+    fn authority(&self) -> &[u8];
+    /// Path with query, as it will be matched (after normalisation): `/reviews/0?x=1`.
+    fn path(&self) -> &[u8];
+    /// The value of an ordinary header; several fields of one name are joined with `,` (RFC 9110 5.2).
+    ///
+    /// `name` is lower-case and never begins with a colon; comparison must ignore case.
+    fn header(&self, name: &str) -> Option<Cow<'_, [u8]>>;
+
+    /// The value of a header or pseudo-header, by the name that a matcher uses.
+    fn field(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        match name {
+            ":method" => Some(Cow::Borrowed(self.method())),
+            ":scheme" => Some(Cow::Borrowed(self.scheme())),
+            ":path" => Some(Cow::Borrowed(self.path())),
+            // Envoy keeps Host as :authority; a matcher may use either name.
+            ":authority" | "host" => Some(Cow::Borrowed(self.authority())).filter(|value| !value.is_empty()),
+            _ => self.header(name),
+        }
+    }
+}
+
+/// The path without query and fragment: what path matchers and rewrites see.
+pub fn path_only(path: &[u8]) -> &[u8] {
+    let end = path.iter().position(|&byte| byte == b'?' || byte == b'#').unwrap_or(path.len());
+    &path[..end]
+}
+
+/// The first value of a query parameter, as it stands in the URL (not decoded, as in Envoy). `?a` has the empty value.
+pub fn query_parameter<'a>(path: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let start = path.iter().position(|&byte| byte == b'?')? + 1;
+    let query = &path[start..];
+    let query = &query[..query.iter().position(|&byte| byte == b'#').unwrap_or(query.len())];
+    query.split(|&byte| byte == b'&').find_map(|pair| match pair.iter().position(|&byte| byte == b'=') {
+        Some(equals) if &pair[..equals] == name => Some(&pair[equals + 1..]),
+        None if pair == name => Some(&pair[pair.len()..]),
+        _ => None,
+    })
+}
+
+/// A request held in plain strings: for questions and tests.
+#[derive(Debug, Clone, Default)]
+pub struct OwnedRequest {
+    /// See [`RequestHead::method`].
+    pub method: String,
+    /// See [`RequestHead::scheme`].
+    pub scheme: String,
+    /// See [`RequestHead::authority`].
+    pub authority: String,
+    /// See [`RequestHead::path`].
+    pub path: String,
+    /// Name and value; names in any case.
+    pub headers: Vec<(String, String)>,
+}
+
+impl RequestHead for OwnedRequest {
+    fn method(&self) -> &[u8] {
+        self.method.as_bytes()
+    }
+    fn scheme(&self) -> &[u8] {
+        self.scheme.as_bytes()
+    }
+    fn authority(&self) -> &[u8] {
+        self.authority.as_bytes()
+    }
+    fn path(&self) -> &[u8] {
+        self.path.as_bytes()
+    }
+    fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        let mut values = self.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value);
+        let first = values.next()?;
+        let mut joined = Cow::Borrowed(first.as_bytes());
+        for value in values {
+            let all = joined.to_mut();
+            all.push(b',');
+            all.extend_from_slice(value.as_bytes());
+        }
+        Some(joined)
+    }
+}

@@ -1,0 +1,365 @@
+//! Load balancing, outlier detection and circuit breakers: who is chosen, how often, and who is left out.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quickcheck::{TestResult, quickcheck};
+use support::Fixed;
+use weft_core::balance::{Balancer, PickError};
+use weft_core::breaker::{Breakers, Limits, Resource};
+use weft_core::cluster::Cluster;
+use weft_core::compile::Strictness;
+use weft_core::endpoint::LoadAssignment;
+use weft_core::outlier::Observation;
+use weft_core::random::SplitMix;
+use weft_protos::envoy::config::cluster::v3 as proto;
+use weft_protos::envoy::config::cluster::v3::cluster::{CommonLbConfig, common_lb_config};
+use weft_protos::envoy::config::core::v3::address::Address as AddressKind;
+use weft_protos::envoy::config::core::v3::socket_address::PortSpecifier;
+use weft_protos::envoy::config::core::v3::{Address, HealthStatus, SocketAddress};
+use weft_protos::envoy::config::endpoint::v3 as eds;
+use weft_protos::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+use weft_protos::envoy::r#type::v3::Percent;
+use weft_protos::google::protobuf::UInt32Value;
+
+fn number(value: u32) -> Option<UInt32Value> {
+    Some(UInt32Value { value })
+}
+
+/// An endpoint on 127.0.0.1 with `port`.
+fn endpoint(port: u32, weight: u32, health: HealthStatus) -> eds::LbEndpoint {
+    let socket = SocketAddress {
+        address: "127.0.0.1".into(),
+        port_specifier: Some(PortSpecifier::PortValue(port)),
+        ..Default::default()
+    };
+    eds::LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(eds::Endpoint {
+            address: Some(Address { address: Some(AddressKind::SocketAddress(socket)) }),
+            ..Default::default()
+        })),
+        load_balancing_weight: number(weight),
+        health_status: health.into(),
+        ..Default::default()
+    }
+}
+
+fn locality(priority: u32, weight: u32, endpoints: Vec<eds::LbEndpoint>) -> eds::LocalityLbEndpoints {
+    eds::LocalityLbEndpoints {
+        priority,
+        load_balancing_weight: number(weight),
+        lb_endpoints: endpoints,
+        ..Default::default()
+    }
+}
+
+fn assignment(endpoints: Vec<eds::LocalityLbEndpoints>) -> LoadAssignment {
+    let assignment = eds::ClusterLoadAssignment { cluster_name: "c".into(), endpoints, ..Default::default() };
+    LoadAssignment::compile(&assignment, Strictness::Refuse).expect("honoured").value
+}
+
+fn cluster(change: impl FnOnce(&mut proto::Cluster)) -> Cluster {
+    let mut cluster = proto::Cluster { name: "c".into(), ..Default::default() };
+    change(&mut cluster);
+    Cluster::compile(&cluster, Strictness::Refuse).expect("honoured").value
+}
+
+fn port(host: &weft_core::balance::Host) -> u32 {
+    host.endpoint
+        .address
+        .to_string()
+        .rsplit(':')
+        .next()
+        .and_then(|port| port.parse().ok())
+        .expect("an address with port")
+}
+
+/// How often each port is chosen in `picks` picks.
+fn spread(balancer: &Arc<Balancer>, picks: usize) -> BTreeMap<u32, usize> {
+    let mut picker = balancer.picker();
+    let mut random = SplitMix::new(7);
+    let mut counts = BTreeMap::new();
+    for _ in 0..picks {
+        let host = picker.pick(&mut random, 1, |_| false).expect("there are endpoints");
+        *counts.entry(port(&host)).or_insert(0) += 1;
+    }
+    counts
+}
+
+fn shares(cluster: &Cluster, localities: Vec<eds::LocalityLbEndpoints>) -> BTreeMap<u32, u32> {
+    let balancer = Balancer::new(cluster, &assignment(localities), None, 0);
+    balancer.shares().iter().map(|(host, share)| (port(host), (share * 100.0).round() as u32)).collect()
+}
+
+use HealthStatus::{Degraded, Healthy, Unhealthy};
+
+#[test]
+fn round_robin_takes_turns_and_workers_share_them() {
+    let endpoints = (1..=3).map(|port| endpoint(port, 1, Healthy)).collect();
+    let balancer = Balancer::new(&cluster(|_| ()), &assignment(vec![locality(0, 1, endpoints)]), None, 0);
+    let mut workers = [balancer.picker(), balancer.picker()];
+    let turns: Vec<u32> = (0..6)
+        .map(|turn| port(&workers[turn % 2].pick(&mut Fixed(0.0), 1, |_| false).expect("there are endpoints")))
+        .collect();
+    assert_eq!(turns, [1, 2, 3, 1, 2, 3]);
+}
+
+quickcheck! {
+    /// Weighted round robin gives each endpoint its share, give or take a few, over any stretch.
+    fn weighted_round_robin_keeps_to_the_weights(weights: Vec<u8>, seed: u64) -> TestResult {
+        let weights: Vec<u32> = weights.into_iter().take(12).map(|weight| u32::from(weight) + 1).collect();
+        if weights.is_empty() { return TestResult::discard(); }
+        let endpoints = weights.iter().zip(1..).map(|(weight, port)| endpoint(port, *weight, Healthy)).collect();
+        let balancer = Balancer::new(&cluster(|_| ()), &assignment(vec![locality(0, 1, endpoints)]), None, seed);
+        let picks = 2000;
+        let counts = spread(&balancer, picks);
+        let total: u32 = weights.iter().sum();
+        TestResult::from_bool(weights.iter().zip(1..).all(|(weight, port)| {
+            let wanted = picks as f64 * f64::from(*weight) / f64::from(total);
+            (counts.get(&port).copied().unwrap_or(0) as f64 - wanted).abs() <= 8.0
+        }))
+    }
+}
+
+#[test]
+fn least_request_prefers_the_idle_endpoint() {
+    let least = cluster(|cluster| cluster.lb_policy = 1);
+    let endpoints = (1..=2).map(|port| endpoint(port, 1, Healthy)).collect();
+    let balancer = Balancer::new(&least, &assignment(vec![locality(0, 1, endpoints)]), None, 0);
+    let busy: Vec<_> = (0..5).map(|_| balancer.hosts()[0].begin()).collect();
+    let counts = spread(&balancer, 4000);
+    // Both draws fall on the busy one a quarter of the time.
+    assert!((800..1200).contains(&counts[&1]), "{counts:?}");
+    drop(busy);
+    assert_eq!(balancer.hosts()[0].active(), 0);
+}
+
+#[test]
+fn random_keeps_to_the_weights() {
+    let random = cluster(|cluster| cluster.lb_policy = 3);
+    let endpoints = vec![endpoint(1, 1, Healthy), endpoint(2, 3, Healthy)];
+    let balancer = Balancer::new(&random, &assignment(vec![locality(0, 1, endpoints)]), None, 0);
+    let counts = spread(&balancer, 8000);
+    assert!((1800..2200).contains(&counts[&1]), "{counts:?}");
+}
+
+#[test]
+fn load_spills_over_to_the_next_priority_as_envoy_documents() {
+    // Source: the table in Envoy's page on priority levels, overprovisioning factor 1.4, 100 endpoints scaled to 20.
+    let plain = cluster(|_| ());
+    let level = |priority: u32, healthy: u32| {
+        let endpoints = (0..20)
+            .map(|index| endpoint(1000 * (priority + 1) + index, 1, if index < healthy { Healthy } else { Unhealthy }))
+            .collect();
+        locality(priority, 1, endpoints)
+    };
+    for (first, second, expected) in [(20, 20, 100), (15, 20, 100), (14, 20, 98), (10, 20, 70), (5, 20, 35), (0, 20, 0)]
+    {
+        let balancer = Balancer::new(&plain, &assignment(vec![level(0, first), level(1, second)]), None, 0);
+        let load: f64 = balancer.shares().iter().filter(|(host, _)| host.priority == 0).map(|(_, share)| share).sum();
+        assert_eq!((load * 100.0).round() as u32, expected, "{first} of 20 healthy");
+    }
+}
+
+#[test]
+fn degraded_endpoints_get_what_healthy_ones_cannot_carry() {
+    let endpoints = (1..=4).map(|port| endpoint(port, 1, if port == 1 { Healthy } else { Degraded })).collect();
+    // A quarter is healthy: 35 % of the load; three degraded ones carry the rest.
+    let found = shares(&cluster(|_| ()), vec![locality(0, 1, endpoints)]);
+    assert_eq!(found, [(1, 35), (2, 22), (3, 22), (4, 22)].into());
+}
+
+#[test]
+fn in_panic_health_is_ignored_unless_panic_is_off() {
+    let endpoints = || (1..=4).map(|port| endpoint(port, 1, if port == 1 { Healthy } else { Unhealthy })).collect();
+    let panicking = shares(&cluster(|_| ()), vec![locality(0, 1, endpoints())]);
+    assert_eq!(panicking, [(1, 25), (2, 25), (3, 25), (4, 25)].into());
+    let calm = cluster(|cluster| {
+        cluster.common_lb_config =
+            Some(CommonLbConfig { healthy_panic_threshold: Some(Percent { value: 0.0 }), ..Default::default() });
+    });
+    assert_eq!(shares(&calm, vec![locality(0, 1, endpoints())]), [(1, 100)].into());
+    let dead = assignment(vec![locality(0, 1, vec![endpoint(1, 1, Unhealthy)])]);
+    let mut picker = Balancer::new(&calm, &dead, None, 0).picker();
+    assert_eq!(picker.pick(&mut Fixed(0.0), 1, |_| false).unwrap_err(), PickError::NoneHealthy);
+    let mut picker = Balancer::new(&calm, &assignment(vec![]), None, 0).picker();
+    assert_eq!(picker.pick(&mut Fixed(0.0), 1, |_| false).unwrap_err(), PickError::Empty);
+}
+
+#[test]
+fn localities_share_by_weight_only_if_the_cluster_says_so() {
+    let localities = || {
+        vec![
+            locality(0, 3, vec![endpoint(1, 1, Healthy)]),
+            locality(0, 1, vec![endpoint(2, 1, Healthy), endpoint(3, 1, Healthy)]),
+        ]
+    };
+    let weighted = cluster(|cluster| {
+        cluster.common_lb_config = Some(CommonLbConfig {
+            locality_config_specifier: Some(common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(
+                common_lb_config::LocalityWeightedLbConfig {},
+            )),
+            ..Default::default()
+        });
+    });
+    assert_eq!(shares(&weighted, localities()), [(1, 75), (2, 13), (3, 13)].into());
+    assert_eq!(shares(&cluster(|_| ()), localities()), [(1, 33), (2, 33), (3, 33)].into());
+}
+
+#[test]
+fn endpoints_tried_before_are_avoided_while_draws_are_left() {
+    let endpoints = (1..=3).map(|port| endpoint(port, 1, Healthy)).collect();
+    let balancer = Balancer::new(&cluster(|_| ()), &assignment(vec![locality(0, 1, endpoints)]), None, 0);
+    let mut picker = balancer.picker();
+    let host = picker.pick(&mut Fixed(0.0), 3, |host| port(host) < 3).expect("there are endpoints");
+    assert_eq!(port(&host), 3);
+    let host = picker.pick(&mut Fixed(0.0), 2, |_| true).expect("the last draw stands");
+    assert_eq!(port(&host), 2);
+}
+
+/// Ejects after three 5xx for 10 s times the number of ejections; half of the endpoints at most.
+fn ejecting(change: impl FnOnce(&mut proto::OutlierDetection)) -> Cluster {
+    let mut detection = proto::OutlierDetection {
+        consecutive_5xx: number(3),
+        enforcing_success_rate: number(0),
+        base_ejection_time: Some(weft_protos::google::protobuf::Duration { seconds: 10, nanos: 0 }),
+        max_ejection_percent: number(50),
+        ..Default::default()
+    };
+    change(&mut detection);
+    cluster(|cluster| cluster.outlier_detection = Some(detection))
+}
+
+fn four() -> LoadAssignment {
+    assignment(vec![locality(0, 1, (1..=4).map(|port| endpoint(port, 1, Healthy)).collect())])
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn consecutive_failures_eject_and_time_brings_back() {
+    let cluster = ejecting(|_| ());
+    let balancer = Balancer::new(&cluster, &four(), None, 0);
+    let mut picker = balancer.picker();
+    let fail = |index: usize, now: Duration| balancer.observe(&balancer.hosts()[index], Observation::Status(500), now);
+    assert!(!fail(0, SECOND) && !fail(0, SECOND));
+    balancer.observe(&balancer.hosts()[0], Observation::Status(404), SECOND);
+    assert!(!fail(0, SECOND) && !fail(0, SECOND), "a success between them began the count again");
+    assert!(fail(0, SECOND), "the third in a row");
+    assert!(!balancer.hosts()[0].is_healthy());
+    assert!(
+        (0..30).all(|_| port(&picker.pick(&mut Fixed(0.0), 1, |_| false).expect("others")) != 1),
+        "a picker made before sees it"
+    );
+
+    assert_eq!(balancer.tick(SECOND * 10), 0, "9 s are not over");
+    assert_eq!(balancer.tick(SECOND * 11), 1);
+    assert!(balancer.hosts()[0].is_healthy());
+
+    for _ in 0..3 {
+        fail(0, SECOND * 12);
+    }
+    assert_eq!(balancer.tick(SECOND * 31), 0, "the second ejection lasts 20 s");
+    assert_eq!(balancer.tick(SECOND * 32), 1);
+}
+
+#[test]
+fn no_more_than_the_allowed_share_is_ejected() {
+    let balancer = Balancer::new(&ejecting(|_| ()), &four(), None, 0);
+    for host in balancer.hosts() {
+        for _ in 0..3 {
+            balancer.observe(host, Observation::LocalFailure, SECOND);
+        }
+    }
+    assert_eq!(balancer.hosts().iter().filter(|host| host.is_ejected()).count(), 2);
+
+    let strict = ejecting(|detection| detection.max_ejection_percent = number(10));
+    let balancer = Balancer::new(&strict, &four(), None, 0);
+    assert!(
+        !(0..3).any(|_| balancer.observe(&balancer.hosts()[0], Observation::Status(503), SECOND)),
+        "one of four is 25 %"
+    );
+}
+
+#[test]
+fn local_failures_count_by_themselves_if_split_off() {
+    let split = ejecting(|detection| {
+        detection.split_external_local_origin_errors = true;
+        detection.consecutive_local_origin_failure = number(2);
+    });
+    let balancer = Balancer::new(&split, &four(), None, 0);
+    let host = &balancer.hosts()[0];
+    assert!(!balancer.observe(host, Observation::Status(500), SECOND));
+    assert!(!balancer.observe(host, Observation::LocalFailure, SECOND));
+    assert!(!balancer.observe(host, Observation::Connected, SECOND));
+    assert!(!balancer.observe(host, Observation::LocalFailure, SECOND));
+    assert!(balancer.observe(host, Observation::LocalFailure, SECOND));
+}
+
+#[test]
+fn what_is_known_of_an_endpoint_outlives_a_new_assignment() {
+    let cluster = ejecting(|_| ());
+    let old = Balancer::new(&cluster, &four(), None, 0);
+    let active = old.hosts()[1].begin();
+    for _ in 0..3 {
+        old.observe(&old.hosts()[0], Observation::Status(500), SECOND);
+    }
+    let new = Balancer::new(
+        &cluster,
+        &assignment(vec![locality(
+            0,
+            1,
+            vec![endpoint(2, 9, Healthy), endpoint(1, 1, Healthy), endpoint(5, 1, Healthy)],
+        )]),
+        Some(&old),
+        0,
+    );
+    assert_eq!(new.hosts().iter().map(|host| host.active()).collect::<Vec<_>>(), [1, 0, 0]);
+    assert_eq!(new.hosts().iter().map(|host| host.is_ejected()).collect::<Vec<_>>(), [false, true, false]);
+    drop(active);
+    assert_eq!(new.hosts()[0].active(), 0);
+}
+
+#[test]
+fn an_ejection_ends_with_the_rules_that_are_to_end_it() {
+    let with = Balancer::new(&ejecting(|_| ()), &four(), None, 0);
+    for _ in 0..3 {
+        with.observe(&with.hosts()[0], Observation::Status(500), SECOND);
+    }
+    assert!(with.hosts()[0].is_ejected());
+
+    let without = Balancer::new(&cluster(|_| ()), &four(), Some(&with), 0);
+    assert!(without.hosts().iter().all(|host| host.is_healthy()));
+    // A worker that has not seen the new configuration yet may still eject by the old one.
+    for _ in 0..3 {
+        with.observe(&with.hosts()[1], Observation::Status(500), SECOND);
+    }
+    assert!(with.hosts()[1].is_ejected() && without.hosts().iter().all(|host| host.is_healthy()));
+
+    let again = Balancer::new(&ejecting(|_| ()), &four(), Some(&without), 0);
+    assert!(again.hosts().iter().all(|host| host.is_healthy()), "it begins anew");
+}
+
+#[test]
+fn success_rate_ejection_must_be_turned_off_because_envoy_has_it_on() {
+    let resource = proto::Cluster { outlier_detection: Some(proto::OutlierDetection::default()), ..Default::default() };
+    let problems = Cluster::compile(&resource, Strictness::Refuse).unwrap_err().0;
+    assert_eq!(problems[0].path, "Cluster.outlier_detection.enforcing_success_rate");
+}
+
+#[test]
+fn circuit_breakers_count_what_is_in_progress() {
+    let breakers = Arc::new(Breakers::default());
+    let limits = Limits { requests: 2, ..Limits::default() };
+    let first = breakers.acquire(Resource::Request, &limits);
+    let second = breakers.acquire(Resource::Request, &limits);
+    assert!(first.is_some() && second.is_some());
+    assert!(breakers.acquire(Resource::Request, &limits).is_none());
+    assert!(breakers.acquire(Resource::Retry, &limits).is_some(), "another counter");
+    drop(first);
+    assert_eq!(breakers.in_use(Resource::Request), 1);
+    assert!(breakers.acquire(Resource::Request, &limits).is_some());
+}

@@ -1,0 +1,395 @@
+//! Listeners: which one takes a connection, and which of its filter chains.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use support::any;
+use weft_core::compile::{Problems, Strictness};
+use weft_core::listener::{Connection, Listener, NetworkFilter, Opening, ProxyProtocol, Seen, Transport};
+use weft_core::plan::{Plan, Resource};
+use weft_core::tls::{SanKind, SecretName};
+use weft_core::trace::{Silent, Subject, Trace};
+use weft_protos::envoy::config::core::v3::address::Address as AddressKind;
+use weft_protos::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+use weft_protos::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
+use weft_protos::envoy::config::core::v3::socket_address::PortSpecifier;
+use weft_protos::envoy::config::core::v3::{
+    Address, ApiConfigSource, CidrRange, ConfigSource, GrpcService, SocketAddress, TransportSocket, transport_socket,
+};
+use weft_protos::envoy::config::listener::v3 as proto;
+use weft_protos::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol as ProtoProxyProtocol;
+use weft_protos::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit as ProtoConnectionLimit;
+use weft_protos::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+use weft_protos::envoy::extensions::transport_sockets::tls::v3 as tls;
+use weft_protos::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
+    CombinedCertificateValidationContext, ValidationContextType,
+};
+use weft_protos::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
+use weft_protos::google::protobuf::{BoolValue, UInt32Value, UInt64Value};
+
+fn socket(address: &str) -> SocketAddress {
+    let address: SocketAddr = address.parse().expect("an address with port");
+    SocketAddress {
+        address: address.ip().to_string(),
+        port_specifier: Some(PortSpecifier::PortValue(address.port().into())),
+        ..Default::default()
+    }
+}
+
+fn address(text: &str) -> Option<Address> {
+    Some(Address { address: Some(AddressKind::SocketAddress(socket(text))) })
+}
+
+fn chain(name: &str, conditions: proto::FilterChainMatch) -> proto::FilterChain {
+    let filter = tcp::TcpProxy {
+        stat_prefix: name.into(),
+        cluster_specifier: Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(name.into())),
+        ..Default::default()
+    };
+    proto::FilterChain {
+        name: name.into(),
+        filter_chain_match: Some(conditions),
+        filters: vec![proto::Filter {
+            name: "tcp".into(),
+            config_type: Some(proto::filter::ConfigType::TypedConfig(any(
+                "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+                &filter,
+            ))),
+        }],
+        ..Default::default()
+    }
+}
+
+fn listener(name: &str, at: &str, chains: Vec<proto::FilterChain>) -> proto::Listener {
+    proto::Listener { name: name.into(), address: address(at), filter_chains: chains, ..Default::default() }
+}
+
+fn compile(listener: &proto::Listener) -> Listener {
+    Listener::compile(listener, Strictness::Refuse).expect("honoured").value
+}
+
+fn range(prefix: &str, length: u32) -> CidrRange {
+    CidrRange { address_prefix: prefix.into(), prefix_len: Some(UInt32Value { value: length }) }
+}
+
+fn connection(destination: &str) -> Connection<'static> {
+    Connection {
+        destination: destination.parse().expect("an address with port"),
+        source: "10.0.0.1:40000".parse().expect("an address with port"),
+        transport: Transport::Raw,
+        server_name: None,
+        application_protocols: &[],
+    }
+}
+
+fn chain_of(listener: &Listener, connection: &Connection<'_>) -> String {
+    listener.chain(connection, &mut Silent).map_or("none".into(), |chain| chain.name.to_string())
+}
+
+#[test]
+fn the_most_specific_chain_wins_step_by_step() {
+    let conditions = proto::FilterChainMatch::default;
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let mut resource = listener(
+        "l",
+        "0.0.0.0:15001",
+        vec![
+            chain("any", conditions()),
+            chain("mesh", proto::FilterChainMatch { prefix_ranges: vec![range("10.244.0.0", 16)], ..conditions() }),
+            chain("pod", proto::FilterChainMatch { prefix_ranges: vec![range("10.244.1.1", 32)], ..conditions() }),
+            chain("six", proto::FilterChainMatch { prefix_ranges: vec![range("fd77:ef7::", 64)], ..conditions() }),
+            chain("tls", proto::FilterChainMatch { transport_protocol: "tls".into(), ..conditions() }),
+            chain("exact", proto::FilterChainMatch { server_names: names(&["www.Example.com"]), ..conditions() }),
+            chain("wild", proto::FilterChainMatch { server_names: names(&["*.example.com"]), ..conditions() }),
+            chain("wilder", proto::FilterChainMatch { server_names: names(&["*.com"]), ..conditions() }),
+            chain("http", proto::FilterChainMatch { application_protocols: names(&["http/1.1"]), ..conditions() }),
+            chain("h2", proto::FilterChainMatch { application_protocols: names(&["h2", "h2c"]), ..conditions() }),
+            chain(
+                "from",
+                proto::FilterChainMatch { source_prefix_ranges: vec![range("192.168.0.0", 16)], ..conditions() },
+            ),
+            chain(
+                "port",
+                proto::FilterChainMatch { destination_port: Some(UInt32Value { value: 22 }), ..conditions() },
+            ),
+            chain(
+                "port and tls",
+                proto::FilterChainMatch {
+                    destination_port: Some(UInt32Value { value: 443 }),
+                    transport_protocol: "tls".into(),
+                    ..conditions()
+                },
+            ),
+        ],
+    );
+    resource.default_filter_chain = Some(chain("default", conditions()));
+    let listener = compile(&resource);
+    let tls = |name| Connection { transport: Transport::Tls, server_name: name, ..connection("1.2.3.4:8443") };
+    let alpn = |names| Connection { application_protocols: names, ..connection("1.2.3.4:80") };
+    let cases = [
+        ("nothing special", connection("1.2.3.4:80"), "any"),
+        ("a range", connection("10.244.9.9:80"), "mesh"),
+        ("the longer range", connection("10.244.1.1:80"), "pod"),
+        ("mapped IPv4 is IPv4", connection("[::ffff:10.244.1.1]:80"), "pod"),
+        ("IPv6", connection("[fd77:ef7::7]:80"), "six"),
+        ("TLS", tls(None), "tls"),
+        ("SNI in any case", tls(Some("WWW.example.COM")), "exact"),
+        ("SNI by wildcard", tls(Some("a.example.com")), "wild"),
+        ("SNI by wildcard over labels", tls(Some("a.b.example.com")), "wild"),
+        ("SNI by shorter wildcard", tls(Some("example.com")), "wilder"),
+        ("SNI without match", tls(Some("example.org")), "tls"),
+        ("HTTP found", alpn(&["http/1.1"]), "http"),
+        ("ALPN: the client's first choice", alpn(&["h2", "http/1.1"]), "h2"),
+        ("source", Connection { source: "192.168.7.7:1".parse().unwrap(), ..connection("1.2.3.4:80") }, "from"),
+        ("port comes first", Connection { transport: Transport::Tls, ..connection("10.244.1.1:22") }, "port"),
+        ("port taken, rest not: no way back", connection("10.244.1.1:443"), "default"),
+    ];
+    for (name, connection, expected) in cases {
+        assert_eq!(chain_of(&listener, &connection), expected, "{name}");
+    }
+}
+
+#[test]
+fn without_a_default_chain_there_may_be_none_and_the_trace_says_why() {
+    struct Notes(Vec<String>);
+    impl Trace for Notes {
+        fn considered(&mut self, subject: Subject<'_>, _: bool, reason: impl FnOnce() -> String) {
+            if let Subject::FilterChain(chain) = subject {
+                self.0.push(format!("{}: {}", chain.name, reason()));
+            }
+        }
+    }
+    let conditions = proto::FilterChainMatch { transport_protocol: "tls".into(), ..Default::default() };
+    let listener = compile(&listener("l", "0.0.0.0:1", vec![chain("tls", conditions)]));
+    let mut notes = Notes(Vec::new());
+    assert!(listener.chain(&connection("1.2.3.4:1"), &mut notes).is_none());
+    assert_eq!(notes.0, ["tls: no match by transport protocol"]);
+}
+
+fn inspecting(names: &[&str]) -> Listener {
+    let mut message = listener("l", "0.0.0.0:9080", vec![chain("any", proto::FilterChainMatch::default())]);
+    for name in names {
+        let kind = format!("envoy.extensions.filters.listener.{name}");
+        message.listener_filters.push(proto::ListenerFilter {
+            name: (*name).into(),
+            config_type: Some(proto::listener_filter::ConfigType::TypedConfig(any(&kind, &()))),
+            ..Default::default()
+        });
+    }
+    compile(&message)
+}
+
+/// TLS that no inspector looks for is bytes like any other: neither its server name nor its protocols choose a chain.
+#[test]
+fn inspectors_see_only_what_they_look_for() {
+    const TLS: &str = "tls_inspector.v3.TlsInspector";
+    const HTTP: &str = "http_inspector.v3.HttpInspector";
+    let hello = Opening::Tls { server_name: Some("Reviews".into()), application_protocols: vec!["h2".into()] };
+    let request = Opening::Http("http/1.1".into());
+    let tls = Seen {
+        transport: Transport::Tls,
+        server_name: Some("reviews".into()),
+        application_protocols: vec!["h2".into()],
+    };
+    let http = Seen { application_protocols: vec!["http/1.1".into()], ..Seen::default() };
+    let cases: [(&[&str], &Opening, Seen); 8] = [
+        (&[], &hello, Seen::default()),
+        (&[], &request, Seen::default()),
+        (&[HTTP], &hello, Seen::default()),
+        (&[HTTP], &request, http.clone()),
+        (&[TLS], &hello, tls.clone()),
+        (&[TLS], &request, Seen::default()),
+        (&[TLS, HTTP], &hello, tls),
+        (&[TLS, HTTP], &request, http),
+    ];
+    for (filters, opening, expected) in cases {
+        assert_eq!(inspecting(filters).inspectors(9080).see(opening), expected, "{filters:?} {opening:?}");
+    }
+    assert!(inspecting(&[]).inspectors(9080).are_absent());
+}
+
+#[test]
+fn a_captured_connection_goes_to_the_listener_of_its_original_destination() {
+    let unbound = |name: &str, at: &str| proto::Listener {
+        bind_to_port: Some(BoolValue { value: false }),
+        ..listener(name, at, vec![chain(name, proto::FilterChainMatch::default())])
+    };
+    let mut capturing =
+        listener("virtualOutbound", "0.0.0.0:15001", vec![chain("c", proto::FilterChainMatch::default())]);
+    capturing.additional_addresses =
+        vec![proto::AdditionalAddress { address: address("[::]:15001"), ..Default::default() }];
+    capturing.use_original_dst = Some(BoolValue { value: true });
+    let mut plan = Plan::default();
+    for resource in [
+        capturing.clone(),
+        unbound("0.0.0.0_9080", "0.0.0.0:9080"),
+        unbound("240.240.0.7_9080", "240.240.0.7:9080"),
+        unbound("::_9080", "[::]:9080"),
+        listener("host|5432", "127.0.0.1:5432", vec![chain("h", proto::FilterChainMatch::default())]),
+    ] {
+        plan.insert(Resource::Listener(Arc::new(compile(&resource))));
+    }
+    let taken = |plan: &Plan, destination: &str| {
+        let capturing = plan.listeners["virtualOutbound"].clone();
+        plan.listener_for(&capturing, destination.parse().expect("an address with port")).name.to_string()
+    };
+    assert_eq!(taken(&plan, "240.240.0.7:9080"), "240.240.0.7_9080");
+    assert_eq!(taken(&plan, "240.240.0.8:9080"), "0.0.0.0_9080");
+    assert_eq!(taken(&plan, "[fd00::1]:9080"), "::_9080");
+    assert_eq!(taken(&plan, "240.240.0.8:9081"), "virtualOutbound");
+    assert_eq!(taken(&plan, "127.0.0.1:5432"), "host|5432", "with a socket of its own, as in Envoy");
+    assert_eq!(taken(&plan, "240.240.0.8:15001"), "virtualOutbound", "itself");
+
+    plan.remove(weft_protos::type_url::LISTENER, "240.240.0.7_9080");
+    assert_eq!(taken(&plan, "240.240.0.7:9080"), "0.0.0.0_9080", "after it is gone");
+    plan.insert(Resource::Listener(Arc::new(compile(&unbound("0.0.0.0_9080", "0.0.0.0:9090")))));
+    assert_eq!(taken(&plan, "240.240.0.7:9080"), "virtualOutbound", "after it moved");
+}
+
+fn secret(name: &str) -> tls::SdsSecretConfig {
+    let service = GrpcService {
+        target_specifier: Some(TargetSpecifier::EnvoyGrpc(EnvoyGrpc {
+            cluster_name: "sds-grpc".into(),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    tls::SdsSecretConfig {
+        name: name.into(),
+        sds_config: Some(ConfigSource {
+            config_source_specifier: Some(ConfigSourceSpecifier::ApiConfigSource(ApiConfigSource {
+                grpc_services: vec![service],
+                ..Default::default()
+            })),
+            ..Default::default()
+        }),
+    }
+}
+
+#[test]
+fn mutual_tls_is_read_with_its_secrets_and_names() {
+    let context = tls::DownstreamTlsContext {
+        require_client_certificate: Some(BoolValue { value: true }),
+        common_tls_context: Some(tls::CommonTlsContext {
+            tls_certificate_sds_secret_configs: vec![secret("default")],
+            alpn_protocols: vec!["istio".into(), "h2".into()],
+            validation_context_type: Some(ValidationContextType::CombinedValidationContext(
+                CombinedCertificateValidationContext {
+                    default_validation_context: Some(tls::CertificateValidationContext {
+                        match_typed_subject_alt_names: vec![tls::SubjectAltNameMatcher {
+                            san_type: tls::subject_alt_name_matcher::SanType::Uri.into(),
+                            matcher: Some(StringMatcher {
+                                match_pattern: Some(MatchPattern::Prefix("spiffe://cluster.local/".into())),
+                                ..Default::default()
+                            }),
+                            ..Default::default()
+                        }],
+                        ..Default::default()
+                    }),
+                    validation_context_sds_secret_config: Some(secret("ROOTCA")),
+                    ..Default::default()
+                },
+            )),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let mut inbound = chain("inbound", proto::FilterChainMatch::default());
+    inbound.transport_socket = Some(TransportSocket {
+        name: "envoy.transport_sockets.tls".into(),
+        config_type: Some(transport_socket::ConfigType::TypedConfig(any(
+            "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            &context,
+        ))),
+    });
+    let listener = compile(&listener("inbound|9080", "10.244.0.7:9080", vec![inbound]));
+    let sds = Some(Arc::from("sds-grpc"));
+    assert_eq!(
+        listener.secrets(),
+        [
+            SecretName { name: "default".into(), cluster: sds.clone() },
+            SecretName { name: "ROOTCA".into(), cluster: sds }
+        ]
+    );
+    let tls = listener.filter_chains[0].tls.as_ref().expect("the chain has TLS");
+    assert!(tls.require_client_certificate);
+    let accepts = |kind, name| tls.common.accepts([(kind, name)].into_iter());
+    assert!(accepts(SanKind::Uri, "spiffe://cluster.local/ns/default/sa/reviews"));
+    assert!(!accepts(SanKind::Uri, "spiffe://other/ns/default/sa/reviews"));
+    assert!(!accepts(SanKind::Dns, "spiffe://cluster.local/"), "another kind of name");
+    assert!(matches!(listener.filter_chains[0].filter, NetworkFilter::Tcp(_)));
+}
+
+#[test]
+fn which_versions_of_the_proxy_protocol_are_expected() {
+    let compile = |optional, disallowed_versions: &[i32], change: fn(&mut proto::Listener)| {
+        let expected = ProtoProxyProtocol {
+            allow_requests_without_proxy_protocol: optional,
+            disallowed_versions: disallowed_versions.to_vec(),
+            ..Default::default()
+        };
+        let name = "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol";
+        let mut message = listener("l", "127.0.0.1:80", vec![chain("c", Default::default())]);
+        message.listener_filters = vec![proto::ListenerFilter {
+            name: "proxy_protocol".into(),
+            config_type: Some(proto::listener_filter::ConfigType::TypedConfig(any(name, &expected))),
+            ..Default::default()
+        }];
+        change(&mut message);
+        Listener::compile(&message, Strictness::Refuse).map(|it| it.value.proxy_protocol)
+    };
+    let nothing: fn(&mut proto::Listener) = |_| {};
+    assert_eq!(compile(false, &[], nothing), Ok(Some(ProxyProtocol { v1: true, v2: true, optional: false })));
+    assert_eq!(compile(true, &[0], nothing), Ok(Some(ProxyProtocol { v1: false, v2: true, optional: true })));
+    assert_eq!(compile(false, &[1], nothing), Ok(Some(ProxyProtocol { v1: true, v2: false, optional: false })));
+    for (refused, path) in [
+        (compile(false, &[0, 1], nothing), "Listener.listener_filters[0].typed_config.disallowed_versions"),
+        (
+            compile(false, &[], |listener| listener.bind_to_port = Some(BoolValue { value: false })),
+            "Listener.listener_filters",
+        ),
+        (
+            compile(false, &[], |listener| {
+                listener.listener_filters[0].filter_disabled = Some(proto::ListenerFilterChainMatchPredicate {
+                    rule: Some(proto::listener_filter_chain_match_predicate::Rule::AnyMatch(true)),
+                });
+            }),
+            "Listener.listener_filters[0].filter_disabled",
+        ),
+    ] {
+        assert_eq!(refused.unwrap_err().0[0].path, path);
+    }
+}
+
+#[test]
+fn a_filter_chain_takes_as_many_connections_as_it_is_told() {
+    let limited = |max_connections: u64, position: usize| {
+        let limit = ProtoConnectionLimit {
+            stat_prefix: "l".into(),
+            max_connections: Some(UInt64Value { value: max_connections }),
+            ..Default::default()
+        };
+        let filter = proto::Filter {
+            name: "limit".into(),
+            config_type: Some(proto::filter::ConfigType::TypedConfig(any(
+                "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
+                &limit,
+            ))),
+        };
+        let mut chain = chain("c", Default::default());
+        chain.filters.insert(position, filter);
+        Listener::compile(&listener("l", "127.0.0.1:80", vec![chain]), Strictness::Refuse)
+    };
+    let listener = limited(2, 0).unwrap().value;
+    let limit = listener.filter_chains[0].connection_limit.as_ref().unwrap();
+    let (first, second) = (limit.take(), limit.take());
+    assert!(first.is_some() && second.is_some() && limit.take().is_none());
+    drop(first);
+    assert!(limit.take().is_some());
+    let path = |refused: Result<_, Problems>| refused.err().map(|problems| problems.0[0].path.clone());
+    let fields = "Listener.filter_chains[0].filters";
+    assert_eq!(path(limited(0, 0).map(|_| ())), Some(format!("{fields}[0].typed_config.max_connections")));
+    assert_eq!(path(limited(1, 1).map(|_| ())), Some(fields.into()));
+}

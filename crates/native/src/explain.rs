@@ -1,0 +1,640 @@
+//! A question about one request, as JSON, and its answer. docs/reference/interfaces.md, section 5, names the keys.
+//!
+//! Everything that is decided is decided by `weft_core`; this file only asks and writes down.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use weft_core::balance::Balancer;
+use weft_core::cluster::{Cluster, Discovery, TransportSocket};
+use weft_core::decide::{Decision, Outcome, decide};
+use weft_core::fault::Fault;
+use weft_core::format::{Command, Format, Piece};
+use weft_core::header_edit::{AppendAction, HeaderEdits};
+use weft_core::http_manager::HttpManager;
+use weft_core::listener::{Direction, FilterChain, Listener, NetworkFilter, Opening};
+use weft_core::metadata::Metadata;
+use weft_core::plan::Plan;
+use weft_core::random::{Draw, Random};
+use weft_core::request::OwnedRequest;
+use weft_core::respond::{Cause, Flags, ResponseFlag};
+use weft_core::retry::RetryPolicy;
+use weft_core::route::{Action, Forward, Target};
+use weft_core::tcp_proxy::TcpProxy;
+use weft_core::tls::{CertificateSource, TrustSource, UpstreamTls};
+use weft_core::trace::{Silent, Subject, Trace};
+
+use crate::taken::Taken;
+
+/// How much is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Every outcome with its share, and what did not match and why.
+    Explain,
+    /// One outcome; the random values that matter must be given.
+    Decide,
+}
+
+/// A question, read.
+struct Question {
+    direction: Direction,
+    destination: SocketAddr,
+    source: SocketAddr,
+    opening: Opening,
+    /// Whether the client speaks TLS, where the question says so; then a listener that takes something else refuses it.
+    tls: Option<bool>,
+    request: OwnedRequest,
+    dice: Dice,
+    /// What is known to have happened.
+    taken: Option<Taken>,
+}
+
+/// Random values that a question fixes, each 0 to 1; what is not fixed is 0, which strikes every share above none.
+#[derive(Debug, Clone, Default)]
+struct Dice {
+    fault_delay: Option<f64>,
+    fault_abort: Option<f64>,
+    weight: Option<f64>,
+    route: Option<f64>,
+}
+
+impl Random for Dice {
+    fn draw(&mut self, purpose: Draw) -> u64 {
+        let value = match purpose {
+            Draw::FaultDelay => self.fault_delay,
+            Draw::FaultAbort => self.fault_abort,
+            Draw::Weight => self.weight,
+            Draw::RouteFraction => self.route,
+            Draw::Mirror | Draw::Balance | Draw::BackOff | Draw::Ejection => None,
+        };
+        // 2^64 does not fit; the conversion saturates just below it.
+        (value.unwrap_or(0.0) * 18_446_744_073_709_551_616.0) as u64
+    }
+}
+
+/// Answer the question `text`.
+///
+/// # Errors
+/// The question is not JSON of that shape, no listener takes such a connection, or a random value is missing.
+pub fn answer(plan: &Plan, text: &str, mode: Mode) -> Result<String, String> {
+    let question = Question::read(text)?;
+    let mut notes = Notes { items: Vec::new(), all: mode == Mode::Explain };
+    let mut answer = Map::new();
+
+    let listener = question.listener(plan)?;
+    answer.insert("listener".into(), json!(&*listener.name));
+    let seen = listener.inspectors(question.destination.port()).see(&question.opening);
+    let chosen = seen
+        .with_connection(question.destination, question.source, |connection| listener.chain(connection, &mut notes));
+    match chosen {
+        None => refuse(&mut answer, "refused", Cause::FilterChainNotFound, None),
+        Some(chain) => {
+            answer.insert("filter_chain".into(), json!(&*chain.name));
+            match &chain.filter {
+                _ if question.is_in_plain_text_to(chain) => refuse_plain_text(&mut answer),
+                NetworkFilter::Tcp(filter) => tcp(plan, filter, &question, &mut answer),
+                NetworkFilter::Http(_) if question.is_in_tls_to(chain) => {
+                    refuse(&mut answer, "refused", Cause::MalformedRequest, None);
+                }
+                NetworkFilter::Http(manager) => http(plan, manager, &question, mode, &mut notes, &mut answer)?,
+            }
+        }
+    }
+    if mode == Mode::Explain {
+        answer.insert("considered".into(), Value::Array(notes.items));
+    }
+    Ok(Value::Object(answer).to_string())
+}
+
+impl Question {
+    fn read(text: &str) -> Result<Self, String> {
+        let value: Value = serde_json::from_str(text).map_err(|error| format!("the question is not JSON: {error}"))?;
+        let string = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+        let address = |key: &str| match string(key) {
+            None => Ok(None),
+            Some(text) => text
+                .parse()
+                .map(Some)
+                .map_err(|_| format!("{key}: `{text}` is not an address with port: 240.240.0.3:9080")),
+        };
+        let direction = match string("direction").as_deref() {
+            Some("outbound") | None => Direction::Outbound,
+            Some("inbound") => Direction::Inbound,
+            Some("gateway") => Direction::Unspecified,
+            Some(other) => return Err(format!("direction: `{other}` is none of outbound, inbound, gateway")),
+        };
+        let mut headers = Vec::new();
+        for pair in value.get("headers").and_then(Value::as_array).into_iter().flatten() {
+            match (pair.get(0).and_then(Value::as_str), pair.get(1).and_then(Value::as_str)) {
+                (Some(name), Some(value)) => headers.push((name.to_owned(), value.to_owned())),
+                _ => return Err(format!("headers: {pair} is not a pair of name and value")),
+            }
+        }
+        let mut dice = Dice::default();
+        for (name, die) in [
+            ("fault_delay", &mut dice.fault_delay),
+            ("fault_abort", &mut dice.fault_abort),
+            ("weight", &mut dice.weight),
+            ("route", &mut dice.route),
+        ] {
+            match value.get("random").and_then(|random| random.get(name)) {
+                None | Some(Value::Null) => {}
+                Some(given) => match given.as_f64() {
+                    Some(share) if (0.0..=1.0).contains(&share) => *die = Some(share),
+                    _ => return Err(format!("random.{name}: {given} is not a number of 0 to 1")),
+                },
+            }
+        }
+        let alpn = value
+            .get("alpn")
+            .and_then(Value::as_array)
+            .map(|names| names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect::<Vec<_>>());
+        let tls = value.get("tls").and_then(Value::as_bool);
+        let sni = string("sni");
+        let opening = if tls.unwrap_or(sni.is_some() || string("source_principal").is_some()) {
+            // What weft-proxy and Istio's proxies offer to each other.
+            let sidecars = || ["istio-http/1.1", "istio", "http/1.1"].map(str::to_owned).to_vec();
+            Opening::Tls { server_name: sni, application_protocols: alpn.unwrap_or_else(sidecars) }
+        } else {
+            let protocol = alpn.and_then(|names| names.into_iter().next());
+            Opening::Http(protocol.unwrap_or_else(|| "http/1.1".to_owned()))
+        };
+        Ok(Self {
+            direction,
+            destination: address("destination")?.ok_or("destination: required")?,
+            source: address("source")?.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)),
+            opening,
+            tls,
+            request: OwnedRequest {
+                method: string("method").unwrap_or_else(|| "GET".to_owned()),
+                scheme: string("scheme").unwrap_or_else(|| "http".to_owned()),
+                authority: string("authority").unwrap_or_default(),
+                path: string("path").unwrap_or_else(|| "/".to_owned()),
+                headers,
+            },
+            dice,
+            taken: Taken::read(&value),
+        })
+    }
+
+    /// The listener that takes the connection: by capture and original destination, else by address, else by port
+    /// (a gateway's published port), else by name (without interception the listener `0.0.0.0_9080` stands for service port 9080
+    /// wherever it is bound), else the one that recovers original destinations.
+    fn listener<'p>(&self, plan: &'p Plan) -> Result<&'p Arc<Listener>, String> {
+        // A gateway's listeners have no direction, or Istio's for gateways, which is outbound.
+        let fits = |direction: Direction| {
+            direction == self.direction || (self.direction, direction) == (Direction::Unspecified, Direction::Outbound)
+        };
+        let mut listeners: Vec<_> = plan.listeners.values().filter(|listener| fits(listener.direction)).collect();
+        listeners.sort_by(|left, right| left.name.cmp(&right.name));
+        if let Some(capturing) = listeners.iter().find(|listener| listener.use_original_dst && listener.bind_to_port) {
+            return Ok(plan.listener_for(capturing, self.destination));
+        }
+        let by_address = |fits: &dyn Fn(SocketAddr) -> bool| {
+            listeners.iter().copied().find(|listener| listener.addresses.iter().any(|bind| fits(bind.address)))
+        };
+        by_address(&|bound| bound == self.destination)
+            .or_else(|| by_address(&|bound| bound.ip().is_unspecified() && bound.port() == self.destination.port()))
+            .or_else(|| by_address(&|bound| bound.port() == self.destination.port()))
+            .or_else(|| {
+                let names = [self.destination.ip().to_string(), "0.0.0.0".to_owned()]
+                    .map(|address| format!("{address}_{}", self.destination.port()));
+                names.iter().find_map(|name| listeners.iter().copied().find(|listener| *listener.name == **name))
+            })
+            .or_else(|| listeners.iter().copied().find(|listener| listener.original_dst))
+            .ok_or_else(|| {
+                let names: Vec<&str> = listeners.iter().map(|listener| &*listener.name).collect();
+                format!("no listener takes a connection to {}; there are: {}", self.destination, names.join(", "))
+            })
+    }
+
+    /// Whether the filter chain shakes hands, and the client is known not to.
+    fn is_in_plain_text_to(&self, chain: &FilterChain) -> bool {
+        chain.tls.is_some() && self.tls == Some(false)
+    }
+
+    /// Whether the filter chain does not shake hands, and the client is known to.
+    fn is_in_tls_to(&self, chain: &FilterChain) -> bool {
+        chain.tls.is_none() && self.tls == Some(true)
+    }
+}
+
+/// The listener waits for a ClientHello, and the connection is closed without a word.
+fn refuse_plain_text(answer: &mut Map<String, Value>) {
+    answer.insert("outcome".into(), json!("refused"));
+    answer.insert("response_flags".into(), json!("-"));
+    answer.insert("explanation".into(), json!("plain text came where TLS is expected"));
+}
+
+fn refuse(answer: &mut Map<String, Value>, outcome: &str, cause: Cause, status: Option<u16>) {
+    let row = cause.row();
+    answer.insert("outcome".into(), json!(outcome));
+    answer.insert("status".into(), json!(status.unwrap_or(row.status)));
+    answer.insert("response_flags".into(), json!(row.flag.map_or("-", ResponseFlag::code)));
+    answer.insert("explanation".into(), json!(row.flag.map_or(row.details, ResponseFlag::explanation)));
+}
+
+/// Bytes have no status: the connection is reset, and the flag tells why.
+fn reset(answer: &mut Map<String, Value>, cause: Cause) {
+    let flag = cause.row().flag;
+    answer.insert("response_flags".into(), json!(flag.map_or("-", ResponseFlag::code)));
+    answer.insert("explanation".into(), json!(flag.map_or(cause.row().details, ResponseFlag::explanation)));
+}
+
+fn tcp(plan: &Plan, filter: &TcpProxy, question: &Question, answer: &mut Map<String, Value>) {
+    let total: f64 = filter.clusters.iter().map(|(_, weight)| f64::from(*weight)).sum();
+    answer.insert("outcome".into(), json!("tcp"));
+    answer.insert("idle_timeout_ms".into(), millis(filter.idle_timeout));
+    let clusters = filter
+        .clusters
+        .iter()
+        .map(|(name, weight)| json!({"name": &**name, "weight": weight, "share": f64::from(*weight) / total}));
+    answer.insert("clusters".into(), clusters.collect());
+    let chosen =
+        (filter.clusters.len() == 1 || question.dice.weight.is_some()).then(|| filter.pick(&mut question.dice.clone()));
+    let names = chosen.map_or_else(|| filter.clusters.iter().map(|(name, _)| name).collect(), |name| vec![name]);
+    answer.insert(
+        "endpoints".into(),
+        names
+            .into_iter()
+            .filter_map(|name| plan.clusters.get(name))
+            .flat_map(|cluster| endpoints(plan, cluster, question))
+            .collect(),
+    );
+    if let Some(name) = chosen {
+        answer.insert("cluster".into(), json!(&**name));
+        match plan.clusters.get(name) {
+            Some(cluster) => {
+                answer.insert("metadata".into(), metadata(&cluster.metadata));
+                if no_endpoint(plan, cluster) {
+                    reset(answer, Cause::NoHealthyUpstream);
+                }
+            }
+            None => refuse(answer, "no_cluster", Cause::TcpClusterNotFound, None),
+        }
+    }
+}
+
+fn http(
+    plan: &Plan,
+    manager: &HttpManager,
+    question: &Question,
+    mode: Mode,
+    notes: &mut Notes,
+    answer: &mut Map<String, Value>,
+) -> Result<(), String> {
+    let mut decision = decide(plan, manager, &question.request, &mut question.dice.clone(), notes);
+    if let Some(taken) = &question.taken {
+        let dice = &mut question.dice.clone();
+        let followed = taken.follow(plan, manager, &question.request, dice, &decision, &mut notes.items);
+        answer.insert("taken".into(), json!(followed.is_some()));
+        decision = followed.unwrap_or(decision);
+    }
+    if mode == Mode::Decide {
+        need_dice(&decision, &question.dice)?;
+    }
+    if let Some(table) = decision.table {
+        answer.insert("route_configuration".into(), json!(&*table.name));
+    }
+    if let Some(host) = decision.virtual_host {
+        answer.insert("virtual_host".into(), json!(&*host.name));
+    }
+    if let Some(route) = decision.route {
+        let weft = metadata(&route.metadata);
+        let mut described = json!({"name": &*route.name, "match": route.conditions.to_string(), "metadata": weft});
+        for key in ["origin", "rule"] {
+            if let Some(value) = weft.get(key) {
+                described[key] = value.clone();
+            }
+        }
+        answer.insert("route".into(), described);
+        answer.insert("metadata".into(), weft);
+        answer.insert("request_headers".into(), edits(decision.request_edits()));
+        answer.insert("response_headers".into(), edits(decision.response_edits()));
+    }
+    match &decision.outcome {
+        Outcome::Redirect(redirect) => {
+            answer.insert("outcome".into(), json!("redirect"));
+            answer.insert("status".into(), json!(redirect.status));
+            if let Some(route) = decision.route {
+                let location = redirect.location(&route.conditions.path, &question.request);
+                answer.insert("location".into(), json!(String::from_utf8_lossy(&location)));
+            }
+        }
+        Outcome::Direct(response) => {
+            answer.insert("outcome".into(), json!("direct_response"));
+            answer.insert("status".into(), json!(response.status));
+            answer.insert("body".into(), json!(String::from_utf8_lossy(&response.body)));
+        }
+        Outcome::Refuse { reply, target: None } => refuse(answer, "no_route", reply.cause, None),
+        Outcome::Refuse { reply, target: Some(target) } => {
+            if let Some(Action::Forward(forward)) = decision.route.map(|route| &route.action) {
+                describe_forward(plan, manager, forward, &decision, question, answer);
+                // With several destinations and no die for them, one that is missing is not the outcome of all.
+                if is_chosen(forward, question) {
+                    answer.insert("cluster".into(), json!(&*target.cluster));
+                    refuse(answer, "no_cluster", reply.cause, Some(reply.status));
+                }
+            }
+        }
+        Outcome::Forward { forward, target, cluster } => {
+            describe_forward(plan, manager, forward, &decision, question, answer);
+            if is_chosen(forward, question) {
+                answer.insert("cluster".into(), json!(&*target.cluster));
+                if no_endpoint(plan, cluster) {
+                    refuse(answer, "forward", Cause::NoHealthyUpstream, None);
+                }
+            }
+        }
+    }
+    if let Some(fault) = decision.fault {
+        answer.insert("fault".into(), describe_fault(fault));
+        strike(&decision, question, mode, answer);
+    }
+    Ok(())
+}
+
+/// Whether one destination is certain: the only one, or chosen by a die of the question.
+fn is_chosen(forward: &Forward, question: &Question) -> bool {
+    forward.targets.len() == 1 || question.dice.weight.is_some()
+}
+
+/// A decision is one outcome only if the dice that matter are given.
+fn need_dice(decision: &Decision<'_>, dice: &Dice) -> Result<(), String> {
+    let weighted = matches!(decision.route.map(|route| &route.action), Some(Action::Forward(forward)) if forward.targets.len() > 1);
+    let uncertain = |share: weft_core::random::Fraction| share.numerator > 0 && share.numerator < share.denominator;
+    let delay = decision.fault.and_then(|fault| fault.delay).is_some_and(|delay| uncertain(delay.share));
+    let abort = decision.fault.and_then(|fault| fault.abort).is_some_and(|abort| uncertain(abort.share));
+    for (needed, given, name) in [
+        (weighted, dice.weight, "weight"),
+        (delay, dice.fault_delay, "fault_delay"),
+        (abort, dice.fault_abort, "fault_abort"),
+    ] {
+        if needed && given.is_none() {
+            return Err(format!("random.{name}: the decision depends on it"));
+        }
+    }
+    Ok(())
+}
+
+/// Where the dice say that the fault strikes, the outcome is the fault's. `explain` without dice leaves it open.
+fn strike(decision: &Decision<'_>, question: &Question, mode: Mode, answer: &mut Map<String, Value>) {
+    let dice = &question.dice;
+    let outcome = decision.strike(&mut dice.clone());
+    let mut flags = Flags::NONE;
+    if let Some(delay) = outcome.delay.filter(|_| mode == Mode::Decide || dice.fault_delay.is_some()) {
+        answer.insert("delayed_ms".into(), millis(Some(delay)));
+        flags.insert(ResponseFlag::DelayInjected);
+    }
+    if let Some(status) = outcome.abort.filter(|_| mode == Mode::Decide || dice.fault_abort.is_some()) {
+        refuse(answer, "fault", Cause::FaultAbort, Some(status));
+        flags.insert(ResponseFlag::FaultInjected);
+    }
+    if !flags.is_empty() {
+        answer.insert("response_flags".into(), json!(flags.to_string()));
+    }
+}
+
+fn describe_fault(fault: &Fault) -> Value {
+    let mut described = Map::new();
+    if let Some(delay) = fault.delay {
+        described.insert("delay_ms".into(), millis(Some(delay.duration)));
+        described.insert("delay_percent".into(), json!(delay.share.percent()));
+    }
+    if let Some(abort) = fault.abort {
+        described.insert("abort_status".into(), json!(abort.status));
+        described.insert("abort_percent".into(), json!(abort.share.percent()));
+    }
+    Value::Object(described)
+}
+
+fn describe_forward(
+    plan: &Plan,
+    manager: &HttpManager,
+    forward: &Forward,
+    decision: &Decision<'_>,
+    question: &Question,
+    answer: &mut Map<String, Value>,
+) {
+    answer.insert("outcome".into(), json!("forward"));
+    let mut before = 0u64;
+    let mut clusters = Vec::new();
+    for target in &forward.targets {
+        let weight = u64::from(target.weight);
+        // The die that falls in the middle of this destination's share: the same decision code, asked about each of them.
+        let middle = (before as f64 + weight as f64 / 2.0) / forward.total_weight as f64;
+        before += weight;
+        clusters.push(describe_target(plan, manager, forward, target, middle, question));
+    }
+    answer.insert("clusters".into(), Value::Array(clusters));
+    let chosen: Vec<&Target> = match decision.target() {
+        Some(target) if is_chosen(forward, question) => vec![target],
+        _ => forward.targets.iter().filter(|target| target.weight > 0).collect(),
+    };
+    let eligible = chosen
+        .iter()
+        .filter_map(|target| plan.clusters.get(&target.cluster))
+        .flat_map(|cluster| endpoints(plan, cluster, question));
+    answer.insert("endpoints".into(), eligible.collect());
+    answer.insert("timeout_ms".into(), millis(forward.timeout_for(&question.request)));
+    answer.insert("idle_timeout_ms".into(), millis(forward.idle_timeout.unwrap_or(manager.stream_idle_timeout)));
+    answer.insert("retry".into(), forward.retry.as_deref().map_or(Value::Null, describe_retry));
+    let path = decision.path_rewrite(question.request.path.as_bytes());
+    answer.insert(
+        "rewrite".into(),
+        json!({
+            "path": path.map(|path| String::from_utf8_lossy(&path).into_owned()),
+            "authority": decision.host_rewrite().map(|host| &**host),
+        }),
+    );
+    let mirrors =
+        forward.mirrors.iter().map(|mirror| json!({"cluster": &*mirror.cluster, "percent": mirror.share.percent()}));
+    answer.insert("mirror".into(), mirrors.collect());
+}
+
+fn describe_target(
+    plan: &Plan,
+    manager: &HttpManager,
+    forward: &Forward,
+    target: &Target,
+    die: f64,
+    question: &Question,
+) -> Value {
+    let mut described = json!({
+        "name": &*target.cluster,
+        "weight": target.weight,
+        "share": f64::from(target.weight) / forward.total_weight as f64,
+        "exists": plan.clusters.contains_key(&target.cluster),
+    });
+    if !plan.clusters.contains_key(&target.cluster) {
+        described["status"] = json!(forward.cluster_not_found_status);
+    }
+    let from_cluster = plan.clusters.get(&target.cluster).map(|cluster| &cluster.metadata);
+    let origin = if target.metadata.weft.is_some() { Some(&target.metadata) } else { from_cluster };
+    if let Some(origin) = origin {
+        described["metadata"] = metadata(origin);
+    }
+    if forward.targets.len() > 1 && target.weight > 0 {
+        let mut dice = Dice { weight: Some(die), ..question.dice.clone() };
+        let decision = decide(plan, manager, &question.request, &mut dice, &mut Silent);
+        described["request_headers"] = edits(decision.request_edits());
+        described["response_headers"] = edits(decision.response_edits());
+        if let Some(fault) = decision.fault {
+            described["fault"] = describe_fault(fault);
+        }
+        if let Some(host) = decision.host_rewrite() {
+            described["authority"] = json!(&**host);
+        }
+    }
+    described
+}
+
+fn describe_retry(policy: &RetryPolicy) -> Value {
+    json!({
+        "attempts": policy.retries,
+        "on": &*policy.on_text,
+        "per_try_timeout_ms": millis(policy.per_try_timeout),
+        "status_codes": &*policy.status_codes,
+        "base_interval_ms": millis(Some(policy.base_interval)),
+        "max_interval_ms": millis(Some(policy.max_interval)),
+        "avoid_previous_hosts": policy.avoid_previous_hosts,
+        "host_selection_attempts": policy.host_selection_attempts,
+    })
+}
+
+fn no_endpoint(plan: &Plan, cluster: &Cluster) -> bool {
+    match (&cluster.discovery, plan.assignment_of(cluster)) {
+        (Discovery::OriginalDst, _) => false,
+        (_, None) => true,
+        (_, Some(assignment)) => Balancer::new(cluster, assignment, None, 0).shares().is_empty(),
+    }
+}
+
+/// The endpoints that the balancer may choose, and those that it may not.
+fn endpoints(plan: &Plan, cluster: &Cluster, question: &Question) -> Vec<Value> {
+    let Some(assignment) = plan.assignment_of(cluster) else {
+        if matches!(cluster.discovery, Discovery::OriginalDst) {
+            return vec![json!({
+                "cluster": &*cluster.name,
+                "address": question.destination.to_string(),
+                "healthy": true,
+                "weight": 1,
+                "share": 1.0,
+                "metadata": {},
+                "tls": transport(&cluster.transport),
+            })];
+        }
+        return Vec::new();
+    };
+    let balancer = Balancer::new(cluster, assignment, None, 0);
+    let shares = balancer.shares();
+    let described = balancer.hosts().iter().map(|host| {
+        let share = shares.iter().find(|(chosen, _)| Arc::ptr_eq(chosen, host)).map_or(0.0, |(_, share)| *share);
+        json!({
+            "cluster": &*cluster.name,
+            "address": host.endpoint.address.to_string(),
+            "healthy": host.is_healthy(),
+            "weight": host.endpoint.weight,
+            "priority": host.priority,
+            "share": share,
+            "metadata": host.endpoint.metadata.istio.as_deref().map_or_else(|| json!({}), parse),
+            "tls": transport(cluster.transport_for(&host.endpoint)),
+        })
+    });
+    described.collect()
+}
+
+fn transport(socket: &TransportSocket) -> Value {
+    socket.tls.as_deref().map_or(Value::Null, describe_tls)
+}
+
+fn describe_tls(tls: &UpstreamTls) -> Value {
+    let certificates = tls.common.certificates.iter().map(|source| match source {
+        CertificateSource::Secret(secret) => &*secret.name,
+        CertificateSource::Inline { .. } => "inline",
+    });
+    let trust = tls.common.trust.as_ref().map(|source| match source {
+        TrustSource::Secret(secret) => &*secret.name,
+        TrustSource::Inline(_) => "inline",
+    });
+    let names = tls.common.sans.iter().map(|san| san.matcher.to_string());
+    let alpn = tls.common.alpn.iter().map(|name| String::from_utf8_lossy(name).into_owned());
+    json!({
+        "sni": tls.sni.as_deref(),
+        "certificate": certificates.collect::<Vec<_>>().first(),
+        "trust": trust,
+        "names": names.collect::<Vec<_>>(),
+        "alpn": alpn.collect::<Vec<_>>(),
+    })
+}
+
+/// Edits of all levels in the order of application: `remove` happens first within a level.
+fn edits<'e>(levels: impl Iterator<Item = &'e HeaderEdits>) -> Value {
+    let (mut set, mut add, mut absent, mut present, mut remove) = (vec![], vec![], vec![], vec![], vec![]);
+    for level in levels {
+        remove.extend(level.remove.iter().map(|name| json!(&**name)));
+        for addition in &level.add {
+            let entry = json!([&*addition.name, text(&addition.value)]);
+            match addition.action {
+                AppendAction::OverwriteOrAdd => set.push(entry),
+                AppendAction::AppendOrAdd => add.push(entry),
+                AppendAction::AddIfAbsent => absent.push(entry),
+                AppendAction::OverwriteIfExists => present.push(entry),
+            }
+        }
+    }
+    json!({"set": set, "add": add, "add_if_absent": absent, "set_if_present": present, "remove": remove})
+}
+
+/// A header value as text; values that only a live request has stand as `<response code>`.
+fn text(format: &Format) -> String {
+    let piece = |piece: &Piece| match piece {
+        Piece::Text(text) => text.to_string(),
+        Piece::Value(Command::RequestHeader { name, .. }) => format!("<request header {name}>"),
+        Piece::Value(command) => format!("<{command:?}>"),
+    };
+    format.0.iter().map(piece).collect()
+}
+
+fn metadata(metadata: &Metadata) -> Value {
+    metadata.weft.as_deref().map_or_else(|| json!({}), parse)
+}
+
+fn parse(text: &str) -> Value {
+    // The text was written by weft_core::metadata, so it is JSON.
+    serde_json::from_str(text).unwrap_or_else(|_| json!({}))
+}
+
+fn millis(duration: Option<Duration>) -> Value {
+    match duration {
+        None => Value::Null,
+        Some(duration) if duration.subsec_nanos() % 1_000_000 == 0 => json!(duration.as_millis() as u64),
+        Some(duration) => json!(duration.as_secs_f64() * 1000.0),
+    }
+}
+
+/// The trace of an explanation.
+struct Notes {
+    items: Vec<Value>,
+    all: bool,
+}
+
+impl Trace for Notes {
+    fn considered(&mut self, subject: Subject<'_>, matched: bool, reason: impl FnOnce() -> String) {
+        if !self.all {
+            return;
+        }
+        let (kind, name, origin) = match subject {
+            Subject::FilterChain(chain) => ("filter_chain", &chain.name, &chain.metadata),
+            Subject::VirtualHost(host) => ("virtual_host", &host.name, &host.metadata),
+            Subject::Route(route) => ("route", &route.name, &route.metadata),
+        };
+        self.items.push(json!({kind: &**name, "matched": matched, "reason": reason(), "metadata": metadata(origin)}));
+    }
+
+    fn wants_all(&self) -> bool {
+        self.all
+    }
+}

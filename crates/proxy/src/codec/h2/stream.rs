@@ -1,0 +1,69 @@
+//! One stream's state (RFC 9113 5.1), kept while either side may still send on it.
+//!
+//! ```text
+//!            receiving                      sending
+//!  Head --> Body --> Ended        Head --> Body --> Ended       both Ended, or a reset: the stream is forgotten
+//! ```
+//! What the standard calls open is neither side `Ended`, half-closed is one of them.
+
+use super::flow::{ReceiveWindow, SendWindow};
+
+/// How far one direction of a stream has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The head (of a response: the final one) is still to come.
+    Head,
+    Body,
+    Ended,
+}
+
+#[derive(Debug)]
+pub struct Stream {
+    pub receiving: Progress,
+    pub sending: Progress,
+    pub send_window: SendWindow,
+    pub receive_window: ReceiveWindow,
+    /// Body bytes that must still come, if the head said how many.
+    pub expected: Option<u64>,
+    /// The answer to a HEAD request has no body, whatever its length says.
+    pub to_head: bool,
+}
+
+impl Stream {
+    pub fn new(send_window: u32, receive_window: u32) -> Stream {
+        Stream {
+            receiving: Progress::Head,
+            sending: Progress::Head,
+            send_window: SendWindow::new(send_window),
+            receive_window: ReceiveWindow::new(receive_window),
+            expected: None,
+            to_head: false,
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.receiving == Progress::Ended && self.sending == Progress::Ended
+    }
+}
+
+/// Numbers of streams that were forgotten a moment ago: frames that were on their way then are told from those of a broken peer.
+#[derive(Debug, Default)]
+pub struct Recent {
+    numbers: std::collections::VecDeque<u32>,
+}
+
+impl Recent {
+    /// A peer has had an answer to its frames long before so many streams have come and gone.
+    const KEPT: usize = 256;
+
+    pub fn note(&mut self, stream: u32) {
+        if self.numbers.len() == Self::KEPT {
+            self.numbers.pop_front();
+        }
+        self.numbers.push_back(stream);
+    }
+
+    pub fn contains(&self, stream: u32) -> bool {
+        self.numbers.contains(&stream)
+    }
+}

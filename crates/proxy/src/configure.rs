@@ -1,0 +1,454 @@
+//! Configuration arrives: receive, decode each, prepare without a lock, swap, acknowledge.
+//!
+//! One [`Configurator`] on the main thread is the receiver of every stream: ADS, and one more for each server of secrets. It
+//! owns [`Holdings`] (what was accepted), the listening sockets, and the channels to the workers.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::spawn_local;
+use weft_protos::envoy::config::core::v3::Node;
+use weft_protos::type_url;
+use weft_xds::client::{self, Address, Client, Receiver, Resource, Task};
+use weft_xds::{Backoff, Protocol, Refusal, Service};
+
+use crate::bootstrap::{Ads, Bootstrap, Place};
+use crate::clock;
+use crate::listen::Sockets;
+use crate::plan::Active;
+use crate::state::{self, Entry};
+use crate::warming::{Holdings, Wanted};
+use crate::worker::Command;
+
+/// How long the first listeners wait for the first clusters. Long enough for a control plane and an agent that have
+/// just started themselves; then a proxy that serves a part is better than one that serves nothing.
+const FIRST_CLUSTERS_TIME: Duration = Duration::from_secs(5);
+/// Changes of this time go to the disk together.
+const SAVE_TIME: Duration = Duration::from_millis(200);
+/// The longest and shortest time between two looks at ejected endpoints.
+const TICK_TIME: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// See the module.
+pub struct Configurator {
+    me: Weak<RefCell<Configurator>>,
+    pub holdings: Holdings,
+    active: Arc<Active>,
+    sockets: Sockets,
+    workers: Vec<UnboundedSender<Command>>,
+    node: Node,
+    /// Static clusters of the bootstrap.
+    clusters: HashMap<String, Place>,
+    ads: Option<Client>,
+    secret_streams: HashMap<Arc<str>, Client>,
+    subscribed: Wanted,
+    state_dir: Option<PathBuf>,
+    changed: Rc<Notify>,
+    /// Something is not on the disk yet.
+    unsaved: bool,
+    draining: bool,
+    /// The time of the first clusters runs.
+    is_waiting: bool,
+    ads_is_connected: bool,
+    /// When each cluster's ejections were looked at last, on the clock of [`clock::monotonic`].
+    ticked: HashMap<Arc<str>, Duration>,
+}
+
+impl Configurator {
+    pub fn new(
+        bootstrap: &Bootstrap,
+        sockets: Sockets,
+        workers: Vec<UnboundedSender<Command>>,
+        state_dir: Option<PathBuf>,
+        seed: u64,
+    ) -> Rc<RefCell<Configurator>> {
+        let clusters: HashMap<String, Place> = bootstrap.clusters.iter().cloned().collect();
+        Rc::new_cyclic(|me| {
+            RefCell::new(Configurator {
+                me: Weak::clone(me),
+                holdings: Holdings::new(seed, clusters.keys().cloned()),
+                active: Arc::default(),
+                sockets,
+                workers,
+                node: bootstrap.node.clone(),
+                clusters,
+                ads: None,
+                secret_streams: HashMap::new(),
+                subscribed: Wanted::default(),
+                state_dir,
+                changed: Rc::new(Notify::new()),
+                unsaved: false,
+                draining: false,
+                is_waiting: false,
+                ads_is_connected: false,
+                ticked: HashMap::new(),
+            })
+        })
+    }
+
+    /// Put the bootstrap's own resources and the state on disk to work, begin to follow the control plane, and start what has to be done from
+    /// time to time.
+    ///
+    /// # Errors
+    /// Static resources that cannot be put to work.
+    pub fn start(this: &Rc<RefCell<Configurator>>, bootstrap: Bootstrap) -> Result<(), Vec<Refusal>> {
+        let mut configurator = this.borrow_mut();
+        let stream = bootstrap.ads.map(|Ads { place, protocol, listeners, clusters }| {
+            let (client, task) = configurator.client(&place, Service::Aggregated, protocol);
+            if clusters {
+                client.subscribe_all(type_url::CLUSTER);
+            }
+            if listeners {
+                client.subscribe_all(type_url::LISTENER);
+            }
+            configurator.holdings.await_no_other(listeners, clusters);
+            configurator.ads = Some(client);
+            (task, place)
+        });
+        if stream.is_none() {
+            configurator.holdings.await_no_other(false, false);
+        }
+        let has_listeners = bootstrap.resources.iter().any(|(type_url, _)| *type_url == type_url::LISTENER);
+        configurator.take_static(bootstrap.resources)?;
+        if has_listeners && !std::mem::replace(&mut configurator.is_waiting, true) {
+            // They serve even while the control plane is away.
+            spawn_local(wait_for_clusters(Rc::clone(this)));
+        }
+        let resumed = configurator.load();
+        if let Some((mut task, place)) = stream {
+            for entry in resumed {
+                task.resume(&entry.type_url, [(entry.name, entry.version)]);
+            }
+            spawn_local(follow(task, Rc::clone(this), Source::ControlPlane(place)));
+        }
+        drop(configurator);
+        spawn_local(keep_saving(Rc::clone(this)));
+        spawn_local(keep_ticking(Rc::clone(this)));
+        Ok(())
+    }
+
+    fn take_static(&mut self, resources: Vec<(&'static str, Resource)>) -> Result<(), Vec<Refusal>> {
+        let mut refused = Vec::new();
+        // One by one and in the file's order: clusters come before listeners.
+        for (type_url, resource) in resources {
+            let name = resource.name.clone();
+            refused.extend(self.accept(type_url, vec![resource], Vec::new()).0);
+            self.holdings.fix(type_url, name);
+        }
+        if refused.is_empty() {
+            self.settle();
+            Ok(())
+        } else {
+            Err(refused)
+        }
+    }
+
+    /// Apply what the state directory holds; returns what was accepted of it.
+    fn load(&mut self) -> Vec<Entry> {
+        let Some(directory) = self.state_dir.clone() else { return Vec::new() };
+        let entries = match state::read(&directory) {
+            Ok(entries) => entries,
+            Err(error) => {
+                eprintln!("weft-proxy: the state in {} is not used: {error}", directory.display());
+                return Vec::new();
+            }
+        };
+        if entries.is_empty() {
+            return entries;
+        }
+        let mut refused = HashSet::new();
+        // What names others comes first, as on the wire.
+        for type_url in
+            [type_url::CLUSTER, type_url::CLUSTER_LOAD_ASSIGNMENT, type_url::LISTENER, type_url::ROUTE_CONFIGURATION]
+        {
+            let resources = entries.iter().filter(|entry| entry.type_url == type_url).map(|entry| Resource {
+                name: entry.name.clone(),
+                version: entry.version.clone(),
+                body: entry.body.clone(),
+            });
+            let resources = resources.collect();
+            self.holdings.note_arrival(type_url);
+            for refusal in self.accept(type_url, resources, Vec::new()).0 {
+                refused.insert((type_url, refusal.name));
+            }
+        }
+        self.settle();
+        eprintln!("weft-proxy: {} resources taken over from {}", entries.len() - refused.len(), directory.display());
+        let is_refused =
+            |entry: &Entry| refused.iter().any(|(type_url, name)| *type_url == entry.type_url && *name == entry.name);
+        entries.into_iter().filter(|entry| !is_refused(entry)).collect()
+    }
+
+    fn accept(&mut self, type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> (Vec<Refusal>, bool) {
+        let sockets = &mut self.sockets;
+        let draining = self.draining;
+        let outcome = self.holdings.accept(type_url, resources, removed, |listener| {
+            if draining { Ok(()) } else { sockets.open(listener).map_err(|error| error.to_string()) }
+        });
+        let kind = type_url.rsplit('.').next().unwrap_or(type_url);
+        for refusal in &outcome.refusals {
+            eprintln!("weft-proxy: refused {kind} {}: {}", refusal.name, refusal.reason);
+        }
+        for (name, problem) in &outcome.not_applied {
+            eprintln!("weft-proxy: not applied, in {kind} {name} and wherever else it stands: {problem}");
+        }
+        (outcome.refusals, outcome.changed)
+    }
+
+    fn update(&mut self, type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> Result<(), Vec<Refusal>> {
+        // Versions belong on the disk even where the content is the same.
+        let to_save = type_url != type_url::SECRET && !(resources.is_empty() && removed.is_empty());
+        let is_first = self.holdings.note_arrival(type_url);
+        let (refusals, changed) = self.accept(type_url, resources, removed);
+        if changed || is_first {
+            self.settle();
+        }
+        if to_save && self.state_dir.is_some() {
+            self.unsaved = true;
+            self.changed.notify_one();
+        }
+        if refusals.is_empty() { Ok(()) } else { Err(refusals) }
+    }
+
+    /// Make the next generation and give it to the workers.
+    fn settle(&mut self) {
+        let was_live = self.holdings.is_live();
+        self.active = Arc::new(self.holdings.settle(&self.active));
+        self.tell(|| Command::Plan(Arc::clone(&self.active)));
+        self.hand_out_sockets();
+        self.subscribe();
+        if self.holdings.knows_clusters() && !std::mem::replace(&mut self.is_waiting, true) {
+            self.me.upgrade().map(|me| spawn_local(wait_for_clusters(me)));
+        }
+        if !was_live && self.holdings.is_live() {
+            eprintln!("weft-proxy: ready; {} addresses listened on", self.sockets.len());
+        }
+    }
+
+    /// After the plan, so that a worker knows the listener of a socket when its first connection comes; and has closed
+    /// the sockets that the plan does not name.
+    fn hand_out_sockets(&mut self) {
+        if self.draining {
+            return;
+        }
+        let active = self.active.sockets.keys().cloned().collect();
+        for (key, sockets) in self.sockets.hand_out(&active, &self.holdings.accepted_sockets()) {
+            for (worker, socket) in self.workers.iter().zip(sockets) {
+                // A worker that has ended ends the process.
+                let _ = worker.send(Command::Listen(key.clone(), socket));
+            }
+        }
+    }
+
+    fn tell(&self, command: impl Fn() -> Command) {
+        for worker in &self.workers {
+            let _ = worker.send(command());
+        }
+    }
+
+    /// Subscribe to what is newly named, and give up what is no longer.
+    fn subscribe(&mut self) {
+        let wanted = self.holdings.wanted().clone();
+        let before = std::mem::replace(&mut self.subscribed, wanted.clone());
+        let nothing = BTreeSet::new();
+        if let Some(ads) = &self.ads {
+            follow_names(ads, type_url::CLUSTER_LOAD_ASSIGNMENT, &before.assignments, &wanted.assignments);
+            follow_names(ads, type_url::ROUTE_CONFIGURATION, &before.routes, &wanted.routes);
+        }
+        let sources: BTreeSet<_> = before.secrets.keys().chain(wanted.secrets.keys()).cloned().collect();
+        for source in sources {
+            let old = before.secrets.get(&source).unwrap_or(&nothing);
+            let new = wanted.secrets.get(&source).unwrap_or(&nothing);
+            if let Some(stream) = self.secret_stream(source.as_ref()) {
+                follow_names(&stream, type_url::SECRET, old, new);
+            }
+        }
+    }
+
+    /// The stream for the secrets of a server, opened when it is first needed.
+    fn secret_stream(&mut self, cluster: Option<&Arc<str>>) -> Option<Client> {
+        let Some(cluster) = cluster else { return self.ads.clone() };
+        if let Some(stream) = self.secret_streams.get(cluster) {
+            return Some(stream.clone());
+        }
+        let place = self.clusters.get(&**cluster)?.clone();
+        let (client, task) = self.client(&place, Service::Secrets, Protocol::Delta);
+        spawn_local(follow(task, self.me.upgrade()?, Source::Secrets(place)));
+        self.secret_streams.insert(Arc::clone(cluster), client.clone());
+        Some(client)
+    }
+
+    fn client(&self, place: &Place, service: Service, protocol: Protocol) -> (Client, Task) {
+        let address = match place {
+            Place::Unix(path) => Address::Unix(path.clone()),
+            Place::Tcp(address) => Address::Tcp(address.clone()),
+        };
+        let node = self.node.clone();
+        client::client(client::Config { address, service, protocol, node, backoff: Backoff::default() })
+    }
+
+    /// Accept no more connections, and close those that exist as they become idle.
+    pub fn drain(&mut self) {
+        if !std::mem::replace(&mut self.draining, true) {
+            self.tell(|| Command::Drain);
+            self.sockets.close_held();
+        }
+    }
+
+    /// Open record files anew.
+    pub fn reopen(&self) {
+        self.tell(|| Command::Reopen);
+    }
+
+    /// End the workers.
+    pub fn stop(&self) {
+        self.tell(|| Command::Stop);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    pub fn ads_is_connected(&self) -> bool {
+        self.ads_is_connected
+    }
+
+    /// Write to the disk what is not there yet; blocks.
+    pub fn save(&mut self) {
+        if let (true, Some(directory)) = (std::mem::take(&mut self.unsaved), &self.state_dir) {
+            report_save(directory, state::write(directory, self.holdings.entries()));
+        }
+    }
+
+    /// Bring back endpoints whose ejection is over; how long until the next look.
+    fn tick(&mut self, now: Duration) -> Duration {
+        let (shortest, mut pause) = TICK_TIME;
+        let mut ticked = HashMap::new();
+        for (name, upstream) in self.holdings.upstreams() {
+            let (Some(outlier), Some(balancer)) = (&upstream.cluster.outlier, &upstream.balancer) else { continue };
+            let mut last = self.ticked.get(name).copied().unwrap_or(now);
+            if now.saturating_sub(last) >= outlier.interval {
+                balancer.tick(now);
+                last = now;
+            }
+            pause = pause.min((last + outlier.interval).saturating_sub(now));
+            ticked.insert(Arc::clone(name), last);
+        }
+        self.ticked = ticked;
+        pause.max(shortest)
+    }
+}
+
+/// Which stream it is, for the log.
+enum Source {
+    ControlPlane(Place),
+    Secrets(Place),
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (what, place) = match self {
+            Source::ControlPlane(place) => ("the control plane", place),
+            Source::Secrets(place) => ("the server of secrets", place),
+        };
+        match place {
+            Place::Unix(path) => write!(out, "{what} at {}", path.display()),
+            Place::Tcp(address) => write!(out, "{what} at {address}"),
+        }
+    }
+}
+
+/// One stream's way to the configurator.
+struct Stream {
+    configurator: Rc<RefCell<Configurator>>,
+    source: Source,
+    /// What the log said last, so that a control plane that is away fills no disk.
+    told: Option<bool>,
+}
+
+impl Stream {
+    fn note(&mut self, connected: bool) -> bool {
+        if let Source::ControlPlane(_) = self.source {
+            self.configurator.borrow_mut().ads_is_connected = connected;
+        }
+        self.told.replace(connected) != Some(connected)
+    }
+}
+
+impl Receiver for Stream {
+    fn update(&mut self, type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> Result<(), Vec<Refusal>> {
+        self.configurator.borrow_mut().update(type_url, resources, removed)
+    }
+
+    fn connected(&mut self) {
+        if self.note(true) {
+            eprintln!("weft-proxy: connected to {}", self.source);
+        }
+    }
+
+    fn disconnected(&mut self, error: &client::Error, _retry: Duration) {
+        if self.note(false) {
+            eprintln!("weft-proxy: {} is away ({error}); trying again, and working by what is known", self.source);
+        }
+    }
+}
+
+async fn follow(task: Task, configurator: Rc<RefCell<Configurator>>, source: Source) {
+    task.run(&mut Stream { configurator, source, told: None }).await;
+}
+
+fn follow_names(client: &Client, type_url: &str, old: &BTreeSet<Arc<str>>, new: &BTreeSet<Arc<str>>) {
+    let added: Vec<&str> = new.difference(old).map(|name| &**name).collect();
+    if !added.is_empty() {
+        client.subscribe(type_url, added);
+    }
+    let gone: Vec<&str> = old.difference(new).map(|name| &**name).collect();
+    if !gone.is_empty() {
+        client.unsubscribe(type_url, gone);
+    }
+}
+
+async fn wait_for_clusters(configurator: Rc<RefCell<Configurator>>) {
+    tokio::time::sleep(FIRST_CLUSTERS_TIME).await;
+    let mut configurator = configurator.borrow_mut();
+    if configurator.holdings.wait_no_longer() {
+        configurator.settle();
+    }
+}
+
+async fn keep_saving(configurator: Rc<RefCell<Configurator>>) {
+    let changed = Rc::clone(&configurator.borrow().changed);
+    loop {
+        changed.notified().await;
+        tokio::time::sleep(SAVE_TIME).await;
+        let (directory, entries) = {
+            let mut configurator = configurator.borrow_mut();
+            let Some(directory) = configurator.state_dir.clone() else { return };
+            configurator.unsaved = false;
+            (directory, configurator.holdings.entries())
+        };
+        // Beside the loop: a busy disk must not keep configuration waiting.
+        let written = tokio::task::spawn_blocking(move || {
+            report_save(&directory, state::write(&directory, entries));
+        });
+        let _ = written.await;
+    }
+}
+
+fn report_save(directory: &std::path::Path, result: std::io::Result<()>) {
+    if let Err(error) = result {
+        eprintln!("weft-proxy: the state cannot be kept in {}: {error}", directory.display());
+    }
+}
+
+async fn keep_ticking(configurator: Rc<RefCell<Configurator>>) {
+    loop {
+        let pause = configurator.borrow_mut().tick(clock::monotonic());
+        tokio::time::sleep(pause).await;
+    }
+}

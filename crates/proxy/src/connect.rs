@@ -1,0 +1,556 @@
+//! Connections to endpoints: from the pool, or new ones.
+//!
+//! Each worker has its own pool for each cluster. A pooled connection is used last-in first-out, so that those which are
+//! not needed grow old and close. Limits (circuit breakers) are shared by all workers.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasherDefault;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use weft_core::address::PeerAddress;
+use weft_core::balance::Host;
+use weft_core::breaker::{Permit, Resource};
+use weft_core::cluster::{Cluster, Keepalive, ProxyProtocolVersion, TransportSocket};
+use weft_core::respond::Cause;
+
+use crate::buffer::Buffer;
+use crate::codec::proxy_protocol;
+use crate::edge::Edge;
+use crate::identify::{Ends, peer_leaf, principal, principal_key};
+use crate::io::{self as sockets, Io};
+use crate::netns;
+use crate::plan::{AddressHasher, Upstream, WorkerUpstream, address_of};
+
+/// Where a proxy stands in the network.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// The way to the host's network, if there is one.
+    pub edge: Option<Edge>,
+    /// Where connections come from whose cluster says nothing about it.
+    pub source: Option<SocketAddr>,
+}
+
+mod shared;
+
+pub use shared::{Connected, Shared, Want, connect_http, http2_limits};
+
+/// Where a request goes.
+#[derive(Clone)]
+pub enum Destination {
+    /// An endpoint of the cluster.
+    Host(Arc<Host>),
+    /// Where the client wanted to go.
+    Original(SocketAddr),
+}
+
+impl Destination {
+    pub fn address(&self) -> PeerAddress {
+        match self {
+            Destination::Host(host) => host.endpoint.address.clone(),
+            Destination::Original(address) => PeerAddress::Socket(*address),
+        }
+    }
+
+    pub fn host(&self) -> Option<&Arc<Host>> {
+        match self {
+            Destination::Host(host) => Some(host),
+            Destination::Original(_) => None,
+        }
+    }
+
+    fn transport<'c>(&self, cluster: &'c Cluster) -> &'c TransportSocket {
+        match self {
+            Destination::Host(host) => cluster.transport_for(&host.endpoint),
+            Destination::Original(_) => &cluster.transport,
+        }
+    }
+
+    fn key(&self, transport: &TransportSocket, ends: Ends) -> Key {
+        let tls = transport.tls.as_ref().map_or(0, address_of);
+        let said = transport.proxy_protocol.map(|_| ends);
+        match self {
+            Destination::Host(host) => Key { host: address_of(&host.counters), address: None, tls, said },
+            Destination::Original(address) => Key { host: 0, address: Some(*address), tls, said },
+        }
+    }
+}
+
+/// Connections that can stand for each other. The host is known by its counters, which stay while its address does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    host: usize,
+    address: Option<SocketAddr>,
+    tls: usize,
+    /// For whom the connection is, if its first bytes said so (PROXY protocol).
+    said: Option<Ends>,
+}
+
+impl Key {
+    /// How long a connection may be idle.
+    fn idle_timeout(&self, cluster: &Cluster) -> Option<Duration> {
+        let own = cluster.http.idle_timeout;
+        if self.said.is_none() { own } else { Some(own.map_or(SAID_IDLE_TIME, |own| own.min(SAID_IDLE_TIME))) }
+    }
+}
+
+/// A connection that was opened in one client's name is of use to that client's connection alone, and nobody tells when that is over. So
+/// it is kept for a client's short pauses.
+const SAID_IDLE_TIME: Duration = Duration::from_secs(5);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("a circuit breaker is open")]
+    Overflow,
+    #[error("no connection within {0:?}")]
+    Timeout(Duration),
+    /// The peer, or the network between, said no.
+    #[error("{0}")]
+    Remote(io::Error),
+    /// We could not even try.
+    #[error("{0}")]
+    Local(io::Error),
+    #[error("TLS error: {0}")]
+    Tls(io::Error),
+}
+
+impl ConnectError {
+    pub fn cause(&self) -> Cause {
+        match self {
+            ConnectError::Overflow => Cause::Overflow,
+            ConnectError::Timeout(_) => Cause::ConnectTimeout,
+            ConnectError::Remote(_) | ConnectError::Tls(_) => Cause::RemoteConnectionFailure,
+            ConnectError::Local(_) => Cause::LocalConnectionFailure,
+        }
+    }
+
+    /// What the record shows as the reason of a transport failure.
+    pub fn transport_failure(&self) -> Option<String> {
+        match self {
+            ConnectError::Overflow | ConnectError::Timeout(_) => None,
+            ConnectError::Remote(error) | ConnectError::Local(error) => {
+                Some(format!("delayed connect error: {}", describe(error)))
+            }
+            ConnectError::Tls(_) => Some(self.to_string()),
+        }
+    }
+}
+
+/// The system's words without Rust's addition, as Envoy shows them.
+fn describe(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error") {
+        Some((words, _)) => words.to_owned(),
+        None => text,
+    }
+}
+
+/// The other end of a connection to an endpoint, in the words of records and metrics. Made once for each connection.
+#[derive(Debug, Default)]
+pub struct Peer {
+    /// Its address.
+    pub address: Box<str>,
+    /// The first URI of its verified certificate: its SPIFFE ID.
+    pub principal: Option<Box<str>>,
+    /// A number for that identity, to tell metrics apart; 0 without one.
+    pub principal_key: u64,
+}
+
+impl Peer {
+    fn new(destination: &Destination, io: &Io) -> Peer {
+        let principal = peer_leaf(io).and_then(|leaf| principal(&leaf));
+        Peer {
+            address: destination.address().to_string().into(),
+            principal_key: principal_key(principal.as_deref()),
+            principal,
+        }
+    }
+}
+
+/// A connection to an endpoint, in use by one request or tunnel.
+pub struct Connection {
+    pub io: Io,
+    pub buffer: Buffer,
+    /// Our end, for records; asked from the kernel once.
+    pub local: Option<SocketAddr>,
+    /// The other end, for the records and metrics of all requests on this connection.
+    pub peer: Rc<Peer>,
+    /// Another request has used it before.
+    pub reused: bool,
+    requests: u32,
+    since: Instant,
+    key: Key,
+    pool: Rc<Pool>,
+    /// Counts against `max_connections` while the connection lives.
+    _permit: Permit,
+}
+
+impl Connection {
+    /// Give the connection back for the next request. The message on it must be complete in both directions.
+    pub fn release(mut self, cluster: &Cluster) {
+        let worn = cluster.http.max_requests_per_connection.is_some_and(|most| self.requests >= most)
+            || cluster.http.max_connection_duration.is_some_and(|most| self.since.elapsed() >= most);
+        if worn || !self.buffer.is_empty() {
+            return;
+        }
+        self.buffer.release_if_empty();
+        let pool = Rc::clone(&self.pool);
+        pool.put(self);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.pool.open.set(self.pool.open.get() - 1);
+        // Its permit is given back with the rest of it, before the woken task can run.
+        self.pool.wake_next();
+    }
+}
+
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+/// Connections of one worker to one cluster.
+#[derive(Default)]
+pub struct Pool {
+    idle: RefCell<HashMap<Key, Vec<Idle>, BuildHasherDefault<AddressHasher>>>,
+    /// Connections of HTTP/2; the last is the newest.
+    shared: RefCell<HashMap<Key, Vec<Rc<Shared>>, BuildHasherDefault<AddressHasher>>>,
+    /// Endpoints to which a connection of HTTP/2 is being made: one at a time, others wait for it.
+    making: RefCell<HashMap<Key, Rc<Notify>, BuildHasherDefault<AddressHasher>>>,
+    /// Tasks that wait because the cluster may have no more connections.
+    waiting: RefCell<VecDeque<(Waker, Rc<Cell<Turn>>)>>,
+    /// Connections that exist, idle or not.
+    open: Cell<usize>,
+}
+
+impl Pool {
+    fn take(&self, key: &Key, cluster: &Cluster) -> Option<Connection> {
+        let mut idle = self.idle.borrow_mut();
+        let connections = idle.get_mut(key)?;
+        let idle_timeout = key.idle_timeout(cluster);
+        while let Some(Idle { connection, since }) = connections.pop() {
+            if idle_timeout.is_none_or(|most| since.elapsed() < most) && connection.io.is_fresh() {
+                return Some(connection);
+            }
+            // The pool itself closes what is stale; `drop` touches only the counter, not this map.
+            drop(connection);
+        }
+        None
+    }
+
+    /// A connection of HTTP/2 that takes another request.
+    fn find_shared(&self, key: &Key) -> Option<Rc<Shared>> {
+        let mut shared = self.shared.borrow_mut();
+        let connections = shared.get_mut(key)?;
+        connections.retain(|connection| !connection.session.is_worn());
+        connections.iter().rev().find(|connection| connection.session.can_open()).cloned()
+    }
+
+    fn put(&self, connection: Connection) {
+        let key = connection.key;
+        self.idle.borrow_mut().entry(key).or_default().push(Idle { connection, since: Instant::now() });
+        self.wake_next();
+    }
+
+    /// Give the next waiting task its turn; those that gave up are passed over.
+    fn wake_next(&self) {
+        while let Some((waker, turn)) = self.waiting.borrow_mut().pop_front() {
+            if turn.get() == Turn::Waiting {
+                turn.set(Turn::Given);
+                waker.wake();
+                return;
+            }
+        }
+    }
+
+    /// Close one idle connection of any endpoint, to make room under the cluster's limit. Returns whether there was one.
+    fn close_one_idle(&self) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        let oldest = idle.values_mut().find(|connections| !connections.is_empty());
+        oldest.is_some_and(|connections| {
+            drop(connections.remove(0));
+            true
+        })
+    }
+
+    /// Close idle connections that their peers closed or that are too old. Returns how many stay.
+    pub fn sweep(&self, cluster: &Cluster) -> usize {
+        let mut closed = Vec::new();
+        let mut left = 0;
+        self.idle.borrow_mut().retain(|key, connections| {
+            let idle_timeout = key.idle_timeout(cluster);
+            let mut kept = Vec::with_capacity(connections.len());
+            for entry in connections.drain(..) {
+                if idle_timeout.is_none_or(|most| entry.since.elapsed() < most) && entry.connection.io.is_fresh() {
+                    kept.push(entry);
+                } else {
+                    closed.push(entry);
+                }
+            }
+            left += kept.len();
+            *connections = kept;
+            !connections.is_empty()
+        });
+        self.shared.borrow_mut().retain(|_, connections| {
+            connections.retain(|connection| !connection.session.is_worn());
+            !connections.is_empty()
+        });
+        left
+    }
+
+    /// Close idle connections to endpoints that the cluster has no more.
+    pub fn keep_only(&self, upstream: &Upstream) {
+        let Some(balancer) = &upstream.balancer else { return };
+        let (mut idle, mut shared) = (self.idle.borrow_mut(), self.shared.borrow_mut());
+        if idle.is_empty() && shared.is_empty() {
+            return;
+        }
+        let known: Vec<usize> = balancer.hosts().iter().map(|host| address_of(&host.counters)).collect();
+        idle.retain(|key, _| known.contains(&key.host));
+        shared.retain(|key, connections| {
+            let is_known = known.contains(&key.host);
+            if !is_known {
+                connections.iter().for_each(|connection| connection.session.retire());
+            }
+            is_known
+        });
+    }
+
+    pub fn open_count(&self) -> usize {
+        self.open.get()
+    }
+}
+
+/// Get a connection to *destination*: a pooled one unless *fresh* asks for a new one. *ends* are the client's, for endpoints that want
+/// to be told.
+///
+/// Waits while the cluster's `max_connections` are all in use by this worker, as one of `max_pending_requests`.
+///
+/// # Errors
+/// [`ConnectError`].
+pub async fn connect(
+    upstream: &Rc<WorkerUpstream>,
+    destination: &Destination,
+    ends: Ends,
+    standing: &Standing,
+    fresh: bool,
+) -> Result<Connection, ConnectError> {
+    let cluster = &upstream.shared.cluster;
+    let transport = destination.transport(cluster);
+    let key = destination.key(transport, ends);
+    if !fresh && let Some(mut connection) = upstream.pool.take(&key, cluster) {
+        connection.reused = true;
+        connection.requests += 1;
+        return Ok(connection);
+    }
+    let breakers = &upstream.shared.breakers;
+    let _pending = breakers.acquire(Resource::Pending, &cluster.limits).ok_or(ConnectError::Overflow)?;
+    let permit = loop {
+        if let Some(permit) = breakers.acquire(Resource::Connection, &cluster.limits) {
+            break permit;
+        }
+        if upstream.pool.close_one_idle() {
+            continue;
+        }
+        if upstream.pool.open_count() == 0 {
+            // All connections belong to other workers, so none will be given back here. Envoy allows each worker one then.
+            break breakers
+                .acquire(Resource::Connection, &weft_core::breaker::Limits { connections: u32::MAX, ..cluster.limits })
+                .ok_or(ConnectError::Overflow)?;
+        }
+        wait_for_release(&upstream.pool).await;
+        if let Some(mut connection) = upstream.pool.take(&key, cluster) {
+            connection.reused = true;
+            connection.requests += 1;
+            return Ok(connection);
+        }
+    };
+    let deadline = cluster.connect_timeout;
+    let work = pin!(open(upstream, destination, transport, ends, standing));
+    let io = match tokio::time::timeout(deadline, work).await {
+        Ok(result) => result?,
+        Err(_) => return Err(ConnectError::Timeout(deadline)),
+    };
+    upstream.pool.open.set(upstream.pool.open.get() + 1);
+    Ok(Connection {
+        local: sockets::local_address(io.as_raw_fd()),
+        peer: Rc::new(Peer::new(destination, &io)),
+        io,
+        buffer: Buffer::limited(cluster.buffer_limit_bytes),
+        reused: false,
+        requests: 1,
+        since: Instant::now(),
+        key,
+        pool: Rc::clone(&upstream.pool),
+        _permit: permit,
+    })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Waiting,
+    Given,
+    GaveUp,
+}
+
+/// Wait until a connection of the pool was given back or closed. If dropped after its turn was given, the turn passes on.
+async fn wait_for_release(pool: &Pool) {
+    struct Place<'p> {
+        pool: &'p Pool,
+        turn: Rc<Cell<Turn>>,
+    }
+    impl Drop for Place<'_> {
+        fn drop(&mut self) {
+            if self.turn.replace(Turn::GaveUp) == Turn::Given {
+                self.pool.wake_next();
+            }
+        }
+    }
+    let place = Place { pool, turn: Rc::new(Cell::new(Turn::Waiting)) };
+    let mut queued = false;
+    std::future::poll_fn(|context| {
+        if place.turn.get() == Turn::Given {
+            place.turn.set(Turn::GaveUp);
+            return Poll::Ready(());
+        }
+        if !queued {
+            queued = true;
+            pool.waiting.borrow_mut().push_back((context.waker().clone(), Rc::clone(&place.turn)));
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+async fn open(
+    upstream: &WorkerUpstream,
+    destination: &Destination,
+    transport: &TransportSocket,
+    ends: Ends,
+    standing: &Standing,
+) -> Result<Io, ConnectError> {
+    let cluster = &upstream.shared.cluster;
+    let namespace = cluster.bind.as_ref().and_then(|bind| bind.namespace.as_deref());
+    let address = destination.address();
+    let socket = match (&address, namespace) {
+        (PeerAddress::Socket(address), Some(path)) if netns::is_host(path) => match &standing.edge {
+            Some(edge) => dial_edge(edge, *address, cluster.connect_timeout).await?,
+            None => {
+                return Err(ConnectError::Local(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "the endpoint is in the host's network, but no --edge-socket was given",
+                )));
+            }
+        },
+        (PeerAddress::Socket(address), _) => {
+            let bind = cluster.bind.as_ref().map_or(standing.source, |bind| Some(bind.address));
+            dial(*address, bind, namespace).await?
+        }
+        (PeerAddress::Pipe(path), _) => dial_pipe(path).await?,
+    };
+    if matches!(address, PeerAddress::Socket(_)) {
+        sockets::set_no_delay(socket.as_raw_fd());
+        if let Some(keepalive) = &cluster.keepalive {
+            set_keepalive(&socket, keepalive);
+        }
+    }
+    let mut io = Io::new(socket).map_err(ConnectError::Local)?;
+    if let Some(version) = transport.proxy_protocol {
+        // Before anything else, TLS too: the receiver reads it before it knows what follows.
+        let mut header = Vec::new();
+        proxy_protocol::encode(&mut header, spoken(version), ends.remote, ends.local);
+        io.write_all(&header, &[]).await.map_err(ConnectError::Remote)?;
+    }
+    if let Some(context) = upstream.shared.tls_for(transport) {
+        let session = rustls::ClientConnection::new(Arc::clone(&context.config), context.name.clone())
+            .map_err(|error| ConnectError::Tls(io::Error::other(error)))?;
+        io.secure(session.into());
+        io.handshake().await.map_err(ConnectError::Tls)?;
+    }
+    Ok(io)
+}
+
+fn spoken(version: ProxyProtocolVersion) -> proxy_protocol::Version {
+    match version {
+        ProxyProtocolVersion::V1 => proxy_protocol::Version::V1,
+        ProxyProtocolVersion::V2 => proxy_protocol::Version::V2,
+    }
+}
+
+async fn dial_edge(edge: &Edge, address: SocketAddr, timeout: Duration) -> Result<OwnedFd, ConnectError> {
+    let socket = edge.dial(address, timeout).await.map_err(ConnectError::Remote)?;
+    socket2::SockRef::from(&socket).set_nonblocking(true).map_err(ConnectError::Local)?;
+    Ok(socket)
+}
+
+async fn dial(
+    address: SocketAddr,
+    bind: Option<SocketAddr>,
+    namespace: Option<&Path>,
+) -> Result<OwnedFd, ConnectError> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let socket = socket2::Socket::from(netns::stream_socket(family, namespace).map_err(ConnectError::Local)?);
+    // A bind address of another family, or 0.0.0.0, only carries the namespace.
+    if let Some(bind) = bind.filter(|bind| bind.is_ipv4() == address.is_ipv4() && !bind.ip().is_unspecified()) {
+        if bind.port() == 0 {
+            sockets::choose_port_when_connecting(socket.as_raw_fd());
+        }
+        socket.bind(&bind.into()).map_err(ConnectError::Local)?;
+    }
+    finish_connect(socket, &address.into()).await
+}
+
+async fn dial_pipe(path: &Path) -> Result<OwnedFd, ConnectError> {
+    let socket = socket2::Socket::from(netns::stream_socket(libc::AF_UNIX, None).map_err(ConnectError::Local)?);
+    let address = socket2::SockAddr::unix(path).map_err(ConnectError::Local)?;
+    finish_connect(socket, &address).await
+}
+
+async fn finish_connect(socket: socket2::Socket, address: &socket2::SockAddr) -> Result<OwnedFd, ConnectError> {
+    match socket.connect(address) {
+        Ok(()) => return Ok(socket.into()),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(error) => {
+            return Err(match error.raw_os_error() {
+                Some(libc::EADDRNOTAVAIL | libc::EACCES | libc::EPERM | libc::EINVAL) => ConnectError::Local(error),
+                _ => ConnectError::Remote(error),
+            });
+        }
+    }
+    let watched = sockets::watch(socket, tokio::io::Interest::WRITABLE).map_err(ConnectError::Local)?;
+    // The connection's result is known when the socket becomes writable.
+    drop(watched.writable().await.map_err(ConnectError::Local)?);
+    match socket2::SockRef::from(watched.get_ref()).take_error() {
+        Ok(None) => Ok(watched.into_inner()),
+        Ok(Some(error)) | Err(error) => Err(ConnectError::Remote(error)),
+    }
+}
+
+fn set_keepalive(socket: &OwnedFd, keepalive: &Keepalive) {
+    let mut settings = socket2::TcpKeepalive::new();
+    if let Some(time) = keepalive.time {
+        settings = settings.with_time(Duration::from_secs(time.into()));
+    }
+    if let Some(interval) = keepalive.interval {
+        settings = settings.with_interval(Duration::from_secs(interval.into()));
+    }
+    if let Some(probes) = keepalive.probes {
+        settings = settings.with_retries(probes);
+    }
+    // An optimisation for dead peers; a connection without it still works.
+    let _ = socket2::SockRef::from(socket).set_tcp_keepalive(&settings);
+}

@@ -1,0 +1,216 @@
+//! Ways to endpoints for requests of HTTP: by HTTP/2, over connections that requests share, or by HTTP/1.1.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use tokio::time::Instant;
+use weft_core::cluster::{Cluster, UpstreamProtocol};
+use weft_core::http_manager::HeadLimits;
+use weft_core::http2::Http2Options;
+
+use crate::alarm::Alarm;
+use crate::codec::h2::{Floods, Limits, Role};
+use crate::identify::Ends;
+use crate::multiplex::{ConnectionEnd, Driver, Session, Turn};
+use crate::plan::WorkerUpstream;
+use crate::tls::session::Session as TlsSession;
+
+use super::{ConnectError, Connection, Destination, Key, Peer, Pool, Standing, connect};
+
+/// A connection of HTTP/2 to an endpoint, which requests share.
+pub struct Shared {
+    pub session: Rc<Session>,
+    /// Our end, for records.
+    pub local: Option<SocketAddr>,
+    /// The other end.
+    pub peer: Rc<Peer>,
+}
+
+/// A way to an endpoint.
+// It is moved once and taken apart: a box would be an allocation for each request of HTTP/1.1.
+#[allow(clippy::large_enum_variant)]
+pub enum Connected {
+    /// HTTP/1.1: for one request at a time.
+    Own(Connection),
+    /// HTTP/2.
+    Shared(Rc<Shared>),
+}
+
+/// What the client speaks, for clusters that follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    Http1,
+    Http2,
+}
+
+/// Get a way to *destination* for a request of HTTP: a pooled one unless *fresh* asks for a new one. *want* is what the client speaks.
+///
+/// # Errors
+/// [`ConnectError`].
+pub async fn connect_http(
+    upstream: &Rc<WorkerUpstream>,
+    destination: &Destination,
+    ends: Ends,
+    standing: &Standing,
+    fresh: bool,
+    want: Want,
+) -> Result<Connected, ConnectError> {
+    let cluster = &upstream.shared.cluster;
+    let transport = destination.transport(cluster);
+    let key = destination.key(transport, ends);
+    let always = match cluster.http.protocol {
+        UpstreamProtocol::Http2 => true,
+        UpstreamProtocol::Downstream => want == Want::Http2,
+        UpstreamProtocol::Http1 | UpstreamProtocol::Auto => false,
+    };
+    // Without TLS nobody can be asked, and where the configuration names the version nobody is, whatever ALPN offers.
+    let asks = transport.tls.is_some() && cluster.http.protocol == UpstreamProtocol::Auto;
+    if !always && !asks {
+        return connect(upstream, destination, ends, standing, fresh).await.map(Connected::Own);
+    }
+    let mut fresh = fresh;
+    let _making = loop {
+        if !fresh && let Some(shared) = upstream.pool.find_shared(&key) {
+            return Ok(Connected::Shared(shared));
+        }
+        if !always {
+            break None;
+        }
+        let other = upstream.pool.making.borrow().get(&key).cloned();
+        match other {
+            None => break Some(Making::begin(Rc::clone(&upstream.pool), key)),
+            // What the other task makes is as fresh as anybody can ask.
+            Some(done) => {
+                fresh = false;
+                done.notified().await;
+            }
+        }
+    };
+    // A connection that is to be shared is never taken from those that are not.
+    let connection = connect(upstream, destination, ends, standing, fresh || always).await?;
+    if !always && (connection.reused || !connection.io.speaks_http2()) {
+        return Ok(Connected::Own(connection));
+    }
+    Ok(Connected::Shared(share(upstream, connection)))
+}
+
+/// A connection of HTTP/2 that is being made; whoever waits for it is woken when this is dropped.
+struct Making {
+    pool: Rc<Pool>,
+    key: Key,
+}
+
+impl Making {
+    fn begin(pool: Rc<Pool>, key: Key) -> Making {
+        pool.making.borrow_mut().insert(key, Rc::default());
+        Making { pool, key }
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        if let Some(done) = self.pool.making.borrow_mut().remove(&self.key) {
+            done.notify_waiters();
+        }
+    }
+}
+
+/// Speak HTTP/2 on *connection*, in a task of its own.
+fn share(upstream: &Rc<WorkerUpstream>, connection: Connection) -> Rc<Shared> {
+    let cluster = Arc::clone(&upstream.shared.cluster);
+    let limits = Limits {
+        output_bytes: connection.buffer.limit(),
+        ..http2_limits(&cluster.http.http2, &cluster.http.head_limits)
+    };
+    let driver = Driver::new(Role::Client, limits, connection.io.is_secure());
+    let shared = Rc::new(Shared {
+        session: Rc::clone(&driver.session),
+        local: connection.local,
+        peer: Rc::clone(&connection.peer),
+    });
+    upstream.pool.shared.borrow_mut().entry(connection.key).or_default().push(Rc::clone(&shared));
+    tokio::task::spawn_local(keep(driver, connection, cluster));
+    shared
+}
+
+/// The codec's limits under these options.
+pub fn http2_limits(options: &Http2Options, heads: &HeadLimits) -> Limits {
+    let default = Limits::default();
+    let most = |limit: Option<u32>| limit.unwrap_or(u32::MAX);
+    let floods = &options.floods;
+    Limits {
+        header_bytes: heads.bytes,
+        header_fields: heads.count as usize,
+        header_table_bytes: options.header_table_bytes.unwrap_or(default.header_table_bytes),
+        floods: Floods {
+            outbound_frames: most(floods.outbound_frames),
+            outbound_control_frames: most(floods.outbound_control_frames),
+            consecutive_empty_frames: most(floods.consecutive_empty_frames),
+            priority_frames_per_stream: most(floods.priority_frames_per_stream),
+            window_updates_per_data_frame: most(floods.window_updates_per_data_frame),
+        },
+        streams: options.max_concurrent_streams.unwrap_or(default.streams),
+        stream_window_bytes: options.stream_window_bytes.unwrap_or(default.stream_window_bytes),
+        connection_window_bytes: options.connection_window_bytes.unwrap_or(default.connection_window_bytes),
+        ..default
+    }
+}
+
+/// Read and write a connection that requests share, until its end; close it when nobody has used it for long.
+async fn keep(mut driver: Driver, mut connection: Connection, cluster: Arc<Cluster>) {
+    let http = &cluster.http;
+    let mut alarm = Alarm::default();
+    let interval = http.http2.keepalive.map(|keepalive| keepalive.interval);
+    let mut next_ping = interval.map(|interval| connection.since + interval);
+    let mut answer: Option<Instant> = None;
+    let (mut idle_since, mut requests, mut was_busy) = (connection.since, 0, false);
+    let idle_timeout = connection.key.idle_timeout(&cluster);
+    let worn = http.max_connection_duration.map(|most| connection.since + most);
+    loop {
+        let Connection { io, buffer, .. } = &mut connection;
+        let turn = std::future::poll_fn(|context| {
+            if let Poll::Ready(turn) = driver.poll(context, io, buffer) {
+                return Poll::Ready(Some(turn));
+            }
+            let session = &driver.session;
+            requests = session.requests();
+            let is_idle = session.open_streams() == 0;
+            if std::mem::replace(&mut was_busy, !is_idle) && is_idle {
+                idle_since = Instant::now();
+            }
+            if is_idle && session.is_worn() {
+                return Poll::Ready(Some(Turn::Over(ConnectionEnd::Closed)));
+            }
+            if !session.is_worn() && http.max_requests_per_connection.is_some_and(|most| requests >= most) {
+                session.retire();
+            }
+            let idle = idle_timeout.filter(|_| is_idle).map(|most| idle_since + most);
+            let worn = worn.filter(|_| !session.is_worn());
+            let deadline = [idle, worn, next_ping, answer].into_iter().flatten().min();
+            alarm.poll(context, deadline).map(|_| None)
+        })
+        .await;
+        let now = Instant::now();
+        match turn {
+            Some(Turn::Pong(_)) => answer = None,
+            Some(Turn::Over(_)) => {
+                // The streams learn that they are gone after this.
+                let alert = connection.io.with_session(TlsSession::alert).flatten();
+                let text = alert.map(|alert| format!("TLS error: the peer sent the alert {alert:?}"));
+                return driver.session.note_tls_refusal(text);
+            }
+            Some(Turn::Request { .. } | Turn::Malformed) => {}
+            None if answer.is_some_and(|answer| answer <= now) => return,
+            None if next_ping.is_some_and(|next| next <= now) => {
+                next_ping = interval.map(|interval| now + interval);
+                if answer.is_none() {
+                    answer = http.http2.keepalive.map(|keepalive| now + keepalive.timeout);
+                    driver.ping(*b"alive?\0\0");
+                }
+            }
+            None => driver.go_away(),
+        }
+    }
+}

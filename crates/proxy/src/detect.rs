@@ -1,0 +1,323 @@
+//! What a connection turns out to be: TLS or not, HTTP or not, and so which filter chain takes it.
+
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::server::{Accepted, Acceptor};
+use tokio::time::Instant;
+use weft_core::listener::{FilterChain, Listener, Place, ProxyProtocol, Seen};
+use weft_core::trace::Silent;
+
+use crate::alarm::Alarm;
+use crate::buffer::Buffer;
+use crate::codec::proxy_protocol::{Expected, HeaderError, Reader as HeaderReader, Said, Step};
+use crate::identify::{Ends, Facts};
+use crate::io::Io;
+use crate::plan::{ChainContext, WorkerPlan};
+use crate::serve::Socket;
+use crate::server_first::{self, Early, Raced};
+use crate::tcp;
+use crate::tls::context::ServerContext;
+use crate::tls::session::Session;
+use crate::worker::Worker;
+
+/// How long a TLS handshake may take where the chain says nothing; Envoy waits for ever.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+/// A first line longer than this is not HTTP's.
+const FIRST_LINE_BYTES: usize = 8 * 1024;
+
+/// Why a connection was closed before it reached a filter.
+#[derive(Debug, thiserror::Error)]
+pub enum DetectError {
+    #[error("filter_chain_not_found")]
+    NoChain,
+    /// One connection too many for the process.
+    #[error("downstream_global_cx_overflow")]
+    GlobalLimit,
+    /// One too many for its filter chain, to be held so long before it is closed.
+    #[error("connection_limit")]
+    Limit { delay: Option<Duration> },
+    #[error("listener_filter_timeout")]
+    Silent,
+    #[error("proxy_protocol_error:{0}")]
+    Header(#[from] HeaderError),
+    #[error("plaintext_to_tls_listener")]
+    Plaintext,
+    #[error("tls_handshake_timeout")]
+    HandshakeTimeout,
+    #[error("tls_error:{0}")]
+    Handshake(io::Error),
+    #[error("client_closed")]
+    Gone,
+}
+
+/// Hear from a proxy before us between whom the connection is, and drop the header that says so. *own* are the connection's own ends.
+///
+/// # Errors
+/// [`DetectError`]; the connection must be closed without a word. A header that has to come is not given up by
+/// `continue_on_listener_filters_timeout`: who may connect without one is said by the filter itself.
+pub async fn hear(
+    socket: &mut Socket,
+    listener: &Listener,
+    filter: &ProxyProtocol,
+    own: Ends,
+) -> Result<Ends, DetectError> {
+    let expected = Expected { v1: filter.v1, v2: filter.v2, absence: filter.optional };
+    let mut reader = HeaderReader::new(expected);
+    let Socket { io, buffer, alarm } = socket;
+    let deadline = listener.listener_filters_timeout.map(|limit| Instant::now() + limit);
+    let work = async {
+        loop {
+            more(io, buffer).await?;
+            match reader.step(buffer.data())? {
+                Step::More { consumed } => buffer.consume(consumed),
+                Step::Done { consumed, said } => {
+                    buffer.consume(consumed);
+                    buffer.release_if_empty();
+                    return Ok(said);
+                }
+            }
+        }
+    };
+    match alarm.limit(deadline, work).await {
+        Ok(Ok(Said::Between { source, destination })) => {
+            // IPv4 in IPv6 clothes is IPv4, as it is from the kernel.
+            let plain = |end: SocketAddr| SocketAddr::new(end.ip().to_canonical(), end.port());
+            Ok(Ends { remote: plain(source), local: plain(destination) })
+        }
+        Ok(Ok(Said::OwnEnds)) => Ok(own),
+        Ok(Err(error)) => Err(error),
+        Err(_) if listener.continue_on_listener_filters_timeout && filter.optional => Ok(own),
+        Err(_) => Err(DetectError::Silent),
+    }
+}
+
+/// What was found out.
+pub struct Detected {
+    pub context: Arc<ChainContext>,
+    /// The upstream of a TCP proxy, if it had to be dialled to find out. In a box: no idle connection is to have room for it.
+    pub early: Option<Box<tcp::Opened>>,
+    /// Held while the connection lasts.
+    pub _place: Option<Place>,
+}
+
+/// Find the filter chain of a connection, take a place on it, and shake hands if it wants TLS. What is learnt of the client goes into *facts*, on the
+/// way to an error too.
+///
+/// # Errors
+/// [`DetectError`]; the connection must be closed without a word (except a TLS alert, which was sent).
+pub async fn detect(
+    worker: &Rc<Worker>,
+    socket: &mut Socket,
+    plan: &WorkerPlan,
+    listener: &Listener,
+    ends: Ends,
+    facts: &mut Facts,
+) -> Result<Detected, DetectError> {
+    let deadline = listener.listener_filters_timeout.map(|limit| Instant::now() + limit);
+    let may_race = socket.buffer.is_empty()
+        && !facts.foreign
+        && listener.continue_on_listener_filters_timeout
+        && !listener.inspectors(ends.local.port()).are_absent();
+    let raced = if may_race {
+        server_first::race(worker, socket, plan, listener, ends, deadline).await
+    } else {
+        Raced::Client(None)
+    };
+    let early = match raced {
+        Raced::Server(Early { context, opened }) => {
+            let _place = take_place(&context)?;
+            return Ok(Detected { context, early: Some(opened), _place });
+        }
+        Raced::Client(early) => early,
+    };
+    let Socket { io, buffer, alarm } = socket;
+    let seen = inspect(io, buffer, alarm, listener, ends, deadline).await?;
+    facts.server_name = seen.server_name.as_deref().map(Into::into);
+    let chosen = seen.with_connection(ends.local, ends.remote, |connection| listener.chain(connection, &mut Silent));
+    let chain: &Arc<FilterChain> = chosen.ok_or(DetectError::NoChain)?;
+    let context = Arc::clone(plan.chain(chain).ok_or(DetectError::NoChain)?);
+    // Before the handshake, which is what a connection costs most.
+    let _place = take_place(&context)?;
+    let early = early.filter(|early| Arc::ptr_eq(&early.context, &context)).map(|early| early.opened);
+    if let Some(tls) = &context.tls {
+        let limit = chain.tls_handshake_timeout.unwrap_or(HANDSHAKE_TIMEOUT);
+        let work = shake_hands(io, buffer, tls, facts);
+        alarm.limit(Some(Instant::now() + limit), work).await.map_err(|_| DetectError::HandshakeTimeout)??;
+    }
+    Ok(Detected { context, early, _place })
+}
+
+fn take_place(context: &ChainContext) -> Result<Option<Place>, DetectError> {
+    let limit = context.chain.connection_limit.as_ref();
+    limit.map(|limit| limit.take().ok_or(DetectError::Limit { delay: limit.delay })).transpose()
+}
+
+/// Look at the first bytes without taking them, as far as the listener's inspectors ask for it.
+async fn inspect(
+    io: &Io,
+    buffer: &mut Buffer,
+    alarm: &mut Alarm,
+    listener: &Listener,
+    ends: Ends,
+    deadline: Option<Instant>,
+) -> Result<Seen, DetectError> {
+    let inspectors = listener.inspectors(ends.local.port());
+    let mut seen = Seen::default();
+    if inspectors.are_absent() {
+        return Ok(seen);
+    }
+    let work = async {
+        if inspectors.look_for_tls() {
+            look_for_hello(io, buffer, &mut seen).await?;
+        }
+        if inspectors.look_for_http(&seen) {
+            seen.application_protocols.extend(look_for_http(io, buffer).await?);
+        }
+        Ok::<(), DetectError>(())
+    };
+    match alarm.limit(deadline, work).await {
+        Ok(result) => result?,
+        Err(_) if listener.continue_on_listener_filters_timeout => {}
+        Err(_) => return Err(DetectError::Silent),
+    }
+    Ok(seen)
+}
+
+async fn more(io: &Io, buffer: &mut Buffer) -> Result<(), DetectError> {
+    match io.read(buffer).await {
+        Ok(0) | Err(_) => Err(DetectError::Gone),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// ContentType handshake (RFC 8446 5.1).
+const HANDSHAKE_RECORD: u8 = 22;
+
+async fn look_for_hello(io: &Io, buffer: &mut Buffer, seen: &mut Seen) -> Result<(), DetectError> {
+    let mut acceptor = Acceptor::default();
+    let mut fed = 0;
+    loop {
+        if buffer.is_empty() {
+            more(io, buffer).await?;
+        }
+        if buffer.data()[0] != HANDSHAKE_RECORD {
+            return Ok(());
+        }
+        let mut unseen = &buffer.data()[fed..];
+        let before = unseen.len();
+        let _ = acceptor.read_tls(&mut unseen);
+        fed += before - unseen.len();
+        match acceptor.accept() {
+            Ok(Some(accepted)) => {
+                learn(seen, &accepted);
+                // The bytes stay in the buffer: the chain may pass them through, or read them again.
+                return Ok(());
+            }
+            Ok(None) if fed < buffer.len() => {}
+            Ok(None) => more(io, buffer).await?,
+            // Begins like TLS and is not: treated as bytes.
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+fn learn(seen: &mut Seen, accepted: &Accepted) {
+    let hello = accepted.client_hello();
+    let protocols = hello.alpn().into_iter().flatten();
+    let protocols = protocols.filter_map(|name| std::str::from_utf8(name).ok().map(str::to_owned)).collect();
+    seen.learn_hello(hello.server_name(), protocols);
+}
+
+/// Whether a request line of HTTP/1 comes, or HTTP/2's preface.
+async fn look_for_http(io: &Io, buffer: &mut Buffer) -> Result<Option<String>, DetectError> {
+    loop {
+        let data = buffer.data();
+        if data.starts_with(b"PRI * HTTP/2.0\r\n") {
+            return Ok(Some("h2c".into()));
+        }
+        if let Some(end) = memchr::memchr(b'\n', data) {
+            let line = data[..end].trim_ascii_end();
+            return Ok(if line.ends_with(b" HTTP/1.1") {
+                Some("http/1.1".into())
+            } else if line.ends_with(b" HTTP/1.0") {
+                Some("http/1.0".into())
+            } else {
+                None
+            });
+        }
+        // A method is a token (RFC 9110 9.1); anything else cannot become HTTP.
+        let method = data.split(|&byte| byte == b' ').next().unwrap_or_default();
+        if !method.iter().all(|byte| byte.is_ascii_alphabetic() || *byte == b'-') || data.len() > FIRST_LINE_BYTES {
+            return Ok(None);
+        }
+        more(io, buffer).await?;
+    }
+}
+
+/// End TLS here.
+async fn shake_hands(
+    io: &mut Io,
+    buffer: &mut Buffer,
+    tls: &ServerContext,
+    facts: &mut Facts,
+) -> Result<(), DetectError> {
+    let accepted = accept(io, buffer).await?;
+    let mut seen = Seen::default();
+    learn(&mut seen, &accepted);
+    facts.server_name = seen.server_name.map(Into::into);
+    let config = tls.config_for(accepted.client_hello().alpn());
+    let connection = match accepted.into_connection(config) {
+        Ok(connection) => connection,
+        Err((error, mut alert)) => {
+            let mut bytes = Vec::new();
+            let _ = alert.write(&mut bytes);
+            let _ = io.write_all(&bytes, &[]).await;
+            return Err(DetectError::Handshake(io::Error::other(error)));
+        }
+    };
+    let mut session = Session::from(connection);
+    session.push_back(buffer.data());
+    buffer.consume(buffer.len());
+    io.secure(session);
+    io.handshake().await.map_err(DetectError::Handshake)?;
+    facts.learn_from_handshake(io, tls.identity.uri.as_deref());
+    Ok(())
+}
+
+/// Read a ClientHello, taking its bytes.
+async fn accept(io: &Io, buffer: &mut Buffer) -> Result<Accepted, DetectError> {
+    let mut acceptor = Acceptor::default();
+    let mut begun = false;
+    loop {
+        if buffer.is_empty() {
+            more(io, buffer).await?;
+        }
+        // The first byte of the first record decides; later ones are the acceptor's business.
+        if !begun && buffer.data()[0] != HANDSHAKE_RECORD {
+            return Err(DetectError::Plaintext);
+        }
+        begun = true;
+        let mut unseen = buffer.data();
+        let before = unseen.len();
+        let taken = acceptor.read_tls(&mut unseen as &mut dyn Read);
+        let count = before - unseen.len();
+        buffer.consume(count);
+        if taken.is_err() {
+            return Err(DetectError::Handshake(io::ErrorKind::InvalidData.into()));
+        }
+        match acceptor.accept() {
+            Ok(Some(accepted)) => return Ok(accepted),
+            Ok(None) => {}
+            Err((error, mut alert)) => {
+                let mut bytes = Vec::new();
+                let _ = alert.write(&mut bytes);
+                let _ = io.write_all(&bytes, &[]).await;
+                return Err(DetectError::Handshake(io::Error::other(error)));
+            }
+        }
+    }
+}

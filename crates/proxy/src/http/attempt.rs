@@ -1,0 +1,326 @@
+//! One try of a request: connect, send, wait for the head of the response.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use weft_core::decide::Decision;
+use weft_core::respond::Cause;
+use weft_core::retry::{RetryPolicy, TryResult};
+
+use crate::codec::Version;
+use crate::connect::{ConnectError, Destination, Want};
+use crate::filter::{self};
+use crate::forward::{Course, Flow, FlowError};
+use crate::message::{HeadEnd, ReadError};
+use crate::multiplex::StreamEnd;
+use crate::plan::WorkerUpstream;
+use crate::serve::Scratch;
+
+use super::server::Server;
+use super::{Exchange, earliest, websocket};
+
+impl Exchange<'_> {
+    /// One try: connect, send the request, wait for the response's head.
+    pub(super) async fn attempt(
+        &mut self,
+        upstream: &Rc<WorkerUpstream>,
+        destination: &Destination,
+        decision: &Decision<'_>,
+        policy: Option<&RetryPolicy>,
+        timeout: Option<Duration>,
+        fresh: bool,
+    ) -> Attempt {
+        let try_deadline = policy.and_then(|policy| policy.per_try_timeout).map(|limit| Instant::now() + limit);
+        // connect
+        let deadline = earliest(earliest(try_deadline, self.deadline(timeout)), self.expires);
+        let want = match self.client_version {
+            Version::Http2 => Want::Http2,
+            Version::Http10 | Version::Http11 => Want::Http1,
+        };
+        let (ends, standing) = (self.down.facts.ends(), &self.down.worker.standing);
+        let connecting = Server::connect(upstream, destination, ends, standing, fresh, want);
+        let mut server = match self.alarm.limit(deadline, connecting).await {
+            Ok(Ok(server)) => server,
+            Ok(Err(error)) => {
+                self.down.worker.metrics.counters().upstream_connect_failures.add(1);
+                self.outcome.transport_failure = error.transport_failure();
+                let result = match &error {
+                    ConnectError::Overflow => TryResult::Overflow,
+                    _ => TryResult::ConnectFailure,
+                };
+                return Attempt::Failed { cause: error.cause(), result };
+            }
+            Err(_) => return self.timed_out(try_deadline, timeout),
+        };
+        if !server.is_reused() {
+            self.down.worker.metrics.counters().upstream_connections.add(1);
+        }
+        self.outcome.upstream_local = server.local();
+        self.outcome.upstream_peer = Some(server.peer());
+        if !self.scratch.request.upgrade().is_empty() {
+            match self.alarm.limit(deadline, server.accepts_upgrade()).await {
+                Ok(true) => {}
+                // The upstream speaks HTTP/2 and no RFC 8441.
+                Ok(false) => {
+                    return Attempt::Failed { cause: Cause::UpstreamProtocolError, result: TryResult::Overflow };
+                }
+                Err(_) => return self.timed_out(try_deadline, timeout),
+            }
+            let random = &mut *self.down.worker.random.borrow_mut();
+            websocket::prepare(&mut self.scratch.request, &server, random);
+        }
+        // forward: the request
+        self.begin_request(&mut server, decision);
+        let awaited = self.send_and_await(&mut server, try_deadline, timeout).await;
+        match awaited {
+            Awaited::Response => {
+                self.answered = Instant::now();
+                self.outcome.response_duration = Some(self.answered - self.began);
+                return Attempt::Answered(server);
+            }
+            Awaited::Malformed => {
+                return Attempt::Failed {
+                    cause: Cause::UpstreamProtocolError,
+                    result: TryResult::Reset { request_started: true },
+                };
+            }
+            Awaited::Ended { reset } => {
+                let taken = server.may_have_taken(reset);
+                let repeatable = !taken || is_idempotent(self.scratch.request.method());
+                if server.is_reused() && !server.has_spoken() && repeatable && !self.scratch.replay.overflowed {
+                    return Attempt::Stale;
+                }
+                self.outcome.transport_failure = server.tls_refusal();
+                let (cause, result) = match server.stream_end() {
+                    Some(StreamEnd::Refused) => (Cause::RemoteRefusedStream, TryResult::RefusedStream),
+                    Some(StreamEnd::Reset) => (Cause::RemoteReset, TryResult::Reset { request_started: taken }),
+                    _ => (Cause::ConnectionTermination, TryResult::Reset { request_started: taken }),
+                };
+                return Attempt::Failed { cause, result };
+            }
+            _ => server.cancel(),
+        }
+        match awaited {
+            Awaited::TimedOut => self.timed_out(try_deadline, timeout),
+            Awaited::BadRequest => Attempt::BadRequest,
+            Awaited::Idle => Attempt::Idle,
+            Awaited::SlowRequest => Attempt::SlowRequest,
+            Awaited::Expired => Attempt::Expired,
+            _ => Attempt::Gone,
+        }
+    }
+
+    fn timed_out(&self, try_deadline: Option<Instant>, timeout: Option<Duration>) -> Attempt {
+        let now = Instant::now();
+        if self.expires.is_some_and(|end| now >= end) {
+            return Attempt::Expired;
+        }
+        if self.deadline(timeout).is_some_and(|deadline| now >= deadline) || try_deadline.is_none_or(|it| now < it) {
+            // The whole request is out of time: no policy gives it more.
+            return Attempt::Failed { cause: Cause::ResponseTimeout, result: TryResult::Overflow };
+        }
+        Attempt::Failed { cause: Cause::PerTryTimeout, result: TryResult::PerTryTimeout }
+    }
+
+    /// Begin the request anew: its head, then what an earlier try has taken of its body, then the rest.
+    fn begin_request(&mut self, server: &mut Server, decision: &Decision<'_>) {
+        let Scratch { request, to_upstream, .. } = &mut *self.scratch;
+        if decision.virtual_host.is_some_and(|host| host.request_attempt_count) {
+            filter::tell_attempts(request, self.outcome.attempts);
+        }
+        let (_, mut writer) = server.split(to_upstream);
+        writer.request(request);
+        // What follows a request for another protocol is that protocol's, and waits for the answer.
+        let is_upgrade = request.wants_tunnel() && (self.client.is_stream() || self.client.is_done());
+        self.course = if is_upgrade { Course::head_only() } else { Course::default() };
+        self.request_done = false;
+    }
+
+    /// Send the request and wait for the head of the response, both at once: a response may come before the request's end.
+    async fn send_and_await(
+        &mut self,
+        server: &mut Server,
+        try_deadline: Option<Instant>,
+        timeout: Option<Duration>,
+    ) -> Awaited {
+        let to_head = self.scratch.request.is_head_request();
+        loop {
+            match self.race(server, to_head, try_deadline, timeout).await {
+                Awaited::Response if self.is_interim() => {
+                    if !self.pass_interim().await {
+                        return Awaited::Gone;
+                    }
+                }
+                Awaited::Response if !self.scratch.request.upgrade().is_empty() => {
+                    let Scratch { request, response, .. } = &mut *self.scratch;
+                    let good = websocket::accept(request, response, server, &self.client);
+                    return if good { Awaited::Response } else { Awaited::Malformed };
+                }
+                Awaited::Response if self.scratch.request.is_connect() => {
+                    self.scratch.response.open_tunnel();
+                    return Awaited::Response;
+                }
+                // RFC 9110 15.2.2: nobody asked to change the protocol, so nobody knows what follows.
+                Awaited::Response
+                    if self.scratch.response.status == 101 && self.scratch.request.upgrade().is_empty() =>
+                {
+                    return Awaited::Malformed;
+                }
+                awaited => return awaited,
+            }
+        }
+    }
+
+    /// 1xx, except 101, which ends HTTP on this connection.
+    fn is_interim(&self) -> bool {
+        matches!(self.scratch.response.status, 100..200) && self.scratch.response.status != 101
+    }
+
+    /// Hand an interim response on (RFC 9110 15.2); a client of HTTP/1.0 must not see one.
+    async fn pass_interim(&mut self) -> bool {
+        let Scratch { response, to_downstream, .. } = &mut *self.scratch;
+        let wanted = match response.status {
+            _ if self.client_version == Version::Http10 => false,
+            // If we answered the expectation ourselves, the upstream's answer is one too many.
+            100 => self.expects_continue && self.manager.proxy_100_continue,
+            _ => true,
+        };
+        if wanted {
+            response.remove_hop_by_hop();
+            let (_, mut writer) = self.client.split(to_downstream);
+            writer.interim(response);
+            if writer.flush().await.is_err() {
+                return false;
+            }
+        }
+        response.clear();
+        true
+    }
+
+    async fn race(
+        &mut self,
+        server: &mut Server,
+        to_head: bool,
+        try_deadline: Option<Instant>,
+        timeout: Option<Duration>,
+    ) -> Awaited {
+        let (idle, expires) = (self.idle, self.expires);
+        let request_limit = self.manager.request_timeout.map(|limit| self.began + limit);
+        let entered = Instant::now();
+        let Exchange { client, alarm, scratch, received, course, request_done, outcome, began, web, .. } = self;
+        let Scratch { request: _, response, to_upstream, to_downstream, replay } = &mut **scratch;
+        let (mut from_server, to_server) = server.split(to_upstream);
+        let (from_client, _) = client.split(to_downstream);
+        let mut send = Flow {
+            reader: from_client,
+            writer: to_server,
+            course,
+            progress: received,
+            transcoder: web.as_mut().and_then(|web| web.request.as_mut()),
+            replay: Some(replay),
+        };
+        let mut sending = !*request_done;
+        let mut failed_to_send = false;
+        let result = poll_fn(|context| {
+            if sending && !failed_to_send {
+                match send.poll(context) {
+                    Poll::Ready(Ok(())) => {
+                        sending = false;
+                        *request_done = true;
+                        outcome.request_duration.get_or_insert_with(|| began.elapsed());
+                    }
+                    // It may have answered before it stopped listening (413, say): look for that first.
+                    Poll::Ready(Err(FlowError::Sink(_))) => failed_to_send = true,
+                    Poll::Ready(Err(FlowError::Source(ReadError::Malformed(_)))) => {
+                        return Poll::Ready(Awaited::BadRequest);
+                    }
+                    Poll::Ready(Err(FlowError::Source(ReadError::Broken(_) | ReadError::Closed))) => {
+                        return Poll::Ready(Awaited::Gone);
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            // Asked in the same poll in which sending ended: else nobody would be woken when the client goes.
+            if (!sending || failed_to_send) && send.reader.poll_reset(context).is_ready() {
+                return Poll::Ready(Awaited::Gone);
+            }
+            match from_server.poll_response(context, response, to_head) {
+                Poll::Ready(Ok(HeadEnd::Whole)) => return Poll::Ready(Awaited::Response),
+                Poll::Ready(Ok(HeadEnd::Finished)) => {
+                    return Poll::Ready(Awaited::Ended { reset: false });
+                }
+                Poll::Ready(Ok(HeadEnd::Reset)) => {
+                    return Poll::Ready(Awaited::Ended { reset: true });
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Awaited::Malformed),
+                Poll::Pending => {}
+            }
+            let end = timeout.zip(outcome.request_duration).map(|(timeout, end)| *began + end + timeout);
+            let quiet = idle.map(|idle| received.moved.get().unwrap_or(entered).max(entered) + idle);
+            let slow = request_limit.filter(|_| sending);
+            let deadline = earliest(earliest(earliest(try_deadline, end), earliest(quiet, slow)), expires);
+            alarm.poll(context, deadline).map(|_| {
+                let has_passed = |limit: Option<Instant>| limit.is_some_and(|limit| limit <= Instant::now());
+                if has_passed(expires) {
+                    Awaited::Expired
+                } else if has_passed(earliest(try_deadline, end)) {
+                    Awaited::TimedOut
+                } else if has_passed(slow) {
+                    Awaited::SlowRequest
+                } else {
+                    Awaited::Idle
+                }
+            })
+        })
+        .await;
+        if failed_to_send {
+            // Nobody takes the rest of the body.
+            *request_done = false;
+        }
+        result
+    }
+}
+
+/// How one try ended.
+// Every try makes one of these and most are answers: a box would be an allocation for each request.
+#[allow(clippy::large_enum_variant)]
+pub(super) enum Attempt {
+    /// The response's head is in the scratch.
+    Answered(Server),
+    Failed {
+        cause: Cause,
+        result: TryResult,
+    },
+    /// A pooled connection was closed by its peer before it took the request.
+    Stale,
+    /// The client is gone.
+    Gone,
+    /// The client's body is malformed.
+    BadRequest,
+    /// Nothing moved for too long.
+    Idle,
+    /// The client took too long to send its request.
+    SlowRequest,
+    /// The request has lived as long as it may.
+    Expired,
+}
+
+enum Awaited {
+    Response,
+    Ended { reset: bool },
+    Malformed,
+    TimedOut,
+    Gone,
+    BadRequest,
+    Idle,
+    SlowRequest,
+    Expired,
+}
+
+/// Requests that may be repeated without being asked (RFC 9110 9.2.2).
+fn is_idempotent(method: &[u8]) -> bool {
+    matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
+}

@@ -1,0 +1,251 @@
+//! A downstream connection of HTTP/1: request after request, keep-alive, and the heads of requests.
+
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use weft_core::http_manager::{Codec, HttpManager};
+use weft_core::respond::{Cause, LocalReply};
+
+use crate::codec::Head;
+use crate::codec::h2::frame::PREFACE;
+use crate::codec::http1::{HeadError, HeadParser, Limits};
+use crate::filter;
+use crate::serve::{Downstream, Scratch, Socket};
+
+use super::client::Client;
+use super::{Exchange, Next, Onward, earliest, streams};
+
+/// How long an answer may linger after the proxy decided to close, if the manager says nothing (Envoy's default).
+const DELAYED_CLOSE: Duration = Duration::from_secs(1);
+/// Request bytes that are read and thrown away so that the client sees the answer before the close.
+const LINGER_BYTES: u64 = 256 * 1024;
+/// Of an empty line before a request, which does not count as its head (RFC 9112 2.2).
+const EMPTY_LINE_BYTES: usize = 2;
+/// How long a connection that has not asked anything yet may take to do so while the proxy drains: it was opened before
+/// anybody could know, and its first request may be on the way.
+const DRAIN_GRACE: Duration = Duration::from_millis(250);
+
+/// This task's waker, by which draining finds it.
+pub async fn waker() -> Waker {
+    poll_fn(|context| Poll::Ready(context.waker().clone())).await
+}
+
+/// Serve the requests of a connection that an HTTP connection manager took. Returns a connection that goes on elsewhere.
+pub async fn serve(mut down: Downstream, mut socket: Socket, manager: &HttpManager) -> Option<(Socket, Onward)> {
+    let told = socket.io.with_session(|session| {
+        filter::client_certificate(manager, down.facts.local_uri.as_deref(), session.peer_certificates())
+    });
+    down.facts.client_certificate = told.flatten().unwrap_or_default().into();
+    let registration = down.worker.register(waker().await);
+    // In a box, as a request's state is: an idle connection does not keep what only its first bytes needed.
+    if Box::pin(speaks_http2(&down, &mut socket, manager)).await {
+        Box::pin(streams::serve(down, socket, manager, registration)).await;
+        return None;
+    }
+    let mut parser = HeadParser::default();
+    let opened = Instant::now();
+    let mut served: u32 = 0;
+    while wait_for_request(&down, &mut socket, manager, opened, served == 0).await {
+        let mut scratch = down.worker.take_scratch();
+        served += 1;
+        let last = manager.max_requests_per_connection.is_some_and(|most| served >= most);
+        // In a box, so that an idle connection does not keep a request's state.
+        let next = Box::pin(serve_request(&down, &mut socket, &mut parser, &mut scratch, manager, last)).await;
+        down.worker.give_scratch(scratch);
+        match next {
+            Next::KeepAlive => socket.buffer.release_if_empty(),
+            Next::Close => {
+                linger(&mut socket, manager).await;
+                return None;
+            }
+            Next::Reset => {
+                socket.io.reset_on_close();
+                return None;
+            }
+            Next::Over => return None,
+            Next::Onward(onward) => return Some((socket, onward)),
+        }
+    }
+    socket.io.finish().await;
+    None
+}
+
+/// Whether the client speaks HTTP/2: as configured, by ALPN, or because it begins with the preface (prior knowledge).
+async fn speaks_http2(down: &Downstream, socket: &mut Socket, manager: &HttpManager) -> bool {
+    match manager.codec {
+        Codec::Http1 => return false,
+        Codec::Http2 => return true,
+        Codec::Auto if socket.io.speaks_http2() => return true,
+        Codec::Auto => {}
+    }
+    if socket.buffer.is_empty() && !wait_for_request(down, socket, manager, Instant::now(), true).await {
+        return false;
+    }
+    // From the first byte to the last: a preface that comes byte by byte gets no more time than a head.
+    let limit = head_timeout(manager).map(|limit| Instant::now() + limit);
+    loop {
+        let data = socket.buffer.data();
+        let seen = data.len().min(PREFACE.len());
+        if seen == PREFACE.len() || data[..seen] != PREFACE[..seen] {
+            return seen == PREFACE.len() && data[..seen] == PREFACE[..seen];
+        }
+        let Socket { io, buffer, alarm } = &mut *socket;
+        // Silence is for whoever serves HTTP/1: it knows how long to wait.
+        if !matches!(alarm.limit(limit, io.read(buffer)).await, Ok(Ok(count)) if count > 0) {
+            return false;
+        }
+    }
+}
+
+/// How long a client may take for what it has begun and nobody can answer yet: a head, or the beginning of a connection.
+pub(super) fn head_timeout(manager: &HttpManager) -> Option<Duration> {
+    [manager.request_headers_timeout, manager.stream_idle_timeout].into_iter().flatten().min()
+}
+
+async fn serve_request(
+    down: &Downstream,
+    socket: &mut Socket,
+    parser: &mut HeadParser,
+    scratch: &mut Scratch,
+    manager: &HttpManager,
+    last: bool,
+) -> Next {
+    let began = Instant::now();
+    down.worker.metrics.counters().downstream_requests.add(1);
+    let arrival = read_head(socket, parser, &mut scratch.request, manager, began).await;
+    // The clock is asked again only if the head did not come at once.
+    let head_read = if matches!(arrival, Arrival::Ready { waited: false }) { began } else { Instant::now() };
+    let refused = match arrival {
+        // RFC 9112 3.2: a request without a host belongs to nobody.
+        Arrival::Ready { .. } if scratch.request.authority().is_empty() => Some(Cause::MissingHost.into()),
+        Arrival::Ready { .. } => None,
+        Arrival::Refused(reply) => Some(reply),
+        // Nothing was asked, so there is nothing to record.
+        Arrival::Nothing => return Next::Over,
+    };
+    let Socket { io, buffer, alarm } = socket;
+    let client = Client::http1(io, buffer, scratch.request.framing, request_limits(manager));
+    let mut exchange = Exchange::new(down, client, alarm, scratch, manager, (began, head_read));
+    exchange.last |= last;
+    exchange.serve(refused).await
+}
+
+/// Wait for the first byte of a request. False: there will be none, or it is time to close.
+async fn wait_for_request(
+    down: &Downstream,
+    socket: &mut Socket,
+    manager: &HttpManager,
+    opened: Instant,
+    first: bool,
+) -> bool {
+    if !socket.buffer.is_empty() {
+        return true;
+    }
+    let idle = manager.idle_timeout.map(|limit| Instant::now() + limit);
+    let worn = manager.max_connection_duration.map(|limit| opened + limit);
+    let deadline = earliest(idle, worn);
+    let (worker, io, alarm) = (&down.worker, &socket.io, &mut socket.alarm);
+    poll_fn(|context| {
+        if io.poll_readable(context).is_ready() {
+            return Poll::Ready(true);
+        }
+        let draining = worker.is_draining();
+        let limit = if draining { earliest(deadline, Some(opened + DRAIN_GRACE)) } else { deadline };
+        if (worker.sends_clients_away() && !first) || alarm.poll(context, limit).is_ready() {
+            return Poll::Ready(false);
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Close without destroying the answer: a close with unread bytes becomes RST, and RST may overtake the answer (RFC 9112 9.6).
+pub(super) async fn linger(socket: &mut Socket, manager: &HttpManager) {
+    socket.io.finish().await;
+    let deadline = Instant::now() + manager.delayed_close_timeout.unwrap_or(DELAYED_CLOSE);
+    let (io, buffer) = (&socket.io, &mut socket.buffer);
+    let work = async {
+        let mut left = LINGER_BYTES;
+        loop {
+            let length = buffer.len();
+            buffer.consume(length);
+            match io.read(buffer).await {
+                Ok(count) if count > 0 && count as u64 <= left => left -= count as u64,
+                _ => return,
+            }
+        }
+    };
+    let _ = socket.alarm.limit(Some(deadline), work).await;
+}
+
+fn request_limits(manager: &HttpManager) -> Limits {
+    Limits { head_bytes: manager.head_limits.bytes, fields: manager.head_limits.count as usize }
+}
+
+/// How reading the head of a request ended.
+enum Arrival {
+    /// It is there; *waited*: after more than one read.
+    Ready {
+        waited: bool,
+    },
+    Refused(LocalReply),
+    Nothing,
+}
+
+async fn read_head(
+    socket: &mut Socket,
+    parser: &mut HeadParser,
+    request: &mut Head,
+    manager: &HttpManager,
+    began: Instant,
+) -> Arrival {
+    let limits = request_limits(manager);
+    let after = |limit: Option<Duration>| limit.map(|limit| began + limit);
+    let slow = after(manager.request_headers_timeout);
+    let overall = after(manager.request_timeout);
+    let deadline = earliest(earliest(slow, overall), after(manager.stream_idle_timeout));
+    let Socket { io, buffer, alarm } = socket;
+    let mut reads = 0;
+    loop {
+        match parser.request(buffer.data(), request, limits) {
+            Ok(Some(length)) => {
+                buffer.consume(length);
+                buffer.release_if_empty();
+                return Arrival::Ready { waited: reads > 1 };
+            }
+            Ok(None) => {}
+            Err(error) => {
+                *parser = HeadParser::default();
+                return Arrival::Refused(refusal(error));
+            }
+        }
+        if buffer.is_full() {
+            buffer.grow(limits.head_bytes + EMPTY_LINE_BYTES);
+        }
+        reads += 1;
+        match alarm.limit(deadline, io.read(buffer)).await {
+            Ok(Ok(count)) if count > 0 => {}
+            Ok(_) => return Arrival::Nothing,
+            Err(_) => {
+                let cause = match deadline {
+                    limit if limit == slow => Cause::RequestHeadersTimeout,
+                    limit if limit == overall => Cause::RequestTimeout,
+                    _ => Cause::StreamIdleTimeout,
+                };
+                return Arrival::Refused(cause.into());
+            }
+        }
+    }
+}
+
+/// What a head that cannot be read is answered with.
+fn refusal(error: HeadError) -> LocalReply {
+    let cause = match error {
+        HeadError::TooLarge | HeadError::TooManyFields => Cause::HeadersTooLarge,
+        HeadError::Host => Cause::MissingHost,
+        _ => Cause::MalformedRequest,
+    };
+    LocalReply { details: error.details().into(), ..LocalReply::from(cause) }
+}

@@ -1,0 +1,336 @@
+//! HTTP over one downstream connection: request after request along the line
+//!
+//!     read head -> route -> filter -> pick -> connect -> forward -> record
+//!
+//! [`serve_request`] is that line. Before it there is no request; until the response's head is written an answer of our own is
+//! possible ([`Exchange::respond`]); after it only the end of the connection can tell the client that something went wrong.
+//!
+//! The line is the same for every version of HTTP. What differs between versions is behind three seams:
+//!
+//! - a module that accepts requests (`connection` for HTTP/1: heads, keep-alive, closing; `streams` for HTTP/2): for each it makes an [`Exchange`] and
+//!   looks at the [`Next`] that comes back;
+//! - [`client::Client`], the exchange's end towards the client, and [`server::Server`], its end towards the upstream;
+//! - [`crate::message`], the readers and writers of single messages that both ends hand out.
+//!
+//! `tries` picks, connects and forwards, `attempt` is one try of it; `answer` hands the response on; `local` holds the answers of
+//! our own.
+
+mod answer;
+mod attempt;
+mod client;
+mod connection;
+mod forward_proxy;
+mod grpc_web;
+mod local;
+mod server;
+mod streams;
+mod tries;
+mod websocket;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use weft_core::decide::Outcome as Action;
+use weft_core::http_manager::{HttpFilter, HttpManager};
+use weft_core::respond::{Cause, LocalReply, ResponseFlag};
+
+use crate::alarm::Alarm;
+use crate::codec::Version;
+use crate::connect::Destination;
+use crate::filter::{self, Refusal};
+use crate::forward::{Course, Progress};
+use crate::labels::{self, Protocol};
+use crate::metrics::{self, Key};
+use crate::overload::{Action as Overloaded, Actions};
+use crate::plan::{WorkerUpstream, address_of};
+use crate::record::{Entry, Outcome, Subject};
+use crate::respond;
+use crate::route::{self, View};
+use crate::serve::{Downstream, Scratch};
+
+use client::Client;
+use grpc_web::GrpcWeb;
+
+pub use connection::{serve, waker};
+pub use forward_proxy::Onward;
+
+/// What becomes of the connection after a request.
+enum Next {
+    KeepAlive,
+    /// Our side has said its last word; the client may still be sending.
+    Close,
+    /// The response was cut short, and the client must see that.
+    Reset,
+    /// Nobody is there any more, or a tunnel has ended.
+    Over,
+    /// What follows belongs to another listener.
+    Onward(Onward),
+}
+
+fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// One request on its way, and all that its record will tell.
+struct Exchange<'a> {
+    down: &'a Downstream,
+    client: Client<'a>,
+    alarm: &'a mut Alarm,
+    scratch: &'a mut Scratch,
+    manager: &'a HttpManager,
+    began: Instant,
+    /// When the request's head was there.
+    head_read: Instant,
+    /// When the response's head was there.
+    answered: Instant,
+    outcome: Outcome,
+    received: Progress,
+    sent: Progress,
+    /// The request's last byte has been handed to the upstream.
+    request_done: bool,
+    /// Where a flow of the request's body that was interrupted goes on.
+    course: Course,
+    /// The connection closes after this answer.
+    last: bool,
+    expects_continue: bool,
+    /// How long nothing may move: the manager's limit, or the route's.
+    idle: Option<Duration>,
+    /// When the request must be over, its answer included: `max_stream_duration`.
+    expires: Option<Instant>,
+    /// The version of the request; that of the response follows it.
+    client_version: Version,
+    upstream: Option<Rc<WorkerUpstream>>,
+    /// It is a call of gRPC-Web.
+    web: Option<Box<GrpcWeb>>,
+}
+
+impl<'a> Exchange<'a> {
+    /// The exchange that begins with the request in *scratch*; with when its head began and when it was there.
+    fn new(
+        down: &'a Downstream,
+        client: Client<'a>,
+        alarm: &'a mut Alarm,
+        scratch: &'a mut Scratch,
+        manager: &'a HttpManager,
+        (began, head_read): (Instant, Instant),
+    ) -> Exchange<'a> {
+        let request = &scratch.request;
+        Exchange {
+            // RFC 9110 10.1.1: the expectation of a client of HTTP/1.0 is ignored.
+            expects_continue: request.expects_continue && request.version != Version::Http10,
+            last: request.close,
+            client_version: request.version,
+            idle: manager.stream_idle_timeout,
+            expires: None,
+            down,
+            client,
+            alarm,
+            scratch,
+            manager,
+            began,
+            head_read,
+            answered: began,
+            outcome: Outcome::default(),
+            received: Progress::default(),
+            sent: Progress::default(),
+            request_done: false,
+            course: Course::default(),
+            upstream: None,
+            web: None,
+        }
+    }
+
+    /// Answer the request, or *refuse* it unread, and record it.
+    async fn serve(mut self, refused: Option<LocalReply>) -> Next {
+        let next = match refused {
+            None => self.walk().await,
+            Some(reply) => {
+                self.last = true;
+                self.down.worker.metrics.counters().protocol_errors.add(1);
+                self.respond(reply).await
+            }
+        };
+        streams::settle(&self.client, &next);
+        self.record();
+        next
+    }
+}
+
+impl Exchange<'_> {
+    /// The line: route -> filter -> pick -> connect -> forward.
+    async fn walk(&mut self) -> Next {
+        let plan = self.down.worker.plan();
+        let overload = self.down.worker.overload.actions();
+        if !overload.is_empty() {
+            if overload.contains(Overloaded::StopAcceptingHighPriority) {
+                return self.shed().await;
+            }
+            self.close_under(overload);
+        }
+        if self.down.worker.is_draining() || plan.chain(&self.down.context.chain).is_none() {
+            // The listener that this connection came by is gone or changed; the next request should come by the new one.
+            self.last = true;
+        }
+        if let Err(cause) = self.admit_caller() {
+            self.down.worker.metrics.counters().callers_refused.add(1);
+            self.last = true;
+            return self.respond(cause.into()).await;
+        }
+        let manager = self.manager;
+        if let (true, Some(caller)) = (self.scratch.request.is_connect(), manager.forward_proxy()) {
+            return self.open_tunnel(&plan, caller).await;
+        }
+        let admitted = {
+            let random = &mut *self.down.worker.random.borrow_mut();
+            filter::admit(&mut self.scratch.request, self.manager, &self.down.facts, random)
+        };
+        match admitted {
+            Ok(client) => self.outcome.client = client,
+            Err(Refusal::Cause(cause)) => return self.respond(cause.into()).await,
+            Err(Refusal::Redirect(path)) => {
+                let reply = LocalReply::from(Cause::EscapedSlashes);
+                return self.answer_from_configuration(&reply, &[], Some(&path), None).await;
+            }
+        }
+        if manager.filters.iter().any(|filter| matches!(filter, HttpFilter::GrpcWeb)) {
+            self.web = GrpcWeb::begin(&mut self.scratch.request);
+        }
+        // route
+        let decision = {
+            let view = View { head: &self.scratch.request, scheme: self.down.facts.scheme() };
+            let random = &mut *self.down.worker.random.borrow_mut();
+            route::route(&plan.active.core, self.manager, &view, random)
+        };
+        self.outcome.route = decision.route.map(Arc::clone);
+        if let Some(target) = decision.target() {
+            self.outcome.cluster = Some(Arc::clone(&target.cluster));
+        }
+        if overload.contains(Overloaded::StopAcceptingRequests)
+            && !matches!(&decision.outcome, Action::Forward { forward, .. } if forward.high_priority)
+        {
+            return self.shed().await;
+        }
+        if !self.may_change_protocol(&decision) {
+            return self.respond(Cause::UpgradeRefused.into()).await;
+        }
+        // filter
+        let fault = decision.strike(&mut *self.down.worker.random.borrow_mut());
+        if let Some(delay) = fault.delay {
+            self.outcome.flag(ResponseFlag::DelayInjected);
+            if !self.pause(delay).await {
+                return self.gone();
+            }
+        }
+        if let Some(status) = fault.abort {
+            return self.respond(LocalReply::from(Cause::FaultAbort).with_status(status)).await;
+        }
+        match &decision.outcome {
+            Action::Redirect(redirect) => {
+                let location = {
+                    let view = View { head: &self.scratch.request, scheme: self.down.facts.scheme() };
+                    decision.route.map(|route| redirect.location(&route.conditions.path, &view)).unwrap_or_default()
+                };
+                let reply = LocalReply::from(Cause::Redirect).with_status(redirect.status);
+                self.answer_from_configuration(&reply, &[], Some(&location), Some(&decision)).await
+            }
+            Action::Direct(response) => {
+                let reply = LocalReply::from(Cause::DirectResponse).with_status(response.status);
+                self.answer_from_configuration(&reply, &response.body, None, Some(&decision)).await
+            }
+            Action::Refuse { reply, .. } => self.respond(reply.clone()).await,
+            Action::Forward { forward, cluster, .. } => self.forward(&plan, &decision, forward, cluster).await,
+        }
+    }
+
+    /// Refuse the request: the process is short of resources.
+    #[cold]
+    async fn shed(&mut self) -> Next {
+        self.down.worker.metrics.counters().overload_refused.add(1);
+        self.last = true;
+        self.respond(Cause::Overload.into()).await
+    }
+
+    /// Close the connection after this answer if *overload* asks for it.
+    #[cold]
+    fn close_under(&mut self, overload: Actions) {
+        if overload.contains(Overloaded::DisableHttpKeepalive) && !self.last {
+            self.last = true;
+            self.down.worker.metrics.counters().overload_keepalive_disabled.add(1);
+        }
+    }
+
+    fn fail_with(&mut self, reply: &LocalReply) {
+        if let Some(flag) = reply.flag {
+            self.outcome.flag(flag);
+        }
+        self.outcome.status = reply.status;
+        self.outcome.details = reply.details.clone();
+    }
+
+    fn fail(&mut self, cause: Cause) {
+        let row = cause.row();
+        if let Some(flag) = row.flag {
+            self.outcome.flag(flag);
+        }
+        self.outcome.details = row.details.into();
+    }
+
+    /// The client went away; nothing can be answered.
+    fn gone(&mut self) -> Next {
+        self.fail(Cause::DownstreamGone);
+        Next::Over
+    }
+
+    /// The response cannot be finished after its head is out.
+    fn cut_short(&mut self, cause: Cause) -> Next {
+        self.fail(cause);
+        Next::Reset
+    }
+
+    /// One result, one line in the records, one count.
+    fn record(&mut self) {
+        self.outcome.duration = self.began.elapsed();
+        self.outcome.bytes_received = self.received.body_bytes.get();
+        self.outcome.bytes_sent = self.sent.body_bytes.get();
+        self.count();
+        let Exchange { down, scratch, outcome, began, client_version, .. } = self;
+        let entry = Entry {
+            subject: Subject::Request,
+            clock: &down.worker.clock,
+            start: down.worker.clock.wall(*began),
+            facts: &down.facts,
+            outcome,
+            request: Some(&scratch.request),
+            version: Some(*client_version),
+            response: Some(&scratch.response),
+            chain_name: &down.context.chain.name,
+        };
+        down.worker.record(&down.context.logs, &entry);
+    }
+
+    fn count(&self) {
+        let outcome = &self.outcome;
+        // gRPC is spoken over HTTP/2 alone (gRPC over HTTP/2, Requests).
+        let is_grpc = self.client_version == Version::Http2 && respond::is_grpc(&self.scratch.request);
+        let protocol = if is_grpc { Protocol::Grpc } else { Protocol::Http };
+        let host = outcome.destination.as_ref().and_then(Destination::host);
+        let key = Key {
+            cluster: outcome.cluster.as_ref().map_or(0, address_of),
+            endpoint: host.map_or(0, |host| address_of(&host.endpoint)),
+            principals: metrics::principals(self.down.facts.peer_key, outcome),
+            code: u32::from(outcome.status) | metrics::kind(self.down.direction, protocol),
+            flags: labels::flags_key(outcome.flags),
+            secure: self.down.facts.secure,
+        };
+        let series = self.down.worker.metrics.series(key, || {
+            let upstream = self.upstream.as_ref().map(|upstream| &*upstream.shared);
+            labels::describe(&self.down.worker.node, self.down.direction, &self.down.facts, outcome, upstream, protocol)
+        });
+        series.request(outcome.duration, outcome.bytes_received, outcome.bytes_sent);
+    }
+}

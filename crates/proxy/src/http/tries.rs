@@ -1,0 +1,326 @@
+//! Pick, connect, forward, and the same again where a retry is allowed.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use weft_core::breaker::Resource;
+use weft_core::cluster::Cluster;
+use weft_core::decide::Decision;
+use weft_core::outlier::Observation;
+use weft_core::respond::{Cause, Flags, LocalReply, ResponseFlag};
+use weft_core::retry::{RetryPolicy, TryResult};
+use weft_core::route::Forward;
+use weft_core::upgrade::Upgrade;
+
+use crate::codec::{Head, Known, Version};
+use crate::connect::Destination;
+use crate::filter::{self};
+use crate::pick::{self, Tried};
+use crate::plan::WorkerPlan;
+use crate::record::{self, Entry, Outcome, Subject};
+use crate::route::View;
+use crate::tcp;
+
+use super::attempt::Attempt;
+use super::{Exchange, Next};
+
+/// Request body kept for another try where neither listener nor cluster has a limit.
+const REPLAY_BYTES: usize = 1024 * 1024;
+
+impl Exchange<'_> {
+    /// Pick an endpoint, connect, send, and try again where that is allowed; then hand the answer on.
+    pub(super) async fn forward(
+        &mut self,
+        plan: &WorkerPlan,
+        decision: &Decision<'_>,
+        forward: &Forward,
+        cluster: &Arc<Cluster>,
+    ) -> Next {
+        let Some(upstream) = plan.upstream(cluster).map(Rc::clone) else {
+            return self.respond(Cause::ClusterNotFound.into()).await;
+        };
+        self.upstream = Some(Rc::clone(&upstream));
+        let original = match self.original_destination(cluster).await {
+            Ok(original) => original,
+            Err(cause) => return self.respond(cause.into()).await,
+        };
+        let timeout = {
+            let view = View { head: &self.scratch.request, scheme: self.down.facts.scheme() };
+            let life = forward.stream_duration_for(&view, self.manager.max_stream_duration);
+            self.expires = life.map(|limit| self.began + limit);
+            forward.timeout_for(&view)
+        };
+        self.idle = forward.idle_timeout.unwrap_or(self.idle);
+        self.prepare(decision, forward);
+        let breakers = &upstream.shared.breakers;
+        let Some(_in_progress) = breakers.acquire(Resource::Request, &cluster.limits) else {
+            return self.respond(Cause::Overflow.into()).await;
+        };
+        let terminates = |upgrade: &Upgrade| upgrade.terminates;
+        if self.scratch.request.is_connect()
+            && Upgrade::find(&forward.upgrades, Upgrade::CONNECT.as_bytes()).is_some_and(terminates)
+        {
+            return self.end_tunnel(&upstream, original).await;
+        }
+        let policy = forward.retry.as_deref();
+        // What is kept waits between the two connections: neither side may be asked for more than it allows.
+        let limits = [self.down.buffer_limit, cluster.buffer_limit_bytes];
+        let limit = limits.into_iter().filter(|limit| *limit > 0).min().map_or(REPLAY_BYTES, |limit| limit as usize);
+        self.scratch.replay.reset(limit);
+        if !self.expect_continue().await {
+            return self.gone();
+        }
+        if self.client.is_done() {
+            // Without a body the request was whole when its head was; only a delay of ours can lie between.
+            let delayed = self.outcome.flags.contains(ResponseFlag::DelayInjected);
+            self.outcome.request_duration =
+                Some(if delayed { self.began.elapsed() } else { self.head_read - self.began });
+        }
+        let mut tried = Tried::default();
+        let mut retries = 0;
+        let mut _retry_permit = None;
+        let mut stale_host: Option<Destination> = None;
+        loop {
+            // pick
+            let same_host = stale_host.take();
+            let fresh = same_host.is_some();
+            let picked = same_host.or_else(|| {
+                let random = &mut *self.down.worker.random.borrow_mut();
+                pick::pick(&upstream, original, policy, &tried, random)
+            });
+            let Some(destination) = picked else {
+                return self.respond(Cause::NoHealthyUpstream.into()).await;
+            };
+            if !fresh {
+                self.outcome.attempts += 1;
+            }
+            self.outcome.destination = Some(destination.clone());
+            self.outcome.upstream_peer = None;
+            self.outcome.upstream_local = None;
+            self.outcome.transport_failure = None;
+            let active = destination.host().map(|host| host.begin());
+            // The first try begins with the request, unless something of ours lay between.
+            let delayed =
+                self.outcome.attempts > 1 || fresh || self.outcome.flags.contains(ResponseFlag::DelayInjected);
+            let trying = if delayed { Instant::now() } else { self.head_read };
+            let attempt = self.attempt(&upstream, &destination, decision, policy, timeout, fresh).await;
+            let (cause, result) = match attempt {
+                Attempt::Gone => return self.gone(),
+                Attempt::BadRequest => {
+                    self.last = true;
+                    return self.respond(Cause::MalformedRequest.into()).await;
+                }
+                Attempt::Idle => {
+                    // Who kept whom waiting: the client that did not finish, or the upstream that does not begin.
+                    let status = if self.request_done { 504 } else { 408 };
+                    let reply = LocalReply::from(Cause::StreamIdleTimeout).with_status(status);
+                    return self.respond(reply).await;
+                }
+                Attempt::SlowRequest => return self.respond(Cause::RequestTimeout.into()).await,
+                Attempt::Expired => return self.expired().await,
+                Attempt::Stale => {
+                    // The peer closed an idle connection while we were using it. The request was not taken, or may be repeated.
+                    self.down.worker.metrics.counters().stale_connections.add(1);
+                    self.record_try(trying, Err(Cause::ConnectionTermination));
+                    stale_host = Some(destination);
+                    continue;
+                }
+                Attempt::Answered(server) => {
+                    let status = self.scratch.response.status;
+                    tcp::observe(&upstream, &destination, Observation::Status(status));
+                    self.record_try(trying, Ok(status));
+                    match self.response_result(policy) {
+                        Some(result) if self.may_retry(policy, result, retries) => (None, (result, Some(server))),
+                        result => {
+                            if result.is_some_and(|result| is_exhausted(policy, result, retries)) {
+                                self.outcome.flag(ResponseFlag::UpstreamRetryLimitExceeded);
+                            }
+                            let next = self.answer(server, decision, timeout).await;
+                            drop(active);
+                            return next;
+                        }
+                    }
+                }
+                Attempt::Failed { cause, result } => {
+                    tcp::observe(&upstream, &destination, Observation::LocalFailure);
+                    self.record_try(trying, Err(cause));
+                    (Some(cause), (result, None))
+                }
+            };
+            drop(active);
+            let (result, rejected) = result;
+            let permit = if self.may_retry(policy, result, retries) {
+                breakers.acquire(Resource::Retry, &cluster.limits)
+            } else {
+                None
+            };
+            if let (Some(policy), Some(permit)) = (policy, permit) {
+                // The rejected answer's body is of no interest, so its connection cannot be used again.
+                drop(rejected);
+                tried.note(&destination);
+                _retry_permit = Some(permit);
+                retries += 1;
+                self.down.worker.metrics.counters().upstream_retries.add(1);
+                let wait = policy.back_off(retries, &mut *self.down.worker.random.borrow_mut());
+                if self.deadline(timeout).is_some_and(|deadline| Instant::now() + wait >= deadline) {
+                    return self.respond(Cause::ResponseTimeout.into()).await;
+                }
+                if self.expires.is_some_and(|end| Instant::now() + wait >= end) {
+                    return self.expired().await;
+                }
+                if !self.pause(wait).await {
+                    return self.gone();
+                }
+                continue;
+            }
+            if is_exhausted(policy, result, retries) {
+                self.outcome.flag(ResponseFlag::UpstreamRetryLimitExceeded);
+            }
+            match (rejected, cause) {
+                // A retry was allowed and a circuit breaker forbade it: the answer at hand is the best there is.
+                (Some(server), _) => return self.answer(server, decision, timeout).await,
+                (None, cause) => {
+                    let cause = cause.unwrap_or(Cause::ConnectionTermination);
+                    let reply = LocalReply::new(cause, self.outcome.transport_failure.as_deref(), retries > 0);
+                    return self.respond(reply).await;
+                }
+            }
+        }
+    }
+
+    /// The request has lived as long as it may.
+    async fn expired(&mut self) -> Next {
+        let status = if self.request_done { 504 } else { 408 };
+        self.respond(LocalReply::from(Cause::MaxStreamDuration).with_status(status)).await
+    }
+
+    /// One try is over: answered with a status, or failed.
+    fn record_try(&self, trying: Instant, result: Result<u16, Cause>) {
+        let (status, flags) = match result {
+            Ok(status) => (status, Flags::NONE),
+            Err(cause) => (0, cause.row().flag.map_or(Flags::NONE, Flags::from)),
+        };
+        let Exchange { down, scratch, outcome, client_version, .. } = self;
+        if !record::wants(&down.context.try_logs, status, flags) {
+            return;
+        }
+        let failure = outcome.transport_failure.clone().filter(|_| result.is_err());
+        let outcome = Outcome {
+            status,
+            flags,
+            details: match result {
+                Ok(_) => "via_upstream".into(),
+                Err(cause) => LocalReply::new(cause, failure.as_deref(), false).details,
+            },
+            route: outcome.route.clone(),
+            cluster: outcome.cluster.clone(),
+            destination: outcome.destination.clone(),
+            upstream_peer: outcome.upstream_peer.clone(),
+            client: outcome.client,
+            upstream_local: outcome.upstream_local,
+            attempts: outcome.attempts,
+            transport_failure: failure,
+            bytes_received: self.received.body_bytes.get(),
+            duration: trying.elapsed(),
+            ..Outcome::default()
+        };
+        let entry = Entry {
+            subject: Subject::Try,
+            clock: &down.worker.clock,
+            start: down.worker.clock.wall(trying),
+            facts: &down.facts,
+            outcome: &outcome,
+            request: Some(&scratch.request),
+            version: Some(*client_version),
+            response: Some(&scratch.response),
+            chain_name: &down.context.chain.name,
+        };
+        down.worker.record(&down.context.try_logs, &entry);
+    }
+
+    /// Header edits and rewrites. Edits may quote the request as it came, so they see a copy where there are any.
+    fn prepare(&mut self, decision: &Decision<'_>, forward: &Forward) {
+        let before = decision.request_edits().next().map(|_| self.scratch.request.clone());
+        let Exchange { down, scratch, outcome, began, .. } = self;
+        let entry = Entry {
+            subject: Subject::Request,
+            clock: &down.worker.clock,
+            start: down.worker.clock.wall(*began),
+            facts: &down.facts,
+            outcome,
+            request: before.as_ref(),
+            version: None,
+            response: None,
+            chain_name: &down.context.chain.name,
+        };
+        let suppress = down.context.suppress_envoy_headers;
+        filter::prepare(&mut scratch.request, decision, forward, suppress, &entry);
+        // The scheme and version of this hop are ours.
+        scratch.request.version = Version::Http11;
+    }
+
+    /// `Expect: 100-continue` is answered here unless the manager leaves it to the upstream. False: the client is gone.
+    async fn expect_continue(&mut self) -> bool {
+        if self.expects_continue && self.manager.proxy_100_continue {
+            return true;
+        }
+        if self.scratch.request.expects_continue {
+            self.scratch.request.remove_known(Known::Expect);
+        }
+        if !self.expects_continue || self.client.is_done() {
+            return true;
+        }
+        let mut go_on = Head::default();
+        go_on.status = 100;
+        let (_, mut writer) = self.client.split(&mut self.scratch.to_downstream);
+        writer.interim(&go_on);
+        writer.flush().await.is_ok()
+    }
+
+    /// When the route's timeout passes; it runs from the end of the request (Envoy).
+    pub(super) fn deadline(&self, timeout: Option<Duration>) -> Option<Instant> {
+        let end = self.outcome.request_duration?;
+        timeout.map(|timeout| self.began + end + timeout)
+    }
+
+    fn may_retry(&self, policy: Option<&RetryPolicy>, result: TryResult, retries: u32) -> bool {
+        policy.is_some_and(|policy| retries < policy.retries && policy.allows(result))
+            && !self.scratch.replay.overflowed
+    }
+
+    /// What a retry policy thinks of the response, if there is a policy.
+    fn response_result(&self, policy: Option<&RetryPolicy>) -> Option<TryResult> {
+        let policy = policy?;
+        let response = &self.scratch.response;
+        let grpc_status = response.get(b"grpc-status").and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        let view = View { head: response, scheme: self.down.facts.scheme() };
+        Some(TryResult::Response {
+            status: response.status,
+            grpc_status,
+            rate_limited: response.get(b"x-envoy-ratelimited").is_some(),
+            retriable_header: policy.headers.iter().any(|matcher| matcher.is_match(&view)),
+        })
+    }
+
+    /// Wait, unless the client goes away (false).
+    pub(super) async fn pause(&mut self, wait: Duration) -> bool {
+        let deadline = Instant::now() + wait;
+        let (client, alarm) = (&self.client, &mut *self.alarm);
+        poll_fn(|context| {
+            if alarm.poll(context, Some(deadline)).is_ready() {
+                return Poll::Ready(true);
+            }
+            client.poll_reset(context).map(|()| false)
+        })
+        .await
+    }
+}
+
+/// Whether only the number of retries forbids another one.
+fn is_exhausted(policy: Option<&RetryPolicy>, result: TryResult, retries: u32) -> bool {
+    policy.is_some_and(|policy| policy.allows(result) && retries >= policy.retries)
+}

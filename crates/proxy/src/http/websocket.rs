@@ -1,0 +1,90 @@
+//! WebSocket between versions of HTTP: an upgrade with a key in HTTP/1.1 (RFC 6455 4), an extended CONNECT in HTTP/2 (RFC 8441 5).
+//!
+//! Other protocols that HTTP/1.1 upgrades to go the same way, without keys.
+//!
+//! The rest of the proxy sees an upgrade: GET, `upgrade`, and 101. Keys prove in HTTP/1.1 that both sides mean WebSocket; in HTTP/2
+//! the protocol's name does, so keys end where HTTP/2 begins and are made where it ends.
+
+use aws_lc_rs::digest;
+use weft_core::random::{Draw, Random};
+
+use crate::base64;
+use crate::codec::{Framing, Head, Name};
+
+use super::client::Client;
+use super::server::Server;
+
+const KEY: &str = "sec-websocket-key";
+const ACCEPT: &str = "sec-websocket-accept";
+
+/// Make the upgrade in *request* what *server* understands.
+pub(super) fn prepare(request: &mut Head, server: &Server, random: &mut impl Random) {
+    match server {
+        // The key of a client of HTTP/1.1 stays for its answer: the encoder leaves it out of HTTP/2.
+        Server::Http2 { .. } => {}
+        Server::Http1 { .. } if !is_websocket(request) || request.get(KEY.as_bytes()).is_some() => {}
+        Server::Http1 { .. } => {
+            let mut key = [0; 16];
+            key[..8].copy_from_slice(&random.draw(Draw::Balance).to_be_bytes());
+            key[8..].copy_from_slice(&random.draw(Draw::Balance).to_be_bytes());
+            let mut text = Vec::new();
+            base64::encode(&key, &mut text);
+            request.set(Name::new(KEY), &text);
+        }
+    }
+}
+
+/// Make the answer of *server* to an upgrade the one that *client* understands. False: the upstream did not do what it was asked.
+pub(super) fn accept(request: &Head, response: &mut Head, server: &Server, client: &Client<'_>) -> bool {
+    match server {
+        Server::Http2 { .. } if matches!(response.status, 200..300) => {
+            response.status = 101;
+            response.framing = Framing::None;
+            response.declared_length = None;
+            response.set_upgrade(request.upgrade());
+        }
+        Server::Http1 { .. } if response.status == 101 && is_websocket(request) => {
+            let key = request.get(KEY.as_bytes()).unwrap_or_default();
+            // The client would have checked; where it speaks HTTP/2 it cannot.
+            if matches!(client, Client::Http2 { .. }) && response.get(ACCEPT.as_bytes()) != Some(&accept_of(key)) {
+                return false;
+            }
+        }
+        _ => return true,
+    }
+    match client {
+        Client::Http2 { .. } => {
+            response.remove(ACCEPT.as_bytes());
+        }
+        Client::Http1 { .. } if matches!(server, Server::Http2 { .. }) && is_websocket(request) => {
+            let key = request.get(KEY.as_bytes()).unwrap_or_default();
+            response.set(Name::new(ACCEPT), &accept_of(key));
+        }
+        Client::Http1 { .. } => {}
+    }
+    true
+}
+
+fn is_websocket(request: &Head) -> bool {
+    request.upgrade().eq_ignore_ascii_case(b"websocket")
+}
+
+/// RFC 6455 4.2.2: what answers *key*.
+fn accept_of(key: &[u8]) -> Vec<u8> {
+    let mut text = key.to_vec();
+    text.extend_from_slice(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let mut accept = Vec::new();
+    base64::encode(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &text).as_ref(), &mut accept);
+    accept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_of_the_standard() {
+        // RFC 6455 1.3
+        assert_eq!(accept_of(b"dGhlIHNhbXBsZSBub25jZQ=="), b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+}

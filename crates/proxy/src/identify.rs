@@ -1,0 +1,122 @@
+//! Who is on the other end of a connection, and where it wanted to go.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
+
+use rustls_pki_types::CertificateDer;
+use weft_core::listener::Listener;
+
+use crate::io::{self as sockets, Io};
+use crate::tls::san;
+use std::os::fd::AsRawFd;
+
+/// The two ends of an accepted connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ends {
+    /// The client.
+    pub remote: SocketAddr,
+    /// Where it wanted to go.
+    pub local: SocketAddr,
+}
+
+/// Ask the kernel; `None` if the client is gone already. *listener* is the one whose socket accepted the connection.
+///
+/// There are two ways of interception. TPROXY, for which a listener is transparent, keeps the original destination as the socket's own
+/// address. REDIRECT, of iptables and nftables, writes the proxy's address over it, and connection tracking remembers what was there.
+pub fn identify(socket: &impl AsRawFd, listener: &Listener) -> Option<Ends> {
+    let descriptor = socket.as_raw_fd();
+    let own = sockets::local_address(descriptor)?;
+    let redirected = if listener.original_dst && !listener.transparent {
+        sockets::redirected_address(descriptor, own.is_ipv4())
+    } else {
+        None
+    };
+    Some(Ends { remote: sockets::peer_address(descriptor)?, local: redirected.unwrap_or(own) })
+}
+
+/// The leaf that the other end of a TLS connection showed.
+pub fn peer_leaf(io: &Io) -> Option<CertificateDer<'static>> {
+    io.with_session(|session| {
+        let leaf = session.connection().peer_certificates().and_then(|chain| chain.first());
+        leaf.map(|leaf| leaf.clone().into_owned())
+    })
+    .flatten()
+}
+
+/// The identity in a certificate: its first URI.
+pub fn principal(leaf: &CertificateDer<'_>) -> Option<Box<str>> {
+    san::names(leaf).uris.into_iter().next().map(Into::into)
+}
+
+/// A number for an identity, to tell metrics apart; 0 for none.
+pub fn principal_key(principal: Option<&str>) -> u64 {
+    principal.map_or(0, |uri| {
+        let mut hasher = DefaultHasher::new();
+        uri.hash(&mut hasher);
+        hasher.finish()
+    })
+}
+
+/// What is known of a connection once it was identified and detected. Texts that every record needs are made once.
+#[derive(Debug)]
+pub struct Facts {
+    pub remote: SocketAddr,
+    pub local: SocketAddr,
+    /// The other end of the socket itself: not the client, where a proxy speaks for one (PROXY protocol).
+    pub direct: SocketAddr,
+    pub remote_text: String,
+    pub local_text: String,
+    pub secure: bool,
+    /// The caller may not call this listener.
+    pub foreign: bool,
+    /// SNI.
+    pub server_name: Option<Box<str>>,
+    /// The first URI of the client's verified certificate: its SPIFFE ID.
+    pub peer_uri: Option<Box<str>>,
+    pub local_uri: Option<Box<str>>,
+    /// The client showed a certificate.
+    pub mutual: bool,
+    /// A number for the peer's identity, to tell metrics apart; 0 without one.
+    pub peer_key: u64,
+    /// What `x-forwarded-client-cert` says about the client on each of its requests, if anything; see `filter::client_certificate`.
+    pub client_certificate: Box<str>,
+}
+
+impl Facts {
+    pub fn plain(ends: Ends, direct: SocketAddr) -> Facts {
+        Facts {
+            remote: ends.remote,
+            local: ends.local,
+            direct,
+            remote_text: ends.remote.to_string(),
+            local_text: ends.local.to_string(),
+            secure: false,
+            foreign: false,
+            server_name: None,
+            peer_uri: None,
+            local_uri: None,
+            mutual: false,
+            peer_key: 0,
+            client_certificate: Box::default(),
+        }
+    }
+
+    /// Add what the TLS handshake told.
+    pub fn learn_from_handshake(&mut self, io: &Io, local_uri: Option<&str>) {
+        self.secure = true;
+        self.local_uri = local_uri.map(Into::into);
+        if let Some(leaf) = peer_leaf(io) {
+            self.mutual = true;
+            self.peer_uri = principal(&leaf);
+            self.peer_key = principal_key(self.peer_uri.as_deref());
+        }
+    }
+
+    pub fn ends(&self) -> Ends {
+        Ends { remote: self.remote, local: self.local }
+    }
+
+    pub fn scheme(&self) -> &'static [u8] {
+        if self.secure { b"https" } else { b"http" }
+    }
+}

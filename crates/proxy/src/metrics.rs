@@ -1,0 +1,346 @@
+//! What is counted, under Istio's names and with Istio's labels; a few more under Envoy's.
+//!
+//! Each worker counts alone: a series is found by a key of numbers, written with plain loads and stores, and summed
+//! when somebody scrapes. Labels are put into words once for each series.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::hash::BuildHasherDefault;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use weft_core::listener::Direction;
+
+use crate::labels::Protocol;
+use crate::plan::AddressHasher;
+use crate::record::Outcome;
+
+/// Upper bounds of the histograms' buckets, as Envoy exports them; milliseconds or bytes.
+pub const BOUNDS: [f64; 19] = [
+    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0, 60000.0, 300000.0,
+    600000.0, 1800000.0, 3600000.0,
+];
+
+/// A counter with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Only the worker that owns the counter may call this.
+    pub fn add(&self, count: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed) + count, Ordering::Relaxed);
+    }
+
+    pub fn take_away(&self, count: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(count), Ordering::Relaxed);
+    }
+
+    pub fn read(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A histogram with one writer.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [Counter; BOUNDS.len() + 1],
+    /// In thousandths.
+    sum: Counter,
+}
+
+impl Histogram {
+    fn add(&self, value: f64) {
+        let index = BOUNDS.iter().position(|&bound| value <= bound).unwrap_or(BOUNDS.len());
+        self.buckets[index].add(1);
+        self.sum.add((value * 1000.0) as u64);
+    }
+}
+
+/// What is counted for one combination of labels.
+#[derive(Debug, Default)]
+pub struct Series {
+    /// `reporter="source",source_workload="..."`
+    labels: String,
+    requests: Counter,
+    duration_ms: Histogram,
+    request_bytes: Histogram,
+    response_bytes: Histogram,
+    opened: Counter,
+    closed: Counter,
+    received: Counter,
+    sent: Counter,
+}
+
+impl Series {
+    pub fn request(&self, duration: Duration, request_bytes: u64, response_bytes: u64) {
+        self.requests.add(1);
+        self.duration_ms.add(duration.as_secs_f64() * 1000.0);
+        self.request_bytes.add(request_bytes as f64);
+        self.response_bytes.add(response_bytes as f64);
+    }
+
+    pub fn connection_opened(&self) {
+        self.opened.add(1);
+    }
+
+    pub fn connection_closed(&self, received: u64, sent: u64) {
+        self.closed.add(1);
+        self.received.add(received);
+        self.sent.add(sent);
+    }
+}
+
+/// What tells one series from another; numbers only, so that comparing is cheap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Address of the cluster's name, 0 if there was none.
+    pub cluster: usize,
+    /// Address of the endpoint, 0 if there was none.
+    pub endpoint: usize,
+    /// Of the identities at both ends, see [`principals`].
+    pub principals: u64,
+    /// Status, and [`kind`].
+    pub code: u32,
+    pub flags: u64,
+    pub secure: bool,
+}
+
+/// What else is in a key's code: bits above those of a status.
+pub fn kind(direction: Direction, protocol: Protocol) -> u32 {
+    let inbound = u32::from(direction == Direction::Inbound) << 18;
+    inbound | (protocol as u32) << 16
+}
+
+/// A number for the identities of the client, whose own number is *downstream*, and of the endpoint.
+pub fn principals(downstream: u64, outcome: &Outcome) -> u64 {
+    // Turned by half, so that a peer that calls itself is not nobody.
+    downstream ^ outcome.upstream_peer.as_ref().map_or(0, |peer| peer.principal_key.rotate_left(32))
+}
+
+/// Counts of one worker that have no labels.
+#[derive(Debug, Default)]
+pub struct WorkerCounters {
+    pub downstream_connections: Counter,
+    pub downstream_active: Counter,
+    pub downstream_requests: Counter,
+    pub handshake_failures: Counter,
+    pub plaintext_refused: Counter,
+    pub proxy_protocol_refused: Counter,
+    pub callers_refused: Counter,
+    pub no_filter_chain: Counter,
+    /// One too many for the process, or for their filter chain.
+    pub global_limit_refused: Counter,
+    pub connection_limit_refused: Counter,
+    /// Shed under overload, and connections closed after an answer because of it.
+    pub overload_refused: Counter,
+    pub overload_keepalive_disabled: Counter,
+    pub protocol_errors: Counter,
+    pub upstream_connections: Counter,
+    pub upstream_connect_failures: Counter,
+    pub upstream_retries: Counter,
+    pub stale_connections: Counter,
+    /// Connections whose server spoke first, unasked.
+    pub server_first: Counter,
+    pub records_lost: Counter,
+}
+
+/// One worker's counts, shared with whoever scrapes.
+#[derive(Debug, Default)]
+pub struct Shared {
+    pub counters: WorkerCounters,
+    /// Locked when a series is new, and when somebody scrapes.
+    series: Mutex<Vec<Arc<Series>>>,
+}
+
+/// The worker's side.
+pub struct WorkerMetrics {
+    pub shared: Arc<Shared>,
+    known: RefCell<HashMap<Key, Arc<Series>, BuildHasherDefault<AddressHasher>>>,
+}
+
+impl WorkerMetrics {
+    pub fn new(shared: Arc<Shared>) -> WorkerMetrics {
+        WorkerMetrics { shared, known: RefCell::default() }
+    }
+
+    pub fn counters(&self) -> &WorkerCounters {
+        &self.shared.counters
+    }
+
+    /// The series of a key; *labels* puts it into words if it is new.
+    pub fn series(&self, key: Key, labels: impl FnOnce() -> String) -> Arc<Series> {
+        if let Some(series) = self.known.borrow().get(&key) {
+            return Arc::clone(series);
+        }
+        let labels = labels();
+        let mut all = lock(&self.shared.series);
+        // Another key may have the same words: a cluster that was replaced keeps its name.
+        let series = match all.iter().find(|series| series.labels == labels) {
+            Some(series) => Arc::clone(series),
+            None => {
+                let series = Arc::new(Series { labels, ..Series::default() });
+                all.push(Arc::clone(&series));
+                series
+            }
+        };
+        self.known.borrow_mut().insert(key, Arc::clone(&series));
+        series
+    }
+
+    /// Forget keys of plans that are gone; their addresses may be used again for other things.
+    pub fn forget_keys(&self) {
+        self.known.borrow_mut().clear();
+    }
+}
+
+/// A poisoned lock holds counts that are still right: every write is one store.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Sums over the workers, for one combination of labels.
+#[derive(Default)]
+struct Sums {
+    requests: u64,
+    histograms: [([u64; BOUNDS.len() + 1], u64); 3],
+    opened: u64,
+    closed: u64,
+    received: u64,
+    sent: u64,
+}
+
+/// Write everything in Prometheus's text format.
+pub fn render(workers: &[Arc<Shared>], gauges: &[(&str, &str, f64)]) -> String {
+    let mut sums: BTreeMap<String, Sums> = BTreeMap::new();
+    for worker in workers {
+        for series in lock(&worker.series).iter() {
+            let sum = sums.entry(series.labels.clone()).or_default();
+            sum.requests += series.requests.read();
+            let histograms = [&series.duration_ms, &series.request_bytes, &series.response_bytes];
+            for (total, histogram) in sum.histograms.iter_mut().zip(histograms) {
+                for (bucket, counter) in total.0.iter_mut().zip(&histogram.buckets) {
+                    *bucket += counter.read();
+                }
+                total.1 += histogram.sum.read();
+            }
+            sum.opened += series.opened.read();
+            sum.closed += series.closed.read();
+            sum.received += series.received.read();
+            sum.sent += series.sent.read();
+        }
+    }
+    let mut out = String::new();
+    let mut counter = |name: &str, help: &str, read: fn(&Sums) -> u64| {
+        head(&mut out, name, help, "counter");
+        for (labels, value) in sums.iter().map(|(labels, sum)| (labels, read(sum))).filter(|(_, value)| *value > 0) {
+            let _ = writeln!(out, "{name}{{{labels}}} {value}");
+        }
+    };
+    counter("istio_requests_total", "Requests that ended.", |sum| sum.requests);
+    counter("istio_tcp_connections_opened_total", "Connections of TCP that were opened.", |sum| sum.opened);
+    counter("istio_tcp_connections_closed_total", "Connections of TCP that ended.", |sum| sum.closed);
+    counter("istio_tcp_received_bytes_total", "Bytes from the clients of TCP connections that ended.", |sum| {
+        sum.received
+    });
+    counter("istio_tcp_sent_bytes_total", "Bytes to the clients of TCP connections that ended.", |sum| sum.sent);
+    let histograms = [
+        ("istio_request_duration_milliseconds", "Time from the head of a request to the end of its answer."),
+        ("istio_request_bytes", "Bytes of the bodies of requests."),
+        ("istio_response_bytes", "Bytes of the bodies of answers."),
+    ];
+    for (index, (name, help)) in histograms.into_iter().enumerate() {
+        head(&mut out, name, help, "histogram");
+        for (labels, sum) in sums.iter().filter(|(_, sum)| sum.requests > 0) {
+            let (buckets, total) = &sum.histograms[index];
+            let mut below = 0;
+            for (bound, count) in BOUNDS.iter().zip(buckets) {
+                below += count;
+                let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {below}");
+            }
+            below += buckets[BOUNDS.len()];
+            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {below}");
+            let _ = writeln!(out, "{name}_sum{{{labels}}} {}", *total as f64 / 1000.0);
+            let _ = writeln!(out, "{name}_count{{{labels}}} {below}");
+        }
+    }
+    for (name, help, read) in COUNTERS {
+        let value: u64 = workers.iter().map(|worker| read(&worker.counters).read()).sum();
+        // The one of them that also falls.
+        let kind = if name == ACTIVE { "gauge" } else { "counter" };
+        head(&mut out, name, help, kind);
+        let _ = writeln!(out, "{name} {value}");
+    }
+    for (name, help, value) in gauges {
+        head(&mut out, name, help, "gauge");
+        let _ = writeln!(out, "{name} {value}");
+    }
+    out
+}
+
+const ACTIVE: &str = "envoy_http_downstream_cx_active";
+
+/// Name, what it counts, and where.
+type Row = (&'static str, &'static str, fn(&WorkerCounters) -> &Counter);
+
+/// The counts without labels.
+const COUNTERS: [Row; 19] = [
+    ("envoy_http_downstream_cx_total", "Connections accepted.", |it| &it.downstream_connections),
+    (ACTIVE, "Connections accepted and open.", |it| &it.downstream_active),
+    ("envoy_http_downstream_rq_total", "Requests begun.", |it| &it.downstream_requests),
+    ("envoy_http_downstream_cx_protocol_error", "Connections ended for bytes that are no HTTP.", |it| {
+        &it.protocol_errors
+    }),
+    ("envoy_listener_ssl_connection_error", "TLS handshakes that failed.", |it| &it.handshake_failures),
+    ("envoy_listener_no_filter_chain_match", "Connections that no filter chain takes.", |it| &it.no_filter_chain),
+    ("envoy_listener_downstream_global_cx_overflow", "Connections beyond the limit of the process.", |it| {
+        &it.global_limit_refused
+    }),
+    ("envoy_connection_limit_limited_connections", "Connections beyond the limit of their filter chain.", |it| {
+        &it.connection_limit_refused
+    }),
+    ("envoy_http_downstream_rq_overload_close", "Requests refused under overload.", |it| &it.overload_refused),
+    (
+        "envoy_http_downstream_cx_overload_disable_keepalive",
+        "Connections closed after an answer under overload.",
+        |it| &it.overload_keepalive_disabled,
+    ),
+    ("weft_proxy_plaintext_refused_total", "Connections without the TLS that is required.", |it| &it.plaintext_refused),
+    ("weft_proxy_proxy_protocol_refused_total", "Connections without a good PROXY protocol header.", |it| {
+        &it.proxy_protocol_refused
+    }),
+    ("weft_proxy_callers_refused_total", "Connections of programs that may not call here.", |it| &it.callers_refused),
+    ("envoy_cluster_upstream_cx_total", "Connections to endpoints.", |it| &it.upstream_connections),
+    ("envoy_cluster_upstream_cx_connect_fail", "Connections to endpoints that failed.", |it| {
+        &it.upstream_connect_failures
+    }),
+    ("envoy_cluster_upstream_rq_retry", "Requests tried again.", |it| &it.upstream_retries),
+    ("weft_proxy_stale_connections_total", "Idle connections that the endpoint had closed.", |it| {
+        &it.stale_connections
+    }),
+    ("weft_proxy_server_first_connections_total", "Connections whose server spoke first, unasked.", |it| {
+        &it.server_first
+    }),
+    ("weft_proxy_access_records_lost_total", "Access records dropped, their service being away.", |it| {
+        &it.records_lost
+    }),
+];
+
+fn head(out: &mut String, name: &str, help: &str, kind: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+/// Append `name="value",` with the value escaped.
+pub fn label(out: &mut String, name: &str, value: &str) {
+    let _ = write!(out, "{name}=\"");
+    for character in value.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            other => out.push(other),
+        }
+    }
+    out.push_str("\",");
+}

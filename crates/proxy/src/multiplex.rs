@@ -1,0 +1,654 @@
+//! One connection of HTTP/2 at work: a task that reads and writes, and the streams that other tasks hold on it.
+//!
+//! The codec says what frames mean; here its events become the state of [`Stream`]s, and its output becomes writes. Streams put their frames
+//! into the codec's one buffer and wake the connection's task, which runs after all of them: what one turn of the
+//! loop has to say leaves in one write.
+//!
+//! Nothing grows without bound: bodies wait within the windows that the codec grants, and while a peer does not read, streams
+//! wait ([`Limits::output_bytes`]) and nothing more is read from it.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use tokio::time::Instant;
+
+use crate::buffer::Buffer;
+use crate::codec::h2::{Breach, ByStream, Code, Connection, Event, Limits, Role, StreamId};
+use crate::codec::{Framing, Head};
+use crate::io::Io;
+
+/// Interim responses of one stream that may wait to be taken. Flow control does not hold heads back.
+const MOST_WAITING_HEADS: usize = 16;
+/// Output memory that is kept between turns.
+const KEPT_OUTPUT_BYTES: usize = 64 * 1024;
+
+/// What has come for one stream and was not taken yet.
+#[derive(Default)]
+struct Inbox {
+    /// Heads of responses, interim ones first.
+    heads: Vec<Head>,
+    data: Vec<u8>,
+    trailers: Option<Head>,
+    ended: bool,
+    end: Option<StreamEnd>,
+    /// The task that works on the stream.
+    waker: Option<Waker>,
+    /// Something has come.
+    spoken: bool,
+}
+
+/// How a stream ended before its message did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// The peer certainly has not worked on it: it may be tried again, whatever it is.
+    Refused,
+    /// The peer reset it.
+    Reset,
+    /// The connection is gone.
+    Gone,
+    /// The peer broke a rule.
+    Malformed,
+}
+
+/// What the task of a connection and its streams share.
+pub struct Session {
+    codec: RefCell<Connection>,
+    inboxes: RefCell<ByStream<Rc<RefCell<Inbox>>>>,
+    /// The connection's task.
+    driver: RefCell<Option<Waker>>,
+    /// A stream waits until output has left.
+    crowded: Cell<bool>,
+    over: Cell<bool>,
+    /// The peer's settings have come.
+    settled: Cell<bool>,
+    /// Tasks that wait for them.
+    unsettled: RefCell<Vec<Waker>>,
+    tls_refusal: RefCell<Option<String>>,
+    /// TLS is under it.
+    secure: bool,
+    /// While more than this waits to be written, streams and the peer wait.
+    output_bytes: usize,
+    /// Requests that were sent or received on it.
+    requests: Cell<u32>,
+}
+
+impl Session {
+    fn wake(&self) {
+        if let Some(waker) = self.driver.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether another request may be sent on it now.
+    pub fn can_open(&self) -> bool {
+        !self.over.get() && self.codec.borrow().can_open()
+    }
+
+    /// Whether no request can ever be sent on it again.
+    pub fn is_worn(&self) -> bool {
+        self.over.get() || self.codec.borrow().is_worn()
+    }
+
+    /// Why the peer's TLS has ended the connection, if it said so.
+    pub fn tls_refusal(&self) -> Option<String> {
+        self.tls_refusal.borrow().clone()
+    }
+
+    /// Note why the peer's TLS has ended the connection.
+    pub fn note_tls_refusal(&self, text: Option<String>) {
+        *self.tls_refusal.borrow_mut() = text;
+    }
+
+    pub fn open_streams(&self) -> usize {
+        self.inboxes.borrow().len()
+    }
+
+    pub fn requests(&self) -> u32 {
+        self.requests.get()
+    }
+
+    /// A stream for a request that is about to be sent.
+    pub fn stream(self: &Rc<Self>) -> Stream {
+        let first = self.requests.get() == 0;
+        self.requests.set(self.requests.get() + 1);
+        Stream { session: Rc::clone(self), id: Cell::new(0), first, inbox: Rc::default(), finished: Cell::new(false) }
+    }
+
+    /// Send no more requests on it; it closes when the last has ended.
+    pub fn retire(&self) {
+        self.codec.borrow_mut().go_away(Code::NO_ERROR);
+        self.wake();
+    }
+
+    fn end(&self) {
+        self.over.set(true);
+        self.wake_unsettled();
+        let inboxes: Vec<_> = self.inboxes.borrow().values().cloned().collect();
+        for inbox in inboxes {
+            close(&inbox, StreamEnd::Gone);
+        }
+    }
+
+    fn inbox(&self, stream: StreamId) -> Option<Rc<RefCell<Inbox>>> {
+        self.inboxes.borrow().get(&stream).cloned()
+    }
+
+    fn wake_all(&self) {
+        let wakers: Vec<_> =
+            self.inboxes.borrow().values().filter_map(|inbox| inbox.borrow_mut().waker.take()).collect();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn wake_unsettled(&self) {
+        self.unsettled.take().into_iter().for_each(Waker::wake);
+    }
+
+    fn is_crowded(&self) -> bool {
+        let crowded = self.codec.borrow().output().len() >= self.output_bytes;
+        if crowded {
+            self.crowded.set(true);
+        }
+        crowded
+    }
+}
+
+fn close(inbox: &RefCell<Inbox>, end: StreamEnd) {
+    let mut inbox = inbox.borrow_mut();
+    inbox.end.get_or_insert(end);
+    if let Some(waker) = inbox.waker.take() {
+        waker.wake();
+    }
+}
+
+/// One request and its answer, on a connection that it shares. Dropping it before both are complete resets it.
+pub struct Stream {
+    session: Rc<Session>,
+    /// 0 until the request is sent.
+    id: Cell<StreamId>,
+    first: bool,
+    inbox: Rc<RefCell<Inbox>>,
+    /// Our side has sent all of its message.
+    finished: Cell<bool>,
+}
+
+impl Stream {
+    /// How the stream ended, if not by its messages.
+    pub fn end(&self) -> Option<StreamEnd> {
+        self.inbox.borrow().end
+    }
+
+    /// Whether anything has come on it.
+    pub fn has_spoken(&self) -> bool {
+        self.inbox.borrow().spoken
+    }
+
+    /// Whether it was the first of its connection.
+    pub fn is_first(&self) -> bool {
+        self.first
+    }
+
+    /// Ready once the peer has told its settings, with whether it understands extended CONNECT (RFC 8441 3: not to be sent before).
+    pub fn poll_extended_connect(&self, context: &mut Context<'_>) -> Poll<bool> {
+        if self.session.settled.get() || self.session.over.get() {
+            return Poll::Ready(self.session.codec.borrow().accepts_extended_connect());
+        }
+        self.session.unsettled.borrow_mut().push(context.waker().clone());
+        Poll::Pending
+    }
+
+    fn wait(&self, context: &mut Context<'_>) {
+        let waker = &mut self.inbox.borrow_mut().waker;
+        match waker {
+            Some(waker) => waker.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+    }
+
+    /// Whether the peer's message is here to its end.
+    pub fn is_received(&self) -> bool {
+        let inbox = self.inbox.borrow();
+        inbox.ended && inbox.data.is_empty()
+    }
+
+    /// The next head of a response. `None` inside: there will be none, see [`Stream::end`].
+    pub fn poll_head(&self, context: &mut Context<'_>, head: &mut Head) -> Poll<Option<()>> {
+        let mut inbox = self.inbox.borrow_mut();
+        if !inbox.heads.is_empty() {
+            *head = inbox.heads.remove(0);
+            return Poll::Ready(Some(()));
+        }
+        if inbox.end.is_some() || inbox.ended {
+            return Poll::Ready(None);
+        }
+        drop(inbox);
+        self.wait(context);
+        Poll::Pending
+    }
+
+    /// Move what has come of the body into *data*, which is empty. Ready with false at the body's end.
+    ///
+    /// # Errors
+    /// The stream ended before the body did.
+    pub fn poll_data(&self, context: &mut Context<'_>, data: &mut Vec<u8>) -> Poll<Result<bool, StreamEnd>> {
+        let mut inbox = self.inbox.borrow_mut();
+        if !inbox.data.is_empty() {
+            std::mem::swap(&mut inbox.data, data);
+            return Poll::Ready(Ok(true));
+        }
+        if inbox.ended {
+            return Poll::Ready(Ok(false));
+        }
+        if let Some(end) = inbox.end {
+            return Poll::Ready(Err(end));
+        }
+        drop(inbox);
+        self.wait(context);
+        Poll::Pending
+    }
+
+    /// Received bytes were handed on: the peer may send as many again.
+    pub fn release(&self, bytes: usize) {
+        self.session.codec.borrow_mut().release(self.id.get(), bytes);
+        if !self.session.codec.borrow().output().is_empty() {
+            self.session.wake();
+        }
+    }
+
+    /// Fields after the body, if it had any.
+    pub fn with_trailers<T>(&self, look: impl FnOnce(Option<&Head>) -> T) -> T {
+        look(self.inbox.borrow().trailers.as_ref())
+    }
+
+    /// Ready when the peer has given up the stream, or the connection is gone.
+    pub fn poll_end(&self, context: &mut Context<'_>) -> Poll<StreamEnd> {
+        if let Some(end) = self.end() {
+            return Poll::Ready(end);
+        }
+        self.wait(context);
+        Poll::Pending
+    }
+
+    /// Send the request. *ended*: it has no body.
+    pub fn request(&self, head: &Head, ended: bool) {
+        if !self.session.can_open() {
+            // The connection ended, or filled up, in the moment in between.
+            close(&self.inbox, StreamEnd::Refused);
+            return;
+        }
+        let id = self.session.codec.borrow_mut().request(head, self.session.secure, ended);
+        self.id.set(id);
+        self.finished.set(ended);
+        self.session.inboxes.borrow_mut().insert(id, Rc::clone(&self.inbox));
+        self.session.wake();
+    }
+
+    /// Send a response's head, interim or final.
+    pub fn response(&self, head: &Head, framing: Framing, ended: bool) {
+        self.session.codec.borrow_mut().response(self.id.get(), head, framing, ended);
+        self.finished.set(ended);
+        self.session.wake();
+    }
+
+    /// Send as much of *data* as may be sent now, with the end of the message if *ended*. Ready with how much that was; more than none.
+    ///
+    /// # Errors
+    /// The stream is gone.
+    pub fn poll_send(&self, context: &mut Context<'_>, data: &[u8], ended: bool) -> Poll<io::Result<usize>> {
+        if self.end().is_some() || !self.session.codec.borrow().is_open(self.id.get()) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if self.session.is_crowded() {
+            self.wait(context);
+            return Poll::Pending;
+        }
+        let count = self.session.codec.borrow_mut().data(self.id.get(), data, ended);
+        if count == 0 && !data.is_empty() {
+            self.wait(context);
+            return Poll::Pending;
+        }
+        if ended && count == data.len() {
+            self.finished.set(true);
+        }
+        self.session.wake();
+        Poll::Ready(Ok(count))
+    }
+
+    /// End our message, with these trailers.
+    pub fn finish<'t>(&self, trailers: impl Iterator<Item = (&'t [u8], &'t [u8])>) {
+        let mut trailers = trailers.peekable();
+        let mut codec = self.session.codec.borrow_mut();
+        if trailers.peek().is_some() {
+            codec.trailers(self.id.get(), trailers);
+        } else {
+            codec.data(self.id.get(), &[], true);
+        }
+        drop(codec);
+        self.finished.set(true);
+        self.session.wake();
+    }
+
+    /// Give the stream up; the peer sees that its message was cut short.
+    pub fn reset(&self, code: Code) {
+        self.session.codec.borrow_mut().reset(self.id.get(), code);
+        self.session.wake();
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let id = self.id.get();
+        if id == 0 {
+            return;
+        }
+        self.session.inboxes.borrow_mut().remove(&id);
+        let mut codec = self.session.codec.borrow_mut();
+        // RFC 9113 8.1: who has answered in full may stop the rest of the request without blame.
+        codec.reset(id, if self.finished.get() { Code::NO_ERROR } else { Code::CANCEL });
+        codec.release(id, self.inbox.borrow().data.len());
+        drop(codec);
+        self.session.wake();
+    }
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionEnd {
+    /// The peer closed it, or it broke.
+    Closed,
+    /// The peer broke the protocol, and was told.
+    Broken,
+}
+
+/// What the connection's task has to look at.
+#[derive(Debug)]
+pub enum Turn {
+    /// A client's request has come, with or without a body; see [`Driver::take_request`].
+    Request {
+        stream: StreamId,
+        too_large: bool,
+    },
+    Pong([u8; 8]),
+    /// A request was malformed and its stream reset.
+    Malformed,
+    Over(ConnectionEnd),
+}
+
+/// The connection's end that reads and writes; owned by its task.
+pub struct Driver {
+    pub session: Rc<Session>,
+    began: Instant,
+    head: Head,
+    writing: Vec<u8>,
+    written: usize,
+    /// What was read may hold more frames.
+    unread: bool,
+    broken: bool,
+    /// Since when the peer has owed us the rest of what it began: the connection, a header block, or a frame.
+    owed_since: Option<Instant>,
+}
+
+impl Driver {
+    /// Begin a connection; nothing is sent before the first poll.
+    pub fn new(role: Role, limits: Limits, secure: bool) -> Driver {
+        let session = Rc::new(Session {
+            codec: RefCell::new(Connection::new(role, limits)),
+            inboxes: RefCell::default(),
+            driver: RefCell::default(),
+            crowded: Cell::new(false),
+            over: Cell::new(false),
+            settled: Cell::new(false),
+            unsettled: RefCell::default(),
+            tls_refusal: RefCell::default(),
+            secure,
+            output_bytes: limits.output_bytes,
+            requests: Cell::new(0),
+        });
+        Driver {
+            session,
+            began: Instant::now(),
+            head: Head::default(),
+            writing: Vec::new(),
+            written: 0,
+            unread: true,
+            broken: false,
+            owed_since: None,
+        }
+    }
+
+    /// Since when the peer has owed us the rest of what it began, and the connection cannot go on without: its preface and settings, a
+    /// header block, or a frame that is not DATA.
+    pub fn owed_since(&self) -> Option<Instant> {
+        self.owed_since
+    }
+
+    /// Give up the connection because of what the peer does with time.
+    pub fn fail(&mut self, code: Code, reason: &'static str) {
+        self.broken = true;
+        self.session.codec.borrow_mut().fail(code, reason);
+    }
+
+    /// Read, and write what has gathered, until something happened that the task has to look at.
+    pub fn poll(&mut self, context: &mut Context<'_>, io: &Io, buffer: &mut Buffer) -> Poll<Turn> {
+        *self.session.driver.borrow_mut() = Some(context.waker().clone());
+        // What the streams said since the last turn leaves first.
+        match self.poll_flush(context, io) {
+            Poll::Ready(Err(_)) => return self.over(ConnectionEnd::Closed),
+            Poll::Ready(Ok(())) if self.broken => return self.over(ConnectionEnd::Broken),
+            _ => {}
+        }
+        if self.broken || self.session.is_crowded() {
+            return Poll::Pending;
+        }
+        loop {
+            if self.unread {
+                if let Some(turn) = self.receive(buffer) {
+                    return Poll::Ready(turn);
+                }
+                buffer.release_if_empty();
+                if self.broken || !self.session.codec.borrow().output().is_empty() {
+                    // The streams run before this task does again, and their answers leave together.
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
+            if buffer.is_full() {
+                // A frame of the largest size that we allow has room in it.
+                buffer.grow(0);
+            }
+            match io.poll_read(context, buffer) {
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    self.unread = true;
+                }
+                Poll::Ready(_) => return self.over(ConnectionEnd::Closed),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn over(&mut self, end: ConnectionEnd) -> Poll<Turn> {
+        self.session.end();
+        Poll::Ready(Turn::Over(end))
+    }
+
+    /// Write everything; ready when nothing is left.
+    pub fn poll_flush(&mut self, context: &mut Context<'_>, io: &Io) -> Poll<io::Result<()>> {
+        loop {
+            if self.writing.is_empty() {
+                self.session.codec.borrow_mut().written();
+            } else {
+                std::task::ready!(io.poll_write_all(context, &self.writing, &[], &mut self.written))?;
+                self.writing.clear();
+                self.writing.shrink_to(KEPT_OUTPUT_BYTES);
+                self.written = 0;
+            }
+            if self.session.codec.borrow().output().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.session.codec.borrow_mut().swap_output(&mut self.writing);
+            if self.session.crowded.take() {
+                self.session.wake_all();
+            }
+        }
+    }
+
+    /// Let the codec read *buffer* until a turn is due or it needs more.
+    fn receive(&mut self, buffer: &mut Buffer) -> Option<Turn> {
+        let now = Instant::now();
+        loop {
+            let session = Rc::clone(&self.session);
+            let mut codec = session.codec.borrow_mut();
+            let (used, event) = match codec.receive(buffer.data(), now - self.began, &mut self.head) {
+                Ok(result) => result,
+                Err(_) => {
+                    self.broken = true;
+                    return None;
+                }
+            };
+            let awaits_head = codec.awaits_head();
+            drop(codec);
+            if used > 0 && !awaits_head {
+                self.owed_since = None;
+            }
+            let Some(event) = event else {
+                buffer.consume(used);
+                self.unread = false;
+                if awaits_head || !buffer.is_empty() {
+                    self.owed_since.get_or_insert(now);
+                }
+                return None;
+            };
+            let turn = self.apply(event);
+            buffer.consume(used);
+            if turn.is_some() {
+                return turn;
+            }
+        }
+    }
+
+    fn apply(&mut self, event: Event<'_>) -> Option<Turn> {
+        let session = &self.session;
+        let update = |stream: StreamId, change: &mut dyn FnMut(&mut Inbox)| match session.inbox(stream) {
+            None => false,
+            Some(inbox) => {
+                let mut inbox = inbox.borrow_mut();
+                inbox.spoken = true;
+                change(&mut inbox);
+                if let Some(waker) = inbox.waker.take() {
+                    waker.wake();
+                }
+                true
+            }
+        };
+        match event {
+            Event::Head { stream, ended } | Event::TooLarge { stream, ended } => {
+                let too_large = matches!(event, Event::TooLarge { .. });
+                let head = &mut self.head;
+                let mut is_flood = false;
+                let is_known = update(stream, &mut |inbox| {
+                    is_flood = inbox.heads.len() >= MOST_WAITING_HEADS;
+                    if !is_flood {
+                        inbox.heads.push(std::mem::take(head));
+                    }
+                    inbox.ended = ended;
+                    if too_large || is_flood {
+                        inbox.end = Some(StreamEnd::Malformed);
+                    }
+                });
+                if is_flood {
+                    session.codec.borrow_mut().reset(stream, Code::ENHANCE_YOUR_CALM);
+                }
+                if !is_known {
+                    let inbox = Inbox { ended, ..Inbox::default() };
+                    session.inboxes.borrow_mut().insert(stream, Rc::new(RefCell::new(inbox)));
+                    return Some(Turn::Request { stream, too_large });
+                }
+            }
+            Event::Data { stream, data, ended } => {
+                let is_known = update(stream, &mut |inbox| {
+                    inbox.data.extend_from_slice(data);
+                    inbox.ended = ended;
+                });
+                if !is_known {
+                    session.codec.borrow_mut().release(stream, data.len());
+                }
+            }
+            Event::Trailers { stream } => {
+                let trailers = &mut self.head;
+                update(stream, &mut |inbox| {
+                    inbox.trailers = Some(std::mem::take(trailers));
+                    inbox.ended = true;
+                });
+            }
+            Event::Reset { stream, code } => {
+                if let Some(inbox) = session.inbox(stream) {
+                    close(&inbox, if code == Code::REFUSED_STREAM { StreamEnd::Refused } else { StreamEnd::Reset });
+                }
+            }
+            Event::Broken { stream, reason, .. } => match session.inbox(stream) {
+                Some(inbox) => close(&inbox, StreamEnd::Malformed),
+                None if matches!(reason, Breach::Malformed(_)) => return Some(Turn::Malformed),
+                None => {}
+            },
+            Event::Writable { stream: 0 } => {
+                session.settled.set(true);
+                session.wake_unsettled();
+                session.wake_all();
+            }
+            Event::Writable { stream } => {
+                if let Some(waker) = session.inbox(stream).and_then(|inbox| inbox.borrow_mut().waker.take()) {
+                    waker.wake();
+                }
+            }
+            Event::GoAway { last, .. } => {
+                let refused: Vec<_> = session
+                    .inboxes
+                    .borrow()
+                    .iter()
+                    .filter(|(stream, _)| **stream % 2 == 1 && **stream > last)
+                    .map(|(_, inbox)| Rc::clone(inbox))
+                    .collect();
+                for inbox in refused {
+                    close(&inbox, StreamEnd::Refused);
+                }
+            }
+            Event::Pong(payload) => return Some(Turn::Pong(payload)),
+        }
+        None
+    }
+
+    /// The stream of a request that has just come, and its head.
+    pub fn take_request(&mut self, stream: StreamId, head: &mut Head) -> Stream {
+        std::mem::swap(&mut self.head, head);
+        let session = Rc::clone(&self.session);
+        session.requests.set(session.requests.get() + 1);
+        let inbox = session.inbox(stream).unwrap_or_default();
+        Stream { session, id: Cell::new(stream), first: stream == 1, inbox, finished: Cell::new(false) }
+    }
+
+    /// Say that the connection is going to close, and ask for a sign that the peer knows.
+    pub fn announce_go_away(&mut self, payload: [u8; 8]) {
+        let mut codec = self.session.codec.borrow_mut();
+        codec.announce_go_away();
+        codec.ping(payload);
+        drop(codec);
+        self.session.wake();
+    }
+
+    /// Take no more requests.
+    pub fn go_away(&mut self) {
+        self.session.retire();
+    }
+
+    pub fn ping(&mut self, payload: [u8; 8]) {
+        self.session.codec.borrow_mut().ping(payload);
+        self.session.wake();
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.session.end();
+    }
+}

@@ -1,0 +1,42 @@
+//! Which endpoint a request goes to.
+
+use std::net::SocketAddr;
+
+use weft_core::cluster::Discovery;
+use weft_core::random::Random;
+use weft_core::retry::RetryPolicy;
+
+use crate::connect::Destination;
+use crate::plan::{WorkerUpstream, address_of};
+
+/// Endpoints that were tried for this request, by the address of their counters.
+#[derive(Default)]
+pub struct Tried(Vec<usize>);
+
+impl Tried {
+    pub fn note(&mut self, destination: &Destination) {
+        if let Some(host) = destination.host() {
+            self.0.push(address_of(&host.counters));
+        }
+    }
+}
+
+/// Choose an endpoint; `None` if there is none (503 UH). `original` is where the client wanted to go.
+pub fn pick(
+    upstream: &WorkerUpstream,
+    original: SocketAddr,
+    policy: Option<&RetryPolicy>,
+    tried: &Tried,
+    random: &mut impl Random,
+) -> Option<Destination> {
+    if matches!(upstream.shared.cluster.discovery, Discovery::OriginalDst) {
+        return Some(Destination::Original(original));
+    }
+    let picker = upstream.picker.as_ref()?;
+    let attempts = match policy {
+        Some(policy) if policy.avoid_previous_hosts && !tried.0.is_empty() => policy.host_selection_attempts,
+        _ => 1,
+    };
+    let host = picker.borrow_mut().pick(random, attempts, |host| tried.0.contains(&address_of(&host.counters))).ok()?;
+    Some(Destination::Host(host))
+}

@@ -1,0 +1,173 @@
+//! What the workers work by: core's compiled resources, and beside them what needs keys, sockets or shared counters.
+//!
+//! An [`Active`] is immutable. Arrival of configuration makes a new one that shares what did not change; [`WorkerPlan`] is one
+//! worker's view of it, with its own connection pools.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use weft_core::balance::{Balancer, Picker};
+use weft_core::breaker::Breakers;
+use weft_core::cluster::{Cluster, TransportSocket};
+use weft_core::listener::{FilterChain, Listener, NetworkFilter};
+use weft_core::plan::Plan;
+
+use crate::connect::Pool;
+use crate::record::Log;
+use crate::tls::context::{ClientContext, ServerContext};
+
+/// Hashes an address in memory: the allocator has spread them already.
+#[derive(Default)]
+pub struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(value.into());
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn write_usize(&mut self, value: usize) {
+        self.0 = (self.0 ^ (value as u64 >> 4)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// A map from a shared value, by its address, to what belongs to it.
+pub type ByAddress<T> = HashMap<usize, T, BuildHasherDefault<AddressHasher>>;
+
+/// The address of a shared value: its identity within one plan.
+pub fn address_of<T: ?Sized>(shared: &Arc<T>) -> usize {
+    Arc::as_ptr(shared).cast::<()>() as usize
+}
+
+/// A listening socket, as configured.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SocketKey {
+    pub address: SocketAddr,
+    pub namespace: Option<Arc<Path>>,
+    pub transparent: bool,
+}
+
+/// What a filter chain needs besides what core knows about it.
+pub struct ChainContext {
+    pub chain: Arc<FilterChain>,
+    pub tls: Option<ServerContext>,
+    /// Records of requests or connections.
+    pub logs: Box<[Log]>,
+    /// Records of single tries.
+    pub try_logs: Box<[Log]>,
+    /// The router adds no `x-envoy-*` headers.
+    pub suppress_envoy_headers: bool,
+}
+
+impl ChainContext {
+    pub fn new(chain: Arc<FilterChain>, tls: Option<ServerContext>) -> ChainContext {
+        let (logs, try_logs) = match &chain.filter {
+            NetworkFilter::Http(manager) => (&manager.access_logs, manager.upstream_logs()),
+            NetworkFilter::Tcp(proxy) => (&proxy.access_logs, &[][..]),
+        };
+        let (logs, try_logs) = (Log::compile_all(logs), Log::compile_all(try_logs));
+        let suppress_envoy_headers = match &chain.filter {
+            NetworkFilter::Http(manager) => manager.filters.iter().any(|filter| {
+                matches!(filter, weft_core::http_manager::HttpFilter::Router { suppress_envoy_headers: true, .. })
+            }),
+            NetworkFilter::Tcp(_) => false,
+        };
+        ChainContext { chain, tls, logs, try_logs, suppress_envoy_headers }
+    }
+}
+
+/// A cluster at work: shared by all workers.
+pub struct Upstream {
+    pub cluster: Arc<Cluster>,
+    /// Absent for original-destination clusters.
+    pub balancer: Option<Arc<Balancer>>,
+    pub breakers: Arc<Breakers>,
+    /// By the address of core's `UpstreamTls`.
+    pub tls: ByAddress<Arc<ClientContext>>,
+}
+
+impl Upstream {
+    /// The TLS context of a transport socket; `None` for plaintext.
+    pub fn tls_for(&self, transport: &TransportSocket) -> Option<&Arc<ClientContext>> {
+        self.tls.get(&address_of(transport.tls.as_ref()?))
+    }
+}
+
+/// One generation of everything.
+#[derive(Default)]
+pub struct Active {
+    pub core: Plan,
+    /// By the address of core's `Cluster`.
+    pub upstreams: ByAddress<Arc<Upstream>>,
+    /// By the address of core's `FilterChain`.
+    pub chains: ByAddress<Arc<ChainContext>>,
+    pub sockets: HashMap<SocketKey, Arc<Listener>>,
+    /// By the address of core's `Listener`: records of connections that no filter took. Listeners without any are absent.
+    pub connection_logs: ByAddress<Arc<[Log]>>,
+}
+
+/// One worker's view of a generation.
+pub struct WorkerPlan {
+    pub active: Arc<Active>,
+    upstreams: ByAddress<Rc<WorkerUpstream>>,
+}
+
+/// A cluster as one worker uses it.
+pub struct WorkerUpstream {
+    pub shared: Arc<Upstream>,
+    pub picker: Option<RefCell<Picker>>,
+    pub pool: Rc<Pool>,
+}
+
+impl WorkerPlan {
+    /// Make the view of *active*, keeping the pools of clusters that did not change.
+    pub fn new(active: Arc<Active>, previous: Option<&WorkerPlan>) -> WorkerPlan {
+        let upstreams = active
+            .upstreams
+            .iter()
+            .map(|(&address, shared)| {
+                let before = previous.and_then(|plan| plan.upstreams.get(&address));
+                let upstream = match before {
+                    Some(same) if Arc::ptr_eq(&same.shared, shared) => Rc::clone(same),
+                    // New endpoints or secrets, the same cluster: connections to endpoints that stay are kept.
+                    _ => Rc::new(WorkerUpstream {
+                        shared: Arc::clone(shared),
+                        picker: shared.balancer.as_ref().map(|balancer| RefCell::new(balancer.picker())),
+                        pool: before.map_or_else(|| Rc::new(Pool::default()), |before| Rc::clone(&before.pool)),
+                    }),
+                };
+                upstream.pool.keep_only(&upstream.shared);
+                (address, upstream)
+            })
+            .collect();
+        WorkerPlan { active, upstreams }
+    }
+
+    /// The upstream of a cluster of this generation.
+    pub fn upstream(&self, cluster: &Arc<Cluster>) -> Option<&Rc<WorkerUpstream>> {
+        self.upstreams.get(&address_of(cluster))
+    }
+
+    pub fn upstreams(&self) -> impl Iterator<Item = &Rc<WorkerUpstream>> {
+        self.upstreams.values()
+    }
+
+    /// The context of a filter chain of this generation.
+    pub fn chain(&self, chain: &Arc<FilterChain>) -> Option<&Arc<ChainContext>> {
+        self.active.chains.get(&address_of(chain))
+    }
+}

@@ -1,0 +1,312 @@
+//! One result, one record: what each request, try or connection leaves behind when it is over.
+//!
+//! [`Outcome`] is filled in along the line, [`Entry`] is all that a record can ask for. Where records go is configuration:
+//! lines in files ([`template`], [`journal`]), or messages to an access log service ([`message`], [`service`]). Both
+//! gather in a worker's own buffers and leave in batches; nothing here makes a request wait.
+
+mod journal;
+mod message;
+pub mod service;
+mod template;
+
+use std::cell::Cell;
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use weft_core::access_log::{AccessLog, Filter, LogService, Sink};
+use weft_core::format::{Command, Variables};
+use weft_core::respond::{Cause, Flags, ResponseFlag};
+use weft_core::route::Route;
+
+use crate::clock::{self, Clock};
+use crate::codec::{Head, Version, decimal};
+use crate::connect::{Destination, Peer};
+use crate::identify::Facts;
+
+use journal::Journal;
+use service::{Dispatch, Services};
+use template::Template;
+
+/// Records leave at the latest so long after the first of them has come.
+pub const BATCH_TIME: Duration = Duration::from_millis(100);
+
+/// An access log, compiled.
+#[derive(Debug)]
+pub struct Log {
+    filter: Option<Filter>,
+    target: Target,
+}
+
+#[derive(Debug)]
+enum Target {
+    File(Arc<Path>, Template),
+    Service(Arc<LogService>),
+}
+
+impl Log {
+    pub fn compile(log: &AccessLog) -> Log {
+        let target = match &log.sink {
+            Sink::File { path, record } => Target::File(Arc::clone(path), Template::compile(record)),
+            Sink::Service(service) => Target::Service(Arc::clone(service)),
+        };
+        Log { filter: log.filter.clone(), target }
+    }
+
+    fn takes(&self, status: u16, flags: Flags) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.takes(status, flags))
+    }
+
+    pub fn compile_all(logs: &[AccessLog]) -> Box<[Log]> {
+        logs.iter().map(Log::compile).collect()
+    }
+}
+
+/// Whether one of *logs* takes a record with this status and these flags.
+pub fn wants(logs: &[Log], status: u16, flags: Flags) -> bool {
+    logs.iter().any(|log| log.takes(status, flags))
+}
+
+/// What a record is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    Request,
+    /// One try of a request.
+    Try,
+    Connection,
+}
+
+/// The records of one worker.
+pub struct Recorder {
+    journal: Journal,
+    dispatch: Dispatch,
+    /// Somebody will call [`Recorder::flush`] soon.
+    flush_scheduled: Cell<bool>,
+}
+
+impl Recorder {
+    pub fn new(services: Arc<Services>) -> Recorder {
+        Recorder { journal: Journal::default(), dispatch: Dispatch::new(services), flush_scheduled: Cell::new(false) }
+    }
+
+    /// Write *entry* to all of *logs*. True: it is the first since the last flush, so one should be arranged.
+    pub fn record(&self, logs: &[Log], entry: &Entry<'_>) -> bool {
+        let mut written = false;
+        for log in logs {
+            if !log.takes(entry.outcome.status, entry.outcome.flags) {
+                continue;
+            }
+            written = true;
+            match &log.target {
+                Target::File(path, template) => self.journal.record(path, template, entry),
+                Target::Service(service) => self.dispatch.record(service, entry),
+            }
+        }
+        written && !self.flush_scheduled.replace(true)
+    }
+
+    /// Send everything off; returns how many records were lost since the last time.
+    pub fn flush(&self) -> u64 {
+        self.flush_scheduled.set(false);
+        self.journal.flush();
+        self.dispatch.flush();
+        self.journal.lost.take() + self.dispatch.lost.take()
+    }
+
+    /// Close all files, so that the next line opens them anew (log rotation, SIGUSR1).
+    pub fn reopen(&self) {
+        self.journal.reopen();
+    }
+}
+
+/// How a request or connection went; filled in along the line, read once at its end.
+#[derive(Default)]
+pub struct Outcome {
+    /// The client, where a proxy that is believed stands between it and us.
+    pub client: Option<IpAddr>,
+    pub status: u16,
+    pub flags: Flags,
+    pub details: std::borrow::Cow<'static, str>,
+    pub termination: Option<std::borrow::Cow<'static, str>>,
+    pub route: Option<Arc<Route>>,
+    pub cluster: Option<Arc<str>>,
+    pub destination: Option<Destination>,
+    /// It, if there was a connection to it.
+    pub upstream_peer: Option<Rc<Peer>>,
+    pub upstream_local: Option<SocketAddr>,
+    pub attempts: u32,
+    pub transport_failure: Option<String>,
+    /// Why the client's connection was refused before anything was asked.
+    pub downstream_failure: Option<String>,
+    pub bytes_received: u64,
+    pub bytes_sent: u64,
+    pub duration: Duration,
+    /// Until the last byte of the request was there.
+    pub request_duration: Option<Duration>,
+    /// Until the first byte of the upstream's answer was there.
+    pub response_duration: Option<Duration>,
+}
+
+impl Outcome {
+    pub fn flag(&mut self, flag: ResponseFlag) {
+        self.flags.insert(flag);
+    }
+
+    /// A connection, and with it everything on it, ends for this reason.
+    pub fn end(&mut self, cause: Cause) {
+        let row = cause.row();
+        if let Some(flag) = row.flag {
+            self.flag(flag);
+        }
+        self.details = row.details.into();
+        self.termination = Some(row.details.into());
+    }
+}
+
+/// Everything a record can ask for.
+pub struct Entry<'a> {
+    pub subject: Subject,
+    pub clock: &'a Clock,
+    /// When it began, since 1970.
+    pub start: Duration,
+    pub facts: &'a Facts,
+    pub outcome: &'a Outcome,
+    /// Absent for TCP connections and for bytes that were no request.
+    pub request: Option<&'a Head>,
+    pub version: Option<Version>,
+    /// The response as it went downstream.
+    pub response: Option<&'a Head>,
+    pub chain_name: &'a str,
+}
+
+impl Entry<'_> {
+    fn request_header(&self, name: &str) -> Option<&[u8]> {
+        let head = self.request?;
+        let present = |bytes: &'_ [u8]| !bytes.is_empty();
+        match name {
+            ":method" => Some(head.method()).filter(|bytes| present(bytes)),
+            ":path" => Some(head.path()).filter(|bytes| present(bytes)),
+            ":authority" | "host" => Some(head.authority()).filter(|bytes| present(bytes)),
+            ":scheme" => Some(self.facts.scheme()),
+            name => head.get(name.as_bytes()),
+        }
+    }
+
+    fn response_header(&self, name: &str) -> Option<&[u8]> {
+        self.response?.get(name.as_bytes())
+    }
+}
+
+fn write_header<'a>(
+    find: impl Fn(&str) -> Option<&'a [u8]>,
+    name: &str,
+    otherwise: Option<&str>,
+    length: Option<usize>,
+    out: &mut Vec<u8>,
+) -> bool {
+    let Some(value) = find(name).or_else(|| otherwise.and_then(&find)) else { return false };
+    out.extend_from_slice(&value[..length.unwrap_or(value.len()).min(value.len())]);
+    true
+}
+
+fn write_text(text: Option<&str>, out: &mut Vec<u8>) -> bool {
+    match text {
+        Some(text) if !text.is_empty() => {
+            out.extend_from_slice(text.as_bytes());
+            true
+        }
+        _ => false,
+    }
+}
+
+fn write_number(value: u64, out: &mut Vec<u8>) -> bool {
+    decimal(out, value);
+    true
+}
+
+fn write_millis(duration: Option<Duration>, out: &mut Vec<u8>) -> bool {
+    duration.is_some_and(|duration| write_number(duration.as_millis() as u64, out))
+}
+
+impl Variables for Entry<'_> {
+    fn write(&self, command: &Command, out: &mut Vec<u8>) -> bool {
+        let outcome = self.outcome;
+        match command {
+            Command::StartTime(None) => {
+                self.clock.write_stamp(self.start, out);
+                true
+            }
+            Command::StartTime(Some(format)) => {
+                clock::write_formatted(self.start, format, out);
+                true
+            }
+            Command::RequestHeader { name, otherwise, length } => {
+                write_header(|name| self.request_header(name), name, otherwise.as_deref(), *length, out)
+            }
+            Command::ResponseHeader { name, otherwise, length } => {
+                write_header(|name| self.response_header(name), name, otherwise.as_deref(), *length, out)
+            }
+            // Trailers are passed on as they come and not kept.
+            Command::ResponseTrailer { .. } => false,
+            Command::Protocol => write_text(self.version.map(Version::as_str), out),
+            Command::ResponseCode => write_number(u64::from(outcome.status), out),
+            Command::ResponseFlags => {
+                if outcome.flags.is_empty() {
+                    out.push(b'-');
+                } else {
+                    let _ = write!(out, "{}", outcome.flags);
+                }
+                true
+            }
+            Command::ResponseCodeDetails => write_text(Some(&outcome.details), out),
+            Command::ConnectionTerminationDetails => write_text(outcome.termination.as_deref(), out),
+            Command::RouteName => write_text(outcome.route.as_deref().map(|route| &*route.name), out),
+            Command::UpstreamCluster => write_text(outcome.cluster.as_deref(), out),
+            Command::UpstreamHost if outcome.upstream_peer.is_some() => {
+                write_text(outcome.upstream_peer.as_deref().map(|peer| &*peer.address), out)
+            }
+            Command::UpstreamHost => match &outcome.destination {
+                Some(Destination::Original(address)) => write!(out, "{address}").is_ok(),
+                Some(Destination::Host(host)) => write!(out, "{}", host.endpoint.address).is_ok(),
+                None => false,
+            },
+            Command::UpstreamLocalAddress => match outcome.upstream_local {
+                Some(address) => write!(out, "{address}").is_ok(),
+                None => false,
+            },
+            Command::UpstreamRequestAttemptCount => write_number(u64::from(outcome.attempts), out),
+            Command::UpstreamTransportFailureReason => write_text(outcome.transport_failure.as_deref(), out),
+            Command::DownstreamTransportFailureReason => write_text(outcome.downstream_failure.as_deref(), out),
+            Command::Duration => write_millis(Some(outcome.duration), out),
+            Command::RequestDuration => write_millis(outcome.request_duration, out),
+            Command::ResponseDuration => write_millis(outcome.response_duration, out),
+            Command::BytesReceived => write_number(outcome.bytes_received, out),
+            Command::BytesSent => write_number(outcome.bytes_sent, out),
+            Command::DownstreamRemoteAddress => match outcome.client {
+                // Nobody knows the port of a client behind a proxy.
+                Some(client) => write!(out, "{}", SocketAddr::new(client, 0)).is_ok(),
+                None => write_text(Some(&self.facts.remote_text), out),
+            },
+            Command::DownstreamDirectRemoteAddress => write!(out, "{}", self.facts.direct).is_ok(),
+            Command::DownstreamRemoteAddressWithoutPort => {
+                write!(out, "{}", outcome.client.unwrap_or(self.facts.remote.ip())).is_ok()
+            }
+            Command::DownstreamLocalAddress => write_text(Some(&self.facts.local_text), out),
+            Command::RequestedServerName => write_text(self.facts.server_name.as_deref(), out),
+            Command::DownstreamPeerUriSan => write_text(self.facts.peer_uri.as_deref(), out),
+            Command::DownstreamLocalUriSan => write_text(self.facts.local_uri.as_deref(), out),
+            Command::FilterChainName => write_text(Some(self.chain_name), out),
+            Command::Hostname => write_text(Some(hostname()), out),
+        }
+    }
+}
+
+fn hostname() -> &'static str {
+    static NAME: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    NAME.get_or_init(|| {
+        std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
+    })
+}

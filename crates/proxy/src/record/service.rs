@@ -1,0 +1,172 @@
+//! Records on their way to access log services: each worker gathers its own, one client for each log sends them.
+//!
+//! Clients run on the main thread, which carries no requests. A worker meets them once for each log, and afterwards only
+//! to hand over a batch.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::spawn_local;
+use tokio::time::Instant;
+use weft_core::access_log::LogService;
+use weft_protos::envoy::config::core::v3::Node;
+use weft_xds::Backoff;
+use weft_xds::access_log::Kind;
+use weft_xds::access_log::client::{self, Batch, Client, Config, Task};
+use weft_xds::client::Address;
+
+use crate::bootstrap::{Bootstrap, Place};
+
+use super::{Entry, message};
+
+/// What may wait for a log service that is away or slow: some 3,000 records, seconds of a busy sidecar.
+const LIMIT_BYTES: usize = 1024 * 1024;
+/// How long the end of the process waits for records to leave.
+const FAREWELL_TIME: Duration = Duration::from_millis(500);
+
+type LogName = (Box<str>, Box<str>);
+
+/// The clients of all logs.
+pub struct Services {
+    node: Node,
+    /// Static clusters of the bootstrap.
+    places: HashMap<String, Place>,
+    /// By cluster and name of the log.
+    clients: Mutex<HashMap<LogName, Client>>,
+    /// Whose tasks the main thread runs.
+    tasks: UnboundedSender<(String, Task)>,
+}
+
+impl Services {
+    /// The clients of this bootstrap, and the tasks that [`run`] takes.
+    pub fn new(bootstrap: &Bootstrap) -> (Arc<Services>, UnboundedReceiver<(String, Task)>) {
+        let (tasks, to_run) = unbounded_channel();
+        let places = bootstrap.clusters.iter().cloned().collect();
+        (Arc::new(Services { node: bootstrap.node.clone(), places, clients: Mutex::default(), tasks }), to_run)
+    }
+
+    /// The client of a log; `None`: its cluster is none of the bootstrap, which is refused on arrival.
+    fn client(&self, service: &LogService) -> Option<Client> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (service.cluster.clone(), service.log_name.clone());
+        if let Some(client) = clients.get(&key) {
+            return Some(client.clone());
+        }
+        let address = match self.places.get(&*service.cluster)? {
+            Place::Unix(path) => Address::Unix(path.clone()),
+            Place::Tcp(address) => Address::Tcp(address.clone()),
+        };
+        let (client, task) = client::client(Config {
+            address,
+            node: self.node.clone(),
+            log_name: service.log_name.to_string(),
+            backoff: Backoff::default(),
+            limit_bytes: LIMIT_BYTES,
+        });
+        // The main thread outlives the workers.
+        let _ = self.tasks.send((format!("{} ({})", service.cluster, service.log_name), task));
+        clients.insert(key, client.clone());
+        Some(client)
+    }
+
+    /// Wait a moment until everything that was handed over is sent.
+    pub async fn farewell(&self) {
+        let end = Instant::now() + FAREWELL_TIME;
+        let waiting = || {
+            let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+            clients.values().any(|client| client.waiting_bytes() > 0)
+        };
+        loop {
+            let waited = waiting();
+            // What no longer waits was given to the connection, whose own task writes it while this one sleeps.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            if !waited || Instant::now() >= end {
+                return;
+            }
+        }
+    }
+}
+
+/// Run clients as they are made, for ever. An outage is told once, and its end.
+pub async fn run(mut tasks: UnboundedReceiver<(String, Task)>) {
+    while let Some((name, task)) = tasks.recv().await {
+        let mut away = false;
+        spawn_local(task.run(move |state| match state {
+            Ok(()) if std::mem::take(&mut away) => eprintln!("weft-proxy: access records reach {name} again"),
+            Ok(()) => {}
+            Err(error) if !std::mem::replace(&mut away, true) => {
+                eprintln!(
+                    "weft-proxy: access records do not reach {name}: {error}; the newest wait, others are dropped"
+                );
+            }
+            Err(_) => {}
+        }));
+    }
+}
+
+/// The buffers of one worker.
+pub struct Dispatch {
+    services: Arc<Services>,
+    /// A few, so that looking through them is cheaper than hashing.
+    logs: RefCell<Vec<Buffered>>,
+    /// Records that were dropped.
+    pub lost: Cell<u64>,
+}
+
+struct Buffered {
+    service: Arc<LogService>,
+    kind: Kind,
+    client: Option<Client>,
+    entries: Vec<u8>,
+    count: u32,
+}
+
+impl Dispatch {
+    pub fn new(services: Arc<Services>) -> Dispatch {
+        Dispatch { services, logs: RefCell::default(), lost: Cell::new(0) }
+    }
+
+    pub fn record(&self, service: &Arc<LogService>, entry: &Entry<'_>) {
+        let kind = if entry.request.is_some() { Kind::Http } else { Kind::Tcp };
+        let mut logs = self.logs.borrow_mut();
+        // Listeners come and go with equal logs of their own.
+        let known = logs.iter().position(|log| {
+            log.kind == kind && (Arc::ptr_eq(&log.service, service) || is_same_log(&log.service, service))
+        });
+        let index = known.unwrap_or_else(|| {
+            let (service, client) = (Arc::clone(service), self.services.client(service));
+            logs.push(Buffered { service, kind, client, entries: Vec::new(), count: 0 });
+            logs.len() - 1
+        });
+        let log = &mut logs[index];
+        message::write(service, entry, &mut log.entries);
+        log.count += 1;
+        if log.entries.len() >= service.buffer_bytes {
+            self.send(log);
+        }
+    }
+
+    pub fn flush(&self) {
+        for log in self.logs.borrow_mut().iter_mut().filter(|log| log.count > 0) {
+            self.send(log);
+        }
+    }
+
+    fn send(&self, log: &mut Buffered) {
+        let count = std::mem::take(&mut log.count);
+        let capacity = log.entries.len();
+        let entries = Bytes::from(std::mem::replace(&mut log.entries, Vec::with_capacity(capacity)));
+        let taken = log.client.as_ref().is_some_and(|client| client.offer(Batch { kind: log.kind, entries, count }));
+        if !taken {
+            self.lost.set(self.lost.get() + u64::from(count));
+        }
+    }
+}
+
+fn is_same_log(one: &LogService, other: &LogService) -> bool {
+    one.log_name == other.log_name && one.cluster == other.cluster
+}

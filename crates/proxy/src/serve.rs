@@ -1,0 +1,190 @@
+//! The line that every connection walks, from the socket to the filter that carries its bytes:
+//!
+//!     accept -> identify -> detect -> (http/:  route -> filter -> pick -> connect -> forward -> record)
+//!                                     (tcp.rs:           pick -> connect -> forward -> record)
+//!
+//! One line serves outbound, inbound and gateway connections: what tells them apart is configuration.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use weft_core::listener::{Direction, Listener, NetworkFilter};
+use weft_core::respond::Cause;
+
+use crate::alarm::Alarm;
+use crate::buffer::Buffer;
+use crate::codec::Head;
+use crate::detect::{self, DetectError, Detected};
+use crate::forward::Replay;
+use crate::identify::{self, Facts};
+use crate::io::{self as sockets, Io};
+use crate::plan::{ChainContext, SocketKey, WorkerPlan, address_of};
+use crate::record::{Entry, Outcome, Subject};
+use crate::worker::Worker;
+use crate::{caller, http, tcp};
+
+/// Scratch memory above which it is not kept for the next request.
+const KEPT_BYTES: usize = 64 * 1024;
+
+/// Memory of one request, lent by the worker.
+#[derive(Default)]
+pub struct Scratch {
+    pub request: Head,
+    pub response: Head,
+    /// On its way upstream.
+    pub to_upstream: Vec<u8>,
+    /// On its way downstream.
+    pub to_downstream: Vec<u8>,
+    pub replay: Replay,
+}
+
+impl Scratch {
+    /// Forget the request; false if so much memory was needed that it should go back to the system.
+    pub fn tidy(&mut self) -> bool {
+        self.request.clear();
+        self.response.clear();
+        self.to_upstream.clear();
+        self.to_downstream.clear();
+        self.replay.reset(0);
+        let kept = self.request.capacity_bytes()
+            + self.response.capacity_bytes()
+            + self.to_upstream.capacity()
+            + self.to_downstream.capacity()
+            + self.replay.bytes.capacity();
+        kept <= KEPT_BYTES
+    }
+}
+
+/// What is known about an accepted connection once its filter chain is; every request on it shares this.
+pub struct Downstream {
+    pub worker: Rc<Worker>,
+    pub context: Arc<ChainContext>,
+    /// In a box: the compiler gives every function that they pass through room of its own in the connection's task.
+    pub facts: Box<Facts>,
+    pub direction: Direction,
+    /// Bytes that the listener lets wait for each connection and direction; 0: no limit.
+    pub buffer_limit: u32,
+}
+
+/// The connection itself.
+pub struct Socket {
+    pub io: Io,
+    /// Bytes that came and were not used yet.
+    pub buffer: Buffer,
+    pub alarm: Alarm,
+}
+
+/// Serve one accepted connection to its end; *plan* is what was in force when it was accepted.
+pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>, socket: OwnedFd) {
+    use std::os::fd::AsRawFd;
+    // accept
+    sockets::set_no_delay(socket.as_raw_fd());
+    let began = Instant::now();
+    // identify
+    let Some(capturing) = plan.active.sockets.get(&*key) else { return };
+    let Some(mut ends) = identify::identify(&socket, capturing) else { return };
+    let Ok(io) = Io::new(socket) else { return };
+    let Some(_admission) = worker.overload.admit(capturing.ignore_global_limit) else {
+        io.reset_on_close();
+        let facts = Facts::plain(ends, ends.remote);
+        return refused(&worker, &plan, capturing, &facts, began, &DetectError::GlobalLimit);
+    };
+    let mut socket = Socket { io, buffer: Buffer::limited(capturing.buffer_limit_bytes), alarm: Alarm::default() };
+    let own = ends;
+    if let Some(expected) = &capturing.proxy_protocol {
+        let hearing = Box::pin(detect::hear(&mut socket, capturing, expected, own));
+        ends = match hearing.await {
+            Ok(ends) => ends,
+            Err(error) => return refused(&worker, &plan, capturing, &Facts::plain(own, own.remote), began, &error),
+        };
+    }
+    let mut listener = Arc::clone(plan.active.core.listener_for(capturing, ends.local));
+    socket.buffer.set_limit(listener.buffer_limit_bytes);
+    let foreign = listener.caller_uids.as_ref().is_some_and(|uids| !caller::is_one_of(uids, &own));
+    let mut plan = plan;
+    loop {
+        // detect
+        let mut facts = Box::new(Facts { foreign, ..Facts::plain(ends, own.remote) });
+        // In a box, as everything whose state is kilobytes (a handshake, a request, a tunnel): an idle connection is to keep none of it.
+        let detecting = Box::pin(detect::detect(&worker, &mut socket, &plan, &listener, ends, &mut facts));
+        let Detected { context, early, _place } = match detecting.await {
+            Ok(detected) => detected,
+            Err(error) => {
+                refused(&worker, &plan, &listener, &facts, began, &error);
+                if let DetectError::Limit { delay: Some(delay) } = error {
+                    tokio::time::sleep(delay).await;
+                }
+                return;
+            }
+        };
+        let (direction, buffer_limit) = (listener.direction, listener.buffer_limit_bytes);
+        drop(plan);
+        let chain = Arc::clone(&context.chain);
+        let downstream = Downstream { worker: Rc::clone(&worker), context, facts, direction, buffer_limit };
+        let after = match &chain.filter {
+            NetworkFilter::Http(manager) => http::serve(downstream, socket, manager).await,
+            NetworkFilter::Tcp(_) if foreign => {
+                worker.metrics.counters().callers_refused.add(1);
+                return socket.io.reset_on_close();
+            }
+            NetworkFilter::Tcp(proxy) => return Box::pin(tcp::serve(downstream, socket, proxy, early)).await,
+        };
+        // A tunnel: what comes now is a connection of its own, to somewhere else.
+        let Some((tunnel, onward)) = after else { return };
+        socket = tunnel;
+        plan = worker.plan();
+        listener = onward.listener;
+        ends.local = onward.destination;
+    }
+}
+
+/// No filter will see this connection: count it, and record it as the listener says.
+fn refused(
+    worker: &Worker,
+    plan: &WorkerPlan,
+    listener: &Arc<Listener>,
+    facts: &Facts,
+    began: Instant,
+    error: &DetectError,
+) {
+    count_refused(worker, error);
+    let Some(logs) = plan.active.connection_logs.get(&address_of(listener)) else { return };
+    let mut outcome = Outcome { duration: began.elapsed(), ..Outcome::default() };
+    match error {
+        DetectError::NoChain => outcome.end(Cause::FilterChainNotFound),
+        DetectError::GlobalLimit => outcome.end(Cause::GlobalConnectionLimit),
+        DetectError::Limit { .. } => outcome.end(Cause::ConnectionLimit),
+        DetectError::Header(_) | DetectError::Plaintext | DetectError::Handshake(_) | DetectError::HandshakeTimeout => {
+            outcome.downstream_failure = Some(error.to_string());
+        }
+        // It never said what it wanted.
+        DetectError::Silent | DetectError::Gone => return,
+    }
+    let entry = Entry {
+        subject: Subject::Connection,
+        clock: &worker.clock,
+        start: worker.clock.wall(began),
+        facts,
+        outcome: &outcome,
+        request: None,
+        version: None,
+        response: None,
+        chain_name: "",
+    };
+    worker.record(logs, &entry);
+}
+
+fn count_refused(worker: &Worker, error: &DetectError) {
+    let counters = worker.metrics.counters();
+    match error {
+        DetectError::NoChain => counters.no_filter_chain.add(1),
+        DetectError::GlobalLimit => counters.global_limit_refused.add(1),
+        DetectError::Limit { .. } => counters.connection_limit_refused.add(1),
+        DetectError::Header(_) => counters.proxy_protocol_refused.add(1),
+        DetectError::Plaintext => counters.plaintext_refused.add(1),
+        DetectError::Handshake(_) | DetectError::HandshakeTimeout => counters.handshake_failures.add(1),
+        DetectError::Silent | DetectError::Gone => {}
+    }
+}

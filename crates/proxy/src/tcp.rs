@@ -1,0 +1,237 @@
+//! Bytes both ways, understood by nobody: TCP and what looks like it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use weft_core::balance::Active;
+use weft_core::outlier::Observation;
+use weft_core::respond::Cause;
+use weft_core::tcp_proxy::TcpProxy;
+
+use crate::clock;
+use crate::connect::{self, Connection};
+use crate::forward::{self, Totals, TunnelEnd};
+use crate::identify::Ends;
+use crate::labels::{self, Protocol};
+use crate::metrics::{self, Key, Series};
+use crate::pick::{self, Tried};
+use crate::plan::{WorkerUpstream, address_of};
+use crate::record::{Entry, Outcome, Subject};
+use crate::serve::{Downstream, Socket};
+use crate::worker::Worker;
+
+/// An upstream that a connection can be carried to, and what its record will tell so far.
+pub struct Opened {
+    pub connection: Connection,
+    upstream: Rc<WorkerUpstream>,
+    _active: Option<Active>,
+    outcome: Outcome,
+}
+
+/// There is none.
+pub struct NotOpened {
+    /// `None`: there is no such cluster.
+    upstream: Option<Rc<WorkerUpstream>>,
+    outcome: Outcome,
+}
+
+/// Serve a connection that a TCP proxy filter took; *early* is its upstream, if that was dialled already.
+pub async fn serve(down: Downstream, mut socket: Socket, proxy: &TcpProxy, early: Option<Box<Opened>>) {
+    let _registration = down.worker.register(crate::http::waker().await);
+    let began = Instant::now();
+    let totals = Totals::default();
+    let opened = match early {
+        Some(opened) => Ok(*opened),
+        None => open(&down.worker, down.facts.ends(), proxy).await,
+    };
+    let (mut outcome, upstream, counted) = match opened {
+        Ok(opened) => {
+            let series = series(&down, &opened.outcome, Some(&opened.upstream));
+            series.connection_opened();
+            let (outcome, upstream) = carry(&mut socket, proxy, opened, began, &totals).await;
+            (outcome, Some(upstream), Some(series))
+        }
+        Err(NotOpened { upstream, outcome }) => {
+            if upstream.is_some() {
+                // The client must not take this for an orderly end of what it asked for.
+                socket.io.reset_on_close();
+            }
+            (outcome, upstream, None)
+        }
+    };
+    // record
+    outcome.duration = began.elapsed();
+    outcome.bytes_received = totals.received.body_bytes.get();
+    outcome.bytes_sent = totals.sent.body_bytes.get();
+    let series = counted.unwrap_or_else(|| {
+        let series = series(&down, &outcome, upstream.as_deref());
+        series.connection_opened();
+        series
+    });
+    series.connection_closed(outcome.bytes_received, outcome.bytes_sent);
+    let entry = Entry {
+        subject: Subject::Connection,
+        clock: &down.worker.clock,
+        start: down.worker.clock.wall(began),
+        facts: &down.facts,
+        outcome: &outcome,
+        request: None,
+        version: None,
+        response: None,
+        chain_name: &down.context.chain.name,
+    };
+    down.worker.record(&down.context.logs, &entry);
+}
+
+/// Forward bytes both ways, to the end of the connection.
+async fn carry(
+    socket: &mut Socket,
+    proxy: &TcpProxy,
+    opened: Opened,
+    began: Instant,
+    totals: &Totals,
+) -> (Outcome, Rc<WorkerUpstream>) {
+    let Opened { mut connection, upstream, _active, mut outcome } = opened;
+    let (idle, worn) = (proxy.idle_timeout, proxy.max_duration.map(|limit| began + limit));
+    let (io, buffer) = (&connection.io, &mut connection.buffer);
+    let work = forward::tunnel((&socket.io, &mut socket.buffer), (io, buffer), totals);
+    let limits = Limits { idle, end: worn };
+    match within(limits, work, totals, &mut socket.alarm).await {
+        Some(TunnelEnd::Finished) => {}
+        Some(TunnelEnd::Downstream) => connection.io.reset_on_close(),
+        Some(TunnelEnd::Upstream) => {
+            outcome.flag(weft_core::respond::ResponseFlag::UpstreamConnectionTermination);
+            socket.io.reset_on_close();
+        }
+        None if limits.is_over() => outcome.end(Cause::ConnectionDuration),
+        None => outcome.end(Cause::StreamIdleTimeout),
+    }
+    (outcome, upstream)
+}
+
+/// Choose an upstream for a connection between *ends*, and connect to it: route -> pick -> connect.
+///
+/// # Errors
+/// [`NotOpened`], whose outcome says why.
+pub async fn open(worker: &Worker, ends: Ends, proxy: &TcpProxy) -> Result<Opened, NotOpened> {
+    let mut outcome = Outcome::default();
+    let plan = worker.plan();
+    // route
+    let name = Arc::clone(proxy.pick(&mut *worker.random.borrow_mut()));
+    outcome.cluster = Some(Arc::clone(&name));
+    let upstream = plan.active.core.clusters.get(&name).and_then(|cluster| plan.upstream(cluster)).map(Rc::clone);
+    let Some(upstream) = upstream else {
+        outcome.end(Cause::TcpClusterNotFound);
+        return Err(NotOpened { upstream: None, outcome });
+    };
+    match connect(worker, ends, &upstream, proxy, &mut outcome).await {
+        Ok((connection, active)) => Ok(Opened { connection, upstream, _active: active, outcome }),
+        Err(cause) => {
+            outcome.end(cause);
+            Err(NotOpened { upstream: Some(upstream), outcome })
+        }
+    }
+}
+
+async fn connect(
+    worker: &Worker,
+    ends: Ends,
+    upstream: &Rc<WorkerUpstream>,
+    proxy: &TcpProxy,
+    outcome: &mut Outcome,
+) -> Result<(Connection, Option<Active>), Cause> {
+    let mut tried = Tried::default();
+    let mut cause = Cause::NoHealthyUpstream;
+    for _ in 0..proxy.max_connect_attempts.max(1) {
+        // pick
+        let picked = pick::pick(upstream, ends.local, None, &tried, &mut *worker.random.borrow_mut());
+        let destination = picked.ok_or(Cause::NoHealthyUpstream)?;
+        tried.note(&destination);
+        outcome.attempts += 1;
+        outcome.destination = Some(destination.clone());
+        let active = destination.host().map(|host| host.begin());
+        // connect
+        let result = connect::connect(upstream, &destination, ends, &worker.standing, true).await;
+        observe(
+            upstream,
+            &destination,
+            if result.is_ok() { Observation::Connected } else { Observation::LocalFailure },
+        );
+        match result {
+            Ok(connection) => {
+                worker.metrics.counters().upstream_connections.add(1);
+                outcome.upstream_local = connection.local;
+                outcome.upstream_peer = Some(Rc::clone(&connection.peer));
+                return Ok((connection, active));
+            }
+            Err(error) => {
+                worker.metrics.counters().upstream_connect_failures.add(1);
+                outcome.transport_failure = error.transport_failure();
+                cause = error.cause();
+            }
+        }
+    }
+    Err(cause)
+}
+
+/// Tell outlier detection how a try went.
+pub fn observe(upstream: &WorkerUpstream, destination: &connect::Destination, observation: Observation) {
+    if let (Some(balancer), Some(host)) = (&upstream.shared.balancer, destination.host()) {
+        balancer.observe(host, observation, clock::monotonic());
+    }
+}
+
+/// How long a tunnel may last.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    /// Nothing moves.
+    pub idle: Option<Duration>,
+    /// Whatever moves.
+    pub end: Option<Instant>,
+}
+
+impl Limits {
+    pub fn is_over(&self) -> bool {
+        self.end.is_some_and(|end| Instant::now() >= end)
+    }
+}
+
+/// Run a tunnel until it ends, or `None` if it reached a limit.
+pub async fn within(
+    limits: Limits,
+    work: impl Future<Output = TunnelEnd>,
+    totals: &Totals,
+    alarm: &mut crate::alarm::Alarm,
+) -> Option<TunnelEnd> {
+    let began = Instant::now();
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(|context| {
+        use std::task::Poll;
+        if let Poll::Ready(end) = work.as_mut().poll(context) {
+            return Poll::Ready(Some(end));
+        }
+        let moved = totals.received.moved.get().max(totals.sent.moved.get()).unwrap_or(began);
+        let quiet = limits.idle.map(|idle| moved + idle);
+        alarm.poll(context, quiet.into_iter().chain(limits.end).min()).map(|_| None)
+    })
+    .await
+}
+
+/// What counts the connection. Its labels say how it stands now: once it is there, later flags are only in its record.
+fn series(down: &Downstream, outcome: &Outcome, upstream: Option<&WorkerUpstream>) -> Arc<Series> {
+    let host = outcome.destination.as_ref().and_then(|destination| destination.host());
+    let key = Key {
+        cluster: outcome.cluster.as_ref().map_or(0, address_of),
+        endpoint: host.map_or(0, |host| address_of(&host.endpoint)),
+        principals: metrics::principals(down.facts.peer_key, outcome),
+        code: metrics::kind(down.direction, Protocol::Tcp),
+        flags: labels::flags_key(outcome.flags),
+        secure: down.facts.secure,
+    };
+    down.worker.metrics.series(key, || {
+        let upstream = upstream.map(|upstream| &*upstream.shared);
+        labels::describe(&down.worker.node, down.direction, &down.facts, outcome, upstream, Protocol::Tcp)
+    })
+}

@@ -1,0 +1,38 @@
+//! TLS: sessions over our sockets, identities from secrets, and the checks of a mesh instead of those of a browser.
+//!
+//! [`session`] moves bytes; [`secrets`] turns SDS secrets into keys and roots; [`verify`] decides whom to trust;
+//! [`context`] joins them into rustls configurations that the plan holds. Rotation replaces a context: connections that exist
+//! keep what they shook hands with.
+
+use crate::base64;
+
+pub mod context;
+pub mod san;
+pub mod secrets;
+pub mod session;
+pub mod subject;
+pub mod verify;
+
+/// *certificate*, which is DER, as PEM (RFC 7468).
+pub fn pem(certificate: &[u8]) -> String {
+    let mut digits = Vec::new();
+    base64::encode(certificate, &mut digits);
+    let mut text = String::with_capacity(digits.len() * 65 / 64 + 64);
+    text.push_str("-----BEGIN CERTIFICATE-----\n");
+    for line in digits.chunks(64) {
+        text.extend(line.iter().copied().map(char::from));
+        text.push('\n');
+    }
+    text.push_str("-----END CERTIFICATE-----\n");
+    text
+}
+
+/// SHA-256 of *bytes* in lower-case hexadecimal.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().iter().fold(String::with_capacity(64), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,121 @@
+//! Reads the subject alternative names of a certificate: where a SPIFFE identity is written.
+//!
+//! Only certificates whose chain was verified are read for a decision, so this is no second X.509 parser: it walks to one extension
+//! and gives up at the first thing that is not as DER wants it.
+
+/// The names of one certificate that matter to a mesh.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    pub uris: Vec<String>,
+    pub dns: Vec<String>,
+}
+
+/// Read the names from a certificate in DER; empty if it has none or is not one.
+pub fn names(certificate: &[u8]) -> Names {
+    read(certificate).unwrap_or_default()
+}
+
+/// The end of a certificate's validity as it is written there: `20261231235959Z`; nothing if it is not DER.
+///
+/// Source: RFC 5280 4.1.2.5; a UTCTime of two digits counts from 1950.
+pub fn not_after(certificate: &[u8]) -> Option<String> {
+    let certificate = Reader(certificate).expect(SEQUENCE)?;
+    let mut fields = Reader(Reader(certificate).expect(SEQUENCE)?);
+    // [0] version (absent in version 1), serial number, signature algorithm, issuer, validity.
+    if fields.next()?.0 == VERSION {
+        fields.next()?;
+    }
+    fields.next()?;
+    fields.next()?;
+    let mut validity = Reader(fields.expect(SEQUENCE)?);
+    validity.next()?;
+    let (tag, time) = validity.next()?;
+    let time = std::str::from_utf8(time).ok()?;
+    match tag {
+        GENERALIZED_TIME => Some(time.to_owned()),
+        UTC_TIME => Some(format!("{}{time}", if time < "50" { "20" } else { "19" })),
+        _ => None,
+    }
+}
+
+pub(super) const SEQUENCE: u8 = 0x30;
+const OCTET_STRING: u8 = 0x04;
+pub(super) const OBJECT_IDENTIFIER: u8 = 0x06;
+const BOOLEAN: u8 = 0x01;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+/// `[0] version` of TBSCertificate (RFC 5280 4.1).
+pub(super) const VERSION: u8 = 0xa0;
+/// `[3] extensions` of TBSCertificate (RFC 5280 4.1).
+const EXTENSIONS: u8 = 0xa3;
+/// id-ce-subjectAltName, 2.5.29.17.
+const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
+/// `[2] dNSName` and `[6] uniformResourceIdentifier` of GeneralName (RFC 5280 4.2.1.6).
+const DNS_NAME: u8 = 0x82;
+const URI: u8 = 0x86;
+
+fn read(certificate: &[u8]) -> Option<Names> {
+    let certificate = Reader(certificate).expect(SEQUENCE)?;
+    let mut fields = Reader(Reader(certificate).expect(SEQUENCE)?);
+    let extensions = loop {
+        match fields.next()? {
+            (EXTENSIONS, value) => break value,
+            _ => continue,
+        }
+    };
+    let mut extensions = Reader(Reader(extensions).expect(SEQUENCE)?);
+    while let Some((tag, extension)) = extensions.next() {
+        if tag != SEQUENCE {
+            return None;
+        }
+        let mut parts = Reader(extension);
+        if parts.expect(OBJECT_IDENTIFIER)? != SUBJECT_ALT_NAME {
+            continue;
+        }
+        let value = match parts.next()? {
+            (BOOLEAN, _) => parts.expect(OCTET_STRING)?,
+            (OCTET_STRING, value) => value,
+            _ => return None,
+        };
+        let mut names = Names::default();
+        let mut general_names = Reader(Reader(value).expect(SEQUENCE)?);
+        while let Some((tag, name)) = general_names.next() {
+            let list = match tag {
+                URI => &mut names.uris,
+                DNS_NAME => &mut names.dns,
+                _ => continue,
+            };
+            list.push(std::str::from_utf8(name).ok()?.to_owned());
+        }
+        return Some(names);
+    }
+    None
+}
+
+/// Reads DER values one after the other.
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
+
+impl<'a> Reader<'a> {
+    /// The next value and its tag; `None` at the end or if the rest is not DER.
+    pub(super) fn next(&mut self) -> Option<(u8, &'a [u8])> {
+        let (&tag, rest) = self.0.split_first()?;
+        let (&first, mut rest) = rest.split_first()?;
+        let length = match first {
+            0..=0x7f => usize::from(first),
+            0x81..=0x84 => {
+                let count = usize::from(first & 0x0f);
+                let digits = rest.get(..count)?;
+                rest = &rest[count..];
+                digits.iter().fold(0usize, |total, &digit| total << 8 | usize::from(digit))
+            }
+            _ => return None,
+        };
+        let value = rest.get(..length)?;
+        self.0 = &rest[length..];
+        Some((tag, value))
+    }
+
+    pub(super) fn expect(&mut self, tag: u8) -> Option<&'a [u8]> {
+        self.next().filter(|(found, _)| *found == tag).map(|(_, value)| value)
+    }
+}

@@ -1,0 +1,734 @@
+//! What was accepted, and which of it is at work: pure, without sockets or streams.
+//!
+//! ```text
+//! refused <- accept -> warming -> active        (of one name, an active version stays until the next is warm)
+//! ```
+//!
+//! A cluster is warm when its endpoints and secrets are here, a listener when its routes and secrets are. At the start no
+//! listener goes to work before the first clusters are warm, or requests would be answered with "no such cluster".
+//!
+//! Removal of a listener or cluster takes effect at once. Routes and endpoints stay as long as something at work names
+//! them, whatever the server says (as in Envoy): what names them is replaced first, and there is no gap.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use weft_core::access_log::Sink;
+use weft_core::balance::Balancer;
+use weft_core::cluster::{Cluster, Discovery};
+use weft_core::compile::{Problem, Strictness};
+use weft_core::endpoint::LoadAssignment;
+use weft_core::http_manager::RouteSource;
+use weft_core::listener::{Listener, NetworkFilter};
+use weft_core::plan::Resource as Compiled;
+use weft_core::route::RouteTable;
+use weft_core::tls::{SecretName, UpstreamTls};
+use weft_protos::envoy::extensions::transport_sockets::tls::v3 as tls_proto;
+use weft_protos::{Message, type_url};
+use weft_xds::Refusal;
+use weft_xds::client::Resource;
+
+use crate::listen;
+use crate::plan::{Active, ByAddress, ChainContext, SocketKey, Upstream, address_of};
+use crate::record::Log;
+use crate::state::Entry;
+use crate::tls::context::{ClientContext, ContextError, Secrets, ServerContext};
+use crate::tls::secrets;
+
+type Name = Arc<str>;
+
+/// One accepted resource.
+struct Stored<T> {
+    value: Arc<T>,
+    body: Bytes,
+    version: String,
+    needs: Box<[SecretName]>,
+    /// What of it is accepted although nothing is done about it.
+    not_applied: Box<[Problem]>,
+}
+
+impl<T> Stored<T> {
+    fn to_show(&self) -> (&str, &[Problem]) {
+        (&self.version, &self.not_applied)
+    }
+}
+
+/// What is kept beside a compiled resource.
+struct Beside {
+    needs: Box<[SecretName]>,
+    not_applied: Box<[Problem]>,
+}
+
+/// A secret's version, and a number that no other arrival has.
+struct SecretMark {
+    version: String,
+    mark: u64,
+}
+
+struct ListenerAtWork {
+    stored: Arc<Stored<Listener>>,
+    marks: Vec<u64>,
+    chains: Vec<Arc<ChainContext>>,
+    connection_logs: Arc<[Log]>,
+}
+
+#[derive(Clone)]
+struct ClusterAtWork {
+    stored: Arc<Stored<Cluster>>,
+    marks: Vec<u64>,
+    assignment: Option<Arc<LoadAssignment>>,
+    upstream: Arc<Upstream>,
+}
+
+/// Why something is not at work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Obstacle {
+    /// Something has to arrive first.
+    Missing(String),
+    /// It cannot work with what is here.
+    Broken(String),
+}
+
+impl Obstacle {
+    fn reason(&self) -> &str {
+        match self {
+            Obstacle::Missing(reason) | Obstacle::Broken(reason) => reason,
+        }
+    }
+}
+
+impl From<ContextError> for Obstacle {
+    fn from(error: ContextError) -> Obstacle {
+        match error {
+            ContextError::Missing(_) => Obstacle::Missing(error.to_string()),
+            _ => Obstacle::Broken(error.to_string()),
+        }
+    }
+}
+
+/// What has to be subscribed to by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    pub routes: BTreeSet<Name>,
+    pub assignments: BTreeSet<Name>,
+    /// By the cluster that serves them, `None` for ADS.
+    pub secrets: BTreeMap<Option<Name>, BTreeSet<Name>>,
+}
+
+/// What became of one response.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub refusals: Vec<Refusal>,
+    /// What was accepted although nothing is done about it, with the resource's name; each reason only when it is met first.
+    pub not_applied: Vec<(String, Problem)>,
+    /// There is something new to [`Holdings::settle`].
+    pub changed: bool,
+}
+
+/// All that was accepted.
+#[derive(Default)]
+pub struct Holdings {
+    listeners: BTreeMap<Name, Arc<Stored<Listener>>>,
+    clusters: BTreeMap<Name, Arc<Stored<Cluster>>>,
+    routes: BTreeMap<Name, Stored<RouteTable>>,
+    assignments: BTreeMap<Name, Stored<LoadAssignment>>,
+    secrets: Secrets,
+    secret_marks: BTreeMap<Name, SecretMark>,
+    listeners_at_work: BTreeMap<Name, ListenerAtWork>,
+    clusters_at_work: BTreeMap<Name, ClusterAtWork>,
+    /// By type URL and name: why the newest version is not at work.
+    obstacles: BTreeMap<(&'static str, Name), Obstacle>,
+    /// By type URL and name: version and reason of what was refused last.
+    refused: BTreeMap<(String, String), (String, String)>,
+    /// Reasons of what is not applied that were told.
+    told: HashSet<String>,
+    wanted: Wanted,
+    /// Clusters of the bootstrap, where secrets may come from and records may go to.
+    static_clusters: HashSet<String>,
+    /// By type URL and name: resources of the bootstrap, which no control plane replaces or removes.
+    fixed: HashSet<(&'static str, Name)>,
+    got_listeners: bool,
+    got_clusters: bool,
+    /// Listeners may go to work.
+    clusters_are_warm: bool,
+    live: bool,
+    next_mark: u64,
+    seed: u64,
+}
+
+impl Holdings {
+    /// `seed`: where round robin begins; `static_clusters`: clusters that may be named as the source of a secret.
+    pub fn new(seed: u64, static_clusters: impl IntoIterator<Item = String>) -> Holdings {
+        Holdings { seed, static_clusters: static_clusters.into_iter().collect(), ..Holdings::default() }
+    }
+
+    /// Take a response in. *open* opens the sockets of a listener; one that cannot be opened is refused.
+    pub fn accept(
+        &mut self,
+        type_url: &str,
+        resources: Vec<Resource>,
+        removed: Vec<String>,
+        mut open: impl FnMut(&Listener) -> Result<(), String>,
+    ) -> Outcome {
+        let mut changed = false;
+        for name in removed {
+            self.refused.remove(&(type_url.to_owned(), name.clone()));
+            changed |= self.remove(type_url, name.as_str().into());
+        }
+        let mut claimed = self.claimed_sockets(type_url, &resources);
+        let mut refusals = Vec::new();
+        let mut not_applied = Vec::new();
+        for resource in resources {
+            let Resource { name, version, .. } = resource.clone();
+            match self.accept_one(type_url, resource, &mut claimed, &mut open) {
+                Ok((new, passed_over)) => {
+                    changed |= new;
+                    let first = passed_over.into_iter().filter(|problem| self.told.insert(problem.reason.clone()));
+                    not_applied.extend(first.map(|problem| (name.clone(), problem)));
+                    self.refused.remove(&(type_url.to_owned(), name));
+                }
+                Err(reason) => {
+                    self.refused.insert((type_url.to_owned(), name.clone()), (version, reason.clone()));
+                    refusals.push(Refusal { name, reason });
+                }
+            }
+        }
+        Outcome { refusals, not_applied, changed }
+    }
+
+    /// A resource that was accepted stays as it is to the end of the process.
+    pub fn fix(&mut self, type_url: &'static str, name: String) {
+        self.fixed.insert((type_url, name.into()));
+    }
+
+    /// Types that nobody sends, besides what the bootstrap holds, are not waited for.
+    pub fn await_no_other(&mut self, listeners: bool, clusters: bool) {
+        self.got_listeners |= !listeners;
+        self.got_clusters |= !clusters;
+    }
+
+    fn is_fixed(&self, type_url: &str, name: &str) -> bool {
+        // Few proxies have any, and none has many.
+        self.fixed.iter().any(|(fixed, known)| *fixed == type_url && **known == *name)
+    }
+
+    /// A response about this type is here, be it empty; whether it is the first.
+    pub fn note_arrival(&mut self, type_url: &str) -> bool {
+        let got = match type_url {
+            type_url::LISTENER => &mut self.got_listeners,
+            type_url::CLUSTER => &mut self.got_clusters,
+            _ => return false,
+        };
+        !std::mem::replace(got, true)
+    }
+
+    fn remove(&mut self, type_url: &str, name: Name) -> bool {
+        match type_url {
+            _ if self.is_fixed(type_url, &name) => false,
+            type_url::LISTENER => {
+                self.obstacles.remove(&(type_url::LISTENER, Arc::clone(&name)));
+                self.listeners_at_work.remove(&name).is_some() | self.listeners.remove(&name).is_some()
+            }
+            type_url::CLUSTER => {
+                self.obstacles.remove(&(type_url::CLUSTER, Arc::clone(&name)));
+                self.clusters_at_work.remove(&name).is_some() | self.clusters.remove(&name).is_some()
+            }
+            // "Does not exist" is an answer: a cluster that waits for it has no endpoints.
+            type_url::CLUSTER_LOAD_ASSIGNMENT
+                if self.wanted.assignments.contains(&name) && !self.assignments.contains_key(&name) =>
+            {
+                let empty = LoadAssignment {
+                    name: Arc::clone(&name),
+                    localities: Box::default(),
+                    overprovisioning_factor: LoadAssignment::DEFAULT_OVERPROVISIONING,
+                };
+                let stored = Stored {
+                    value: Arc::new(empty),
+                    body: Bytes::new(),
+                    version: String::new(),
+                    needs: Box::default(),
+                    not_applied: Box::default(),
+                };
+                self.assignments.insert(name, stored);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Sockets of accepted listeners that stay as they are under this response.
+    fn claimed_sockets(&self, type_url: &str, resources: &[Resource]) -> HashMap<SocketKey, Name> {
+        if type_url != type_url::LISTENER {
+            return HashMap::new();
+        }
+        let new: HashSet<&str> = resources.iter().map(|resource| resource.name.as_str()).collect();
+        self.listeners
+            .iter()
+            .filter(|(name, _)| !new.contains(&***name))
+            .flat_map(|(name, stored)| listen::keys(&stored.value).map(|key| (key, Arc::clone(name))))
+            .collect()
+    }
+
+    /// Compile one resource and keep it; whether it differs from what was here, and what of it is not applied.
+    fn accept_one(
+        &mut self,
+        type_url: &str,
+        resource: Resource,
+        claimed: &mut HashMap<SocketKey, Name>,
+        open: &mut impl FnMut(&Listener) -> Result<(), String>,
+    ) -> Result<(bool, Vec<Problem>), String> {
+        if type_url == type_url::SECRET {
+            return self.accept_secret(resource).map(|new| (new, Vec::new()));
+        }
+        let compiled =
+            Compiled::compile(type_url, &resource.body, Strictness::Refuse).map_err(|problems| problems.to_string())?;
+        let not_applied = compiled.not_applied;
+        let compiled = compiled.value;
+        let name = Arc::clone(compiled.name());
+        if self.is_fixed(type_url, &name) {
+            return Err(format!("{name} is in the bootstrap, and stays as it is there"));
+        }
+        if *name != *resource.name {
+            return Err(format!("published as {}, but it calls itself {name}", resource.name));
+        }
+        let with = |needs: Box<[SecretName]>| Beside { needs, not_applied: not_applied.clone().into() };
+        let new = match compiled {
+            Compiled::Cluster(cluster) => {
+                let needs = self.known_sources(cluster.secrets())?;
+                if let Err(Obstacle::Broken(reason)) = self.client_contexts(&cluster) {
+                    return Err(reason);
+                }
+                replace(&mut self.clusters, name, resource, cluster, with(needs))
+            }
+            Compiled::Listener(listener) => {
+                let needs = self.known_sources(listener.secrets())?;
+                self.know_log_services(&listener)?;
+                if let Err(Obstacle::Broken(reason)) = self.chain_contexts(&listener) {
+                    return Err(reason);
+                }
+                if let Some((key, owner)) = listen::keys(&listener).find_map(|key| claimed.get_key_value(&key)) {
+                    return Err(format!("{} is the address of listener {owner}", key.address));
+                }
+                open(&listener)?;
+                claimed.extend(listen::keys(&listener).map(|key| (key, Arc::clone(&name))));
+                replace(&mut self.listeners, name, resource, listener, with(needs))
+            }
+            Compiled::Routes(routes) => replace_plain(&mut self.routes, name, resource, routes, with(Box::default())),
+            Compiled::Assignment(assignment) => {
+                replace_plain(&mut self.assignments, name, resource, assignment, with(Box::default()))
+            }
+        };
+        Ok((new, not_applied))
+    }
+
+    fn accept_secret(&mut self, resource: Resource) -> Result<bool, String> {
+        let secret = tls_proto::Secret::decode(resource.body).map_err(|error| error.to_string())?;
+        if secret.name != resource.name {
+            return Err(format!("published as {}, but it calls itself {}", resource.name, secret.name));
+        }
+        let secret = secrets::read(&secret).map_err(|error| error.to_string())?;
+        let name: Name = resource.name.as_str().into();
+        self.next_mark += 1;
+        let mark = SecretMark { version: resource.version, mark: self.next_mark };
+        self.secrets.insert(Arc::clone(&name), secret);
+        self.secret_marks.insert(name, mark);
+        Ok(true)
+    }
+
+    fn known_sources(&self, needs: Vec<SecretName>) -> Result<Box<[SecretName]>, String> {
+        for secret in &needs {
+            if let Some(cluster) = secret.cluster.as_deref().filter(|cluster| !self.static_clusters.contains(*cluster))
+            {
+                return Err(format!(
+                    "secret {} comes from {cluster}, which is no cluster of the bootstrap",
+                    secret.name
+                ));
+            }
+        }
+        Ok(needs.into())
+    }
+
+    fn know_log_services(&self, listener: &Listener) -> Result<(), String> {
+        let clusters = listener.all_logs().filter_map(|log| match &log.sink {
+            Sink::Service(service) => Some(&*service.cluster),
+            Sink::File { .. } => None,
+        });
+        match clusters.into_iter().find(|cluster| !self.static_clusters.contains(*cluster)) {
+            Some(cluster) => Err(format!("access records go to {cluster}, which is no cluster of the bootstrap")),
+            None => Ok(()),
+        }
+    }
+
+    /// Decide what is at work, forget what nobody names any more, and make the next generation of *previous*.
+    pub fn settle(&mut self, previous: &Active) -> Active {
+        self.settle_clusters();
+        self.settle_listeners();
+        self.wanted = self.gather_wanted();
+        self.routes.retain(|name, _| self.wanted.routes.contains(name));
+        self.assignments.retain(|name, _| self.wanted.assignments.contains(name));
+        let secret_is_wanted = |name: &Name| self.wanted.secrets.values().any(|names| names.contains(name));
+        self.secrets.retain(|name, _| secret_is_wanted(name));
+        self.secret_marks.retain(|name, _| secret_is_wanted(name));
+        let waiting = self.obstacles.values().any(|obstacle| matches!(obstacle, Obstacle::Missing(_)));
+        self.live |= self.got_listeners && self.got_clusters && !waiting;
+        self.generation(previous)
+    }
+
+    fn settle_clusters(&mut self) {
+        let mut before = std::mem::take(&mut self.clusters_at_work);
+        let mut at_work = BTreeMap::new();
+        for (name, stored) in &self.clusters {
+            let old = before.remove(name);
+            let key = (type_url::CLUSTER, Arc::clone(name));
+            let now = match self.warm_cluster(stored, old.as_ref()) {
+                Ok(cluster) => {
+                    self.obstacles.remove(&key);
+                    Some(cluster)
+                }
+                Err(obstacle) => {
+                    self.obstacles.insert(key, obstacle);
+                    // The old version goes on, with endpoints and secrets as of now where that is possible.
+                    old.map(|old| self.warm_cluster(&old.stored, Some(&old)).unwrap_or(old))
+                }
+            };
+            at_work.extend(now.map(|cluster| (Arc::clone(name), cluster)));
+        }
+        self.clusters_at_work = at_work;
+        let waiting = self
+            .obstacles
+            .iter()
+            .any(|((type_url, _), why)| *type_url == type_url::CLUSTER && matches!(why, Obstacle::Missing(_)));
+        self.clusters_are_warm |= self.got_clusters && !waiting;
+    }
+
+    fn settle_listeners(&mut self) {
+        let mut before = std::mem::take(&mut self.listeners_at_work);
+        let mut at_work = BTreeMap::new();
+        for (name, stored) in &self.listeners {
+            let old = before.remove(name);
+            let key = (type_url::LISTENER, Arc::clone(name));
+            let now = match self.warm_listener(stored, old.as_ref()) {
+                Ok(listener) => {
+                    self.obstacles.remove(&key);
+                    Some(listener)
+                }
+                Err(obstacle) => {
+                    self.obstacles.insert(key, obstacle);
+                    old.map(|old| self.warm_listener(&old.stored, Some(&old)).unwrap_or(old))
+                }
+            };
+            at_work.extend(now.map(|listener| (Arc::clone(name), listener)));
+        }
+        self.listeners_at_work = at_work;
+    }
+
+    fn warm_cluster(
+        &self,
+        stored: &Arc<Stored<Cluster>>,
+        old: Option<&ClusterAtWork>,
+    ) -> Result<ClusterAtWork, Obstacle> {
+        let cluster = &stored.value;
+        let assignment = match &cluster.discovery {
+            Discovery::Static(assignment) => Some(Arc::clone(assignment)),
+            Discovery::Eds(name) => match self.assignments.get(name) {
+                Some(stored) => Some(Arc::clone(&stored.value)),
+                None => return Err(Obstacle::Missing(format!("endpoints {name} have not arrived"))),
+            },
+            Discovery::OriginalDst => None,
+        };
+        let marks = self.marks(&stored.needs)?;
+        let same = old.filter(|old| Arc::ptr_eq(&old.stored.value, cluster));
+        let same_secrets = same.filter(|old| old.marks == marks);
+        let same_endpoints = same.filter(|old| match (&old.assignment, &assignment) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (old, new) => old.is_none() && new.is_none(),
+        });
+        let upstream = match (same_secrets, same_endpoints) {
+            (Some(old), Some(_)) => Arc::clone(&old.upstream),
+            _ => Arc::new(Upstream {
+                cluster: Arc::clone(cluster),
+                balancer: match same_endpoints {
+                    Some(old) => old.upstream.balancer.clone(),
+                    None => assignment.as_deref().map(|assignment| {
+                        let previous = old.and_then(|old| old.upstream.balancer.as_deref());
+                        Balancer::new(cluster, assignment, previous, self.seed)
+                    }),
+                },
+                breakers: old.map(|old| Arc::clone(&old.upstream.breakers)).unwrap_or_default(),
+                tls: match same_secrets {
+                    Some(old) => old.upstream.tls.clone(),
+                    None => self.client_contexts(cluster)?,
+                },
+            }),
+        };
+        Ok(ClusterAtWork { stored: Arc::clone(stored), marks, assignment, upstream })
+    }
+
+    fn warm_listener(
+        &self,
+        stored: &Arc<Stored<Listener>>,
+        old: Option<&ListenerAtWork>,
+    ) -> Result<ListenerAtWork, Obstacle> {
+        if !self.clusters_are_warm {
+            return Err(Obstacle::Missing("the first clusters are not all warm".into()));
+        }
+        if let Some(name) = route_names(&stored.value).find(|name| !self.routes.contains_key(*name)) {
+            return Err(Obstacle::Missing(format!("routes {name} have not arrived")));
+        }
+        let marks = self.marks(&stored.needs)?;
+        let chains = match old {
+            Some(old) if Arc::ptr_eq(&old.stored.value, &stored.value) && old.marks == marks => old.chains.clone(),
+            _ => self.chain_contexts(&stored.value)?,
+        };
+        let connection_logs = match old {
+            Some(old) if Arc::ptr_eq(&old.stored.value, &stored.value) => Arc::clone(&old.connection_logs),
+            _ => Log::compile_all(&stored.value.access_logs).into(),
+        };
+        Ok(ListenerAtWork { stored: Arc::clone(stored), marks, chains, connection_logs })
+    }
+
+    fn marks(&self, needs: &[SecretName]) -> Result<Vec<u64>, Obstacle> {
+        needs
+            .iter()
+            .map(|secret| {
+                let mark = self.secret_marks.get(&secret.name).map(|mark| mark.mark);
+                mark.ok_or_else(|| ContextError::Missing(Arc::clone(&secret.name)).into())
+            })
+            .collect()
+    }
+
+    fn client_contexts(&self, cluster: &Cluster) -> Result<ByAddress<Arc<ClientContext>>, Obstacle> {
+        transports(cluster)
+            .map(|tls| Ok((address_of(tls), Arc::new(ClientContext::new(tls, &self.secrets)?))))
+            .collect()
+    }
+
+    fn chain_contexts(&self, listener: &Listener) -> Result<Vec<Arc<ChainContext>>, Obstacle> {
+        listener
+            .all_chains()
+            .map(|chain| {
+                let tls = match &chain.tls {
+                    Some(tls) => Some(ServerContext::new(tls, &self.secrets)?),
+                    None => None,
+                };
+                Ok(Arc::new(ChainContext::new(Arc::clone(chain), tls)))
+            })
+            .collect()
+    }
+
+    fn gather_wanted(&self) -> Wanted {
+        let mut wanted = Wanted::default();
+        let clusters = self.clusters.values().chain(self.clusters_at_work.values().map(|cluster| &cluster.stored));
+        let listeners = self.listeners.values().chain(self.listeners_at_work.values().map(|listener| &listener.stored));
+        let mut secrets: Vec<&SecretName> = Vec::new();
+        for stored in clusters {
+            if let Discovery::Eds(name) = &stored.value.discovery {
+                wanted.assignments.insert(Arc::clone(name));
+            }
+            secrets.extend(&stored.needs);
+        }
+        for stored in listeners {
+            wanted.routes.extend(route_names(&stored.value).cloned());
+            secrets.extend(&stored.needs);
+        }
+        for secret in secrets {
+            wanted.secrets.entry(secret.cluster.clone()).or_default().insert(Arc::clone(&secret.name));
+        }
+        wanted
+    }
+
+    fn generation(&self, previous: &Active) -> Active {
+        let mut core = previous.core.clone();
+        for name in previous.core.listeners.keys().filter(|name| !self.listeners_at_work.contains_key(*name)) {
+            core.remove(type_url::LISTENER, name);
+        }
+        let mut chains = ByAddress::default();
+        let mut sockets = HashMap::new();
+        let mut connection_logs = ByAddress::default();
+        for (name, at_work) in &self.listeners_at_work {
+            let listener = &at_work.stored.value;
+            if core.listeners.get(name).is_none_or(|old| !Arc::ptr_eq(old, listener)) {
+                core.insert(Compiled::Listener(Arc::clone(listener)));
+            }
+            chains.extend(at_work.chains.iter().map(|context| (address_of(&context.chain), Arc::clone(context))));
+            if !at_work.connection_logs.is_empty() {
+                connection_logs.insert(address_of(listener), Arc::clone(&at_work.connection_logs));
+            }
+            for key in listen::keys(listener) {
+                sockets.entry(key).or_insert_with(|| Arc::clone(listener));
+            }
+        }
+        let clusters = &self.clusters_at_work;
+        core.clusters = clusters.iter().map(|(name, it)| (Arc::clone(name), Arc::clone(&it.stored.value))).collect();
+        core.routes = self.routes.iter().map(|(name, it)| (Arc::clone(name), Arc::clone(&it.value))).collect();
+        core.assignments =
+            self.assignments.iter().map(|(name, it)| (Arc::clone(name), Arc::clone(&it.value))).collect();
+        let upstreams = clusters.values().map(|it| (address_of(&it.stored.value), Arc::clone(&it.upstream))).collect();
+        Active { core, upstreams, chains, sockets, connection_logs }
+    }
+
+    /// Let listeners go to work though some of the first clusters are not warm.
+    pub fn wait_no_longer(&mut self) -> bool {
+        !std::mem::replace(&mut self.clusters_are_warm, true)
+    }
+
+    /// The first answer about clusters is here.
+    pub fn knows_clusters(&self) -> bool {
+        self.got_clusters
+    }
+
+    /// The first listeners and clusters are at work.
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// Sockets of every accepted listener, at work or not.
+    pub fn accepted_sockets(&self) -> HashSet<SocketKey> {
+        self.listeners.values().flat_map(|stored| listen::keys(&stored.value).collect::<Vec<_>>()).collect()
+    }
+
+    /// Clusters at work.
+    pub fn upstreams(&self) -> impl Iterator<Item = (&Name, &Arc<Upstream>)> {
+        self.clusters_at_work.iter().map(|(name, cluster)| (name, &cluster.upstream))
+    }
+
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
+    /// What a restart needs; without secrets.
+    pub fn entries(&self) -> Vec<Entry> {
+        let entry = |type_url: &str, name: &Name, version: &str, body: &Bytes| Entry {
+            type_url: type_url.into(),
+            name: name.as_ref().into(),
+            version: version.into(),
+            body: body.clone(),
+        };
+        let mut entries: Vec<Entry> = Vec::new();
+        let is_sent = |type_url: &str, name: &Name| !self.is_fixed(type_url, name);
+        let clusters = self.clusters.iter().filter(|(name, _)| is_sent(type_url::CLUSTER, name));
+        entries.extend(clusters.map(|(name, it)| entry(type_url::CLUSTER, name, &it.version, &it.body)));
+        entries.extend(
+            self.assignments
+                .iter()
+                // Those that do not exist at the server have no body.
+                .filter(|(_, it)| !it.body.is_empty())
+                .map(|(name, it)| entry(type_url::CLUSTER_LOAD_ASSIGNMENT, name, &it.version, &it.body)),
+        );
+        let listeners = self.listeners.iter().filter(|(name, _)| is_sent(type_url::LISTENER, name));
+        entries.extend(listeners.map(|(name, it)| entry(type_url::LISTENER, name, &it.version, &it.body)));
+        entries.extend(
+            self.routes.iter().map(|(name, it)| entry(type_url::ROUTE_CONFIGURATION, name, &it.version, &it.body)),
+        );
+        entries
+    }
+
+    /// Every resource with its state, for `/config_dump`.
+    pub fn dump(&self) -> Vec<Value> {
+        let mut rows = Vec::new();
+        let mut row = |type_url: &str, name: &str, version: &str, state: &str, not_applied: &[Problem]| {
+            let mut row = json!({"type_url": type_url, "name": name, "version": version, "state": state});
+            if !not_applied.is_empty() {
+                row["not_applied"] =
+                    not_applied.iter().map(|it| json!({"field": it.path, "reason": it.reason})).collect();
+            }
+            rows.push(row);
+            rows.len() - 1
+        };
+        let mut reasons = Vec::new();
+        let mut warmable = |type_url: &'static str, name: &Name, newest: (&str, &[Problem]), at_work| {
+            let obstacle = self.obstacles.get(&(type_url, Arc::clone(name)));
+            let ready: Option<(&str, &[Problem])> = if obstacle.is_none() { Some(newest) } else { at_work };
+            if let Some((version, not_applied)) = ready {
+                row(type_url, name, version, "active", not_applied);
+            }
+            if let Some(obstacle) = obstacle {
+                reasons.push((row(type_url, name, newest.0, "warming", newest.1), obstacle.reason()));
+            }
+        };
+        for (name, stored) in &self.clusters {
+            let at_work = self.clusters_at_work.get(name).map(|it| it.stored.to_show());
+            warmable(type_url::CLUSTER, name, stored.to_show(), at_work);
+        }
+        for (name, stored) in &self.listeners {
+            let at_work = self.listeners_at_work.get(name).map(|it| it.stored.to_show());
+            warmable(type_url::LISTENER, name, stored.to_show(), at_work);
+        }
+        for (name, stored) in &self.assignments {
+            row(type_url::CLUSTER_LOAD_ASSIGNMENT, name, &stored.version, "active", &stored.not_applied);
+        }
+        for (name, stored) in &self.routes {
+            row(type_url::ROUTE_CONFIGURATION, name, &stored.version, "active", &stored.not_applied);
+        }
+        for (name, mark) in &self.secret_marks {
+            row(type_url::SECRET, name, &mark.version, "active", &[]);
+        }
+        for ((type_url, name), (version, reason)) in &self.refused {
+            reasons.push((row(type_url, name, version, "refused", &[]), reason));
+        }
+        for (index, reason) in reasons {
+            rows[index]["reason"] = reason.into();
+        }
+        rows
+    }
+}
+
+/// Keep a new version; the compiled value stays the same where the bytes do, so that nothing is made anew for it.
+fn replace<T>(
+    all: &mut BTreeMap<Name, Arc<Stored<T>>>,
+    name: Name,
+    resource: Resource,
+    value: Arc<T>,
+    beside: Beside,
+) -> bool {
+    let same = all.get(&name).filter(|old| old.body == resource.body).map(|old| Arc::clone(&old.value));
+    let changed = same.is_none();
+    let stored = stored(resource, same.unwrap_or(value), beside);
+    all.insert(name, Arc::new(stored));
+    changed
+}
+
+/// The same for types that are not warmed.
+fn replace_plain<T>(
+    all: &mut BTreeMap<Name, Stored<T>>,
+    name: Name,
+    resource: Resource,
+    value: Arc<T>,
+    beside: Beside,
+) -> bool {
+    let same = all.get(&name).filter(|old| old.body == resource.body).map(|old| Arc::clone(&old.value));
+    let changed = same.is_none();
+    all.insert(name, stored(resource, same.unwrap_or(value), beside));
+    changed
+}
+
+/// Copies the body: a slice of the response would keep all of it in memory.
+fn stored<T>(resource: Resource, value: Arc<T>, beside: Beside) -> Stored<T> {
+    let Beside { needs, not_applied } = beside;
+    Stored { value, body: Bytes::copy_from_slice(&resource.body), version: resource.version, needs, not_applied }
+}
+
+fn transports(cluster: &Cluster) -> impl Iterator<Item = &Arc<UpstreamTls>> {
+    let matches = cluster.transport_matches.iter().map(|candidate| &candidate.socket);
+    matches.chain([&cluster.transport]).filter_map(|socket| socket.tls.as_ref())
+}
+
+fn route_names(listener: &Listener) -> impl Iterator<Item = &Name> {
+    listener.all_chains().filter_map(|chain| match &chain.filter {
+        NetworkFilter::Http(manager) => match &manager.routes {
+            RouteSource::Named(name) => Some(name),
+            RouteSource::Inline(_) => None,
+        },
+        NetworkFilter::Tcp(_) => None,
+    })
+}
+
+#[cfg(test)]
+#[path = "warming_tests.rs"]
+mod tests;

@@ -1,0 +1,341 @@
+//! One worker: a thread with its own event loop, listening sockets, pools, records and counters. Nothing here is shared with
+//! another worker except what has a meaning for the whole proxy (limits, endpoint counters), which lives in the plan.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::sleep;
+use weft_core::random::SplitMix;
+
+use crate::clock::Clock;
+use crate::connect::Standing;
+use crate::io as sockets;
+use crate::labels::Node;
+use crate::metrics::{self, WorkerMetrics};
+use crate::netns;
+use crate::overload::{Action, Overload};
+use crate::plan::{Active, SocketKey, WorkerPlan};
+use crate::record::service::Services;
+use crate::record::{self, Entry, Log, Recorder};
+use crate::serve::{self, Scratch};
+use crate::server_first::ServerFirst;
+
+/// How often idle upstream connections are looked at.
+const SWEEP_TIME: Duration = Duration::from_secs(2);
+/// Connections accepted in one go before others get their turn.
+const ACCEPT_BATCH: usize = 32;
+/// How long accepting rests when the process has no descriptors left.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// Scratch memory kept for requests.
+const KEPT_SCRATCH: usize = 64;
+
+/// What the main thread tells a worker.
+pub enum Command {
+    /// Work by this from now on, and accept no more from sockets that it does not name.
+    Plan(Arc<Active>),
+    /// Accept from this socket.
+    Listen(SocketKey, OwnedFd),
+    /// Stop accepting; close connections as they become idle.
+    Drain,
+    /// What has to be done under pressure is something else now.
+    Overload,
+    /// Close record files, so that they are opened anew.
+    Reopen,
+    /// End the worker.
+    Stop,
+}
+
+/// What a worker is started with.
+pub struct Start {
+    pub seed: u64,
+    pub standing: Standing,
+    pub node: Arc<Node>,
+    pub metrics: Arc<metrics::Shared>,
+    /// Where records may go, besides files.
+    pub services: Arc<Services>,
+    pub overload: Arc<Overload>,
+    pub commands: UnboundedReceiver<Command>,
+}
+
+/// One worker's state; never leaves its thread.
+pub struct Worker {
+    plan: RefCell<Rc<WorkerPlan>>,
+    pub random: RefCell<SplitMix>,
+    pub clock: Clock,
+    recorder: Recorder,
+    pub metrics: WorkerMetrics,
+    pub standing: Standing,
+    pub node: Arc<Node>,
+    pub overload: Arc<Overload>,
+    pub server_first: ServerFirst,
+    /// Set off when connections may be accepted again, or not any more.
+    overload_changed: Notify,
+    draining: Cell<bool>,
+    // Boxed: what is lent is moved into a connection's future and back, and it is several hundred bytes.
+    #[allow(clippy::vec_box)]
+    scratch: RefCell<Vec<Box<Scratch>>>,
+    /// Tasks of downstream connections, so that draining can wake the idle ones.
+    connections: RefCell<HashMap<u64, Waker>>,
+    next_connection: Cell<u64>,
+    flush: Notify,
+}
+
+impl Worker {
+    /// The plan as of now. A request keeps the one it began with.
+    pub fn plan(&self) -> Rc<WorkerPlan> {
+        Rc::clone(&self.plan.borrow())
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Whether connections of HTTP close as they become idle.
+    pub fn sends_clients_away(&self) -> bool {
+        self.draining.get() || self.overload.actions().contains(Action::DisableHttpKeepalive)
+    }
+
+    pub fn take_scratch(&self) -> Box<Scratch> {
+        self.scratch.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn give_scratch(&self, mut scratch: Box<Scratch>) {
+        let mut kept = self.scratch.borrow_mut();
+        if kept.len() < KEPT_SCRATCH && scratch.tidy() {
+            kept.push(scratch);
+        }
+    }
+
+    /// Write a record of a request or connection that is over.
+    pub fn record(&self, logs: &[Log], entry: &Entry<'_>) {
+        if self.recorder.record(logs, entry) {
+            self.flush.notify_one();
+        }
+    }
+
+    fn flush_records(&self) {
+        match self.recorder.flush() {
+            0 => {}
+            lost => self.metrics.counters().records_lost.add(lost),
+        }
+    }
+
+    /// Know a downstream connection by its task, as long as the returned value lives.
+    pub fn register(self: &Rc<Self>, waker: Waker) -> Registration {
+        let id = self.next_connection.get();
+        self.next_connection.set(id + 1);
+        self.connections.borrow_mut().insert(id, waker);
+        self.metrics.counters().downstream_connections.add(1);
+        self.metrics.counters().downstream_active.add(1);
+        Registration { worker: Rc::clone(self), id }
+    }
+
+    /// Wait while the process is too short of resources for more connections.
+    async fn wait_for_room(&self) {
+        while self.overload.actions().contains(Action::StopAcceptingConnections) {
+            self.overload_changed.notified().await;
+        }
+    }
+
+    fn drain(&self) {
+        self.draining.set(true);
+        self.wake_connections();
+    }
+
+    fn wake_connections(&self) {
+        for waker in self.connections.borrow().values() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// A downstream connection that exists.
+pub struct Registration {
+    worker: Rc<Worker>,
+    id: u64,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.worker.connections.borrow_mut().remove(&self.id);
+        self.worker.metrics.counters().downstream_active.take_away(1);
+    }
+}
+
+/// Run a worker until it is told to stop. Blocks the thread.
+///
+/// # Errors
+/// The event loop cannot be made.
+pub fn run(start: Start) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build_local(tokio::runtime::LocalOptions::default())?;
+    runtime.block_on(work(start));
+    Ok(())
+}
+
+async fn work(start: Start) {
+    let Start { seed, standing, node, metrics, services, overload, mut commands } = start;
+    let worker = Rc::new(Worker {
+        plan: RefCell::new(Rc::new(WorkerPlan::new(Arc::default(), None))),
+        random: RefCell::new(SplitMix::new(seed)),
+        clock: Clock::new(),
+        recorder: Recorder::new(services),
+        metrics: WorkerMetrics::new(metrics),
+        standing,
+        node,
+        overload,
+        server_first: ServerFirst::default(),
+        overload_changed: Notify::new(),
+        draining: Cell::new(false),
+        scratch: RefCell::default(),
+        connections: RefCell::default(),
+        next_connection: Cell::new(0),
+        flush: Notify::new(),
+    });
+    spawn_local(keep_flushing(Rc::clone(&worker)));
+    spawn_local(keep_sweeping(Rc::clone(&worker)));
+    let mut listening: HashMap<SocketKey, Listening> = HashMap::new();
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Plan(active) => {
+                // Before the new plan is there: who waits in such a socket's queue came to the listener of the old one.
+                for (_, left) in listening.extract_if(|key, _| !active.sockets.contains_key(key)) {
+                    left.end(&worker);
+                }
+                let plan = WorkerPlan::new(active, Some(&worker.plan()));
+                *worker.plan.borrow_mut() = Rc::new(plan);
+                worker.metrics.forget_keys();
+            }
+            Command::Listen(key, socket) => {
+                if let Some(started) = Listening::start(&worker, key.clone(), socket) {
+                    listening.insert(key, started);
+                }
+            }
+            Command::Drain => {
+                for (_, left) in listening.drain() {
+                    left.end(&worker);
+                }
+                worker.drain();
+            }
+            Command::Overload => {
+                worker.overload_changed.notify_waiters();
+                // Idle ones may have to close.
+                worker.wake_connections();
+            }
+            Command::Reopen => worker.recorder.reopen(),
+            Command::Stop => break,
+        }
+    }
+    worker.flush_records();
+}
+
+/// A socket that connections are accepted from.
+struct Listening {
+    key: Rc<SocketKey>,
+    socket: Rc<AsyncFd<OwnedFd>>,
+    task: AbortHandle,
+}
+
+/// What a round of accepting came to.
+enum Accepted {
+    /// There may be more.
+    Some,
+    /// Nobody waits.
+    All,
+    /// The system does not let us; told.
+    Failed,
+}
+
+impl Listening {
+    fn start(worker: &Rc<Worker>, key: SocketKey, socket: OwnedFd) -> Option<Listening> {
+        match sockets::watch(socket, Interest::READABLE) {
+            Ok(socket) => {
+                let (key, socket) = (Rc::new(key), Rc::new(socket));
+                let task = spawn_local(keep_accepting(Rc::clone(worker), Rc::clone(&key), Rc::clone(&socket)));
+                Some(Listening { key, socket, task: task.abort_handle() })
+            }
+            Err(error) => {
+                eprintln!("weft-proxy: cannot watch the listening socket of {}: {error}", key.address);
+                None
+            }
+        }
+    }
+
+    /// Accept who waits in the kernel's queue, whom closing the socket would reset, and close it.
+    fn end(self, worker: &Rc<Worker>) {
+        self.task.abort();
+        // A socket of the host is the edge's too, which gives it to the next proxy as it is.
+        if !self.key.namespace.as_deref().is_some_and(netns::is_host) {
+            // Else one more could come after the last was accepted.
+            sockets::refuse_new_handshakes(self.socket.as_raw_fd());
+        }
+        while matches!(accept(worker, &self.key, &self.socket), Accepted::Some) {}
+    }
+}
+
+async fn keep_accepting(worker: Rc<Worker>, key: Rc<SocketKey>, socket: Rc<AsyncFd<OwnedFd>>) {
+    loop {
+        // Who comes meanwhile waits in the kernel's queue.
+        worker.wait_for_room().await;
+        let Ok(mut ready) = socket.readable().await else { return };
+        if worker.overload.actions().contains(Action::StopAcceptingConnections) {
+            continue;
+        }
+        match accept(&worker, &key, &socket) {
+            Accepted::Some => {}
+            Accepted::All => ready.clear_ready(),
+            Accepted::Failed => sleep(ACCEPT_REST).await,
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Accept some of those who wait, and have them served by the plan of this moment.
+fn accept(worker: &Rc<Worker>, key: &Rc<SocketKey>, socket: &AsyncFd<OwnedFd>) -> Accepted {
+    for _ in 0..ACCEPT_BATCH {
+        match sockets::accept(socket.as_raw_fd()) {
+            Ok(accepted) => {
+                spawn_local(serve::serve(Rc::clone(worker), worker.plan(), Rc::clone(key), accepted));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Accepted::All,
+            // The client gave up while it waited.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EINTR)) => {}
+            Err(error) => {
+                eprintln!("weft-proxy: cannot accept on {}: {error}", key.address);
+                return Accepted::Failed;
+            }
+        }
+    }
+    Accepted::Some
+}
+
+async fn keep_flushing(worker: Rc<Worker>) {
+    loop {
+        worker.flush.notified().await;
+        sleep(record::BATCH_TIME).await;
+        worker.flush_records();
+    }
+}
+
+async fn keep_sweeping(worker: Rc<Worker>) {
+    loop {
+        sleep(SWEEP_TIME).await;
+        let plan = worker.plan();
+        for upstream in plan.upstreams() {
+            upstream.pool.sweep(&upstream.shared.cluster);
+        }
+    }
+}

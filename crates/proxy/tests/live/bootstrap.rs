@@ -1,0 +1,222 @@
+//! Envoy's bootstrap: what is in it serves, what it leads to is followed, and what cannot be honoured is refused by name.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+use weft_protos::type_url;
+use weft_xds::server::Event;
+
+use crate::kit::resources::{CLUSTER, cluster_of, to};
+use crate::kit::{Mesh, Peer, Upstream, free_address, until};
+
+/// A listener on *listener* with a cluster that leads to *upstream*, as a person writes them.
+fn static_resources(listener: std::net::SocketAddr, upstream: std::net::SocketAddr) -> String {
+    format!(
+        r#"
+static_resources:
+  listeners:
+  - name: fixed
+    address: {{socket_address: {{address: {}, port_value: {}}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: fixed
+          codec_type: AUTO
+          route_config:
+            virtual_hosts:
+            - {{name: all, domains: ["*"], routes: [{{match: {{prefix: /}}, route: {{cluster: upstream, timeout: 0.5s}}}}]}}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+  clusters:
+  - name: upstream
+    connect_timeout: 1s
+    load_assignment:
+      cluster_name: upstream
+      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}}}]}}]
+"#,
+        listener.ip(),
+        listener.port(),
+        upstream.ip(),
+        upstream.port()
+    )
+}
+
+#[test]
+fn what_is_in_a_bootstrap_serves_without_a_control_plane() {
+    let mut mesh = Mesh::prepare(&[]);
+    let head = format!(
+        "node: {{id: alone, cluster: c}}\nadmin: {{address: {{pipe: {{path: {}}}}}}}\nlayered_runtime: {{layers: [{{name: a, static_layer: {{}}}}]}}\n",
+        mesh.path("admin.sock").display()
+    );
+    let text = head + &static_resources(mesh.address, Upstream::saying("hello"));
+    mesh.run_with(&text, &[]);
+    mesh.wait_ready();
+    assert_eq!(mesh.client().get("/").text(), "hello");
+    let info: Value = serde_json::from_str(&mesh.admin("GET", "/server_info")).unwrap();
+    assert_eq!(info["node"], "alone");
+    let dump: Value = serde_json::from_str(&mesh.admin("GET", "/config_dump")).unwrap();
+    let rows: Vec<_> =
+        dump.as_array().unwrap().iter().map(|row| (&row["name"], &row["version"], &row["state"])).collect();
+    let row = |name: &'static str| (json!(name), json!("static"), json!("active"));
+    let expected = [row("upstream"), row("fixed")];
+    assert_eq!(rows, expected.each_ref().map(|(name, version, state)| (name, version, state)));
+    assert!(mesh.log().contains("not applied, in the bootstrap: Bootstrap.layered_runtime: "), "{}", mesh.log());
+}
+
+#[test]
+fn a_control_plane_may_speak_by_the_state_of_the_world() {
+    let upstream = Upstream::saying("old");
+    let mut mesh = Mesh::prepare(&[upstream]);
+    mesh.serve();
+    let mut bootstrap = mesh.bootstrap();
+    bootstrap["dynamic_resources"]["ads_config"]["api_type"] = json!("GRPC");
+    mesh.run_with(&bootstrap.to_string(), &[]);
+    mesh.publish();
+    mesh.wait_ready();
+    assert_eq!(mesh.client().get("/").text(), "old");
+    let new = Upstream::saying("new");
+    mesh.change(|setup| {
+        setup.more.extend(cluster_of("other", &[new]));
+        setup.route(vec![to("other", "/new"), to(CLUSTER, "/")]);
+    });
+    until("the new route is in force", || (mesh.client().get("/new").text() == "new").then_some(()));
+    // What the world no longer holds is gone.
+    let other = free_address();
+    mesh.change(|setup| {
+        setup.listener.name = "moved".into();
+        setup.listener.address = Some(crate::kit::resources::at(other));
+    });
+    until("the old address is closed", || std::net::TcpStream::connect(mesh.address).is_err().then_some(()));
+    assert_eq!(Peer::connect(other).get("/").text(), "old");
+}
+
+#[test]
+fn static_resources_stand_beside_those_of_a_control_plane_which_cannot_touch_them() {
+    let mut mesh = Mesh::prepare(&[Upstream::saying("followed")]);
+    mesh.serve();
+    let fixed = free_address();
+    let bootstrap = mesh.bootstrap();
+    // JSON within YAML: each member of the bootstrap on a line of its own, and the clusters of both.
+    let more = static_resources(fixed, Upstream::saying("fixed"));
+    let clusters = bootstrap["static_resources"]["clusters"].as_array().unwrap();
+    let clusters: Vec<String> = clusters.iter().map(|cluster| format!("  - {cluster}\n")).collect();
+    let members = ["node", "admin", "dynamic_resources"].map(|key| format!("{key}: {}\n", bootstrap[key]));
+    mesh.run_with(&(members.concat() + &more + &clusters.concat()), &[]);
+    mesh.publish();
+    mesh.wait_ready();
+    assert_eq!(mesh.client().get("/").text(), "followed");
+    assert_eq!(Peer::connect(fixed).get("/").text(), "fixed");
+    mesh.change(|setup| setup.more.extend(cluster_of("upstream", &[free_address()])));
+    let refused = mesh.events.iter().find_map(|event| match event {
+        Event::Refused { type_url, name, message, .. } => Some((type_url.clone(), name.clone(), message.clone())),
+        _ => None,
+    });
+    let (kind, name, message) = refused.expect("it was refused");
+    assert_eq!((kind.as_str(), name.as_str()), (type_url::CLUSTER, "upstream"));
+    assert_eq!(message, "upstream is in the bootstrap, and stays as it is there");
+    assert_eq!(Peer::connect(fixed).get("/").text(), "fixed");
+}
+
+/// Run weft-proxy to its end: exit code, standard output and error.
+fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_weft-proxy")).args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_bootstrap_that_cannot_be_honoured_is_refused_with_the_paths_of_its_fields() {
+    let mesh = Mesh::prepare(&[]);
+    let path = mesh.path("bootstrap.json");
+    let ads = |field: &str, value: Value| {
+        let mut bootstrap = mesh.bootstrap();
+        bootstrap["dynamic_resources"][field] = value;
+        bootstrap
+    };
+    let with = |field: &str, value: Value| {
+        let mut bootstrap = mesh.bootstrap();
+        bootstrap[field] = value;
+        bootstrap
+    };
+    let mut rest = mesh.bootstrap();
+    rest["dynamic_resources"]["ads_config"]["api_type"] = json!("REST");
+    let mut nobody = mesh.bootstrap();
+    nobody["dynamic_resources"]["ads_config"]["grpc_services"][0]["envoy_grpc"]["cluster_name"] = json!("nobody");
+    for (bootstrap, expected) in [
+        (with("nonsense", json!(1)), "Bootstrap.nonsense: envoy.config.bootstrap.v3.Bootstrap has no such field"),
+        (with("tracing", json!({})), "Bootstrap.tracing: weft-proxy does not honour this field"),
+        (with("node", json!({"cluster": "c"})), "Bootstrap.node.id: required"),
+        (with("node", json!({"id": 7})), "Bootstrap.node.id: expected a string, found 7"),
+        (
+            with("admin", json!({"address": {}})),
+            "Bootstrap.admin.address: a pipe, or a socket_address with port_value, is needed",
+        ),
+        (
+            ads("lds_config", json!({"api_config_source": {"api_type": "GRPC"}})),
+            "Bootstrap.dynamic_resources.lds_config: only `ads: {}` is supported",
+        ),
+        (
+            ads("cds_config", json!({"path_config_source": {"path": "/etc/clusters"}})),
+            "Bootstrap.dynamic_resources.cds_config.path_config_source: weft-proxy does not honour this field",
+        ),
+        (rest, "Bootstrap.dynamic_resources.ads_config.api_type: REST is not supported, GRPC and DELTA_GRPC are"),
+        (
+            nobody,
+            "Bootstrap.dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster_name: there is no static cluster nobody",
+        ),
+    ] {
+        std::fs::write(&path, bootstrap.to_string()).unwrap();
+        let (code, _, error) = run(&["-c", path.to_str().unwrap()]);
+        assert_eq!(code, Some(1), "{error}");
+        assert!(error.contains(expected), "{error}\n{expected}");
+        let (code, report, _) = run(&["validate", path.to_str().unwrap()]);
+        assert_eq!(code, Some(1), "{report}");
+        assert!(report.contains(&format!("refused: {expected}")), "{report}\n{expected}");
+    }
+}
+
+#[test]
+fn validate_finds_resources_wherever_they_are_and_says_what_is_wrong() {
+    let mesh = Mesh::prepare(&[]);
+    let path = mesh.path("file");
+    let validate = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        run(&["validate", path.to_str().unwrap()])
+    };
+    let good = json!({"@type": type_url::CLUSTER, "name": "good", "connectTimeout": "0.250s", "type": "EDS",
+        "eds_cluster_config": {"edsConfig": {"ads": {}}}, "filters": [{"name": "istio.metadata_exchange", "typed_config":
+            {"@type": "type.googleapis.com/udpa.type.v1.TypedStruct", "type_url":
+                "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange", "value": {"protocol": "x"}}}]});
+    let bad = json!({"@type": type_url::CLUSTER, "name": "bad", "lb_policy": "RING_HASH", "lbSubsetConfig": {}});
+    let dump = json!({"configs": [
+        {"@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump", "bootstrap": {"node": {"id": "a"}}},
+        {"@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump", "version_info": "1",
+            "dynamic_active_clusters": [{"cluster": good}, {"cluster": bad}]},
+    ]});
+    let (code, report, _) = validate(&dump.to_string());
+    assert_eq!(code, Some(1));
+    let lines: Vec<_> = report.lines().collect();
+    let place = "configs[1].dynamic_active_clusters";
+    assert_eq!(
+        lines[0],
+        format!("refused: {place}[1].cluster: Cluster.lb_subset_config: weft-proxy does not honour this field")
+    );
+    assert!(lines[1].starts_with(&format!("not applied: {place}[0].cluster: Cluster.filters[0]: ")), "{report}");
+    assert_eq!(lines[2], "3 checked, 1 refused");
+    // A resource by itself, in YAML; the compiler's word comes where the fields are all honoured.
+    let (code, report, _) = validate(&format!("\"@type\": {}\nname: c\nlb_policy: MAGLEV\n", type_url::CLUSTER));
+    assert_eq!(
+        (code, report.as_str()),
+        (Some(1), "refused: Cluster.lb_policy: MAGLEV is not supported\n1 checked, 1 refused\n")
+    );
+    let (code, report, _) = validate(&format!("[{good}]"));
+    assert_eq!((code, report.lines().last()), (Some(0), Some("1 checked, 0 refused")));
+    for nothing in ["{}", "a: b", "[1", "a: [\n"] {
+        let (code, _, error) = validate(nothing);
+        assert_eq!(code, Some(2), "{nothing}: {error}");
+    }
+    assert_eq!(run(&["validate"]).0, Some(2));
+}

@@ -1,0 +1,396 @@
+//! How the proxy follows its control plane, and what it says about itself.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use serde_json::Value;
+use weft_protos::envoy::config::cluster::v3 as cluster;
+use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3 as http;
+use weft_protos::type_url;
+use weft_xds::server::Event;
+
+use crate::kit::peer::{End, ok};
+use crate::kit::resources::{CLUSTER, cluster_of, published, to};
+use crate::kit::{Mesh, Peer, Upstream, free_address, until};
+
+#[test]
+fn a_bad_resource_is_refused_by_name_and_the_rest_applies() {
+    let mut mesh = Mesh::start(&[Upstream::saying("old")], |_| {});
+    let other = Upstream::saying("new");
+    mesh.change(|setup| {
+        let bad = cluster::Cluster {
+            name: "bad".into(),
+            cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
+                cluster::cluster::DiscoveryType::LogicalDns as i32,
+            )),
+            ..Default::default()
+        };
+        setup.more.push(published(type_url::CLUSTER, "bad", &bad));
+        setup.more.extend(cluster_of("other", &[other]));
+        setup.route(vec![to("other", "/new"), to(CLUSTER, "/")]);
+    });
+    let refused: Vec<_> = mesh
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Refused { type_url, name, message, .. } => {
+                Some((type_url.as_str(), name.as_str(), message.as_str()))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert_eq!((refused[0].0, refused[0].1), (type_url::CLUSTER, "bad"));
+    assert!(refused[0].2.contains("type"), "{refused:?}");
+    let mut client = mesh.client();
+    until("the new route is in force", || (client.get("/new").text() == "new").then_some(()));
+    assert_eq!(client.get("/").text(), "old");
+}
+
+fn typed_any(type_name: &str) -> weft_protos::google::protobuf::Any {
+    let type_url = format!("type.googleapis.com/{type_name}");
+    weft_protos::google::protobuf::Any { type_url, ..Default::default() }
+}
+
+/// A filter of Istio's own, as istiod writes it: an `xds.type.v3.TypedStruct` or `udpa.type.v1.TypedStruct` that names the type once more.
+fn typed_struct(kind: &str, type_name: &str) -> weft_protos::google::protobuf::Any {
+    let inner = format!("type.googleapis.com/{type_name}");
+    // `string type_url = 1`
+    let value = [&[0x0a, inner.len() as u8], inner.as_bytes()].concat();
+    weft_protos::google::protobuf::Any { type_url: format!("type.googleapis.com/{kind}"), value: value.into() }
+}
+
+#[test]
+fn the_filters_of_istios_own_proxy_are_passed_over_and_reported() {
+    let mesh = Mesh::start(&[Upstream::saying("hello")], |setup| {
+        let filters = [
+            ("istio.metadata_exchange", typed_struct("udpa.type.v1.TypedStruct", "io.istio.http.peer_metadata.Config")),
+            ("istio.alpn", typed_any("istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig")),
+            ("istio.stats", typed_struct("xds.type.v3.TypedStruct", "stats.PluginConfig")),
+        ];
+        for (name, config) in filters.into_iter().rev() {
+            let filter = http::HttpFilter {
+                name: name.into(),
+                config_type: Some(http::http_filter::ConfigType::TypedConfig(config)),
+                ..Default::default()
+            };
+            setup.manager.http_filters.insert(0, filter);
+        }
+        setup.cluster.filters.push(cluster::Filter {
+            name: "istio.metadata_exchange".into(),
+            typed_config: Some(typed_struct(
+                "udpa.type.v1.TypedStruct",
+                "envoy.tcp.metadataexchange.config.MetadataExchange",
+            )),
+            ..Default::default()
+        });
+    });
+    assert_eq!(mesh.client().get("/").text(), "hello");
+    let dump: Value = serde_json::from_str(&mesh.admin("GET", "/config_dump")).unwrap();
+    let of = |name: &str| {
+        let rows = dump.as_array().unwrap();
+        let row = rows.iter().find(|row| row["name"] == name && row["not_applied"].is_array()).expect("it is reported");
+        let fields = row["not_applied"].as_array().unwrap().iter();
+        fields.map(|it| it["field"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let filter =
+        |index: usize| format!("Listener.filter_chains[0].filters[0].typed_config.http_filters[{index}].typed_config");
+    assert_eq!(of("in"), [filter(0), filter(1), filter(2)]);
+    assert_eq!(of(CLUSTER), ["Cluster.filters[0]"]);
+    let log = mesh.log();
+    for name in ["istio.metadata_exchange", "istio.alpn", "istio.stats"] {
+        assert!(log.contains(&format!("the filter {name} is passed over: ")), "{log}");
+    }
+}
+
+#[test]
+fn a_listener_that_is_replaced_loses_no_request() {
+    let mut mesh = Mesh::start(&[Upstream::saying("hello")], |_| {});
+    let address = mesh.address;
+    let stop = AtomicBool::new(false);
+    let served = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let mut client = Peer::connect(address);
+                    for _ in 0..20 {
+                        let answer = client.get("/");
+                        assert_eq!((answer.status(), answer.text().as_str()), (200, "hello"));
+                        served.fetch_add(1, Ordering::Relaxed);
+                        if answer.get("connection") == Some("close") {
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+        for number in 0..10 {
+            let before = served.load(Ordering::Relaxed);
+            mesh.change(|setup| setup.manager.server_name = format!("version-{number}"));
+            until("requests go on", || (served.load(Ordering::Relaxed) > before + 20).then_some(()));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    until("the newest listener answers", || (mesh.client().get("/").get("server") == Some("version-9")).then_some(()));
+    let served = served.load(Ordering::Relaxed);
+    assert!(mesh.wait_records(served).iter().all(|record| record["response_code"] == 200));
+}
+
+#[test]
+fn a_listener_that_is_removed_stops() {
+    let mut mesh = Mesh::start(&[Upstream::saying("hello")], |_| {});
+    let mut client = mesh.client();
+    assert_eq!(client.get("/").text(), "hello");
+    let other = free_address();
+    mesh.change(|setup| {
+        setup.listener.name = "moved".into();
+        setup.listener.address = Some(crate::kit::resources::at(other));
+    });
+    until("the old address is closed", || std::net::TcpStream::connect(mesh.address).is_err().then_some(()));
+    assert_eq!(Peer::connect(other).get("/").text(), "hello");
+    // The connection that was there is told to come again.
+    assert_eq!(client.get("/").get("connection"), Some("close"));
+    assert_eq!(client.expect_end(), End::Finished);
+}
+
+/// Connect, ask once and read the answer, over and over until *stop*. Returns what went wrong after a connection was there, and
+/// how often all went well.
+fn visit(address: std::net::SocketAddr, stop: &AtomicBool) -> (Vec<std::io::Error>, usize) {
+    use std::io::{Read, Write};
+    let (mut failures, mut served) = (Vec::new(), 0);
+    while !stop.load(Ordering::Relaxed) {
+        // Nobody may be there for a moment.
+        let Ok(mut socket) = std::net::TcpStream::connect_timeout(&address, crate::kit::LIMIT) else { continue };
+        socket.set_read_timeout(Some(crate::kit::LIMIT)).unwrap();
+        let mut answer = [0; 1024];
+        let asked = socket.write_all(b"GET / HTTP/1.1\r\nhost: up\r\nconnection: close\r\n\r\n");
+        match asked.and_then(|()| socket.read(&mut answer)) {
+            Ok(count) if count > 0 => served += 1,
+            Ok(_) => failures.push(std::io::ErrorKind::UnexpectedEof.into()),
+            Err(error) => failures.push(error),
+        }
+    }
+    (failures, served)
+}
+
+#[test]
+fn nobody_who_got_through_is_reset_when_a_listener_goes_and_comes_or_the_proxy_drains() {
+    let upstream = Upstream::saying("hello");
+    let mut mesh = Mesh::prepare(&[upstream]);
+    mesh.serve();
+    mesh.run(&["--concurrency", "2"]);
+    mesh.publish();
+    mesh.wait_ready();
+    let (address, stop) = (mesh.address, AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let visitors: Vec<_> = (0..6).map(|_| scope.spawn(|| visit(address, &stop))).collect();
+        for _ in 0..15 {
+            let other = free_address();
+            mesh.change(|setup| setup.listener.address = Some(crate::kit::resources::at(other)));
+            mesh.change(|setup| setup.listener.address = Some(crate::kit::resources::at(address)));
+            until("the listener is back", || std::net::TcpStream::connect(address).ok());
+        }
+        mesh.signal(libc::SIGTERM);
+        assert!(mesh.wait_exit().success());
+        stop.store(true, Ordering::Relaxed);
+        for visitor in visitors {
+            let (failures, served) = visitor.join().unwrap();
+            assert!(failures.is_empty(), "{failures:?} beside {served} answers");
+            assert!(served > 0);
+        }
+    });
+}
+
+#[test]
+fn endpoints_come_and_go_without_a_lost_request() {
+    let mut mesh = Mesh::start(&[Upstream::saying("a")], |_| {});
+    let mut client = mesh.client();
+    assert_eq!(client.get("/").text(), "a");
+    let b = Upstream::saying("b");
+    mesh.change(|setup| setup.endpoints = vec![b]);
+    until("the new endpoint is in use", || (client.get("/").text() == "b").then_some(()));
+    mesh.change(|setup| setup.endpoints = vec![]);
+    until("no endpoint is in use", || (client.get("/").status() == 503).then_some(()));
+}
+
+#[test]
+fn the_last_good_configuration_serves_without_a_control_plane() {
+    let mut mesh = Mesh::prepare(&[Upstream::saying("kept")]);
+    let state = mesh.path("state").to_str().unwrap().to_owned();
+    mesh.serve();
+    mesh.run(&["--state-dir", &state]);
+    mesh.publish();
+    mesh.wait_ready();
+    assert_eq!(mesh.client().get("/").text(), "kept");
+    mesh.stop_serving();
+    // It goes on without its control plane,
+    assert_eq!(mesh.client().get("/").text(), "kept");
+    mesh.signal(libc::SIGTERM);
+    assert!(mesh.wait_exit().success());
+    // and begins without it.
+    mesh.run(&["--state-dir", &state]);
+    mesh.wait_ready();
+    assert_eq!(mesh.client().get("/").text(), "kept");
+    // When it comes back, it is followed again.
+    mesh.serve();
+    mesh.change(|setup| setup.endpoints = vec![Upstream::saying("newer")]);
+    let mut client = mesh.client();
+    until("the new endpoint is in use", || (client.get("/").text() == "newer").then_some(()));
+}
+
+#[test]
+fn draining_finishes_what_has_begun_and_takes_nothing_new() {
+    let upstream = Upstream::new();
+    let mut mesh = Mesh::start(&[upstream.address()], |_| {});
+    let mut busy = mesh.client();
+    busy.send("GET /busy HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut peer = upstream.accept();
+    peer.message();
+    let mut idle = mesh.client();
+    until("both connections are accepted", || {
+        (mesh.metric("envoy_http_downstream_cx_active", &[]) == 2.0).then_some(())
+    });
+    mesh.signal(libc::SIGTERM);
+    assert_eq!(idle.expect_end(), End::Finished);
+    until("nothing is accepted any more", || std::net::TcpStream::connect(mesh.address).is_err().then_some(()));
+    peer.send("HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n");
+    peer.send("finished");
+    let answer = busy.message();
+    assert_eq!((answer.text().as_str(), answer.get("connection")), ("finished", Some("close")));
+    busy.expect_end();
+    assert!(mesh.wait_exit().success());
+    mesh.expect_record("/busy", 200, "-", "via_upstream");
+}
+
+/// Connections that the kernel has taken while the proxy was not looking, each with a request on it.
+fn waiting_in_the_queue(mesh: &Mesh) -> Vec<Peer> {
+    mesh.signal(libc::SIGSTOP);
+    let request = "GET / HTTP/1.1\r\nhost: up\r\n\r\n";
+    let mut clients: Vec<Peer> = (0..200).map(|_| mesh.client()).collect();
+    clients.iter_mut().for_each(|client| client.send(request));
+    clients
+}
+
+#[test]
+fn draining_serves_who_waits_in_the_queue() {
+    let mut mesh = Mesh::start(&[Upstream::saying("hello")], |_| {});
+    let clients = waiting_in_the_queue(&mesh);
+    mesh.signal(libc::SIGTERM);
+    mesh.signal(libc::SIGCONT);
+    for mut client in clients {
+        let answer = client.message();
+        assert_eq!((answer.text().as_str(), answer.get("connection")), ("hello", Some("close")));
+        assert_eq!(client.expect_end(), End::Finished);
+    }
+    assert!(mesh.wait_exit().success());
+}
+
+#[test]
+fn a_listener_that_moves_serves_who_waits_in_the_queue() {
+    let mut mesh = Mesh::start(&[Upstream::saying("hello")], |_| {});
+    let clients = waiting_in_the_queue(&mesh);
+    mesh.setup.listener.address = Some(crate::kit::resources::at(free_address()));
+    let revision = mesh.offer();
+    mesh.signal(libc::SIGCONT);
+    for mut client in clients {
+        assert_eq!(client.message().text(), "hello");
+    }
+    mesh.wait_event(
+        "the change",
+        |event| matches!(event, Event::Synced { revision: synced, .. } if *synced == revision),
+    );
+    until("the old address is closed", || std::net::TcpStream::connect(mesh.address).is_err().then_some(()));
+}
+
+#[test]
+fn a_record_tells_everything() {
+    let endpoint = Upstream::saying("hello");
+    let mesh = Mesh::start(&[endpoint], |_| {});
+    let mut client = mesh.client();
+    client.send(
+        "POST /a?b=%22 HTTP/1.1\r\nhost: shop.example:80\r\nx-request-id: \"id\"\r\ncontent-length: 3\r\n\r\nabc",
+    );
+    client.message();
+    let record = mesh.record("/a?b=%22");
+    for (name, value) in [
+        ("method", Value::from("POST")),
+        ("authority", "shop.example:80".into()),
+        ("protocol", "HTTP/1.1".into()),
+        ("response_code", 200.into()),
+        ("response_flags", "-".into()),
+        ("response_code_details", "via_upstream".into()),
+        ("route_name", "to /".into()),
+        ("upstream_cluster", CLUSTER.into()),
+        ("upstream_host", endpoint.to_string().into()),
+        ("bytes_received", 3.into()),
+        ("bytes_sent", 5.into()),
+        ("request_id", "\"id\"".into()),
+        ("attempts", 1.into()),
+        ("downstream_remote_address", client.socket().local_addr().unwrap().to_string().into()),
+        ("upstream_transport_failure_reason", Value::Null),
+        ("downstream_peer_uri_san", Value::Null),
+    ] {
+        assert_eq!(record[name], value, "{name}");
+    }
+}
+
+#[test]
+fn metrics_have_istios_names_labels_and_counts() {
+    let upstream = Upstream::answering(|request| match request.start_line().contains("/bad") {
+        true => b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n".to_vec(),
+        false => ok("hello"),
+    });
+    let mesh = Mesh::start(&[upstream], |_| {});
+    let mut client = mesh.client();
+    for path in ["/", "/", "/bad"] {
+        client.get(path);
+    }
+    let source = [
+        "reporter=\"source\"",
+        "source_workload=\"web-v1\"",
+        "source_workload_namespace=\"default\"",
+        "source_canonical_service=\"web\"",
+        "source_canonical_revision=\"v1\"",
+        "source_cluster=\"here\"",
+        "destination_workload=\"unknown\"",
+        "destination_canonical_service=\"unknown\"",
+        "destination_canonical_revision=\"latest\"",
+        "destination_cluster=\"unknown\"",
+        "destination_service=\"up.default.svc.cluster.local\"",
+        "destination_service_name=\"up\"",
+        "destination_service_namespace=\"default\"",
+        "request_protocol=\"http\"",
+        "response_flags=\"-\"",
+    ];
+    let with = |code: &'static str| [&source[..], &[code]].concat();
+    assert_eq!(mesh.metric("istio_requests_total", &with("response_code=\"200\"")), 2.0);
+    assert_eq!(mesh.metric("istio_requests_total", &with("response_code=\"500\"")), 1.0);
+    for name in ["istio_request_duration_milliseconds", "istio_request_bytes", "istio_response_bytes"] {
+        assert_eq!(mesh.metric(&format!("{name}_count"), &source), 3.0, "{name}");
+        assert_eq!(mesh.metric(&format!("{name}_bucket"), &with("le=\"+Inf\"")), 3.0, "{name}");
+    }
+    assert_eq!(mesh.metric("istio_response_bytes_sum", &source), 10.0);
+}
+
+#[test]
+fn the_admin_socket_shows_what_is_in_force() {
+    let endpoint = Upstream::saying("");
+    let mut mesh = Mesh::prepare(&[endpoint]);
+    mesh.run(&[]);
+    let before = until("the admin socket answers", || mesh.try_admin("GET", "/ready"));
+    assert_eq!(before.0, 503);
+    mesh.serve();
+    mesh.publish();
+    mesh.wait_ready();
+    let dump: Value = serde_json::from_str(&mesh.admin("GET", "/config_dump")).unwrap();
+    let names: Vec<_> = dump.as_array().unwrap().iter().filter_map(|entry| entry["name"].as_str()).collect();
+    for name in [CLUSTER, "in", "9080"] {
+        assert!(names.contains(&name), "{name}: {dump}");
+    }
+    let clusters = mesh.admin("GET", "/clusters");
+    assert!(clusters.contains(CLUSTER) && clusters.contains(&endpoint.to_string()), "{clusters}");
+    assert_eq!(mesh.try_admin("GET", "/nothing").unwrap().0, 404);
+    assert_eq!(mesh.try_admin("GET", "/quitquitquit").unwrap().0, 405);
+    mesh.admin("POST", "/quitquitquit");
+    assert!(mesh.wait_exit().success());
+}

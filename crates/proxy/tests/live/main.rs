@@ -1,0 +1,26 @@
+//! weft-proxy as it is shipped: the real binary, configured by a real xDS server in this process, between clients and
+//! upstreams that are scripted byte for byte.
+//!
+//! [`kit`] holds the pieces. One binary for all modules: linking is the dearest part of these tests.
+
+mod kit;
+
+mod bootstrap;
+mod callers;
+mod configuration;
+mod connect;
+mod downgrade;
+mod failures;
+mod grpc_web;
+mod http;
+mod http2;
+mod limits;
+mod origin;
+mod overload;
+mod proxy_protocol;
+mod responses;
+mod server_first;
+mod smuggling;
+mod tcp;
+mod tls;
+mod upstreams;

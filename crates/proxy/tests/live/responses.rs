@@ -1,0 +1,239 @@
+//! Answers that two parties could read differently, and connections to upstreams that must not be used again.
+
+use std::io::Write;
+
+use crate::kit::peer::{End, ok};
+use crate::kit::{Mesh, Upstream, until};
+
+const BEFORE: &str = "upstream_reset_before_response_started{protocol_error}";
+
+/// Heads that are refused: name, bytes.
+const HEADS: &[(&str, &str)] = &[
+    ("two lengths", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nabc"),
+    ("two equal lengths", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nab"),
+    ("a list of lengths", "HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\n\r\nab"),
+    ("a negative length", "HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\nab"),
+    ("a length beside chunks", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+    ("an unknown coding", "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+    ("obs-fold", "HTTP/1.1 200 OK\r\nx: a\r\n b\r\ncontent-length: 0\r\n\r\n"),
+    ("bare LF", "HTTP/1.1 200 OK\ncontent-length: 0\r\n\r\n"),
+    ("a space before the colon", "HTTP/1.1 200 OK\r\ncontent-length : 0\r\n\r\n"),
+    ("NUL in a value", "HTTP/1.1 200 OK\r\nx: a\0b\r\ncontent-length: 0\r\n\r\n"),
+    ("garbage", "SSH-2.0-OpenSSH_9.2\r\n\r\n"),
+    ("a request", "GET / HTTP/1.1\r\nhost: up\r\n\r\n"),
+    ("a status of two digits", "HTTP/1.1 20 OK\r\ncontent-length: 0\r\n\r\n"),
+    (
+        "a change of protocol that nobody asked for",
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+    ),
+    ("an HTTP/2 upstream", "\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0\x64\r\n"),
+];
+
+#[test]
+fn an_ambiguous_answer_is_never_passed_on_and_its_connection_not_used_again() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |_| {});
+    for (index, (name, answer)) in HEADS.iter().enumerate() {
+        let mut client = mesh.client();
+        client.send(format!("GET /{index} HTTP/1.1\r\nhost: up\r\n\r\n"));
+        let mut peer = upstream.accept();
+        peer.message();
+        peer.send(answer);
+        let got = client.message();
+        assert_eq!(got.status(), 502, "{name}: {got:?}");
+        assert!(!got.head.contains("x:"), "{name}: {got:?}");
+        mesh.expect_record(&format!("/{index}"), 502, "UPE", BEFORE);
+        peer.rest();
+    }
+}
+
+#[test]
+fn bytes_beyond_an_answer_are_never_another_answer() {
+    const EVIL: &str = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil";
+    for (name, method, head) in [
+        ("after an answer", "GET", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"),
+        ("after chunks", "GET", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ("after an answer to HEAD", "HEAD", "HTTP/1.1 200 OK\r\ncontent-length: 42\r\n\r\n"),
+        ("after an answer to HEAD with chunks", "HEAD", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
+        ("after 204", "GET", "HTTP/1.1 204 No Content\r\n\r\n"),
+        ("after 204 with a length", "GET", "HTTP/1.1 204 No Content\r\ncontent-length: 42\r\n\r\n"),
+        ("after 304", "GET", "HTTP/1.1 304 Not Modified\r\ncontent-length: 42\r\n\r\n"),
+    ] {
+        for at_once in [true, false] {
+            let upstream = Upstream::new();
+            let mesh = Mesh::start(&[upstream.address()], |_| {});
+            let mut client = mesh.client();
+            client.send(format!("{method} / HTTP/1.1\r\nhost: up\r\n\r\n"));
+            let mut peer = upstream.accept();
+            peer.head();
+            if at_once {
+                peer.send([head, EVIL].concat());
+            } else {
+                peer.send(head);
+            }
+            // What the client sees is one answer and nothing after it.
+            let answer = client.head();
+            if head.contains("chunked") && method == "GET" {
+                client.expect("0\r\n\r\n");
+            }
+            if !at_once {
+                peer.send(EVIL);
+                until("the bytes are there", || {
+                    (crate::kit::peer::unacknowledged_bytes(peer.socket()) == 0).then_some(())
+                });
+            }
+            client.send("GET /next HTTP/1.1\r\nhost: up\r\n\r\n");
+            let mut fresh = upstream.accept();
+            fresh.message();
+            fresh.send(ok("good"));
+            assert_eq!(client.message().text(), "good", "{name}, at once: {at_once}, {answer:?}");
+            peer.rest();
+        }
+    }
+}
+
+#[test]
+fn answers_without_body_keep_the_connection() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |_| {});
+    let mut client = mesh.client();
+    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut peer = upstream.accept();
+    peer.message();
+    peer.send("HTTP/1.1 204 No Content\r\n\r\n");
+    let answer = client.message();
+    // RFC 9110 8.6: a 204 has no length.
+    assert_eq!((answer.status(), answer.get("content-length"), answer.get("transfer-encoding")), (204, None, None));
+    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+    peer.message();
+    peer.send("HTTP/1.1 304 Not Modified\r\ncontent-length: 42\r\netag: \"x\"\r\n\r\n");
+    assert_eq!(client.message().get("content-length"), Some("42"));
+    client.send("HEAD / HTTP/1.1\r\nhost: up\r\n\r\n");
+    peer.message();
+    peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
+    assert_eq!(client.head().get("content-length"), None);
+    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+    peer.message();
+    peer.send(ok("last"));
+    assert_eq!(client.message().text(), "last");
+}
+
+#[test]
+fn an_answer_that_ends_with_its_connection_is_passed_on_in_chunks() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |_| {});
+    let mut client = mesh.client();
+    for number in 0..2 {
+        client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+        let mut peer = upstream.accept();
+        peer.message();
+        peer.send(format!("HTTP/1.{number} 200 OK\r\n\r\nsome"));
+        peer.send("thing");
+        drop(peer);
+        let answer = client.message();
+        assert_eq!((answer.get("transfer-encoding"), answer.text().as_str()), (Some("chunked"), "something"));
+    }
+}
+
+#[test]
+fn an_upstream_that_closes_is_not_asked_again_on_that_connection() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |_| {});
+    let mut client = mesh.client();
+    for answer in [
+        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n",
+    ] {
+        client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+        let mut peer = upstream.accept();
+        peer.message();
+        peer.send(answer);
+        let answer = client.message();
+        // What the upstream wants of its connection is not the client's business.
+        assert_eq!((answer.status(), answer.get("connection")), (200, None));
+        peer.expect_end();
+    }
+}
+
+/// Answers that begin well: name, bytes, what stands in the record.
+const CUT: &[(&str, &str, &str, &str)] = &[
+    ("within a length", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc", "UC", "connection_termination"),
+    ("within a chunk", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\nabc", "UC", "connection_termination"),
+    (
+        "before the last chunk",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n",
+        "UC",
+        "connection_termination",
+    ),
+    (
+        "within trailers",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: y\r\n",
+        "UC",
+        "connection_termination",
+    ),
+    (
+        "no chunk size",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\nxyz\r\n",
+        "UPE",
+        "protocol_error",
+    ),
+    (
+        "a chunk too long",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n",
+        "UPE",
+        "protocol_error",
+    ),
+    ("a bad trailer", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx y\r\n\r\n", "UPE", "protocol_error"),
+];
+
+#[test]
+fn an_answer_that_breaks_off_is_never_completed() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |_| {});
+    for (index, (name, answer, flags, why)) in CUT.iter().enumerate() {
+        let mut client = mesh.client();
+        client.send(format!("GET /{index} HTTP/1.1\r\nhost: up\r\n\r\n"));
+        let mut peer = upstream.accept();
+        peer.message();
+        peer.send(answer);
+        peer.finish();
+        let (seen, end) = client.rest();
+        let seen = String::from_utf8_lossy(&seen).into_owned();
+        assert_eq!(end, End::Reset, "{name}: {seen:?}");
+        assert!(!seen.ends_with("0\r\n\r\n"), "{name}: {seen:?}");
+        let details = format!("upstream_reset_after_response_started{{{why}}}");
+        mesh.expect_record(&format!("/{index}"), 200, flags, &details);
+        peer.rest();
+    }
+}
+
+#[test]
+fn an_upstream_that_ends_within_its_head_has_not_answered() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |_| {});
+    let mut client = mesh.client();
+    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut peer = upstream.accept();
+    peer.message();
+    peer.send("HTTP/1.1 200 OK\r\ncontent-le");
+    drop(peer);
+    assert_eq!(client.message().status(), 503);
+    mesh.expect_record("/", 503, "UC", "upstream_reset_before_response_started{connection_termination}");
+}
+
+#[test]
+fn a_head_that_never_ends_is_refused() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |_| {});
+    let mut client = mesh.client();
+    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut socket = upstream.accept_socket();
+    let line = format!("x: {}\r\n", "y".repeat(1000));
+    let _ = socket.write_all(b"HTTP/1.1 200 OK\r\n");
+    // The proxy gives up somewhere on the way.
+    for _ in 0..100 {
+        let _ = socket.write_all(line.as_bytes());
+    }
+    assert_eq!(client.message().status(), 502);
+    mesh.expect_record("/", 502, "UPE", BEFORE);
+}

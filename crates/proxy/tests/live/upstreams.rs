@@ -1,0 +1,164 @@
+//! Connections to upstreams: where they come from, and how long they are kept.
+
+use std::net::{IpAddr, SocketAddr};
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use weft_protos::envoy::config::cluster::v3 as cluster;
+use weft_protos::envoy::config::core::v3 as core;
+use weft_protos::envoy::config::endpoint::v3 as endpoint;
+use weft_protos::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+
+use crate::kit::mesh::expect_passed;
+use crate::kit::peer::ok;
+use crate::kit::resources::{CLUSTER, any, at, seconds};
+use crate::kit::{Directory, Mesh, Setup, Upstream, free_address, until};
+
+/// A proxy whose bootstrap names *source*.
+fn mesh_from(source: IpAddr, upstream: &Upstream, change: impl FnOnce(&mut Setup)) -> Mesh {
+    let mut mesh = Mesh::prepare(&[upstream.address()]);
+    mesh.source = Some(source);
+    change(&mut mesh.setup);
+    mesh.serve();
+    mesh.run(&[]);
+    mesh.publish();
+    mesh.wait_ready();
+    mesh
+}
+
+fn source_of_a_call(mesh: &Mesh, upstream: &Upstream) -> SocketAddr {
+    mesh.client().send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+    upstream.accept().socket().peer_addr().unwrap()
+}
+
+#[test]
+fn connections_come_from_the_address_of_the_bootstrap() {
+    let (source, upstream) = (free_address().ip(), Upstream::new());
+    let mesh = mesh_from(source, &upstream, |_| {});
+    let seen = source_of_a_call(&mesh, &upstream);
+    assert_eq!(seen.ip(), source);
+    // The bootstrap's port 0 is the kernel's choice.
+    assert_ne!(seen.port(), 0);
+}
+
+#[test]
+fn a_cluster_with_a_source_of_its_own_keeps_it() {
+    let (source, own, upstream) = (free_address().ip(), free_address().ip(), Upstream::new());
+    let mesh = mesh_from(source, &upstream, |setup| {
+        let Some(core::address::Address::SocketAddress(address)) = at((own, 0).into()).address else { unreachable!() };
+        setup.cluster.upstream_bind_config =
+            Some(core::BindConfig { source_address: Some(address), ..Default::default() });
+    });
+    assert_eq!(source_of_a_call(&mesh, &upstream).ip(), own);
+}
+
+/// The cluster of one endpoint at *address*.
+fn only_endpoint(address: core::Address) -> cluster::Cluster {
+    let endpoint = endpoint::LbEndpoint {
+        host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
+            address: Some(address),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let lb_endpoints = vec![endpoint];
+    cluster::Cluster {
+        name: CLUSTER.into(),
+        load_assignment: Some(endpoint::ClusterLoadAssignment {
+            cluster_name: CLUSTER.into(),
+            endpoints: vec![endpoint::LocalityLbEndpoints { lb_endpoints, ..Default::default() }],
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn an_upstream_may_be_a_unix_socket() {
+    let directory = Directory::new();
+    let path = directory.path().join("app.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let serving = std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        let mut seen = Vec::new();
+        // Two requests on one connection: it goes back to the pool as any other.
+        for end in [1, 2] {
+            while seen.windows(4).filter(|window| window == b"\r\n\r\n").count() < end {
+                let mut bytes = [0; 4096];
+                let count = socket.read(&mut bytes).unwrap();
+                assert!(count > 0, "the proxy closed a connection that it was to keep");
+                seen.extend_from_slice(&bytes[..count]);
+            }
+            socket.write_all(&ok("by a file")).unwrap();
+        }
+    });
+    let mesh = Mesh::start(&[], |setup| {
+        let pipe = core::Pipe { path: path.to_str().unwrap().into(), mode: 0 };
+        setup.cluster = only_endpoint(core::Address { address: Some(core::address::Address::Pipe(pipe)) });
+    });
+    let mut client = mesh.client();
+    assert_eq!(client.get("/1").text(), "by a file");
+    assert_eq!(client.get("/2").text(), "by a file");
+    serving.join().unwrap();
+    assert_eq!(mesh.record("/1")["upstream_host"], path.to_str().unwrap());
+}
+
+#[test]
+fn a_unix_socket_that_is_not_there_is_a_failure_of_the_connection() {
+    let directory = Directory::new();
+    let path = directory.path().join("nobody.sock");
+    let mesh = Mesh::start(&[], |setup| {
+        let pipe = core::Pipe { path: path.to_str().unwrap().into(), mode: 0 };
+        setup.cluster = only_endpoint(core::Address { address: Some(core::address::Address::Pipe(pipe)) });
+    });
+    assert_eq!(mesh.client().get("/").status(), 503);
+    assert_eq!(mesh.record("/")["response_flags"], "UF");
+}
+
+#[test]
+fn a_connection_that_has_lasted_long_enough_is_not_used_again() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        let options = HttpProtocolOptions {
+            common_http_protocol_options: Some(core::HttpProtocolOptions {
+                max_connection_duration: Some(seconds(0.3)),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        setup.cluster.typed_extension_protocol_options.insert(
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(),
+            any("envoy.extensions.upstreams.http.v3.HttpProtocolOptions", &options),
+        );
+    });
+    let mut client = mesh.client();
+    let began = Instant::now();
+    client.send("GET /1 HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut first = upstream.accept();
+    first.message();
+    // Its answer comes when the connection is too old already.
+    until("it is too old", || (began.elapsed() > Duration::from_millis(400)).then_some(()));
+    first.send(ok("one"));
+    assert_eq!(client.message().text(), "one");
+    first.expect_end();
+    client.send("GET /2 HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut second = upstream.accept();
+    second.message();
+    second.send(ok("two"));
+    assert_eq!(client.message().text(), "two");
+}
+
+#[test]
+fn an_idle_client_is_sent_away_when_its_connection_has_lasted_long_enough() {
+    let mesh = Mesh::start(&[Upstream::saying("hello")], |setup| {
+        setup.manager.common_http_protocol_options =
+            Some(core::HttpProtocolOptions { max_connection_duration: Some(seconds(0.3)), ..Default::default() });
+    });
+    let began = Instant::now();
+    let mut client = mesh.client();
+    assert_eq!(client.get("/").text(), "hello");
+    client.expect_end();
+    expect_passed(began, Duration::from_millis(300));
+}

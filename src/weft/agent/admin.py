@@ -1,0 +1,50 @@
+"""What the agent asks its proxy on the admin socket; weft-proxy and Envoy answer alike (interfaces.md, 4.5)."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+TIMEOUT_SECONDS = 2.0
+
+
+async def ask(admin: Path, path: str, *, method: str = "GET") -> tuple[int, bytes]:
+    """
+    Return status and body of one request.
+
+    Raises:
+        OSError: Nobody is there, or the answer is no HTTP.
+        TimeoutError: It did not answer.
+    """
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        reader, writer = await asyncio.open_unix_connection(str(admin))
+        try:
+            lines = (f"{method} {path} HTTP/1.1", "host: admin", "content-length: 0", "connection: close", "", "")
+            writer.write("\r\n".join(lines).encode())
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        finally:
+            writer.close()
+    words = head.split(b" ", 2)
+    if len(words) < 2 or not words[1].isdigit():
+        raise ConnectionResetError(f"{admin} answered no HTTP")
+    return int(words[1]), _joined(body) if b"transfer-encoding: chunked" in head.lower() else body
+
+
+async def is_ready(admin: Path) -> bool:
+    """Whether the proxy answers `GET /ready` with 200; an absent one is not ready."""
+    try:
+        status, _ = await ask(admin, "/ready")
+    except (OSError, TimeoutError):
+        return False
+    return status == 200
+
+
+def _joined(body: bytes) -> bytes:
+    """Return the content of a chunked body (RFC 9112 7.1)."""
+    content = bytearray()
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        length = int(size.partition(b";")[0], 16)
+        content += body[:length]
+        body = body[length + 2 :]
+    return bytes(content)

@@ -1,0 +1,659 @@
+"""
+The agent of one workload, from joining the mesh to leaving it: `serve` is the line to read.
+
+Called in a process that is inside the mesh's namespaces: by the holder in a child of its own for each program of
+`weft up`, and by `weft run` in its own process. It decides nothing about traffic: that is the control plane's and the
+proxy's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from weft.agent import dns, edge, explicit, host_ports, hot_restart, init, limits, mounts, sockets
+from weft.agent.capabilities import grantable_here
+from weft.agent.data_planes import DATA_PLANES
+from weft.agent.data_planes.base import Place
+from weft.agent.discovery import Discovery, Saved
+from weft.agent.keeper import Keeper
+from weft.agent.namespaces import ProgramNamespaces
+from weft.agent.output import OutputLog, cap
+from weft.agent.paths import MeshPaths, WorkloadPaths
+from weft.agent.program import Capture, Life
+from weft.agent.proxy import ListenerKeeper, Proxy, describe
+from weft.agent.proxy_protocol import Endpoint
+from weft.agent.relay import Relay
+from weft.agent.sds import SecretService
+from weft.agent.stream import AgentStream, Registered
+from weft.agent.udp import RefusedUdp
+from weft.agent.workload import WorkloadSpec
+from weft.errors import WeftError
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+    from weft.agent.init import Program
+
+JOIN_SECONDS = 15.0
+"""For a control plane that is still starting. When `weft up` runs on a busy machine this takes a few seconds."""
+
+STARTING_POLL_SECONDS, STEADY_POLL_SECONDS = 0.02, 0.25
+"""Between looks at the program's listening sockets: while a declared port does not answer yet, and after."""
+
+HINT_POLL_SECONDS = 1.0
+
+ODD_SECONDS = 1.0
+"""How long a program may listen elsewhere than told before that is said."""
+
+LEAVE_SECONDS = 0.3
+"""How long a program that has ended waits for its endpoints to be withdrawn everywhere before its proxy stops."""
+
+WITHDRAW_SECONDS = 2.0
+"""How long a program that is asked to end serves on until nobody calls it any more; the control plane waits no longer."""
+
+IN_FLIGHT_SECONDS = 0.05
+"""A request may have been on its way when its sender's proxy acknowledged that the endpoint is gone."""
+
+LOG_POLL_SECONDS = 5.0
+
+
+class Report(Protocol):
+    """How the agent tells whoever started it what happens: `registered`, `proxy`, `program`, `ready`, `notice`, ..."""
+
+    def __call__(self, event: str, **facts: object) -> None: ...
+
+
+@dataclass(slots=True)
+class Control:
+    """
+    The running program, for whoever may signal it; and whether it has ever been started.
+
+    `withdraw` has its endpoints withdrawn, for whoever is about to end it. `changed` is set when it starts or ends, for
+    whoever looks at its ports: those of a dead program must be withdrawn before the next poll.
+    """
+
+    program: Program | None = None
+    started: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    withdraw: Callable[[], Awaitable[None]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """
+    What differs between `weft up` and `weft run`.
+
+    Attributes:
+        report: Takes what happens.
+        ending: When set, the program is stopped and the workload leaves.
+        attached: The program has the caller's terminal and descriptors, and the agent ends with it (`weft run`).
+            Otherwise its output is captured, and the agent stays until `ending`.
+        tee: Report each line of captured output, too.
+        control: Kept up to date with the running program.
+        explicit: The mesh runs in explicit mode: there are no namespaces.
+    """
+
+    report: Report
+    ending: asyncio.Event
+    attached: bool = False
+    tee: bool = False
+    control: Control = field(default_factory=Control)
+    explicit: bool = False
+
+
+async def serve(mesh: MeshPaths, spec: WorkloadSpec, around: Surroundings) -> int:
+    """
+    Run one workload until its program has ended for good or `around.ending` is set.
+
+    What was started last is stopped first: program, proxy, names, secrets, network, and the lease at the end.
+
+    Returns:
+        How the program ended: exit code, or minus the number of the signal; 0 for a gateway.
+
+    Raises:
+        WeftError: The workload could not join; nothing of it is left.
+    """
+    executable = spec.executable or DATA_PLANES[spec.data_plane].find().path
+    async with contextlib.AsyncExitStack() as stack:
+        names = NameTable()
+        credential = explicit.Credential() if around.explicit and not spec.gateway else None
+        registration = spec.registration(credential.local_caller() if credential else None)
+        stream = AgentStream(mesh.agents_socket, registration, on_names=names.replace)
+        stack.push_async_callback(stream.close)
+        registered = await stream.register(patience=JOIN_SECONDS)
+        member = Member(mesh, spec, around, stream, registered, mesh.workload(registered.workload))
+        member.files.make()
+        around.control.withdraw = functools.partial(withdraw, stream)
+        around.report("registered", workload=registered.workload, address=registered.address)
+
+        place = make_place(member, credential) if credential else None
+        network = None if spec.gateway or place else make_network(member)
+        if network:
+            stack.callback(network.close)
+        secrets = await stack.enter_async_context(serving_secrets(member))
+        stream.on_bundle, stream.on_renew = secrets.replace_bundle, secrets.renew_soon
+        stream.on_connected = lambda there: secrets.retry() if there else None
+        if network:
+            await stack.enter_async_context(serving_names(member, network, names))
+            if spec.host_ports:
+                granting = edge.granting(mesh.edge_socket, registered.workload, spec.host_ports)
+                await stack.enter_async_context(granting)
+
+        keeper = stack.enter_context(keeping_listeners(member))
+        proxy = make_proxy(member, executable, keeper)
+        if isinstance(keeper, hot_restart.Parent):
+            await stack.enter_async_context(relaying(member, proxy))
+            await stack.enter_async_context(leading(member, proxy, keeper))
+        background(stack, proxy.run())
+        stack.push_async_callback(proxy.stop)
+        background(stack, cap_logs(member))
+        if await ends_before(around.ending, proxy.ready()):
+            return 0
+
+        code = 0
+        if network:
+            background(stack, watch_ports(member, lambda: in_namespace(network)))
+            refusals = Refusals(member, network)
+            background(stack, refusals.watch())
+            code = await run_program(member, start_in(member, network))
+            await refusals.look()  # what happened since the last look, and all of it if the program was quick
+        elif place:
+            habits = Habits(member, place)
+            background(stack, watch_ports(member, habits.look))
+            code = await run_program(member, start_at(member, place), on_end=habits.ended)
+        else:
+            around.report("ready")
+        if around.attached:
+            await stream.leave(patience=LEAVE_SECONDS)
+        else:
+            await around.ending.wait()
+        return code
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A workload that has joined the mesh: what the rooms of `serve` share."""
+
+    mesh: MeshPaths
+    spec: WorkloadSpec
+    around: Surroundings
+    stream: AgentStream
+    registered: Registered
+    files: WorkloadPaths
+
+    def note(self, text: str, code: str, *, count: int = 0) -> None:
+        """
+        Say *text* to people: by the control plane to those who ask it, and to whoever started us.
+
+        With a *count* (how often it has happened so far) it may be said again, and only the count is new.
+        """
+        if self.stream.notice(text, code, count=count) or count:
+            self.around.report("notice", text=text, code=code, count=count)
+
+
+async def withdraw(stream: AgentStream) -> None:
+    """Have the workload's endpoints withdrawn everywhere, and let the last requests that were sent to it arrive."""
+    await stream.leave(patience=WITHDRAW_SECONDS)
+    await asyncio.sleep(IN_FLIGHT_SECONDS)
+
+
+# --- network, names, secrets ---
+
+
+def make_network(member: Member) -> ProgramNamespaces:
+    """Make the program's network namespace; say what this kernel does not allow in it."""
+    registered = member.registered
+    network = ProgramNamespaces.create(
+        member.mesh,
+        registered.workload,
+        registered.address,
+        registered.address6,
+        host_ports=member.spec.host_ports,
+    )
+    for limit in network.limits:
+        member.note(limit, "limit")
+    if member.spec.capabilities and not grantable_here():
+        member.note("capabilities are given to programs of root only; this one has none", "limit")
+    return network
+
+
+class NameTable:
+    """The mesh's names as they were last told, also before there is a server that answers from them."""
+
+    def __init__(self) -> None:
+        self._table: dict[str, list[str]] = {}
+        self._names: dns.Names | None = None
+
+    def replace(self, table: dict[str, list[str]]) -> None:
+        """Take a new table."""
+        self._table = table
+        if self._names:
+            self._names.replace(table)
+
+    def names_of(self, member: Member) -> dns.Names:
+        """Return the table as *member* sees it; `replace` keeps it up to date."""
+        registered = member.registered
+        own = [address for address in (registered.address, registered.address6) if address]
+        self._names = dns.Names(own=(registered.workload,), own_addresses=own, namespace=member.spec.namespace)
+        self._names.replace(self._table)
+        return self._names
+
+
+@contextlib.asynccontextmanager
+async def serving_names(member: Member, network: ProgramNamespaces, names: NameTable) -> AsyncIterator[None]:
+    """Answer the program's DNS questions while the context lasts: the mesh's names here, others by the edge."""
+    edge_socket = member.mesh.edge_socket
+    server = dns.Server(network, names.names_of(member), lambda query: edge.resolve(edge_socket, query))
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop()
+
+
+def note_certificate(files: WorkloadPaths, certificate: x509.Certificate) -> None:
+    """Write down how long *certificate* lasts: `weft status` reads it when the control plane cannot be asked."""
+    life = {
+        "not_before": certificate.not_valid_before_utc.isoformat(),
+        "not_after": certificate.not_valid_after_utc.isoformat(),
+    }
+    files.certificate.write_text(json.dumps(life), "ascii")
+
+
+@contextlib.asynccontextmanager
+async def serving_secrets(member: Member) -> AsyncIterator[SecretService]:
+    """Serve the proxy its key and certificates, renewed in time, while the context lasts."""
+    secrets = SecretService(
+        member.files.sds_socket,
+        member.stream.sign,
+        trusted=member.stream.trusts,
+        renewed=lambda certificate: note_certificate(member.files, certificate),
+        warn=lambda text: member.note(text, "certificate"),
+    )
+    await secrets.start()
+    try:
+        yield secrets
+    finally:
+        await secrets.close()
+
+
+# --- the proxy ---
+
+
+@contextlib.contextmanager
+def keeping_listeners(member: Member) -> Iterator[Keeper | hot_restart.Parent]:
+    """Keep the proxy's listening sockets while the context lasts, in the way in which it takes them."""
+    if not DATA_PLANES[member.spec.data_plane].relayed:
+        yield Keeper()  # the proxy closes it
+        return
+    parent = hot_restart.Parent()
+    try:
+        yield parent
+    finally:
+        parent.end()
+
+
+def make_proxy(member: Member, executable: str, keeper: ListenerKeeper) -> Proxy:
+    """Write the proxy's bootstrap and return the proxy, not yet running."""
+    mesh, files = member.mesh, member.files
+    data_plane = DATA_PLANES[member.spec.data_plane]
+    place = Place(
+        workload=member.registered.workload,
+        address=member.registered.address,
+        node=member.registered.node,
+        bootstrap=files.bootstrap,
+        admin=files.admin_socket,
+        xds=files.discovery_socket if data_plane.relayed else mesh.xds_socket,
+        sds=files.sds_socket,
+        records=mesh.records_socket,
+        edge=mesh.edge_socket,
+        state=files.proxy_state,
+        concurrency=member.spec.concurrency,
+    )
+    files.bootstrap.write_text(json.dumps(data_plane.bootstrap(place), indent=1), "utf-8")
+
+    def on_ready(ready: bool) -> None:
+        member.stream.proxy_ready(ready)
+        member.around.report("proxy", ready=ready)
+
+    return Proxy(
+        data_plane.command(executable, place),
+        admin=files.admin_socket,
+        log=files.proxy_log,
+        drain=data_plane.drain,
+        on_ready=on_ready,
+        on_notice=lambda text: member.note(text, "proxy-died"),
+        keeper=keeper,
+    )
+
+
+@contextlib.asynccontextmanager
+async def relaying(member: Member, proxy: Proxy) -> AsyncIterator[None]:
+    """Carry the proxy's bytes to and from the host while the context lasts."""
+    limits.raise_open_files()
+    relay = Relay(member.mesh.edge_socket, member.registered.workload)
+    try:
+        await relay.open_outside(member.files.outside_socket)
+        for item in member.spec.published:
+            place = Endpoint(item.host_address, item.host_port)
+            path = member.files.published_socket(item.port)
+            relay.publish(place, path, proxy.ready, lambda text: member.note(text, "publish"))
+        yield
+    finally:
+        await relay.close()
+
+
+@contextlib.asynccontextmanager
+async def leading(member: Member, proxy: Proxy, parent: hot_restart.Parent) -> AsyncIterator[None]:
+    """Lead the proxy to its configuration while the context lasts: the control plane's, or what it had."""
+    saved = Saved(on_listeners=parent.keep_only)
+    discovery = Discovery(
+        member.mesh.xds_socket,
+        member.files.saved_socket,
+        proxy.ready,
+        saved,
+        warn=lambda text: member.note(text, "discovery"),
+    )
+    try:
+        discovery.open(member.files.discovery_socket)
+        yield
+    finally:
+        await discovery.close()
+
+
+async def cap_logs(member: Member) -> None:
+    """Keep what the proxy writes within bounds."""
+    while True:
+        await asyncio.sleep(LOG_POLL_SECONDS)
+        for path in (member.files.access_log, member.files.proxy_log):
+            try:
+                cap(path)
+            except OSError as exc:
+                member.note(f"{path} cannot be kept within bounds: {exc}", "log")
+
+
+# --- the program ---
+
+Start = Callable[[tuple[int, int, int]], "Program"]
+"""Starts the program with these descriptors as 0, 1 and 2."""
+
+
+def start_in(member: Member, network: ProgramNamespaces) -> Start:
+    """Return what starts the program in namespaces of its own."""
+    spec, registered = member.spec, member.registered
+    view = mounts.view(
+        own_names=(registered.workload,),
+        address=registered.address,
+        address6=registered.address6,
+        hidden=member.mesh.masked,
+        namespace=spec.namespace,
+    )
+    return lambda standard: spawn(member, network, view, spec.environment, standard)
+
+
+def make_place(member: Member, credential: explicit.Credential) -> explicit.Place:
+    """Return where the program lives in explicit mode, with ports for it that are free now."""
+    spec, registered = member.spec, member.registered
+    ports = explicit.choose_ports(registered.workload, [number for number, _ in spec.ports])
+    return explicit.Place(
+        registered.workload, registered.address, spec.namespace, credential, ports, registered.services
+    )
+
+
+def start_at(member: Member, place: explicit.Place) -> Start:
+    """Return what starts the program in the host's own network, told by its environment where things are."""
+    added = place.environment(member.spec.environment)
+    member.files.environment.touch(mode=0o600)
+    member.files.environment.write_text(json.dumps(added), "utf-8")
+    environment = {**member.spec.environment, **added}
+    return lambda standard: spawn(member, None, None, environment, standard)
+
+
+def spawn(
+    member: Member,
+    network: ProgramNamespaces | None,
+    view: mounts.View | None,
+    environment: Mapping[str, str],
+    standard: tuple[int, int, int],
+) -> Program:
+    """Start the program under its init; see `weft.agent.init.spawn`."""
+    return init.spawn(
+        network,
+        view,
+        member.spec.argv,
+        environment=environment,
+        directory=member.spec.directory,
+        stdin=standard[0],
+        stdout=standard[1],
+        stderr=standard[2],
+        new_session=not member.around.attached,
+        capabilities=member.spec.capabilities,
+    )
+
+
+async def run_program(
+    member: Member, start_program: Start, *, on_end: Callable[[int, list[str]], None] = lambda _code, _last: None
+) -> int:
+    """
+    Run the program as its restart policy says, until it has ended for good or the end was asked for.
+
+    Args:
+        start_program: Starts it once.
+        on_end: Called with its code and its last lines each time it has ended.
+    """
+    spec, around, files = member.spec, member.around, member.files
+    tee = (lambda line: around.report("output", line=line)) if around.tee else None
+    capture = None if around.attached else Capture(OutputLog(files.output_log, tee=tee))
+
+    def start() -> init.Program:
+        if capture:
+            capture.log.begin()
+        program = start_program(capture.descriptors if capture else (0, 1, 2))
+        files.init_pid.write_text(f"{program.init_pid}\n", "ascii")
+        for limit in program.limits:
+            member.note(limit, "limit")
+        return program
+
+    def on_state(state: str, code: int | None, again: bool) -> None:
+        around.control.program = life.program
+        around.control.started |= life.program is not None
+        around.control.changed.set()
+        pid = life.program.pid if life.program else 0
+        member.stream.program(pid=pid, state=state, code=code, restarts=life.restarts.count)
+        facts: dict[str, object] = {"state": state, "pid": pid, "restarts": life.restarts.count}
+        if state == "exited" and code is not None:
+            files.init_pid.unlink(missing_ok=True)
+            if capture:
+                capture.drain()
+            how = f"cannot be started: {life.failure.strerror}: {spec.argv[0]}" if life.failure else describe(code)
+            last = capture.log.last if capture else []
+            if hint := capability_hint(spec, code, last):
+                member.note(hint, "capability-hint")
+            facts |= {"code": code, "how": how, "again": again, "last": last}
+        around.report("program", **facts)
+        if state == "exited" and code is not None:
+            on_end(code, list(facts["last"]))  # type: ignore[call-overload]
+
+    life = Life(start, spec.restart, own_session=not around.attached, on_state=on_state)
+    running = asyncio.create_task(life.run())
+    try:
+        if await ends_before(around.ending, asyncio.shield(running)):
+            await life.stop()
+        return await running
+    finally:
+        running.cancel()
+        around.control.program = None
+        if capture:
+            capture.close()
+
+
+# --- what the agent watches ---
+
+
+Where = tuple[str, int]
+"""Address and port; the port is 0 if it is the declared one."""
+
+
+def in_namespace(network: ProgramNamespaces) -> dict[int, Where]:
+    """Return where the program of a namespace listens."""
+    return {number: (address, 0) for number, address in network.listening().items()}
+
+
+async def watch_ports(member: Member, look: Callable[[], Mapping[int, Where]]) -> None:
+    """Tell the control plane which declared ports answer, from the moment they do and until they do not."""
+    declared = {number for number, _ in member.spec.ports}
+    known: dict[int, Where] = {}
+    ready = False
+    elsewhere_since, told = 0.0, False
+    while True:
+        found = look()
+        elsewhere = sorted(found.keys() - declared) if not found.keys() >= declared else []
+        moment = asyncio.get_running_loop().time()
+        elsewhere_since = (elsewhere_since or moment) if elsewhere else 0.0
+        # A program may open its ports one after the other.
+        if elsewhere and not told and moment - elsewhere_since > ODD_SECONDS:
+            told = True
+            member.note(elsewhere_text(elsewhere, sorted(declared - found.keys())), "listens-elsewhere")
+        now = {number: found[number] for number in declared if number in found}
+        for number in known.keys() | now.keys():
+            if known.get(number) != now.get(number):
+                member.stream.listening(number, *now.get(number, (None,)))
+        known = now
+        complete = len(known) == len(declared) and member.around.control.started
+        if complete != ready:
+            ready = complete
+            member.around.report("ready" if ready else "unready")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STEADY_POLL_SECONDS if complete else STARTING_POLL_SECONDS):
+                await member.around.control.changed.wait()
+        member.around.control.changed.clear()
+
+
+def elsewhere_text(found: Sequence[int], missing: Sequence[int]) -> str:
+    """Return what to say of a program that listens on other ports than those that it declares."""
+    here, there = (", ".join(map(str, ports)) for ports in (found, missing))
+    return (
+        f"the program listens on port {here}, and not on {there}, which it declares: nobody can call it there. Declare the"
+        f" port that it listens on (`ports` in weft.yaml, `--port`), or have it listen on {there}."
+    )
+
+
+class Refusals:
+    """What the program's network refused, told to people: UDP, and ports of the host's loopback that were probably meant."""
+
+    def __init__(self, member: Member, network: ProgramNamespaces) -> None:
+        self._member, self._network = member, network
+        self._udp = RefusedUdp(network)
+        self._asked: set[int] = set()
+
+    async def watch(self) -> None:
+        """Look from time to time."""
+        while True:
+            await asyncio.sleep(HINT_POLL_SECONDS)
+            await self.look()
+
+    async def look(self) -> None:
+        """Say what is new, once each; counts grow without a word."""
+        for sentence, count in self._udp.poll().items():
+            self._member.note(sentence, "udp-refused", count=count)
+        # The program's own ports, refused while it is not there, are no wish for the host's: the proxy asks for them, too.
+        own = {number for number, _ in self._member.spec.ports}
+        for port in sorted(self._network.refused_loopback().keys() - self._asked - own):
+            self._asked.add(port)
+            with contextlib.suppress(WeftError, OSError, TimeoutError):
+                if await edge.host_listening(self._member.mesh.edge_socket, port):
+                    attached = self._member.around.attached
+                    remedy = f"`weft run --host-port {port}`" if attached else f"`host_ports: [{port}]` in weft.yaml"
+                    self._member.note(host_ports.hint(port, remedy), "host-port-hint")
+
+
+def capability_hint(spec: WorkloadSpec, code: int, last: Sequence[str]) -> str:
+    """Return what a program of root may have lacked that failed for want of permission; empty if that is not why."""
+    failed = code not in (0, -signal.SIGTERM, -signal.SIGINT)
+    if os.geteuid() != 0 or spec.capabilities or not failed or not any(_NOT_PERMITTED in line for line in last):
+        return ""
+    return (
+        f"{spec.argv[0]} runs as root without root's capabilities, and something that it tried was not permitted. If it"
+        " changes its user or the owners of files, say so in weft.yaml: `capabilities: [SETUID, SETGID, CHOWN]`."
+    )
+
+
+_NOT_PERMITTED = os.strerror(errno.EPERM)
+
+
+class Habits:
+    """What a program of explicit mode does with what it was told, and what is said of that: each sentence once."""
+
+    def __init__(self, member: Member, place: explicit.Place) -> None:
+        self._member, self._place = member, place
+        self._said: set[str] = set()
+        self._odd_since = 0.0
+
+    def look(self) -> Mapping[int, Where]:
+        """Return where the program listens now."""
+        program = self._member.around.control.program
+        if program is None:
+            return {}
+        look = self._place.look(sockets.descendants(program.init_pid))
+        if look.exposed:
+            self._say("exposed", explicit.exposed(self._place, look))
+        odd = explicit.misplaced(self._place, look)
+        now = asyncio.get_running_loop().time()
+        self._odd_since = (self._odd_since or now) if odd else 0.0
+        # A program may open its ports one after the other.
+        if odd and now - self._odd_since > ODD_SECONDS:
+            self._say("misplaced", odd)
+        return look.found
+
+    def ended(self, code: int, last: list[str]) -> None:
+        """The program has ended with *code*; *last* is what it wrote at the end."""
+        if code and (text := explicit.collided(self._place, last)):
+            self._say("port-taken", text)
+
+    def _say(self, code: str, text: str) -> None:
+        if code not in self._said:
+            self._said.add(code)
+            self._member.note(text, code)
+
+
+# --- tasks ---
+
+
+def background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    """Run *work* until the stack is left. If it breaks, so does the agent: nothing runs half."""
+    serving = asyncio.current_task()
+    assert serving is not None
+    task = asyncio.create_task(work)
+
+    def done(_: object) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            serving.cancel()
+
+    async def end() -> None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    task.add_done_callback(done)
+    stack.push_async_callback(end)
+
+
+async def ends_before(ending: asyncio.Event, work: Awaitable[Any]) -> bool:
+    """Wait for *work* or the end, whichever comes first; return whether it was the end. *work* is cancelled then."""
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(ending.wait())
+    try:
+        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        return not working.done()
+    finally:
+        for task in (working, waiting):
+            task.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)

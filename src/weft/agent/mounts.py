@@ -1,0 +1,182 @@
+"""
+What a program sees of the file system: everything the user has, with a few files replaced and a few directories hidden.
+
+`view` reads the host's files and decides; `weft.agent.init` calls `apply` in the program's new mount namespace, while it
+still may mount. A missing file needs no replacement: without resolv.conf a resolver asks 127.0.0.1, and any address on
+port 53 reaches the mesh's DNS server.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from weft.agent import syscalls
+
+DNS_ADDRESS = "240.240.0.53"
+"""The mesh's DNS server, as programs are told; any other address on port 53 reaches it too."""
+
+RESOLV_CONF, HOSTS, NSSWITCH = "/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"
+
+NAME_SERVICE_SOCKETS = (
+    "/run/nscd/socket",
+    "/var/run/nscd/socket",
+    "/run/unscd/socket",
+    "/run/systemd/resolve/io.systemd.Resolve",
+    "/run/systemd/resolve/io.systemd.Resolve.Monitor",
+)
+"""Where resolvers of the host answer for the host; a program that asked there would not see the mesh's names."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """
+    What is laid over the host's files for one program.
+
+    Attributes:
+        files: The path that is replaced (symbolic links are followed; what does not exist is left out) and its new content.
+        hidden: Directories in whose place there is an empty, read-only one; the first holds the content while it is laid out.
+        silenced: Sockets that answer nobody.
+    """
+
+    files: tuple[tuple[str, bytes], ...]
+    hidden: tuple[str, ...]
+    silenced: tuple[str, ...] = NAME_SERVICE_SOCKETS
+
+
+def view(
+    *,
+    own_names: Sequence[str],
+    address: str,
+    address6: str,
+    hidden: Sequence[Path],
+    namespace: str = "default",
+    read: Callable[[str], str] | None = None,
+) -> View:
+    """
+    The view of a program, made from the host's files as they are now.
+
+    Args:
+        own_names: Names that mean the program's own address: its workload name; the host's name is added.
+        address6: May be empty.
+        hidden: `MeshPaths.masked`.
+        namespace: The mesh namespace whose services are found by their first label.
+        read: Returns a file's text, "" if there is none; the host's files by default.
+    """
+    text = read or _text
+    names = [*own_names, socket.gethostname()]
+    files = (
+        (RESOLV_CONF, _resolv_conf(text(RESOLV_CONF), namespace)),
+        (HOSTS, _hosts(text(HOSTS), names, address, address6)),
+        (NSSWITCH, _nsswitch(text(NSSWITCH))),
+    )
+    return View(tuple((path, content.encode()) for path, content in files), tuple(str(path) for path in hidden))
+
+
+def apply(view: View) -> None:
+    """
+    Lay *view* over the files of the calling process's mount namespace, which must be its own.
+
+    Raises:
+        OSError: A mount was refused. The program must then not be started: it could see the mesh's secrets.
+    """
+    staging = next((directory for directory in view.hidden if os.path.isdir(directory)), None)
+    if staging is None:
+        raise FileNotFoundError(f"none of the mesh's directories exists: {', '.join(view.hidden)}")
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    for directory in view.hidden:
+        if os.path.isdir(directory):
+            syscalls.mount("weft", directory, "tmpfs", flags, "mode=0755,size=1m")
+    for path, content in view.files:
+        _cover(path, content, staging)
+    for path in view.silenced:
+        # Connecting to what is not a socket fails with ECONNREFUSED, as if the service were not running.
+        _cover(path, b"", staging)
+    for directory in view.hidden:
+        if os.path.isdir(directory):
+            syscalls.mount("none", directory, "", flags | syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY)
+
+
+def mount_proc() -> None:
+    """
+    Mount a /proc that shows the caller's PID namespace.
+
+    Raises:
+        OSError: EPERM where parts of /proc are covered, as in containers; the old one then stays and shows other numbers.
+    """
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    syscalls.mount("proc", "/proc", "proc", flags)
+
+
+def _cover(path: str, content: bytes, staging: str) -> None:
+    """Bind a read-only file with *content* over *path*, if that exists; the file's own name does not stay."""
+    if not os.path.exists(path):
+        return
+    source = os.path.join(staging, "cover")
+    descriptor = os.open(source, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        os.fchmod(descriptor, 0o644)  # whatever the umask
+        os.write(descriptor, content)
+    finally:
+        os.close(descriptor)
+    try:
+        syscalls.mount(source, path, "", syscalls.MS_BIND)
+        flags = syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY
+        syscalls.mount("none", path, "", flags | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
+    finally:
+        os.unlink(source)
+
+
+def _resolv_conf(host: str, namespace: str) -> str:
+    """The mesh's server, its search list before the host's, the host's options (ndots stays as users know it)."""
+    search = [f"{namespace}.svc.cluster.local"]
+    options: list[str] = []
+    for line in host.splitlines():
+        words = line.split()
+        if words[:1] in (["search"], ["domain"]):
+            search[1:] = words[1:]  # the last of them holds: resolv.conf(5)
+        elif words[:1] == ["options"]:
+            options += words[1:]
+    lines = [f"nameserver {DNS_ADDRESS}", f"search {' '.join(search)}"]
+    if options:
+        lines.append(f"options {' '.join(options)}")
+    return "\n".join(lines) + "\n"
+
+
+def _hosts(host: str, names: Sequence[str], address: str, address6: str) -> str:
+    """The host's entries without *names*, which mean the program itself here; `localhost` even if the host forgot it."""
+    own = dict.fromkeys(names)
+    lines = [f"{value}\t{' '.join(own)}" for value in (address, address6) if value]
+    known = set()
+    for line in host.splitlines():
+        words = line.split("#", 1)[0].split()
+        kept = [word for word in words[1:] if word.lower() not in {name.lower() for name in own}]
+        if kept:
+            lines.append(f"{words[0]}\t{' '.join(kept)}")
+            known.update(kept)
+    if "localhost" not in known:
+        lines += ["127.0.0.1\tlocalhost", "::1\tlocalhost"]
+    return "\n".join(lines) + "\n"
+
+
+def _nsswitch(host: str) -> str:
+    """The host's file with names of hosts looked up in /etc/hosts and by DNS, and nowhere else (no mDNS, no resolved)."""
+
+    def kept() -> Iterator[str]:
+        for line in host.splitlines():
+            if not re.match(r"\s*hosts\s*:", line):
+                yield line
+        yield "hosts: files dns"
+
+    return "\n".join(kept()) + "\n"
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,131 @@
+"""
+What names may look like: Kubernetes' objects and labels, DNS hosts, HTTP headers, ports. Each check returns a sentence
+about what is wrong, or None.
+
+Sources: RFC 1123 2.1 as Kubernetes applies it (`metadata.name`, labels), RFC 9110 5.1 for header names, Istio's
+validation for hosts with wildcards.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+_LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?\Z")
+_HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9]*[A-Za-z0-9])?\Z")
+_WILDCARD_LABEL = re.compile(r"(?:\*|(?:\*|\*-)?[A-Za-z0-9](?:[-A-Za-z0-9]*[A-Za-z0-9])?)\Z")
+_QUALIFIED = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?\Z")
+_HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
+_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*\Z")
+_SUBSET = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9]*[A-Za-z0-9])?\Z")
+
+PSEUDO_HEADERS = frozenset((":method", ":scheme", ":authority", ":path", ":status"))
+
+MAX_LABEL = 63
+MAX_NAME = 253
+
+
+def label_fault(name: str, what: str = "a name") -> str | None:
+    """RFC 1123 label: what a namespace or a program may be called."""
+    if len(name) <= MAX_LABEL and _LABEL.match(name):
+        return None
+    return f"{what} is at most {MAX_LABEL} lower-case letters, digits and inner hyphens, not `{name}`."
+
+
+def object_name_fault(name: str) -> str | None:
+    """RFC 1123 subdomain: what a custom resource may be called."""
+    if len(name) <= MAX_NAME and all(_LABEL.match(part) and len(part) <= MAX_LABEL for part in name.split(".")):
+        return None
+    return f"a name is lower-case letters, digits and inner hyphens, in parts divided by dots, not `{name}`."
+
+
+def label_key_fault(key: str) -> str | None:
+    """Key of a label: `version`, `example.com/tier`."""
+    prefix, slash, name = key.rpartition("/")
+    prefix_holds = not slash or (len(prefix) <= MAX_NAME and all(_HOST_LABEL.match(part) for part in prefix.split(".")))
+    if prefix_holds and len(name) <= MAX_LABEL and _QUALIFIED.match(name):
+        return None
+    return f"a label's key is letters, digits, `-`, `_`, `.`, perhaps after `example.com/`, not `{key}`."
+
+
+def label_value_fault(value: str) -> str | None:
+    """Value of a label; may be empty."""
+    if not value or (len(value) <= MAX_LABEL and _QUALIFIED.match(value)):
+        return None
+    return f"a label's value is at most {MAX_LABEL} letters, digits, `-`, `_`, `.`, not `{value}`."
+
+
+def subset_fault(name: str) -> str | None:
+    """Name of a subset; Istio allows capitals here."""
+    if len(name) <= MAX_LABEL and _SUBSET.match(name):
+        return None
+    return f"a subset's name is at most {MAX_LABEL} letters, digits and inner hyphens, not `{name}`."
+
+
+def host_fault(host: str, *, wildcard: bool = True) -> str | None:
+    """A DNS name, short or full; with *wildcard* its first label may be `*` or begin with one."""
+    if not host:
+        return "a host is empty."
+    if len(host) > 255:
+        return f"a host has at most 255 characters, not {len(host)}."
+    first, dot, rest = host.partition(".")
+    pattern = _WILDCARD_LABEL if wildcard else _HOST_LABEL
+    if len(first) > MAX_LABEL or not pattern.match(first):
+        if "*" in first and not wildcard:
+            return f"no wildcard can stand in `{host}`."
+        return f"`{host}` is no DNS name: `{first}` is no label."
+    labels = rest.split(".") if dot else []
+    for index, label in enumerate(labels):
+        if label == "" and index == len(labels) - 1:
+            continue
+        if "*" in label:
+            return f"a wildcard can only begin a host, not stand in `{host}`."
+        if len(label) > MAX_LABEL or not _HOST_LABEL.match(label):
+            return f"`{host}` is no DNS name: `{label}` is no label."
+    if (labels or [first])[-1].isdigit() and (dot or not wildcard):
+        return f"`{host}` is no DNS name: its last part is a number."
+    return None
+
+
+def is_address(text: str) -> bool:
+    """Return whether *text* is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def port_fault(number: int) -> str | None:
+    """A TCP port."""
+    return None if 1 <= number <= 65535 else f"a port is 1 to 65535, not {number}."
+
+
+def header_name_fault(name: str) -> str | None:
+    """RFC 9110 5.1: a field name is a token."""
+    if not name:
+        return "a header's name is empty."
+    return None if _HEADER.match(name) else f"`{name}` is no header name."
+
+
+def header_value_fault(value: str) -> str | None:
+    """
+    A value to set, in Envoy's format: `%VARIABLE%` and `%VARIABLE(arguments)%` are replaced, `%%` is a percent sign.
+
+    RFC 9110 5.5 allows no control character but the tab.
+    """
+    if not _HEADER_VALUE.match(value):
+        return "a header's value holds no control characters."
+    at = 0
+    while (at := value.find("%", at)) >= 0:
+        if value.startswith("%%", at):
+            at += 2
+            continue
+        match = _VARIABLE.match(value, at)
+        if match is None:
+            return f"a single `%` begins a variable that never ends in `{value}`; `%%` is a percent sign."
+        at = match.end()
+    return None
+
+
+_VARIABLE = re.compile(r'%[^%()]+(?:\((?:\[(?:"(?:\\.|[^"\\])*"|[, ])*\]|(?:\\.|[^)\\])*) *\) *)?%')

@@ -1,0 +1,214 @@
+"""`weft apply`: send documents to the control plane, say what became of them, and wait for the proxies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from weft.cli.client import LONGEST_WAIT_SECONDS, TIMEOUT_SECONDS, Client, connect
+from weft.cli.documents import (
+    DURATION,
+    DocumentsCommand,
+    Sources,
+    dry_run_option,
+    file_option,
+    no_objects,
+    parsed,
+    read,
+)
+from weft.cli.output import NAME, TABLE, duration, emit, mesh_option, output_option, place, plural
+from weft.cli.problems import Refused, from_json, render
+from weft.errors import InvalidConfiguration, NotFound, NotSynced
+
+EXAMPLES = """
+weft apply -f reviews.yaml                 apply a file, and wait until the proxies have it
+weft apply -f networking/ --dry-run        check a directory of files; change nothing
+weft apply -R -f all/ --dry-run=client     without a mesh, and the directories below it, too
+weft apply -f - --strict < all.yaml        standard input; a dangling reference refuses, too
+weft apply -f reviews.yaml --no-wait       return as soon as the control plane has it
+"""
+
+
+@click.command(cls=DocumentsCommand, examples=EXAMPLES)
+@file_option(required=True)
+@dry_run_option("Check everything, change nothing; with =client without asking a mesh, so that none need run.")
+@click.option("--strict", is_flag=True, help="Refuse what would only be warned about.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the affected proxies have it.")
+@click.option("--timeout", type=DURATION, default="10s", show_default=True, help="How long to wait.")
+@output_option("name")
+@mesh_option
+def command(
+    *,
+    files: Sequence[str],
+    recursive: bool,
+    dry_run: str,
+    strict: bool,
+    wait: bool,
+    timeout: float,
+    output: str,
+    mesh: str | None,
+) -> None:
+    """
+    Apply configuration: Istio's YAML, as it is.
+
+    All documents take effect together, or none. Exits with 3 if a document is refused, with 6 if a proxy has not
+    acknowledged within --timeout or has refused the change.
+    """
+    sources = read(files, recursive=recursive)
+    started = time.monotonic()
+    trial = dry_run != "none"
+    receipt = None
+    if dry_run == "client":
+        answer = check(sources, strict=strict)
+    else:
+        client = connect(mesh)
+        answer = send(client, "/v1/apply", sources, dry_run=trial, strict=strict)
+        if wait and not trial and answer["affected"]:
+            receipt = await_receipt(client, answer["revision"], timeout)
+    if not answer["results"]:
+        raise no_objects(files, "apply")
+    elapsed = time.monotonic() - started
+    for problem in from_json(answer["warnings"]):
+        click.echo(render(problem, sources.texts), err=True)
+    data = {**answer, "receipt": receipt}
+    if output == NAME:
+        emit(data, output, lambda: "\n".join(full_name(result) for result in answer["results"]))
+    else:
+        emit(data, output, lambda: _text(answer, receipt, elapsed, dry_run=dry_run, wait=wait))
+    if receipt is not None:
+        check_receipt(receipt, timeout, quiet=output != TABLE)
+    elif wait and not trial:
+        _await_earlier(client, timeout)
+
+
+def check(sources: Sources, *, strict: bool) -> dict[str, Any]:
+    """
+    Return what `send` would of an apply, for as much as the documents alone tell.
+
+    Raises:
+        Refused: They have mistakes.
+    """
+    from weft.controlplane.edit import key_to_json, problem_to_json
+
+    result = parsed(sources, strict=strict)
+    checked = [
+        {"key": key_to_json(item.key), "api_version": item.api_version, "action": "checked"} for item in result.objects
+    ]
+    return {"results": checked, "affected": [], "warnings": [problem_to_json(problem) for problem in result.problems]}
+
+
+def send(client: Client, call: str, sources: Sources, **more: object) -> Any:
+    """
+    Post documents.
+
+    Raises:
+        Refused: The documents have mistakes, or are no text; carries the texts for the excerpts.
+    """
+    documents = [{"file": file, "text": text} for file, text in sources.texts.items()]
+    if sources.unreadable:
+        more |= {"dry_run": True}  # it is refused already; what else is wrong is to be said with it
+    try:
+        answer = client.post(call, {"documents": documents, **more})
+    except InvalidConfiguration as error:
+        raise Refused([*sources.unreadable, *error.problems], sources.texts) from error
+    except NotFound:
+        if not sources.unreadable:
+            raise
+    if sources.unreadable:
+        raise Refused(sources.unreadable, sources.texts)
+    return answer
+
+
+def await_receipt(client: Client, revision: int, timeout: float) -> dict[str, Any]:
+    """Return the receipt of *revision* once every affected proxy has answered, or after *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        left = max(0.0, deadline - time.monotonic())
+        wait = min(left, LONGEST_WAIT_SECONDS)
+        answer = client.get(f"/v1/revisions/{revision}", wait=wait, timeout=wait + TIMEOUT_SECONDS)
+        assert isinstance(answer, dict)
+        if not answer["silent"] or wait == left:
+            return answer
+
+
+def check_receipt(receipt: Mapping[str, Any], timeout: float, *, quiet: bool = False) -> None:
+    """
+    Raise unless every affected proxy has acknowledged.
+
+    Raises:
+        NotSynced: Names the proxies that are silent or have refused, and what they refused.
+    """
+    silent, refused = receipt["silent"], receipt["refused"]
+    if not silent and not refused:
+        return
+    lines = [f"{', '.join(silent)} did not answer within {duration(timeout)}."] if silent else []
+    lines += refusals(receipt)
+    raise NotSynced("\n".join(lines), silent=silent, refused=[item["workload"] for item in refused])
+
+
+def refusals(receipt: Mapping[str, Any]) -> list[str]:
+    """Return a line for each thing that a proxy refused of the receipt's revision."""
+    lines = []
+    for item in receipt["refused"]:
+        lines += [f"{item['workload']} refused {refusal(part)}" for part in item["resources"]]
+        if not item["resources"]:
+            lines.append(f"{item['workload']} refused revision {receipt['revision']}.")
+    return lines
+
+
+def refusal(part: Mapping[str, Any]) -> str:
+    """Return what a proxy refused, why, and where it is written."""
+    places = f" (from {', '.join(map(place, part['origins']))})" if part.get("origins") else ""
+    return f"{part['name']}: {part['message']}{places}"
+
+
+def _await_earlier(client: Client, timeout: float) -> None:
+    """Wait for what others still lack: an apply that is tried again must not succeed because the first one changed it."""
+    deadline = time.monotonic() + timeout
+    behind = [proxy for proxy in client.get("/v1/proxies") if proxy["connected"] and not proxy["synced"]]
+    for revision in sorted({proxy["published"] for proxy in behind if proxy["published"]}):
+        check_receipt(await_receipt(client, revision, max(0.0, deadline - time.monotonic())), timeout)
+
+
+def full_name(result: Mapping[str, Any]) -> str:
+    """Return `virtualservice.networking.istio.io/reviews`, what kubectl calls an object by `-o name`."""
+    kind, group = result["key"]["kind"].partition(".")[0].lower(), result["api_version"].rpartition("/")[0]
+    return f"{kind}.{group}/{result['key']['name']}" if group else f"{kind}/{result['key']['name']}"
+
+
+def describe(result: Mapping[str, Any], *, dry_run: bool = False) -> str:
+    """Return `virtualservice.networking.istio.io/reviews configured`, as kubectl says it."""
+    namespace = result["key"]["namespace"]
+    place = "" if namespace == "default" else f" (namespace {namespace})"
+    return f"{full_name(result)} {result['action']}{place}{' (dry run)' if dry_run else ''}"
+
+
+def _text(
+    answer: Mapping[str, Any], receipt: Mapping[str, Any] | None, elapsed: float, *, dry_run: str, wait: bool
+) -> str:
+    lines = [describe(result, dry_run=dry_run != "none") for result in answer["results"]]
+    affected = answer["affected"]
+    if dry_run == "client":
+        pass  # whom it would affect is the mesh's to say
+    elif dry_run == "server":
+        lines.append(f"{plural(len(affected), 'proxy', 'proxies')} would be affected.")
+    elif receipt is not None:
+        had = len(receipt["acknowledged"])
+        if any(result["action"] not in ("unchanged", "kept") for result in answer["results"]):
+            whom = plural(len(receipt["affected"]), "affected proxy has it", "affected proxies have it")
+            lines.append(f"{had} of {whom} ({duration(elapsed)}).")
+        else:
+            # The same objects from another place: proxies are told it, for their records and for `weft why`.
+            whom = plural(len(receipt["affected"]), "proxy has", "proxies have")
+            lines.append(
+                f"Only where they are written has changed: {had} of {whom} the new place ({duration(elapsed)})."
+            )
+    elif not affected:
+        lines.append("No proxy is affected.")
+    elif not wait:
+        whom = plural(len(affected), "proxy", "proxies")
+        lines.append(f"Revision {answer['revision']} is on its way to {whom}.")
+    return "\n".join(lines)

@@ -1,0 +1,126 @@
+"""
+The client of the control plane's HTTP API (docs/reference/interfaces.md, 4.3): standard library only, one connection
+for each call, over the Unix socket in the mesh's runtime directory.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from weft.cli.problems import from_json
+from weft.errors import InvalidConfiguration, MeshNotRunning, NotFound, UsageError, WeftError
+
+TIMEOUT_SECONDS = 30.0
+"""For one answer. Applying a thousand documents takes seconds; a call that waits adds its own time to this."""
+
+LONGEST_WAIT_SECONDS = 600.0
+"""What one call may ask the control plane to wait (docs/reference/interfaces.md, 4.3)."""
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """http.client over a Unix socket."""
+
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("weft", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Client:
+    """
+    Calls of the HTTP API. Values are what JSON gives: dicts, lists, strings, numbers.
+
+    Raises (every method):
+        MeshNotRunning: Nobody answers at the socket.
+        NotFound, UsageError, InvalidConfiguration: The control plane's 404, 400, 422.
+        WeftError: Any other refusal, with the exit code of what the control plane raised, or a broken answer.
+    """
+
+    def __init__(self, path: Path, mesh: str = "") -> None:
+        self._path = path
+        self.mesh = mesh
+
+    def get(self, path: str, *, timeout: float = TIMEOUT_SECONDS, **query: object) -> Any:
+        """Call `GET path?query`; absent (None) query values are left out."""
+        return self._call("GET", _target(path, query), None, timeout)
+
+    def post(self, path: str, body: object, *, timeout: float = TIMEOUT_SECONDS) -> Any:
+        """Call `POST path` with *body* as JSON."""
+        return self._call("POST", path, body, timeout)
+
+    def events(self, path: str = "/v1/events", **query: object) -> Iterator[dict[str, Any]]:
+        """Yield the events of a stream of JSON lines until the server ends it."""
+        with closing(UnixConnection(self._path, None)) as connection:
+            answer = self._send(connection, "GET", _target(path, query), None)
+            if answer.status != 200:
+                raise _error(answer.status, answer.read())
+            while line := answer.readline():
+                if line.strip():
+                    yield json.loads(line)
+
+    def _call(self, method: str, target: str, body: object, timeout: float) -> Any:
+        with closing(UnixConnection(self._path, timeout)) as connection:
+            answer = self._send(connection, method, target, body)
+            try:
+                content = answer.read()
+            except (OSError, http.client.HTTPException) as exc:
+                raise WeftError(f"The control plane's answer to {method} {target} broke off: {exc}") from exc
+        if answer.status >= 400:
+            raise _error(answer.status, content)
+        return json.loads(content)
+
+    def _send(self, connection: UnixConnection, method: str, target: str, body: object) -> http.client.HTTPResponse:
+        payload = None if body is None else json.dumps(body).encode()
+        headers = {} if payload is None else {"Content-Type": "application/json"}
+        try:
+            connection.request(method, target, payload, headers)
+            return connection.getresponse()
+        except (FileNotFoundError, ConnectionRefusedError) as exc:
+            name = f"mesh {self.mesh!r}" if self.mesh else "mesh"
+            raise MeshNotRunning(f"No {name} answers at {self._path}. `weft up` starts one.") from exc
+        except TimeoutError as exc:
+            raise WeftError(f"The control plane did not answer {method} {target} in time.") from exc
+        except (OSError, http.client.HTTPException) as exc:
+            raise WeftError(f"The control plane did not answer {method} {target}: {exc}") from exc
+
+
+def connect(mesh: str | None) -> Client:
+    """
+    Return a client of *mesh*, or of the only mesh that runs.
+
+    Raises:
+        MeshNotRunning: No mesh of that name, none at all, or several and none named; the message lists what runs.
+    """
+    from weft.agent import paths  # the one home of every path
+
+    found = paths.find(mesh)
+    return Client(found.api_socket, found.mesh)
+
+
+def _target(path: str, query: dict[str, Any]) -> str:
+    given = {key: value for key, value in query.items() if value is not None}
+    return f"{quote(path)}?{urlencode(given)}" if given else quote(path)
+
+
+def _error(status: int, content: bytes) -> WeftError:
+    try:
+        body = json.loads(content)
+        message = str(body["error"])
+    except (ValueError, KeyError, TypeError):
+        return WeftError(f"The control plane answered {status}: {content[:200].decode(errors='replace')}")
+    if status == 422:
+        return InvalidConfiguration(from_json(body.get("problems", ())))
+    error = {400: UsageError, 404: NotFound}.get(status, WeftError)(message)
+    error.exit_code = int(body.get("exit_code", error.exit_code))
+    return error

@@ -1,0 +1,213 @@
+"""`weft get`: the configuration objects in force."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from weft.cli.apply import full_name
+from weft.cli.client import Client, connect
+from weft.cli.documents import Sources, file_option, no_objects, parsed, read
+from weft.cli.kinds import listed, means, mesh_namespace, namespace_option, parse_references
+from weft.cli.main import ExampleCommand
+from weft.cli.output import NAME, columns, duration, emit, mesh_option, output_option, place
+from weft.errors import NotFound, UsageError
+
+EXAMPLES = """
+weft get                              everything in the mesh's namespace
+weft get virtualservices              one kind; vs, dr, gw and pa are short for four of them
+weft get vs reviews -o yaml           one object, as it was applied
+weft get vs/reviews dr/reviews        several objects
+weft get -f reviews.yaml              what the file describes, as it is in force
+weft get -A -o wide                   every namespace, with where each was written and who applied it
+weft get vs -w                        and each one that changes, until Ctrl-C
+"""
+
+
+@click.command(cls=ExampleCommand, examples=EXAMPLES)
+@click.argument("what", nargs=-1, metavar="[KIND[,KIND] [NAME]... | KIND/NAME...]")
+@file_option(required=False)
+@namespace_option
+@click.option("-A", "--all-namespaces", is_flag=True, help="Every namespace.")
+@click.option("-w", "--watch", is_flag=True, help="Go on, and show each object again that changes or goes.")
+@output_option("wide", NAME)
+@mesh_option
+def command(
+    *,
+    what: Sequence[str],
+    files: Sequence[str],
+    recursive: bool,
+    namespace: str | None,
+    all_namespaces: bool,
+    watch: bool,
+    output: str,
+    mesh: str | None,
+) -> None:
+    """Show configuration objects."""
+    references = parse_references(what)
+    if references and files:
+        raise UsageError("Say what to show: either KIND NAME, or -f FILE.")
+    client = connect(mesh)
+    described: set[tuple[str, str, str]] = set()
+    if files:
+        described = _described(files, read(files, recursive=recursive), namespace or mesh_namespace(client))
+        references = [(kind, name) for kind, _, name in sorted(described)]
+    # What files describe is where they say.
+    namespace = None if all_namespaces or files else namespace or mesh_namespace(client)
+
+    def asked() -> Sequence[Mapping[str, Any]]:
+        found = client.get("/v1/config", namespace=namespace)
+        if files:
+            return [item for item in found if _identity(item["key"]) in described]
+        return [item for item in found if not references or any(_means(each, item["key"]) for each in references)]
+
+    found = asked()
+    missing = [
+        f"{kind} {name}"
+        for kind, name in references
+        if name is not None and not any(_means((kind, name), item["key"]) for item in found)
+    ]
+    if found or not missing:
+        _show(found, output, references, namespace)
+    if missing:
+        kinds = {kind for kind, _ in references}
+        everything = client.get("/v1/config", namespace=namespace)
+        there_are = listed(item["key"] for item in everything if any(means(kind, item["key"]) for kind in kinds))
+        raise NotFound(f"Not found: {', '.join(missing)}. There are: {there_are}.")
+    if watch:
+        _watch(client, asked, found, output, namespaces=namespace is None)
+
+
+def _described(files: Sequence[str], sources: Sources, namespace: str) -> set[tuple[str, str, str]]:
+    """
+    Return kind, namespace and name of the objects in *sources*.
+
+    Raises:
+        Refused: They have mistakes.
+    """
+    objects = parsed(sources, namespace=namespace).objects
+    if not objects:
+        raise no_objects(files, "get")
+    return {(item.key.kind, item.key.namespace, item.key.name) for item in objects}
+
+
+def _identity(key: Mapping[str, str]) -> tuple[str, str, str]:
+    return key["kind"], key["namespace"], key["name"]
+
+
+def _show(
+    found: Sequence[Mapping[str, Any]],
+    output: str,
+    references: Sequence[tuple[str, str | None]],
+    namespace: str | None,
+) -> None:
+    """Print the objects *found* for *references* in *namespace*, or in every one."""
+    if output == NAME:
+        click.echo("\n".join(full_name(item) for item in found))
+        return
+    manifests = [item["manifest"] for item in found]
+    single = len(references) == 1 and references[0][1] is not None and len(manifests) == 1
+    data = manifests[0] if single else {"apiVersion": "v1", "kind": "List", "items": manifests}
+    where = "any namespace" if namespace is None else f"namespace {namespace}"
+    emit(
+        data,
+        output,
+        lambda: table(found, wide=output == "wide", namespaces=namespace is None) or f"No objects found in {where}.",
+    )
+
+
+def _watch(
+    client: Client,
+    asked: Callable[[], Sequence[Mapping[str, Any]]],
+    shown: Sequence[Mapping[str, Any]],
+    output: str,
+    *,
+    namespaces: bool,
+) -> None:
+    """Print what *asked* returns otherwise than *shown*, with each event of the mesh, until the mesh ends."""
+    before = {_identity(item["key"]): item for item in shown}
+    # The last event of those that were is told again, so that what changed before we listened is seen, too.
+    for _ in client.events(replay=1):
+        now = {_identity(item["key"]): item for item in asked()}
+        for key in sorted(before.keys() | now.keys()):
+            item = now.get(key) or before[key]
+            if key in before and key in now and before[key] == item:
+                continue
+            if output == NAME:
+                click.echo(full_name(item))
+            elif output in ("json", "yaml"):
+                click.echo("---\n" if output == "yaml" else "", nl=False)
+                emit(item["manifest"], output, str)
+            else:
+                click.echo(table([item], wide=output == "wide", namespaces=namespaces).partition("\n")[2])
+        before = now
+
+
+def table(found: Sequence[Mapping[str, Any]], *, wide: bool, namespaces: bool) -> str:
+    """Return one table for each kind, as kubectl prints them; empty for no objects."""
+    kinds = dict.fromkeys(item["key"]["kind"] for item in found)
+    now = time.time()
+    blocks = []
+    for kind in kinds:
+        described = _COLUMNS.get(kind, {})
+        head = ["name", *described, "age", *(["generation", "origin", "revision", "applied by"] if wide else ())]
+        rows = []
+        for item in (item for item in found if item["key"]["kind"] == kind):
+            manifest = item["manifest"]
+            spec, status = manifest.get("spec") or {}, manifest.get("status") or {}
+            row = [full_name(item) if len(kinds) > 1 else item["key"]["name"]]
+            row += [value(spec, status) for value in described.values()]
+            row.append(_age(item["created_time"], now))
+            if wide:
+                row += [item["generation"], place(item["origin"]), item["created"], item["author"]]
+            rows.append([item["key"]["namespace"], *row] if namespaces else row)
+        blocks.append(columns(["namespace", *head] if namespaces else head, rows))
+    return "\n\n".join(blocks)
+
+
+def _joined(spec: Mapping[str, Any], field: str) -> str:
+    return ",".join(spec.get(field) or ())
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> str:
+    return next((item["status"] for item in status.get("conditions") or () if item["type"] == kind), "Unknown")
+
+
+_COLUMNS: Mapping[str, Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]]] = {
+    "VirtualService": {
+        "gateways": lambda spec, _: _joined(spec, "gateways"),
+        "hosts": lambda spec, _: _joined(spec, "hosts"),
+    },
+    "DestinationRule": {"host": lambda spec, _: spec["host"]},
+    "Gateway": {},
+    "PeerAuthentication": {"mode": lambda spec, _: (spec.get("mtls") or {}).get("mode") or ""},
+    "HTTPRoute": {"hostnames": lambda spec, _: _joined(spec, "hostnames")},
+    "Gateway.gateway.networking.k8s.io": {
+        "class": lambda spec, _: spec["gatewayClassName"],
+        "address": lambda _, status: ",".join(item["value"] for item in status.get("addresses") or ()),
+        "programmed": lambda _, status: _condition(status, "Programmed"),
+    },
+    "GatewayClass": {
+        "controller": lambda spec, _: spec["controllerName"],
+        "accepted": lambda _, status: _condition(status, "Accepted"),
+    },
+    "ReferenceGrant": {},
+    "Service": {
+        "type": lambda spec, _: spec.get("type") or "ClusterIP",
+        "port(s)": lambda spec, _: ",".join(f"{item['port']}/TCP" for item in spec.get("ports") or ()),
+    },
+}
+"""Beside name and age, what kubectl prints for a kind: the `additionalPrinterColumns` of its CRD. A service's address is
+no part of its document: `weft exec` and DNS tell it."""
+
+
+def _age(created: float | None, now: float) -> str:
+    return "" if created is None else duration(max(round(now - created), 0))
+
+
+def _means(reference: tuple[str, str | None], key: Mapping[str, str]) -> bool:
+    kind, name = reference
+    return means(kind, key) and name in (None, key["name"])

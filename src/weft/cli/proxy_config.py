@@ -1,0 +1,280 @@
+"""`weft proxy-config`: what the control plane has told one proxy, as tables for people or whole for programs."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from weft.cli.client import Client, UnixConnection, connect
+from weft.cli.main import ExampleCommand, unknown
+from weft.cli.output import columns, duration, emit, mesh_option, output_option, place
+from weft.cli.resources import TYPES, decode_all
+from weft.errors import NotFound, UsageError
+
+EXAMPLES = """
+weft proxy-config routes productpage-v1-0                 the routes of one proxy
+weft proxy-config clusters productpage-v1-0 -o json       the whole messages, as protobuf JSON
+weft proxy-config endpoints productpage-v1-0 --name reviews
+weft proxy-config secrets reviews-v1-0                              certificates, never keys
+"""
+
+KINDS = (*TYPES, "secrets")
+
+Json = Mapping[str, Any]
+
+
+@click.command(cls=ExampleCommand, examples=EXAMPLES)
+@click.argument("kind", metavar="listeners|routes|clusters|endpoints|secrets")
+@click.argument("workload")
+@click.option("--name", "part", help="Only resources whose name contains this.")
+@output_option()
+@mesh_option
+def command(*, kind: str, workload: str, part: str | None, output: str, mesh: str | None) -> None:
+    """
+    Show what a proxy has been told: its listeners, routes, clusters or endpoints, or the certificates that it holds.
+
+    Secrets show certificates and their life; private keys never leave the agent and are never printed.
+    """
+    wanted = next((known for known in KINDS if kind in (known, known[:-1])), None)
+    if wanted is None:
+        raise UsageError(unknown("kind of resource", kind, KINDS))
+    client = connect(mesh)
+    workload = named(client, workload)
+    if wanted == "secrets":
+        data = secrets(client, workload)
+        emit(data, output, lambda: secrets_table(data, datetime.now(UTC)))
+        return
+    resources = decode_all(client.get(f"/v1/proxies/{workload}/resources", type=TYPES[wanted]))
+    if part is not None:
+        resources = [item for item in resources if part in (item.get("name") or item.get("cluster_name") or "")]
+    tables: dict[str, Callable[[Sequence[Json]], str]] = {
+        "listeners": listeners_table,
+        "routes": routes_table,
+        "clusters": clusters_table,
+        "endpoints": endpoints_table,
+    }
+    emit(resources, output, lambda: tables[wanted](resources))
+
+
+def named(client: Client, name: str) -> str:
+    """
+    Return the workload that *name* means: itself, or the only one of that service.
+
+    Raises:
+        NotFound: None, or several.
+    """
+    workloads = client.get("/v1/workloads")
+    known = [item["workload"] for item in workloads]
+    if name in known:
+        return name
+    of_service = [item["workload"] for item in workloads if item["service"] == name]
+    if len(of_service) == 1:
+        return str(of_service[0])
+    if of_service:
+        raise NotFound(f"{name!r} has several programs: {', '.join(of_service)}. Name one.")
+    raise NotFound(unknown("proxy", name, known))
+
+
+def listeners_table(resources: Sequence[Json]) -> str:
+    """Return a line for each filter chain of each listener."""
+    rows = []
+    for listener in resources:
+        address = _address(listener.get("address", {}))
+        chains = [*listener.get("filter_chains", ()), *filter(None, [listener.get("default_filter_chain")])]
+        rows += [[listener["name"], address, _chain_match(chain), _chain_target(chain)] for chain in chains]
+        if not chains:
+            rows.append([listener["name"], address, "", ""])
+    return columns(["listener", "address", "match", "destination"], rows, empty="No listeners.")
+
+
+def routes_table(resources: Sequence[Json]) -> str:
+    """Return a line for each route of each virtual host, in the order in which they are tried."""
+    rows = []
+    for configuration in resources:
+        for host in configuration.get("virtual_hosts", ()):
+            domains = ", ".join(host.get("domains", ())[:2])
+            if (more := len(host.get("domains", ())) - 2) > 0:
+                domains += f" + {more} more"
+            for route in host.get("routes", ()):
+                row = [configuration["name"], domains, _route_match(route["match"]), _route_target(route)]
+                rows.append([*row, _origin(route) or _origin(host)])
+    return columns(["routes", "domains", "match", "destination", "origin"], rows, empty="No routes.")
+
+
+def clusters_table(resources: Sequence[Json]) -> str:
+    """Return a line for each cluster; Istio's names are taken apart."""
+    rows = []
+    for cluster in resources:
+        direction, _, rest = cluster["name"].partition("|")
+        port, _, rest = rest.partition("|")
+        subset, _, host = rest.partition("|")
+        if not port:
+            direction, host = "", cluster["name"]
+        tls = "mutual" if cluster.get("transport_socket_matches") or cluster.get("transport_socket") else ""
+        kind = cluster.get("type") or cluster.get("cluster_type", {}).get("name") or "STATIC"
+        rows.append([host, port, subset, direction, kind, tls, _origin(cluster)])
+    head = ["service", "port", "subset", "direction", "type", "tls", "origin"]
+    return columns(head, rows, empty="No clusters.")
+
+
+def endpoints_table(resources: Sequence[Json]) -> str:
+    """Return a line for each endpoint of each cluster."""
+    rows: list[list[object]] = []
+    for assignment in resources:
+        found = [
+            endpoint for locality in assignment.get("endpoints", ()) for endpoint in locality.get("lb_endpoints", ())
+        ]
+        for endpoint in found:
+            workload = endpoint.get("metadata", {}).get("filter_metadata", {}).get("istio", {}).get("workload", "")
+            rows.append(
+                [
+                    _address(endpoint["endpoint"]["address"]),
+                    str(workload).partition(";")[0],
+                    endpoint.get("health_status", "HEALTHY").replace("UNKNOWN", "HEALTHY"),
+                    endpoint.get("load_balancing_weight", 1),
+                    assignment["cluster_name"],
+                ]
+            )
+        if not found:
+            rows.append(["(none)", "", "", "", assignment["cluster_name"]])
+    return columns(["endpoint", "workload", "health", "weight", "cluster"], rows, empty="No endpoints.")
+
+
+def secrets(client: Client, workload: str) -> dict[str, Any]:
+    """Return what the proxy itself says of its certificates, and what the control plane signed last."""
+    from weft.agent import paths  # the one home of every path
+
+    proxies = {proxy["workload"]: proxy for proxy in client.get("/v1/proxies")}
+    if workload not in proxies:
+        client.get(f"/v1/proxies/{workload}/resources")  # refuses, and lists those that there are
+    admin = paths.mesh_paths(client.mesh).workload(workload).admin_socket
+    return {
+        "identity": proxies[workload]["identity"],
+        "signed": proxies[workload]["certificate"],
+        "certificates": _admin_certificates(admin),
+    }
+
+
+def secrets_table(data: Json, now: datetime) -> str:
+    """Return a line for each certificate, as weft-proxy (`chain`, `roots`) or Envoy (`cert_chain`, `ca_cert`) names them."""
+    rows = []
+    for secret in data["certificates"] or ():
+        for item in (*secret.get("chain", ()), *secret.get("roots", ())):
+            # datetime reads ASN.1's GeneralizedTime, YYYYMMDDhhmmssZ, only by its pattern
+            end = datetime.strptime(item["not_after"], "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+            left = duration((end - now).total_seconds())
+            rows.append([secret["name"], ", ".join(item["uris"]), item.get("serial"), left])
+        for name, kind in (("default", "cert_chain"), ("ROOTCA", "ca_cert")):
+            for item in secret.get(kind, ()):
+                identity = ", ".join(alt.get("uri", "") for alt in item.get("subject_alt_names", ()))
+                left = duration((datetime.fromisoformat(item["expiration_time"]) - now).total_seconds())
+                rows.append([name, identity, item.get("serial_number"), left])
+    text = columns(["secret", "identity", "serial", "expires in"], rows)
+    if rows:
+        return text
+    signed = data["signed"]["not_after"]
+    return f"The proxy does not answer. Its last certificate, {data['identity']}, is good until {signed or '(none)'}."
+
+
+def _admin_certificates(admin: Path) -> list[Any] | None:
+    """Ask the proxy's admin interface; None if it does not answer."""
+    try:
+        with closing(UnixConnection(admin, 5.0)) as connection:
+            connection.request("GET", "/certs")
+            answer = json.loads(connection.getresponse().read())
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    found = answer.get("certificates", []) if isinstance(answer, dict) else answer
+    return list(found)
+
+
+def _address(address: Json) -> str:
+    if "pipe" in address:
+        return str(address["pipe"]["path"])
+    socket = address.get("socket_address", {})
+    host = socket.get("address", "")
+    return f"[{host}]:{socket.get('port_value', 0)}" if ":" in host else f"{host}:{socket.get('port_value', 0)}"
+
+
+def _chain_match(chain: Json) -> str:
+    match = chain.get("filter_chain_match", {})
+    parts = [f"{item['address_prefix']}/{item.get('prefix_len', 0)}" for item in match.get("prefix_ranges", ())]
+    if "destination_port" in match:
+        parts.append(f"port {match['destination_port']}")
+    if match.get("transport_protocol"):
+        parts.append(match["transport_protocol"])
+    parts += match.get("server_names", ())
+    parts += match.get("application_protocols", ())
+    return ", ".join(parts) or "all"
+
+
+def _chain_target(chain: Json) -> str:
+    target = ""
+    for item in chain.get("filters", ()):
+        config = item.get("typed_config", {})
+        if "rds" in config:
+            target = f"routes {config['rds']['route_config_name']}"
+        elif "route_config" in config:
+            target = f"routes {config['route_config'].get('name', '')} (inline)"
+        elif "cluster" in config:
+            target = f"cluster {config['cluster']}"
+        elif "weighted_clusters" in config:
+            target = _weighted(config["weighted_clusters"])
+    tls = chain.get("transport_socket", {}).get("typed_config", {})
+    required = tls.get("require_client_certificate")
+    return target + (" (mutual TLS)" if required else " (TLS)" if tls else "")
+
+
+def _route_match(match: Json) -> str:
+    path = next(
+        (
+            f"{match[kind]}{mark}"
+            for kind, mark in (("path", ""), ("prefix", "*"), ("path_separated_prefix", "/*"))
+            if kind in match
+        ),
+        "",
+    )
+    if "safe_regex" in match:
+        path = f"~{match['safe_regex']['regex']}"
+    conditions = [_condition(item) for item in (*match.get("headers", ()), *match.get("query_parameters", ()))]
+    return " ".join([path, *conditions])
+
+
+def _condition(item: Json) -> str:
+    sign = "!" if item.get("invert_match") else ""
+    if item.get("present_match") is not None:
+        return f"{sign}{item['name']}?"
+    match = item.get("string_match", {})
+    for kind, operator in (("exact", "="), ("prefix", "=^"), ("suffix", "=$"), ("contains", "=*")):
+        if kind in match:
+            return f"{sign}{item['name']}{operator}{match[kind]}"
+    if "safe_regex" in match:
+        return f"{sign}{item['name']}=~{match['safe_regex']['regex']}"
+    return f"{sign}{item['name']}"
+
+
+def _route_target(route: Json) -> str:
+    if "redirect" in route:
+        redirect = route["redirect"]
+        path = redirect.get("path_redirect") or redirect.get("prefix_rewrite") or ""
+        return f"redirect {redirect.get('host_redirect', '')}{path}"
+    if "direct_response" in route:
+        return f"answer {route['direct_response']['status']}"
+    action = route.get("route", {})
+    return _weighted(action["weighted_clusters"]) if "weighted_clusters" in action else str(action.get("cluster", ""))
+
+
+def _weighted(weighted: Json) -> str:
+    return ", ".join(f"{item['name']} {item.get('weight', 0)}" for item in weighted["clusters"])
+
+
+def _origin(resource: Json) -> str:
+    metadata = resource.get("metadata", {}).get("filter_metadata", {}).get("weft", {})
+    return place(str(metadata.get("origin", "")))

@@ -1,0 +1,527 @@
+"""
+The HTTP API on `api.sock`, for the command line and the console (docs/reference/interfaces.md, 4.3).
+
+Each function here reads a request, asks the control plane, and writes JSON. What it means is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from weft._native import RecordStore
+from weft.controlplane.agents import AgentServer
+from weft.controlplane.blame import field_of, origins_of
+from weft.controlplane.change import ControlPlane, Outcome
+from weft.controlplane.edit import Document, Edit, key_to_json, problem_to_json
+from weft.controlplane.events import Events
+from weft.controlplane.rotation import Rotation, What
+from weft.errors import InvalidConfiguration, NotFound, UsageError, WeftError
+from weft.model import ConfigKey, ConfigObject, Proxy, ProxyKind
+from weft.registry import Programs
+from weft.store import Author, Store
+from weft.telemetry import History, read
+from weft.translate import shortfalls
+from weft.version import weft_version
+from weft.xds import ProxyStatus, Publisher, Receipt, RefusedResource
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT_SECONDS = 600.0
+"""What `?wait=` may ask for."""
+
+READY_POLL_SECONDS = 0.005
+
+KEPT_REVISIONS_SHOWN = 100
+
+RECORDS_OF_ONE_REQUEST = 1000
+"""A program that gives all its requests one id must not make an answer without end; the newest are shown."""
+
+LATEST_TIME = 1e12
+"""Of `?at=`, in seconds since 1970: a number far from any that makes sense."""
+
+RECORDS_SHOWN = 1000
+"""What `?limit=` may ask for."""
+
+REVISIONS_SEARCHED = 1000
+"""How far back the time of a revision is looked for."""
+
+
+class Api:
+    """
+    The calls. `namespace` is that of objects that name none; `started` is when the control plane did, in seconds since
+    the epoch; `shutdown` ends it.
+    """
+
+    def __init__(
+        self,
+        *,
+        mesh: str,
+        namespace: str,
+        plane: ControlPlane,
+        registry: Programs,
+        agents: AgentServer,
+        rotation: Rotation,
+        publisher: Publisher,
+        records: RecordStore,
+        history: History,
+        store: Store,
+        events: Events,
+        started: float,
+        shutdown: Callable[[], None],
+    ) -> None:
+        self._mesh = mesh
+        self._namespace = namespace
+        self._plane = plane
+        self._registry = registry
+        self._agents = agents
+        self._rotation = rotation
+        self._publisher = publisher
+        self._records = records
+        self._history = history
+        self._store = store
+        self._events = events
+        self._started = started
+        self._shutdown = shutdown
+
+    def application(self) -> Starlette:
+        """Return the ASGI application."""
+        handlers: list[tuple[str, str, Callable[[Request], Awaitable[Any]]]] = [
+            ("POST", "/v1/apply", self.apply),
+            ("POST", "/v1/delete", self.delete),
+            ("POST", "/v1/diff", self.diff),
+            ("GET", "/v1/config", self.config),
+            ("GET", "/v1/proxies", self.proxies),
+            ("GET", "/v1/proxies/{workload}/resources", self.resources),
+            ("GET", "/v1/revisions", self.revisions),
+            ("GET", "/v1/revisions/{revision:int}", self.revision),
+            ("GET", "/v1/settled", self.settled),
+            ("GET", "/v1/records", self.records),
+            ("GET", "/v1/history", self.history),
+            ("GET", "/v1/workloads", self.workloads),
+            ("GET", "/v1/services", self.services),
+            ("GET", "/v1/events", self.events),
+            ("GET", "/v1/version", self.version),
+            ("GET", "/v1/ca", self.authority),
+            ("POST", "/v1/ca/rotate", self.rotate),
+            ("POST", "/v1/shutdown", self.shutdown),
+        ]
+        return Starlette(
+            routes=[Route(path, _answer(handler), methods=[method]) for method, path, handler in handlers],
+            exception_handlers={404: _no_such_call, 405: _no_such_call},
+        )
+
+    async def apply(self, request: Request) -> Any:
+        body = await _body(request)
+        edit = Edit(documents=_documents(body), strict=bool(body.get("strict")), dry_run=bool(body.get("dry_run")))
+        return _outcome(await self._plane.change(edit))
+
+    async def delete(self, request: Request) -> Any:
+        body = await _body(request)
+        keys = tuple(ConfigKey(item["kind"], item["namespace"], item["name"]) for item in body.get("keys", ()))
+        edit = Edit(
+            delete=keys,
+            delete_documents=_documents(body) if "documents" in body else (),
+            ignore_missing=bool(body.get("ignore_not_found")),
+            dry_run=bool(body.get("dry_run")),
+        )
+        return _outcome(await self._plane.change(edit))
+
+    async def diff(self, request: Request) -> Any:
+        outcome = await self._plane.change(Edit(documents=_documents(await _body(request)), dry_run=True))
+        changes = []
+        for key, _ in outcome.results:
+            before, after = outcome.before.objects.get(key), outcome.after.objects.get(key)
+            changes.append(
+                {
+                    "key": key_to_json(key),
+                    "before": before and dict(before.manifest),
+                    "after": after and dict(after.manifest),
+                }
+            )
+        resources = {
+            workload: [
+                {"type_url": type_url, "name": name, "change": change}
+                for type_url, difference in found.items()
+                for change in ("added", "changed", "removed")
+                for name in getattr(difference, change)
+            ]
+            for workload, found in outcome.resources.items()
+        }
+        warnings = [problem_to_json(problem) for problem in outcome.warnings]
+        return {"changes": changes, "resources": resources, "warnings": warnings}
+
+    async def authority(self, _: Request) -> Any:
+        return self._rotation.describe()
+
+    async def rotate(self, request: Request) -> Any:
+        what = (await _body(request)).get("what")
+        if what not in tuple(What):
+            raise UsageError(f"`what` is one of {', '.join(What)}, not {what!r}.")
+        return await self._rotation.rotate(What(what))
+
+    async def config(self, request: Request) -> Any:
+        wanted = {name: request.query_params[name] for name in ConfigKey._fields if name in request.query_params}
+        configuration = self._plane.configuration
+        times = {item.revision: item.time for item in self._store.revisions(REVISIONS_SEARCHED)}
+        return [
+            {
+                "key": key_to_json(key),
+                "api_version": item.api_version,
+                "manifest": self._manifest(key, item),
+                "generation": item.generation,
+                "created": item.created,
+                "created_time": times.get(item.created),
+                "origin": str(item.locate()),
+                "author": "directory" if key in configuration.directory else configuration.stored[key].author.value,
+            }
+            for key, item in sorted(configuration.objects.items())
+            if all(getattr(key, name) == value for name, value in wanted.items())
+        ]
+
+    def _manifest(self, key: ConfigKey, item: ConfigObject) -> dict[str, Any]:
+        status = self._plane.statuses.get(key)
+        return {**item.manifest, **({"status": status} if status is not None else {})}
+
+    async def proxies(self, request: Request) -> Any:
+        statuses = self._publisher.proxies()
+        return [
+            self._proxy(key, proxy, statuses.get(proxy.node_id)) for key, proxy in sorted(self._plane.proxies.items())
+        ]
+
+    async def resources(self, request: Request) -> Any:
+        workload, wanted = request.path_params["workload"], request.query_params.get("type", "")
+        found = [proxy for (_, name), proxy in self._plane.proxies.items() if name == workload]
+        if not found:
+            known = ", ".join(sorted(name for _, name in self._plane.proxies)) or "none"
+            raise NotFound(f"There is no proxy of a workload {workload!r}. There are: {known}.")
+        return [
+            {
+                "type_url": resource.type_url,
+                "name": resource.name,
+                "version": resource.version,
+                "value": base64.b64encode(resource.value).decode(),
+            }
+            for resource in self._publisher.resources(found[0].node_id) or ()
+            if wanted in ("", resource.type_url)
+        ]
+
+    async def records(self, request: Request) -> Any:
+        query = request.query_params
+        if request_id := query.get("request_id"):
+            found = self._records.find(request_id)[-RECORDS_OF_ONE_REQUEST:]
+        else:
+            limit = int(_number(query.get("limit", "1"), RECORDS_SHOWN))
+            nodes = self._nodes(query["workload"]) if "workload" in query else None
+            logs = [query["log"]] if "log" in query else ["requests", "connections"]
+            found = self._records.recent(limit, logs, nodes=nodes, failed=query.get("failed") in ("1", "true"))
+        records = [record for item in found if (record := read(*item)) is not None]
+        return {
+            "records": [
+                replace(record, revision=self._history.revision(record.node, record.start)).to_json()
+                for record in records
+            ],
+            "store": self._records.status(),
+        }
+
+    async def history(self, request: Request) -> Any:
+        query = request.query_params
+        if "node" not in query or "at" not in query:
+            raise UsageError("Name a node and a time: /v1/history?node=ID&at=SECONDS.")
+        return [
+            {
+                "revision": item.revision,
+                "published": item.published,
+                "acknowledged": item.acknowledged,
+                "resources": [
+                    {"type_url": type_url, "name": name, "value": base64.b64encode(value).decode()}
+                    for type_url, name, value in item.resources
+                ],
+            }
+            for item in self._history.at(query["node"], _number(query["at"], LATEST_TIME))
+        ]
+
+    def _nodes(self, wanted: str) -> list[str]:
+        """Return the node ids of the proxies of a workload, or of all workloads of a service."""
+        programs = self._registry.programs
+        found = [
+            proxy.node_id
+            for key, proxy in self._plane.proxies.items()
+            if wanted == key[1] or (key in programs and wanted == programs[key].registration.service)
+        ]
+        if not found:
+            known = sorted({name for _, name in self._plane.proxies})
+            raise NotFound(f"There is no program {wanted!r}. There are: {', '.join(known) or 'none'}.")
+        return found
+
+    async def revisions(self, request: Request) -> Any:
+        return [
+            {"revision": item.revision, "time": item.time, "summary": item.summary}
+            for item in self._store.revisions(KEPT_REVISIONS_SHOWN)
+        ]
+
+    async def revision(self, request: Request) -> Any:
+        number = request.path_params["revision"]
+        wait = _seconds(request.query_params.get("wait", "0"))
+        if number > self._plane.revision:
+            raise NotFound(f"There is no revision {number}; the last one is {self._plane.revision}.")
+        # Without a proxy nothing is published, and there is nothing to wait for.
+        if wait and self._plane.proxies:
+            return self._receipt(await self._publisher.wait(number, timeout=wait))
+        return self._receipt(self._publisher.receipt(number))
+
+    async def settled(self, request: Request) -> Any:
+        """Wait until workloads are ready and every proxy has what follows from that; say who is not, and which has not."""
+        deadline = time.monotonic() + _seconds(request.query_params.get("wait", "0"))
+        wanted = {name for name in request.query_params.get("ready", "").split(",") if name}
+        while (unready := wanted - self._ready()) and time.monotonic() < deadline:
+            await asyncio.sleep(READY_POLL_SECONDS)
+        await self._plane.settle()
+        behind = await self._publisher.wait_for_all(max(0.0, deadline - time.monotonic()))
+        workloads = {proxy.node_id: proxy.workload for proxy in self._plane.proxies.values()}
+        return {"unready": sorted(unready), "behind": sorted(workloads.get(node_id, node_id) for node_id in behind)}
+
+    def _ready(self) -> set[str]:
+        return {name for (_, name), program in self._registry.programs.items() if program.ready}
+
+    async def workloads(self, request: Request) -> Any:
+        view = self._registry.view()
+        found = []
+        for key, program in sorted(self._registry.programs.items()):
+            registration, workload = program.registration, view.workloads[key]
+            found.append(
+                {
+                    "workload": key[1],
+                    "namespace": key[0],
+                    "service": registration.service,
+                    "version": registration.version,
+                    "kind": registration.kind.value,
+                    "address": program.address,
+                    "address6": program.address6,
+                    "interception": self._registry.interception.value,
+                    "identity": str(program.identity),
+                    "services": list(workload.services),
+                    "labels": dict(workload.labels),
+                    "ports": [
+                        {"number": port.number, "protocol": port.protocol.value, "listening": port.listening}
+                        for port in workload.ports
+                    ],
+                    "published": [
+                        {"port": item.port, "host_address": item.host_address, "host_port": item.host_port}
+                        for item in registration.published
+                    ],
+                    "ready": program.ready,
+                    "proxy_ready": program.proxy_ready,
+                    "state": program.state,
+                    "pid": program.pid,
+                    "code": program.code,
+                    "restarts": program.restarts,
+                    "client_only": registration.client_only,
+                    "data_plane": registration.data_plane,
+                    "agent_pid": int(self._agents.agent_of(key).partition(":")[0] or 0),
+                }
+            )
+        return found
+
+    async def services(self, request: Request) -> Any:
+        view = self._registry.view()
+        return [
+            {
+                "hostname": service.hostname,
+                "name": service.name,
+                "namespace": service.namespace,
+                "address": service.address,
+                "ports": [
+                    {
+                        "name": port.name,
+                        "number": port.number,
+                        "protocol": port.protocol.value,
+                        "target_port": port.target,
+                    }
+                    for port in service.ports
+                ],
+                "workloads": [
+                    {"workload": workload.name, "namespace": workload.namespace, "ready": workload.ready}
+                    for workload in view.workloads.values()
+                    if service.hostname in workload.services
+                ],
+            }
+            for service in view.services.values()
+        ]
+
+    async def events(self, request: Request) -> Response:
+        replay = int(_seconds(request.query_params.get("replay", "0")))
+
+        async def lines() -> AsyncIterator[bytes]:
+            async for event in self._events.listen(replay=replay):
+                yield json.dumps(event, separators=(",", ":")).encode() + b"\n"
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+    async def version(self, request: Request) -> Any:
+        stored = self._plane.configuration.stored
+        return {
+            "version": weft_version(),
+            "mesh": self._mesh,
+            "namespace": self._namespace,
+            "revision": self._plane.revision,
+            "started": self._started,
+            "kept": [key_to_json(key) for key, item in sorted(stored.items()) if item.author is Author.USER],
+            "proxies": [
+                {"workload": name, "data_plane": proxy.data_plane}
+                for (_, name), proxy in sorted(self._plane.proxies.items())
+            ],
+        }
+
+    async def shutdown(self, request: Request) -> Any:
+        self._shutdown()
+        return {}
+
+    def _proxy(self, key: tuple[str, str], proxy: Proxy, status: ProxyStatus | None) -> dict[str, Any]:
+        program = self._registry.programs.get(key)
+        notices = self._agents.notices.get(key, ())
+        return {
+            "workload": key[1],
+            "namespace": key[0],
+            "node_id": proxy.node_id,
+            "kind": "gateway" if proxy.kind is ProxyKind.GATEWAY else "sidecar",
+            "connected": bool(status and status.connected),
+            "synced": bool(status and status.connected and status.synced),
+            "revision": status.acknowledged if status else None,
+            "published": status.published if status else None,
+            "identity": str(program.identity) if program else "",
+            "certificate": {"not_after": self._agents.certificates.get(key)},
+            "data_plane": proxy.data_plane,
+            "data_plane_version": program.registration.data_plane_version if program else "",
+            "lacks": [{"code": item.code, "text": item.text} for item in shortfalls(proxy)],
+            "refused": [self._refused(proxy.node_id, item) for item in status.refused] if status else [],
+            "notices": [{"text": item.text, "code": item.code, "count": item.count} for item in notices],
+        }
+
+    def _refused(self, node_id: str, item: RefusedResource) -> dict[str, Any]:
+        """Describe what a proxy would not have: the field, and the lines that brought it about."""
+        published = self._publisher.resources(node_id) or ()
+        value = next((it.value for it in published if (it.type_url, it.name) == (item.type_url, item.name)), b"")
+        field = field_of(item.message)
+        return {
+            "type_url": item.type_url,
+            "name": item.name,
+            "message": item.message,
+            "field": field,
+            "origins": origins_of(item.type_url, value, field),
+        }
+
+    def _receipt(self, receipt: Receipt) -> dict[str, Any]:
+        workloads = {proxy.node_id: proxy.workload for proxy in self._plane.proxies.values()}
+
+        def names(node_ids: Any) -> list[str]:
+            return sorted(workloads.get(node_id, node_id) for node_id in node_ids)
+
+        refused = [
+            {
+                "workload": workloads.get(node_id, node_id),
+                "resources": [self._refused(node_id, item) for item in resources],
+            }
+            for node_id, resources in sorted(receipt.refused.items())
+        ]
+        logged = next(
+            (item for item in self._store.revisions(REVISIONS_SEARCHED) if item.revision == receipt.revision), None
+        )
+        return {
+            "revision": receipt.revision,
+            "time": logged and logged.time,
+            "summary": logged.summary if logged else "",
+            "affected": names(receipt.affected),
+            "acknowledged": names(receipt.acknowledged),
+            "silent": names(receipt.silent),
+            "refused": refused,
+        }
+
+
+def _answer(handler: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
+    """Turn what a call returns or raises into a response. The one place where an error becomes a status."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            result = await handler(request)
+        except InvalidConfiguration as error:
+            problems = [problem_to_json(problem) for problem in error.problems]
+            return JSONResponse({"error": str(error), "problems": problems}, 422)
+        except NotFound as error:
+            return JSONResponse({"error": str(error)}, 404)
+        except UsageError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        except WeftError as error:
+            return JSONResponse({"error": str(error), "exit_code": error.exit_code}, 500)
+        except Exception as error:
+            log.exception("%s %s failed", request.method, request.url.path)
+            return JSONResponse({"error": f"A mistake of weft's: {type(error).__name__}: {error}"}, 500)
+        return result if isinstance(result, Response) else JSONResponse(result)
+
+    return answer
+
+
+async def _no_such_call(request: Request, _error: Exception) -> Response:
+    return JSONResponse({"error": f"There is no call {request.method} {request.url.path}."}, 404)
+
+
+async def _body(request: Request) -> Mapping[str, Any]:
+    try:
+        body = await request.json()
+    except ValueError as exc:
+        raise UsageError(f"The body is not JSON: {exc}") from exc
+    if not isinstance(body, dict):
+        raise UsageError("The body must be a JSON object.")
+    return body
+
+
+def _documents(body: Mapping[str, Any]) -> tuple[Document, ...]:
+    items: Sequence[Any] = body.get("documents", ())
+    try:
+        documents = tuple(Document(str(item["file"]), str(item["text"])) for item in items)
+        for document in documents:
+            document.text.encode()  # JSON can say a lone surrogate; no file can hold it
+    except (TypeError, KeyError, UnicodeEncodeError) as exc:
+        raise UsageError(f'`documents` must be a list of {{"file": ..., "text": ...}}: {exc!r}') from exc
+    if len({document.file for document in documents}) < len(documents):
+        raise UsageError("Two documents have the same `file`; a position could mean either.")
+    return documents
+
+
+def _number(text: str, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= most:
+        raise UsageError(f"{text!r} must be a number from 0 to {most:.0f}.")
+    return value
+
+
+def _seconds(text: str) -> float:
+    return _number(text, LONGEST_WAIT_SECONDS)
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    objects = {**outcome.before.objects, **outcome.after.objects}
+    return {
+        "revision": outcome.revision,
+        "results": [
+            {"key": key_to_json(key), "api_version": objects[key].api_version, "action": action.value}
+            for key, action in outcome.results
+        ],
+        "warnings": [problem_to_json(problem) for problem in outcome.warnings],
+        "affected": list(outcome.affected),
+    }

@@ -1,0 +1,144 @@
+"""
+The answer of `weft._native.Engine.explain`, typed (docs/reference/interfaces.md, section 5).
+
+Only what people are told is read; the JSON itself stays at hand in `Decision.raw`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+DEFAULT = "default"
+"""The origin of what nobody wrote."""
+
+Metadata = Mapping[str, Any]
+"""`filter_metadata["weft"]`: kind, namespace, name, origin, rule, origins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """Something that was compared with the request: `subject` is `filter_chain`, `virtual_host` or `route`."""
+
+    subject: str
+    name: str
+    matched: bool
+    reason: str
+    metadata: Metadata = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """
+    A destination: its cluster, the share of requests that it gets (0 to 1), and whether it exists.
+
+    `status` is what is answered where it does not.
+    """
+
+    cluster: str
+    share: float
+    exists: bool = True
+    metadata: Metadata = field(default_factory=dict)
+    status: int = 503
+
+    @property
+    def parts(self) -> tuple[str, str, str]:
+        """(host, port, subset) of a cluster with Istio's name; the whole name as host otherwise."""
+        return cluster_parts(self.cluster)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """
+    Attributes:
+        address: `10.244.0.5:9080`.
+        workload: Name of the workload there; empty if it is none of the mesh.
+        share: Of the requests to its cluster, 0 to 1; 0 if it is not eligible.
+        tls: How it is called: sni, names (what its certificate must say), ...; None in plaintext.
+    """
+
+    cluster: str
+    address: str
+    workload: str
+    healthy: bool
+    share: float
+    tls: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """
+    What one proxy does with a request.
+
+    Attributes:
+        outcome: `forward`, `direct_response`, `redirect`, `no_route`, `no_cluster`, `tcp`, `refused`, `fault`.
+        status: HTTP status, where the proxy itself answers.
+        route: Metadata of the route that matched; empty if none did.
+        origins: For each setting of that route the place that set it, or `default`.
+    """
+
+    outcome: str
+    raw: Mapping[str, Any]
+    status: int | None = None
+    flags: str = ""
+    explanation: str = ""
+    route: Metadata = field(default_factory=dict)
+    conditions: str = ""
+    shares: tuple[Share, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    considered: tuple[Considered, ...] = ()
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Decision:
+        """Read the parsed answer."""
+        route = raw.get("route") or {}
+        return cls(
+            outcome=raw["outcome"],
+            raw=raw,
+            status=raw.get("status"),
+            flags=str(raw.get("response_flags") or "").strip("-"),
+            explanation=str(raw.get("explanation") or ""),
+            route=route.get("metadata") or raw.get("metadata") or {},
+            conditions=str(route.get("match") or ""),
+            shares=tuple(
+                Share(
+                    item["name"],
+                    float(item["share"]),
+                    bool(item.get("exists", True)),
+                    item.get("metadata") or {},
+                    int(item.get("status") or 503),
+                )
+                for item in raw.get("clusters") or ()
+            ),
+            endpoints=tuple(_endpoint(item) for item in raw.get("endpoints") or ()),
+            considered=tuple(_considered(item) for item in raw.get("considered") or ()),
+        )
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        found = self.route.get("origins")
+        return found if isinstance(found, Mapping) else {}
+
+
+def cluster_parts(name: str) -> tuple[str, str, str]:
+    """Return (host, port, subset) of `outbound|9080|v1|reviews.default.svc.cluster.local`."""
+    parts = name.split("|")
+    return (parts[3], parts[1], parts[2]) if len(parts) == 4 else (name, "", "")
+
+
+def _endpoint(item: Mapping[str, Any]) -> Endpoint:
+    workload = str((item.get("metadata") or {}).get("workload") or "").partition(";")[0]
+    return Endpoint(
+        cluster=str(item.get("cluster") or ""),
+        address=item["address"],
+        workload=workload,
+        healthy=bool(item.get("healthy", True)),
+        share=float(item.get("share", 0.0)),
+        tls=item.get("tls"),
+    )
+
+
+def _considered(item: Mapping[str, Any]) -> Considered:
+    subject = next(kind for kind in ("filter_chain", "virtual_host", "route") if kind in item)
+    return Considered(subject, item[subject], bool(item["matched"]), item["reason"], item.get("metadata") or {})

@@ -1,0 +1,295 @@
+"""An explanation as text, for somebody who has never used a mesh: what happens, why, and what was assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from weft.insight.decision import DEFAULT, Considered, Decision, Metadata, Share, cluster_parts
+from weft.insight.mutual_tls import Refusal
+from weft.insight.why import Explanation, InboundSide
+from weft.translate.names import host_cluster
+
+INDENT = "  "
+
+OUTSIDE = {
+    "PassthroughCluster": "the address itself, outside of the mesh",
+    "MeshPassthroughCluster": "the address itself, inside of the mesh",
+    "BlackHoleCluster": "nowhere: the mesh refuses it",
+}
+"""What Istio's names for the outside world mean."""
+
+
+Place = Callable[[str], str]
+"""Makes of where something is written what the reader may open."""
+
+
+def render(explanation: Explanation, place: Place = str) -> str:
+    """Return the whole text, without a line end."""
+    decision = explanation.outbound
+    if explanation.refusal is not None:
+        # What follows would be about a way that the call does not go.
+        blocks = [_request(explanation), _verdict(explanation), _section("Assumed", explanation.assumptions)]
+        return "\n\n".join(block for block in blocks if block)
+    blocks = [
+        _request(explanation),
+        _verdict(explanation),
+        _rule(decision, place),
+        _destinations(decision, explanation.target.scheme, place),
+        _settings(decision, place),
+        _identities(explanation),
+        _section("Assumed", explanation.assumptions),
+    ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _request(explanation: Explanation) -> str:
+    question, target = explanation.question, explanation.target
+    lines = [f"{question.method} {question.url}"]
+    lines += [f"{INDENT}{name}: {value}" for name, value in question.headers]
+    through = "arriving at the gateway" if explanation.is_gateway else "sent by"
+    lines.append(f"{INDENT}{through} {explanation.workload} ({explanation.identity})")
+    if target.hostname:
+        lines.append(f"{INDENT}{target.host} is the service {target.hostname}, {target.address} port {target.port}")
+    elif not explanation.is_gateway:
+        lines.append(f"{INDENT}{target.host} is no service of the mesh")
+    return "\n".join(lines)
+
+
+def _verdict(explanation: Explanation) -> str:
+    """Return one sentence: where it goes."""
+    decision = explanation.outbound
+    raw = decision.raw
+    if explanation.refusal is not None:
+        return "\n".join(_refused(explanation.refusal))
+    if decision.outcome == "redirect":
+        return f"The proxy answers {decision.status} itself and sends the caller to {raw.get('location', '')}."
+    if decision.outcome == "direct_response":
+        return f"The proxy answers {decision.status} itself; no program sees the request."
+    if decision.outcome == "fault":
+        return f"The proxy answers {decision.status} itself: a fault is injected."
+    if decision.outcome == "no_route":
+        return f"No rule takes this request: the proxy answers {decision.status} itself ({decision.flags or 'NR'})."
+    if decision.outcome == "no_cluster":
+        return f"The rule names a destination that is not there: the proxy answers {decision.status} itself (NC)."
+    if decision.outcome == "refused":
+        return "The proxy refuses the connection: no filter chain takes it."
+    going = ", ".join(f"{_percent(share.share)} to {_name(share)}" for share in decision.shares if share.share > 0)
+    refused = [side for side in explanation.inbound if side.refusal is not None]
+    if refused and decision.status is None:
+        whom = "it is refused there" if len(refused) == len(explanation.inbound) else "it is refused in part"
+        return f"It would go {going}, but {whom}: {refused[0].refusal.reason if refused[0].refusal else ''}"
+    if decision.outcome == "tcp" and decision.flags:
+        reason = decision.explanation.rstrip(".")
+        return f"It would go {going}, but the proxy resets the connection ({decision.flags}): {reason}."
+    aborted = (raw.get("fault") or {}).get("abort_percent", 0)
+    if aborted and decision.status is None:
+        status = raw["fault"]["abort_status"]
+        if aborted >= 100:
+            return f"The proxy answers {status} itself, every time: a fault is injected. Without it: {going}."
+        return f"{aborted:g} % are answered {status} by the proxy itself: a fault is injected. The rest goes {going}."
+    if decision.status is not None:
+        reason = decision.explanation.rstrip(".") or "no endpoint can take it"
+        return f"It would go {going}, but the proxy answers {decision.status} itself ({decision.flags}): {reason}."
+    return f"It goes {going}."
+
+
+def _rule(decision: Decision, place: Place) -> str:
+    lines = []
+    routes = [item for item in decision.considered if item.subject == "route"]
+    matched = next((item for item in routes if item.matched), None)
+    host = next((item for item in decision.considered if item.subject == "virtual_host" and item.matched), None)
+    if matched is not None:
+        lines.append(_source(matched.metadata, place))
+        lines.append(f"matched: {_condition(matched.reason)}")
+    elif host is not None:
+        lines.append(f"none of the rules for {host.name.rpartition(':')[0] or host.name} matched")
+    elif decision.outcome == "tcp":
+        lines.append("bytes are passed on as they are; no rule looks inside")
+    passed = [item for item in routes if not item.matched]
+    if passed:
+        lines += ["", "Tried before it, in this order:" if matched is not None else "Tried, in this order:"]
+        lines += [f"{number}. {line}" for number, item in enumerate(passed, 1) for line in _tried(item, place)]
+    return _section("Rule", lines)
+
+
+def _tried(item: Considered, place: Place) -> Iterator[str]:
+    yield f"{_source(item.metadata, place)}\n{INDENT * 3}did not match: {item.reason}"
+
+
+def _condition(reason: str) -> str:
+    return "every request" if reason == "path begins with `/`" else reason
+
+
+def _source(metadata: Metadata, place: Place) -> str:
+    """Return `VirtualService default/reviews, spec.http[0] (reviews.yaml:8:5)`."""
+    origin = metadata.get("origin", DEFAULT)
+    if origin == DEFAULT or not metadata.get("kind"):
+        return "weft's own default: nobody has applied a rule for this host"
+    rule = f", {metadata['rule']}" if metadata.get("rule") else ""
+    # A rule with several alternatives becomes several routes; each points at its own line.
+    origin = str((metadata.get("origins") or {}).get("match", origin))
+    return f"{metadata['kind']} {metadata['namespace']}/{metadata['name']}{rule} ({place(origin)})"
+
+
+def _destinations(decision: Decision, scheme: str, place: Place) -> str:
+    lines = []
+    bare = "the program's own TLS" if scheme == "https" else "plaintext"
+    for share in decision.shares:
+        origin = "" if share.metadata.get("origin", DEFAULT) == DEFAULT else f"  ({place(share.metadata['origin'])})"
+        lines.append(f"{_percent(share.share):>6}  {_name(share)}{origin}")
+        if not share.exists:
+            lines.append(f"{INDENT * 4}does not exist: answered with {share.status} (NC)")
+            continue
+        mine = [item for item in decision.endpoints if item.cluster in (share.cluster, "")]
+        if not mine and share.share > 0:
+            end = "the connection is reset" if decision.outcome == "tcp" else "answered with 503"
+            lines.append(f"{INDENT * 4}no endpoint: {end} (UH)")
+        for item in mine:
+            state = "" if item.healthy else ", not healthy"
+            safe = "mutual TLS" if item.tls is not None else bare
+            part = f"{_percent(item.share)} of it" if item.share > 0 else "not eligible"
+            lines.append(f"{INDENT * 4}{item.address}  {item.workload or '-'}  {part}, {safe}{state}")
+    return _section("Destinations", lines)
+
+
+def _settings(decision: Decision, place: Place) -> str:
+    """Return everything that is done to the request or the answer, each with the place that says so."""
+    raw, lines = decision.raw, []
+
+    def add(name: str, text: str, key: str) -> None:
+        origin = str(decision.origins.get(key, DEFAULT))
+        lines.append((name, text, "default" if origin == DEFAULT else place(origin)))
+
+    if decision.outcome in ("forward", "fault"):
+        timeout = raw.get("timeout_ms")
+        add("timeout", "none" if timeout in (None, 0) else _ms(timeout), "timeout")
+        add("retries", _retries(raw.get("retry")), "retries")
+    if raw.get("idle_timeout_ms"):
+        lines.append(("idle timeout", _ms(raw["idle_timeout_ms"]), "default"))
+    for text in _faults(raw.get("fault") or {}):
+        add("fault", text, "fault")
+    for side, name in (("request_headers", "request header"), ("response_headers", "response header")):
+        for text in _edits(raw.get(side) or {}):
+            add(name, text, "headers")
+    rewrite = raw.get("rewrite") or {}
+    if rewrite.get("path"):
+        add("path", f"becomes {rewrite['path']}", "rewrite")
+    if rewrite.get("authority"):
+        add("host", f"becomes {rewrite['authority']}", "rewrite")
+    for mirror in raw.get("mirror") or ():
+        key = "mirrors" if "mirrors" in decision.origins else "mirror"
+        add("copy", f"{mirror['percent']:g} % to {_cluster(mirror['cluster'])}", key)
+    widths = [max((len(line[column]) for line in lines), default=0) for column in (0, 1)]
+    return _section(
+        "On the way",
+        [f"{name:{widths[0]}}  {text:{widths[1]}}  {_from(origin)}" for name, text, origin in lines],
+    )
+
+
+def _from(origin: str) -> str:
+    return "(weft's default)" if origin == "default" else f"({origin})"
+
+
+def _identities(explanation: Explanation) -> str:
+    lines: list[str] = []
+    if any(endpoint.tls is not None for endpoint in explanation.outbound.endpoints):
+        lines.append(f"{explanation.workload} shows its certificate, {explanation.identity}")
+    for side in explanation.inbound:
+        lines += _inbound(explanation, side, side.tls)
+    return _section("Identity", lines)
+
+
+def _inbound(explanation: Explanation, side: InboundSide, tls: Mapping[str, Any] | None) -> Iterator[str]:
+    if tls is None:
+        if explanation.target.scheme == "https":
+            yield f"{explanation.workload} calls {side.workload} by the program's own TLS, which the mesh does not look into"
+        else:
+            yield f"{explanation.workload} calls {side.workload} in plaintext: neither side proves who it is"
+        if side.refusal is not None:
+            yield from _refused(side.refusal)
+        else:
+            yield f"{side.workload} takes callers without a certificate, by {side.accepted.written}"
+        return
+    if side.refusal is not None:
+        yield f"{explanation.workload} calls {side.workload} by mutual TLS"
+        yield from _refused(side.refusal)
+        return
+    names = " or ".join(name.removeprefix("equal to ").strip("`") for name in tls.get("names") or ())
+    yield f"{side.workload} must be {names or 'some identity of the mesh'}, and is {side.identity}"
+    if side.requires_tls:
+        yield f"{side.workload} requires a certificate of whoever calls it; plaintext is refused"
+        if side.accepted.policy.get("kind"):
+            yield f"{INDENT}by {side.accepted.written}"
+    else:
+        yield f"{side.workload} takes callers without a certificate, too, by {side.accepted.written}"
+    if side.decision.outcome in ("refused", "no_route"):
+        yield f"{side.workload} refuses it: {side.decision.explanation or side.decision.outcome}"
+    elif side.decision.shares:
+        port = cluster_parts(side.decision.shares[0].cluster)[1]
+        at = ", ".join(item.address for item in side.decision.endpoints)
+        yield f"{side.workload} passes the request to its program, port {port}" + (f" ({at})" if at else "")
+
+
+def _refused(refusal: Refusal) -> Iterator[str]:
+    yield refusal.reason
+    yield f"To mend it: {refusal.remedy[0].lower()}{refusal.remedy[1:]}"
+
+
+def _retries(retry: Mapping[str, Any] | None) -> str:
+    if not retry or not retry.get("attempts"):
+        return "none"
+    text = f"up to {retry['attempts']}, on {retry.get('on') or 'nothing'}"
+    if retry.get("status_codes"):
+        text += f" {','.join(str(code) for code in retry['status_codes'])}"
+    if retry.get("per_try_timeout_ms"):
+        text += f", {_ms(retry['per_try_timeout_ms'])} each"
+    return text
+
+
+def _faults(fault: Mapping[str, Any]) -> Iterator[str]:
+    if fault.get("delay_percent"):
+        yield f"{fault['delay_percent']:g} % of requests wait {_ms(fault['delay_ms'])}"
+    if fault.get("abort_percent"):
+        yield f"{fault['abort_percent']:g} % of requests are answered {fault['abort_status']}"
+
+
+def _edits(edits: Mapping[str, Any]) -> Iterator[str]:
+    for verb, key in (
+        ("set", "set"),
+        ("add", "add"),
+        ("add if absent", "add_if_absent"),
+        ("set if present", "set_if_present"),
+    ):
+        for name, value in edits.get(key) or ():
+            yield f"{verb} {name}: {value}"
+    for name in edits.get("remove") or ():
+        yield f"remove {name}"
+
+
+def _name(share: Share) -> str:
+    return _cluster(share.cluster)
+
+
+def _cluster(cluster: str) -> str:
+    if cluster in OUTSIDE:
+        return OUTSIDE[cluster]
+    host, port, subset = cluster_parts(cluster)
+    if cluster == host_cluster(int(port or 0)):
+        return f"port {port} of this machine's localhost"
+    short = host.removesuffix(".svc.cluster.local").removesuffix(".default")
+    return short + (f" subset {subset}" if subset else "") + (f" port {port}" if port else "")
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.4g} %"
+
+
+def _ms(milliseconds: float) -> str:
+    if milliseconds < 1000:
+        return f"{milliseconds:g} ms"
+    return f"{milliseconds / 1000:g} s"
+
+
+def _section(title: str, lines: Sequence[str]) -> str:
+    return "\n".join([title, *(f"{INDENT}{line}" if line else "" for line in lines)]) if lines else ""

@@ -1,0 +1,252 @@
+"""What happened to a request, as text for somebody who has never used a mesh: the verdict first, then each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from weft.insight.decision import DEFAULT, cluster_parts
+from weft.insight.happened import ANSWERED, Hop, Verdict, verdict
+from weft.insight.mutual_tls import Acceptance
+from weft.telemetry import Record
+
+INDENT = "  "
+
+
+Place = Callable[[str], str]
+"""Makes of where something is written what the reader may open."""
+
+
+def tell(hops: list[Hop], place: Place = str) -> str:
+    """Return the whole text, without a line end."""
+    return "\n\n".join(_tree(hop, place) for hop in hops)
+
+
+def to_json(hop: Hop) -> dict[str, Any]:
+    """Return a tree as `weft why -o json` shows it."""
+    end = verdict(hop)
+    return {"verdict": _verdict_json(end), **_hop_json(hop)}
+
+
+def _verdict_json(end: Verdict) -> dict[str, Any]:
+    return {
+        "by": end.by,
+        "workload": end.workload,
+        "code": end.finding.code if end.finding else "answered",
+        "sentence": end.finding.sentence if end.finding else "",
+        "remedy": end.finding.remedy if end.finding else "",
+        "flags": list(end.hop.record.flags),
+        "details": end.hop.record.details,
+    }
+
+
+def _hop_json(hop: Hop) -> dict[str, Any]:
+    return {
+        "record": hop.record.to_json(),
+        "revision": hop.revision,
+        "tries": [record.to_json() for record in hop.tries],
+        "refused": hop.refused.record.to_json() if hop.refused else None,
+        "finding": hop.finding.code if hop.finding else None,
+        "decision": hop.decision.raw if hop.decision else None,
+        "next": [_hop_json(item) for item in hop.nexts],
+    }
+
+
+def _tree(hop: Hop, place: Place) -> str:
+    end = verdict(hop)
+    verdict_lines = "\n".join([_verdict(hop, end, place), *_delays(hop, place)])
+    blocks = [_headline(hop.record), verdict_lines, "\n".join(_steps(hop, hop.record.start, 0, place))]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _headline(record: Record) -> str:
+    asked = _asked(record)
+    when = f"{datetime.fromtimestamp(record.start, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+    lines = [f"{asked}: {_outcome(record)} after {_ms(record.duration_ms)}  ({when})"]
+    if record.request_id:
+        lines.append(f"{INDENT}request id {record.request_id}")
+    return "\n".join(lines)
+
+
+def _asked(record: Record) -> str:
+    if record.protocol == "TCP":
+        return f"A connection to {record.listener}"
+    return f"{record.method or '?'} {record.scheme or 'http'}://{record.authority}{record.path}"
+
+
+def _outcome(record: Record) -> str:
+    if record.log == "connections":
+        return "refused"
+    if record.protocol == "TCP":
+        return "failed" if record.flags else "ended"
+    return str(record.status) if record.status else "no answer"
+
+
+def _verdict(hop: Hop, end: Verdict, place: Place) -> str:
+    finding = end.finding
+    if finding is None:
+        status = end.hop.record.status
+        who = f"The program of {end.workload}" if end.workload else "The program that was called"
+        if end.by == "proxy":
+            return f"The proxy of {end.workload} answered {status} as its configuration says."
+        if end.hop.record.protocol == "TCP":
+            return "The connection was passed on and ended in order."
+        trouble = status is not None and status >= 500
+        lines = [f"{who} answered {status} itself; the mesh only passed it on."]
+        if trouble:
+            lines.append(f"{INDENT}What to do: look at its output: `weft logs --output {end.workload or 'NAME'}`.")
+        return "\n".join(lines)
+    code = ",".join(end.hop.record.flags)
+    mark = f" ({code})" if code else ""
+    lines = [finding.sentence + mark]
+    who = {
+        "program": f"the program of {end.workload}" if end.workload else "the program that was called",
+        "proxy": f"the proxy of {end.workload}",
+        "client": "the client",
+        "outside": "the place outside of the mesh",
+    }[end.by]
+    status = hop.record.status
+    lines.append(f"{INDENT}Cause: {who}." + (f" Its word became the {status}." if status else ""))
+    if policy := _policy(end, place):
+        lines.append(f"{INDENT}Policy: {policy}")
+    if finding.remedy:
+        lines.append(f"{INDENT}What to do: {finding.remedy}")
+    if "URX" in hop.record.flags:
+        lines.append(f"{INDENT}It was tried {hop.record.attempts} times, as often as the rule allows.")
+    return "\n".join(lines)
+
+
+POLICIES = {
+    "fault-injected": ("fault", "fault"),
+    "timeout": ("timeout", "timeout"),
+    "try-timeout": ("retries", "retries.perTryTimeout"),
+    "circuit-open": ("connectionPool", "connectionPool"),
+}
+"""Finding -> the key in a route's or cluster's origins, and its name in what people write."""
+
+
+MUTUAL_TLS = frozenset({"client-in-plaintext", "client-without-certificate"})
+"""Findings that a PeerAuthentication is the cause of."""
+
+
+def _delays(hop: Hop, place: Place) -> Iterator[str]:
+    """Yield a sentence for each fault rule that held the request up on purpose, which no status tells."""
+    if "DI" in hop.record.flags:
+        fault = (hop.decision.raw.get("fault") or {}) if hop.decision is not None else {}
+        by = f" by {_ms(fault['delay_ms'])}" if fault.get("delay_ms") else ""
+        origin = hop.decision.origins.get("fault") if hop.decision is not None else None
+        yield f"The proxy of {hop.record.workload} delayed it on purpose{by}: a fault rule" + (
+            f" ({place(origin)})." if origin else "."
+        )
+    for following in hop.nexts:
+        yield from _delays(following, place)
+
+
+def _policy(end: Verdict, place: Place) -> str:
+    """Where the policy that had the last word is written."""
+    decision = end.hop.decision
+    if decision is None or end.finding is None:
+        return ""
+    if end.finding.code in MUTUAL_TLS:
+        chains = [item.metadata for item in decision.considered if item.subject == "filter_chain" and item.metadata]
+        return Acceptance(policy=chains[0], place=place).written if chains else ""
+    if end.finding.code not in POLICIES:
+        return ""
+    key, name = POLICIES[end.finding.code]
+    origin = decision.origins.get(key)
+    if origin is None:
+        chosen = [share for share in decision.shares if share.cluster == end.hop.cluster]
+        origin = next((share.metadata.get("origins", {}).get(key) for share in chosen), None)
+    value = ""
+    if key == "timeout" and decision.raw.get("timeout_ms"):
+        value = f" {_ms(decision.raw['timeout_ms'])}"
+    if origin in (None, DEFAULT):
+        return f"{name}{value}, weft's default"
+    return f"{name}{value} ({place(origin)})"
+
+
+def _steps(hop: Hop, began: float, depth: int, place: Place) -> Iterator[str]:
+    """Yield the lines of one hop and of what followed."""
+    record, pad = hop.record, INDENT * depth
+    side = {"outbound": "sent by", "inbound": "received for", "gateway": "received at the gateway"}
+    since = f"+{_ms((record.start - began) * 1000)}"
+    yield f"{pad}{since:>8}  {side.get(record.direction, 'seen by')} {record.workload}: {_outcome(record)} after {_ms(record.duration_ms)}"
+    inner = pad + " " * 10
+    if rule := _rule(hop, place):
+        yield f"{inner}rule: {rule}"
+    if hop.cluster and record.direction != "inbound":
+        yield f"{inner}to: {_service(hop.cluster)}"
+    for number, item in enumerate(hop.tries, start=1):
+        yield f"{inner}try {number}: {_try(hop, item)}"
+    if times := _times(record):
+        yield f"{inner}time: {times}"
+    if record.peer:
+        yield f"{inner}client: {record.peer}"
+    if hop.finding is not None:
+        yield f"{inner}{','.join(record.flags) or record.details}: {hop.finding.sentence}"
+    if hop.refused is not None:
+        theirs = hop.refused.record
+        why = theirs.downstream_failure or ",".join(theirs.flags)
+        yield f"{inner}the other side, {theirs.workload}, refused the connection: {why}"
+    for following in hop.nexts:
+        yield from _steps(following, began, depth + 1, place)
+
+
+def _rule(hop: Hop, place: Place) -> str:
+    record, decision = hop.record, hop.decision
+    revision = f"; revision {hop.revision}" if hop.revision is not None else ""
+    if not record.origin:
+        return ""
+    if record.origin == DEFAULT:
+        return f"weft's own default{revision}" if record.direction != "inbound" else ""
+    written = place(record.match or record.origin)
+    route = decision.route if decision is not None else {}
+    name = ""
+    if route.get("kind") and route.get("origin") == record.origin:
+        name = f"{route['kind']} {route['namespace']}/{route['name']}, "
+    return f"{name}{record.rule} ({written}){revision}"
+
+
+def _service(cluster: str) -> str:
+    host, port, subset = cluster_parts(cluster)
+    if not port:
+        return cluster
+    return f"{host} port {port}" + (f", subset {subset}" if subset else "")
+
+
+def _try(hop: Hop, record: Record) -> str:
+    endpoint = record.upstream or "no endpoint"
+    workload = ""
+    if hop.decision is not None:
+        workload = next(
+            (f" {it.workload}" for it in hop.decision.endpoints if it.address == record.upstream and it.workload), ""
+        )
+    if record.status:
+        how = f"answered {record.status}"
+    elif record.flags:
+        how = f"failed ({','.join(record.flags)})"
+    elif record.protocol == "TCP":
+        how = "took the connection, which ended"
+    else:
+        how = "failed"
+    words = record.transport_failure
+    duration = record.duration_ms if record.log == "tries" or len(hop.tries) == 1 else None
+    after = f" after {_ms(duration)}" if duration is not None else ""
+    return f"{endpoint}{workload} {how}{after}" + (f": {words}" if words else "")
+
+
+def _times(record: Record) -> str:
+    if record.details != ANSWERED or record.answered_ms is None:
+        return ""
+    sent = record.sent_ms or 0.0
+    return (
+        f"request whole after {_ms(sent)}, first byte of the answer after {_ms(record.answered_ms)}, "
+        f"all of it after {_ms(record.duration_ms)}"
+    )
+
+
+def _ms(value: float) -> str:
+    if value >= 1000:
+        return f"{value / 1000:.4g} s"
+    return f"{value:.3g} ms" if value >= 0.05 else "0 ms"

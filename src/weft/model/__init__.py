@@ -1,0 +1,38 @@
+"""
+The mesh as frozen values: services, workloads, configuration objects, proxies, snapshots.
+
+No I/O, no clock. Everybody imports from here; this package imports nothing else of weft but names.
+"""
+
+from weft.model.config import ROOT_NAMESPACE, ConfigKey, ConfigObject
+from weft.model.origin import STANDARD_INPUT, Origin, Problem, Severity, decode, shown
+from weft.model.proxy import MESH_CIDR, SERVICE_CIDR, Interception, LocalCaller, Proxy, ProxyKind, Published
+from weft.model.service import Protocol, Service, ServicePort
+from weft.model.snapshot import Snapshot
+from weft.model.workload import Identity, Workload, WorkloadPort
+
+__all__ = [
+    "MESH_CIDR",
+    "ROOT_NAMESPACE",
+    "SERVICE_CIDR",
+    "STANDARD_INPUT",
+    "ConfigKey",
+    "ConfigObject",
+    "Identity",
+    "Interception",
+    "LocalCaller",
+    "Origin",
+    "Problem",
+    "Protocol",
+    "Proxy",
+    "ProxyKind",
+    "Published",
+    "Service",
+    "ServicePort",
+    "Severity",
+    "Snapshot",
+    "Workload",
+    "WorkloadPort",
+    "decode",
+    "shown",
+]

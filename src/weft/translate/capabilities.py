@@ -1,0 +1,153 @@
+"""
+What each data plane can do of that which not all of them can, and who wrote what one of them cannot do.
+
+Every document is applied to all proxies; a data plane that would ignore a field must not be given it in silence. The
+control plane asks `refusals` before a change is stored, for each data plane that the mesh runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from weft.api.networking import TrafficPolicy
+from weft.data_plane import ENVOY, WEFT_PROXY
+from weft.model import ConfigObject, Problem, Protocol, Proxy
+from weft.translate.origin import rule
+
+
+class Capability(StrEnum):
+    """What a document may ask for that some data plane cannot do; the value is how people name it."""
+
+    CONSISTENT_HASH = "consistent hashing"
+    CORS = "CORS policies"
+    HTTP2 = "HTTP/2"
+    MIRROR = "mirroring"
+    ORIGINAL_DESTINATION = "load balancing by the caller's address (PASSTHROUGH)"
+
+
+DATA_PLANES: dict[str, frozenset[Capability]] = {
+    WEFT_PROXY: frozenset({Capability.HTTP2, Capability.ORIGINAL_DESTINATION}),
+    ENVOY: frozenset(Capability),
+}
+"""By the name in `Proxy.data_plane`. tests/translate/test_capabilities.py holds it to `weft._native.validate`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """Something that a data plane lacks beside another, told to people; `code` is for programs."""
+
+    code: str
+    text: str
+
+
+_OF_ENVOY = (
+    Shortfall("slow-start", "takes some tenths of a second to start again after it died; who calls meanwhile waits"),
+    Shortfall("explained-by-weft", "is explained by weft-proxy's decision code in `weft why`, not by its own"),
+)
+
+_OF_RELAYED = (
+    Shortfall(
+        "relayed",
+        "reaches the host's network by its agent, which copies every byte; of a place that cannot be reached its records"
+        " say UR or UC, and not why",
+    ),
+)
+
+
+def shortfalls(proxy: Proxy) -> tuple[Shortfall, ...]:
+    """Return what *proxy* lacks beside the other data planes, whatever is applied; documents are `refusals`' matter."""
+    missing = [capability for capability in Capability if not able(proxy.data_plane, capability)]
+    return (
+        *(Shortfall("capability", f"cannot do {capability}") for capability in missing),
+        *(_OF_ENVOY if proxy.data_plane == ENVOY else ()),
+        *(_OF_RELAYED if proxy.outside_socket else ()),
+    )
+
+
+def speaks_http(data_plane: str, protocol: Protocol) -> bool:
+    """
+    Whether *data_plane* sees requests on a port that speaks *protocol*, or only a connection.
+
+    A port whose HTTP a data plane cannot read (HTTP/2 and gRPC, where one has no `Capability.HTTP2`) is carried as TCP:
+    with mutual TLS, balanced by connection, and without HTTP rules. Both data planes of today read all of it.
+    """
+    return protocol is Protocol.HTTP or (protocol.is_http and able(data_plane, Capability.HTTP2))
+
+
+def able(data_plane: str, capability: Capability) -> bool:
+    """
+    Whether *data_plane* can do it.
+
+    Raises:
+        KeyError: There is no such data plane.
+    """
+    return capability in DATA_PLANES[data_plane]
+
+
+def refusals(item: ConfigObject, data_plane: str) -> tuple[Problem, ...]:
+    """Return an error for each field of *item* that *data_plane* cannot honour."""
+    return tuple(
+        Problem(
+            origin=item.locate(*path),
+            path=rule(path),
+            message=f"{data_plane} cannot do {capability}.",
+            remedy=f"Take it out, or run the programs that need it with {_who_can(capability)}.",
+            code="data-plane-cannot",
+        )
+        for path, capability in _asked(item)
+        if not able(data_plane, capability)
+    )
+
+
+def _who_can(capability: Capability) -> str:
+    return " or ".join(sorted(name for name in DATA_PLANES if able(name, capability)))
+
+
+def _asked(item: ConfigObject) -> Iterator[tuple[tuple[str | int, ...], Capability]]:
+    """Yield each place of *item* that asks for a capability."""
+    if item.key.kind == "VirtualService":
+        for index, route in enumerate(item.spec.http):
+            at: tuple[str | int, ...] = ("spec", "http", index)
+            if route.mirror is not None:
+                yield (*at, "mirror"), Capability.MIRROR
+            if route.mirrors:
+                yield (*at, "mirrors"), Capability.MIRROR
+            if route.cors_policy is not None:
+                yield (*at, "corsPolicy"), Capability.CORS
+    elif item.key.kind == "HTTPRoute":
+        for index, rule_ in enumerate(item.spec.rules):
+            for place, filter_ in enumerate(rule_.filters):
+                if (capability := _FILTERS.get(filter_.type)) is not None:
+                    yield ("spec", "rules", index, "filters", place), capability
+    elif item.key.kind == "DestinationRule":
+        for at, policy in _policies(item):
+            yield from _asked_of_policy(at, policy)
+
+
+_FILTERS = {"RequestMirror": Capability.MIRROR, "CORS": Capability.CORS}
+"""Filters of an HTTPRoute that not every data plane can do."""
+
+
+def _policies(item: ConfigObject) -> Iterable[tuple[tuple[str | int, ...], TrafficPolicy]]:
+    if item.spec.traffic_policy is not None:
+        yield ("spec", "trafficPolicy"), item.spec.traffic_policy
+    for index, subset in enumerate(item.spec.subsets):
+        if subset.traffic_policy is not None:
+            yield ("spec", "subsets", index, "trafficPolicy"), subset.traffic_policy
+
+
+def _asked_of_policy(
+    at: tuple[str | int, ...], policy: TrafficPolicy
+) -> Iterator[tuple[tuple[str | int, ...], Capability]]:
+    levels = [(at, policy.load_balancer)]
+    levels += [
+        ((*at, "portLevelSettings", index), settings.load_balancer)
+        for index, settings in enumerate(policy.port_level_settings)
+    ]
+    for path, balancer in levels:
+        if balancer is not None and balancer.consistent_hash is not None:
+            yield (*path, "loadBalancer", "consistentHash"), Capability.CONSISTENT_HASH
+        if balancer is not None and balancer.simple == "PASSTHROUGH":
+            yield (*path, "loadBalancer", "simple"), Capability.ORIGINAL_DESTINATION

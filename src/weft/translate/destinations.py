@@ -1,0 +1,166 @@
+"""
+What holds for traffic to a destination: the DestinationRules of a host, merged as Istio merges them.
+
+Used by clusters (policies, subsets) and routes (consistent hash). Source: Istio's documentation of DestinationRule,
+and its MergeTrafficPolicy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weft.api.networking import (
+    ClientTLSSettings,
+    ConnectionPoolSettings,
+    ConsistentHashLB,
+    LoadBalancerSettings,
+    OutlierDetection,
+    PortTrafficPolicy,
+    Subset,
+    TrafficPolicy,
+)
+from weft.model import ConfigObject
+from weft.translate.fragments import Reading
+from weft.translate.index import matches
+from weft.translate.origin import DEFAULT
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """
+    The policy in force for one subset and port.
+
+    Attributes:
+        origins: For each part by its field's YAML name, the place that set it, or `"default"`.
+    """
+
+    load_balancer: LoadBalancerSettings | None
+    connection_pool: ConnectionPoolSettings | None
+    outlier_detection: OutlierDetection | None
+    tls: ClientTLSSettings | None
+    origins: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """
+    The rules for one host as one.
+
+    Attributes:
+        item: The DestinationRule whose top-level policy holds, None where no rule is for the host.
+        subsets: (rule, index in its `subsets`, subset) by name, in order; of two with one name the older rule's.
+    """
+
+    item: ConfigObject | None = None
+    subsets: tuple[tuple[ConfigObject, int, Subset], ...] = ()
+
+    def subset(self, name: str) -> tuple[ConfigObject, int, Subset] | None:
+        return next((entry for entry in self.subsets if entry[2].name == name), None)
+
+    def policy(self, port: int, subset: str = "") -> Policy:
+        """
+        Return the policy for *port* and *subset*.
+
+        A subset's parts replace those of the rule one by one; the settings of a port replace all parts at once,
+        those that they leave out included ("port level policies do not inherit").
+        """
+        levels: list[tuple[ConfigObject, Path, TrafficPolicy]] = []
+        if self.item is not None and self.item.spec.traffic_policy is not None:
+            levels.append((self.item, ("spec", "trafficPolicy"), self.item.spec.traffic_policy))
+        found = self.subset(subset) if subset else None
+        if found is not None and found[2].traffic_policy is not None:
+            levels.append((found[0], ("spec", "subsets", found[1], "trafficPolicy"), found[2].traffic_policy))
+        parts: dict[str, tuple[object, str]] = {}
+        for item, path, level in levels:
+            for field, name in _PARTS.items():
+                value = getattr(level, field)
+                if value is not None:
+                    parts[field] = (value, str(item.locate(*path, name)))
+            at = _port_level(level, port)
+            if at is not None:
+                index, settings = at
+                parts = {
+                    field: (getattr(settings, field), str(item.locate(*path, "portLevelSettings", index, name)))
+                    for field, name in _PARTS.items()
+                    if getattr(settings, field) is not None
+                }
+        return Policy(
+            **{field: parts[field][0] if field in parts else None for field in _PARTS},  # type: ignore[arg-type]
+            origins={name: parts[field][1] if field in parts else DEFAULT for field, name in _PARTS.items()},
+        )
+
+
+_PARTS = {
+    "load_balancer": "loadBalancer",
+    "connection_pool": "connectionPool",
+    "outlier_detection": "outlierDetection",
+    "tls": "tls",
+}
+
+
+def _port_level(level: TrafficPolicy, port: int) -> tuple[int, PortTrafficPolicy] | None:
+    for index, settings in enumerate(level.port_level_settings):
+        if settings.port is not None and settings.port.number == port:
+            return index, settings
+    return None
+
+
+def destination(reading: Reading, hostname: str, namespace: str) -> Destination:
+    """
+    Return what holds for *hostname*, a service of *namespace*, at this proxy.
+
+    The client's own namespace may set rules for its side; if it does not, those of the service's namespace hold. In
+    one namespace a rule for exactly this host hides those for wildcards. Rules for one host are merged: subsets of
+    all, the policy of the oldest that has one.
+    """
+    everywhere = _reached(reading, hostname)
+    if not everywhere:
+        return Destination()
+    for owner in dict.fromkeys((reading.namespace, namespace)):
+        rules = [item for item in everywhere if item.key.namespace == owner]
+        if not rules:
+            continue
+        exact = [item for item in rules if "*" not in item.spec.host]
+        return _merge(exact or rules[:1])
+    return Destination()
+
+
+def consistent_hash(
+    reading: Reading, hostname: str, port: int, *, namespace: str, subset: str = ""
+) -> ConsistentHashLB | None:
+    """Return by what requests to *hostname* stick to one endpoint; *namespace* is where no service has that name."""
+    service = reading.service(hostname)
+    rules = destination(reading, hostname, service.namespace if service else namespace)
+    balancer = rules.policy(port, subset).load_balancer
+    return balancer.consistent_hash if balancer else None
+
+
+def _reached(reading: Reading, hostname: str) -> list[ConfigObject]:
+    """Return the rules that speak of *hostname* and that this proxy may see, exact ones first."""
+    found = list(reading.destination_rules(hostname))
+    found += [item for host, item in reading.wildcard_destination_rules() if matches(hostname, host)]
+    return [item for item in found if visible(reading, item) and _for_this_client(reading, item)]
+
+
+def visible(reading: Reading, item: ConfigObject) -> bool:
+    """Whether `exportTo` lets the proxy's namespace see *item*; nothing said lets everybody."""
+    export = item.spec.export_to
+    if not export or "*" in export:
+        return True
+    return reading.namespace in export or ("." in export and reading.namespace == item.key.namespace)
+
+
+def _for_this_client(reading: Reading, item: ConfigObject) -> bool:
+    selector = item.spec.workload_selector
+    return selector is None or (item.key.namespace == reading.namespace and reading.carries(selector.match_labels))
+
+
+def _merge(rules: list[ConfigObject]) -> Destination:
+    subsets: dict[str, tuple[ConfigObject, int, Subset]] = {}
+    for item in rules:
+        for index, subset in enumerate(item.spec.subsets):
+            subsets.setdefault(subset.name, (item, index, subset))
+    with_policy = next((item for item in rules if item.spec.traffic_policy is not None), rules[0])
+    return Destination(with_policy, tuple(subsets.values()))

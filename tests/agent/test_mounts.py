@@ -1,0 +1,72 @@
+"""What the files of names look like inside, made from the host's."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from weft.agent import mounts
+
+OWN = socket.gethostname()
+
+
+def made(host: Mapping[str, str], *, address6: str = "fd77:ef7::7") -> dict[str, list[str]]:
+    """Return the lines of each file of the view that is made from the files *host*, words split by one space."""
+    view = mounts.view(
+        own_names=["cart-v1-0"],
+        address="10.244.0.7",
+        address6=address6,
+        hidden=[Path("/run/weft")],
+        read=lambda path: host.get(path, ""),
+    )
+    assert view.hidden == ("/run/weft",)
+    return {path: [" ".join(line.split()) for line in text.decode().splitlines()] for path, text in view.files}
+
+
+@pytest.mark.parametrize(
+    ("host", "inside"),
+    [
+        ("", ["search default.svc.cluster.local"]),
+        ("nameserver 192.0.2.1\nnameserver 2001:db8::1\n", ["search default.svc.cluster.local"]),
+        ("search corp.example lab.example\n", ["search default.svc.cluster.local corp.example lab.example"]),
+        ("search a.example\ndomain b.example\n", ["search default.svc.cluster.local b.example"]),
+        ("options edns0 trust-ad\n# options no\n", ["search default.svc.cluster.local", "options edns0 trust-ad"]),
+    ],
+)
+def test_resolv_conf_names_the_meshs_server_and_keeps_search_and_options(host: str, inside: list[str]) -> None:
+    assert made({mounts.RESOLV_CONF: host})[mounts.RESOLV_CONF] == ["nameserver 240.240.0.53", *inside]
+
+
+def test_hosts_keeps_the_hosts_entries_and_names_the_program_itself() -> None:
+    """The host's own name is the program's own address: a program that binds it must be reached there."""
+    host = f"""127.0.0.1 localhost
+127.0.1.1 {OWN}.example {OWN} # Debian writes this
+192.0.2.7 build.corp.example build
+::1 ip6-localhost
+# 192.0.2.8 not this
+"""
+    assert made({mounts.HOSTS: host})[mounts.HOSTS] == [
+        f"10.244.0.7 cart-v1-0 {OWN}",
+        f"fd77:ef7::7 cart-v1-0 {OWN}",
+        "127.0.0.1 localhost",
+        f"127.0.1.1 {OWN}.example",
+        "192.0.2.7 build.corp.example build",
+        "::1 ip6-localhost",
+    ]
+
+
+def test_without_hosts_there_is_a_localhost_and_without_ipv6_no_ipv6_address() -> None:
+    assert made({}, address6="")[mounts.HOSTS] == [
+        f"10.244.0.7 cart-v1-0 {OWN}",
+        "127.0.0.1 localhost",
+        "::1 localhost",
+    ]
+
+
+def test_nsswitch_asks_files_and_dns_for_hosts_and_is_otherwise_the_hosts() -> None:
+    host = "passwd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] files myhostname dns\n hosts : wins\nnetworks: files\n"
+    inside = made({mounts.NSSWITCH: host})[mounts.NSSWITCH]
+    assert inside == ["passwd: files systemd", "networks: files", "hosts: files dns"]

@@ -1,0 +1,81 @@
+"""Whose directories are believed, and which names are taken."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from weft.agent import paths
+from weft.errors import UsageError
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    tmp_path.chmod(0o700)
+    return {"XDG_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state")}
+
+
+def test_directories_are_made_for_the_user_alone(environment: dict[str, str], tmp_path: Path) -> None:
+    mesh = paths.mesh_paths("shop", environment=environment)
+    mesh.make()
+    assert mesh.runtime == tmp_path / "weft/shop"
+    assert mesh.state == tmp_path / "state/weft/shop"
+    for directory in (mesh.runtime.parent, mesh.runtime, mesh.namespaces, mesh.state):
+        assert directory.stat().st_mode & 0o777 == 0o700
+    mesh.make()
+    mesh.check()
+
+
+@pytest.mark.parametrize("value", ["", "relative", "/no/such/directory", "/dev/null", "/tmp"])
+def test_a_runtime_directory_that_is_not_ours_is_not_used(value: str, tmp_path: Path) -> None:
+    """`sudo` keeps the variable of the user before."""
+    mesh = paths.mesh_paths("shop", environment={"XDG_RUNTIME_DIR": value, "HOME": str(tmp_path)})
+    assert mesh.runtime == Path(f"/tmp/weft-{os.getuid()}/shop")
+    assert mesh.state == tmp_path / ".local/state/weft/shop"
+
+
+def test_a_symbolic_link_in_place_of_the_directory_is_refused(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "weft").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(paths.UnsafeDirectory, match="symbolic link"):
+        paths.mesh_paths("shop", environment=environment).make()
+
+
+def test_a_directory_that_others_may_write_is_refused(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "weft").mkdir()
+    (tmp_path / "weft").chmod(0o777)
+    with pytest.raises(paths.UnsafeDirectory, match="writable by others"):
+        paths.mesh_paths("shop", environment=environment).make()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_directory_of_somebody_else_is_refused(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "weft").mkdir(mode=0o700)
+    os.chown(tmp_path / "weft", 12345, 12345)
+    with pytest.raises(paths.UnsafeDirectory, match="belongs to uid 12345"):
+        paths.mesh_paths("shop", environment=environment).make()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "A", "-a", "a-", "a_b", "x" * 64])
+def test_a_name_that_is_no_label_is_refused(name: str, environment: dict[str, str]) -> None:
+    with pytest.raises(UsageError):
+        paths.mesh_paths(name, environment=environment)
+    with pytest.raises(UsageError):
+        paths.mesh_paths("shop", environment=environment).workload(name)
+
+
+def test_a_socket_whose_path_would_be_too_long_is_refused() -> None:
+    mesh = paths.MeshPaths("shop", Path("/tmp") / ("x" * 60) / "shop", Path("/tmp/state"))
+    with pytest.raises(UsageError, match="a socket's path may have 107"):
+        mesh.workload("w" * 40)
+
+
+def test_without_a_home_the_state_has_no_place() -> None:
+    with pytest.raises(UsageError, match="HOME"):
+        paths.mesh_paths("shop", environment={})
+
+
+def test_a_program_sees_the_directories_of_no_mesh(environment: dict[str, str], tmp_path: Path) -> None:
+    assert paths.mesh_paths("shop", environment=environment).masked == (tmp_path / "weft", tmp_path / "state/weft")

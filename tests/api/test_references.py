@@ -1,0 +1,297 @@
+"""What configuration points at and is not there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from textwrap import dedent
+
+import pytest
+
+from weft.api import parse
+from weft.api.references import dangling
+from weft.model import ConfigKey, Identity, Problem, Service, ServicePort, Severity, Snapshot, Workload, WorkloadPort
+
+
+def service(name: str, *numbers: int) -> Service:
+    return Service(
+        name,
+        "default",
+        f"{name}.default.svc.cluster.local",
+        "240.240.0.9",
+        tuple(ServicePort(f"http-{number}", number) for number in numbers),
+        {"app": name},
+    )
+
+
+def workload(name: str, of: str = "", **labels: str) -> Workload:
+    return Workload(
+        name,
+        "default",
+        "10.244.0.9",
+        Identity("cluster.local", "default", name),
+        labels,
+        (f"{of}.default.svc.cluster.local",) if of else (),
+    )
+
+
+SERVICES = (service("reviews", 9080), service("ratings", 9080), service("shop", 80, 443))
+WORKLOADS = (
+    workload("reviews-v1-0", "reviews", app="reviews", version="v1"),
+    workload("reviews-v2-0", "reviews", app="reviews", version="v2"),
+    workload("ingress-0", istio="ingressgateway"),
+)
+SUBSETS = """\
+kind: DestinationRule
+metadata: {name: reviews}
+spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
+"""
+GATEWAY = """\
+kind: Gateway
+metadata: {name: gw}
+spec:
+  selector: {istio: ingressgateway}
+  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [shop.example.com, "*.example.org"]}]
+"""
+
+
+def snapshot(*documents: str) -> Snapshot:
+    """Return a mesh with *documents*, each its own file `f0`, `f1`, ..., in order of age; line 1 is `kind`."""
+    config = {}
+    for index, text in enumerate(documents):
+        group = "security" if "kind: PeerAuthentication" in text else "networking"
+        version = "v1" if "kind: Service" in text else f"{group}.istio.io/v1"
+        whole = f"{dedent(text)}\napiVersion: {version}\n"
+        result = parse([(f"f{index}", whole)])
+        assert not result.errors, [str(problem) for problem in result.errors]
+        for item in result.objects:
+            config[item.key] = replace(item, created=index)
+    return Snapshot(
+        config=config,
+        services={item.hostname: item for item in SERVICES},
+        workloads={(item.namespace, item.name): item for item in WORKLOADS},
+    )
+
+
+def brief(problems: list[Problem]) -> list[tuple[str, str]]:
+    return [(str(problem.origin), problem.code) for problem in problems]
+
+
+def virtual_service(route: str, hosts: str = "[reviews]", name: str = "x", more: str = "") -> str:
+    spec = f"{{hosts: {hosts}, http: [{{route: [{route}]}}]{more}}}"
+    return f"kind: VirtualService\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+
+
+def test_what_is_complete_has_no_warnings() -> None:
+    view = snapshot(
+        SUBSETS,
+        GATEWAY,
+        virtual_service("{destination: {host: reviews, subset: v1, port: {number: 9080}}}"),
+        virtual_service(
+            "{destination: {host: shop.default.svc.cluster.local, port: {number: 443}}}",
+            "[shop.example.com]",
+            "y",
+            ", gateways: [gw]",
+        ),
+        virtual_service("{destination: {host: ratings.default}}", "[ratings.default]", "z"),
+    )
+    assert dangling(view) == []
+
+
+# documents, code, place, words; the last document is the one at fault
+CASES = {
+    "destination that nobody serves": (
+        (virtual_service("{destination: {host: revews}}"),),
+        "dangling-host",
+        "f0:3:57",
+        "Did you mean `reviews`? Services: ratings, reviews, shop.",
+    ),
+    "subset of a destination that nobody serves": (
+        (virtual_service("{destination: {host: revews, subset: v1}}"),),
+        "dangling-host",
+        "f0:3:57",
+        "Did you mean `reviews`?",
+    ),
+    "host outside the mesh that nobody serves": (
+        (virtual_service("{destination: {host: api.example.com}}"),),
+        "dangling-host",
+        "f0:3:57",
+        "answered with 503",
+    ),
+    "host of the rules themselves": (
+        (virtual_service("{destination: {host: reviews}}", "[review]"),),
+        "dangling-host",
+        "f0:3:16",
+        "no sidecar applies these rules",
+    ),
+    "subset without a DestinationRule": (
+        (virtual_service("{destination: {host: reviews, subset: v1}}"),),
+        "dangling-subset",
+        "f0:3:72",
+        "Apply a DestinationRule for `reviews`",
+    ),
+    "subset that the DestinationRule lacks": (
+        (SUBSETS, virtual_service("{destination: {host: reviews, subset: v3}}")),
+        "dangling-subset",
+        "f1:3:72",
+        "Subsets: v1, v2. They are in f0:3:23.",
+    ),
+    "port that the service lacks": (
+        (virtual_service("{destination: {host: reviews, port: {number: 80}}}"),),
+        "dangling-port",
+        "f0:3:79",
+        "It has 9080.",
+    ),
+    "port not chosen": (
+        (virtual_service("{destination: {host: shop}}"),),
+        "port-required",
+        "f0:3:57",
+        "has the ports 80, 443",
+    ),
+    "gateway that does not exist": (
+        (GATEWAY, virtual_service("{destination: {host: reviews}}", "[shop.example.com]", "x", ", gateways: [gww]")),
+        "dangling-gateway",
+        "f1:3:97",
+        "Did you mean `gw`?",
+    ),
+    "gateway of another namespace": (
+        (
+            GATEWAY,
+            virtual_service("{destination: {host: reviews}}", "[shop.example.com]", "x", ", gateways: [prod/gw]"),
+        ),
+        "dangling-gateway",
+        "f1:3:97",
+        "no Gateway `prod/gw` exists",
+    ),
+    "host that the gateway does not answer for": (
+        (GATEWAY, virtual_service("{destination: {host: reviews}}", "[example.net]", "x", ", gateways: [gw]")),
+        "host-not-in-gateway",
+        "f1:3:92",
+        "It answers for shop.example.com, *.example.org (f0:5:3).",
+    ),
+    "rule for an unknown host": (
+        ("kind: DestinationRule\nmetadata: {name: x}\nspec: {host: ratngs}\n",),
+        "dangling-host",
+        "f0:3:8",
+        "Did you mean `ratings`?",
+    ),
+    "subset that no workload belongs to": (
+        (
+            "kind: DestinationRule\nmetadata: {name: x}\n"
+            "spec: {host: reviews, subsets: [{name: v9, labels: {version: v9}}]}\n",
+        ),
+        "empty-subset",
+        "f0:3:33",
+        "They carry version: v1, version: v2.",
+    ),
+    "settings of a port that the service lacks": (
+        (
+            "kind: DestinationRule\nmetadata: {name: x}\n"
+            "spec: {host: reviews, trafficPolicy: {portLevelSettings: [{port: {number: 81}, tls: {mode: DISABLE}}]}}\n",
+        ),
+        "dangling-port",
+        "f0:3:67",
+        "It has 9080.",
+    ),
+    "selector that no gateway carries": (
+        (GATEWAY.replace("ingressgateway", "ingress"),),
+        "dangling-selector",
+        "f0:4:3",
+        "There is istio: ingressgateway.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("documents", "code", "place", "words"), CASES.values(), ids=CASES.keys())
+def test_a_reference_that_leads_nowhere_warns(documents: tuple[str, ...], code: str, place: str, words: str) -> None:
+    problems = dangling(snapshot(*documents))
+    assert brief(problems) == [(place, code)]
+    assert problems[0].severity is Severity.WARNING
+    assert words in f"{problems[0].message} {problems[0].remedy}"
+
+
+def test_two_virtual_services_for_one_host_warn_and_name_the_older() -> None:
+    route = "{destination: {host: reviews}}"
+    view = snapshot(
+        virtual_service(route, "[reviews]", "one"),
+        virtual_service(route, "[reviews.default.svc.cluster.local]", "two", ", gateways: [mesh]"),
+    )
+    problems = dangling(view)
+    assert brief(problems) == [("f0:3:16", "same-host"), ("f1:3:16", "same-host")]
+    for problem in problems:
+        assert "the older: default/one." in problem.remedy
+    assert "f1:3:8" in problems[0].message
+
+
+def test_two_virtual_services_for_one_host_at_different_gateways_do_not_meet() -> None:
+    route = "{destination: {host: reviews}}"
+    view = snapshot(
+        GATEWAY,
+        virtual_service(route, "[shop.example.com]", "one", ", gateways: [gw]"),
+        virtual_service(route, "[shop.example.com]", "two"),
+    )
+    assert dangling(view) == []
+
+
+def test_at_a_gateway_the_rules_are_joined() -> None:
+    route = "{destination: {host: reviews}}"
+    one = virtual_service(route, "[shop.example.com]", "one", ", gateways: [gw]")
+    two = virtual_service(route, "[shop.example.com]", "two", ", gateways: [default/gw]")
+    problems = dangling(snapshot(GATEWAY, one, two))
+    assert [problem.code for problem in problems] == ["same-host", "same-host"]
+    assert "A gateway joins them" in problems[0].remedy
+
+
+def test_only_what_is_asked_for_is_looked_at() -> None:
+    view = snapshot(
+        virtual_service("{destination: {host: nobody}}", "[reviews]", "one"),
+        virtual_service("{destination: {host: nobody}}", "[ratings]", "two"),
+    )
+    problems = dangling(view, {ConfigKey("VirtualService", "default", "two")})
+    assert brief(problems) == [("f1:3:57", "dangling-host")]
+
+
+def test_tcp_routes_and_gateways_of_matches_are_looked_at() -> None:
+    view = snapshot(
+        "kind: VirtualService\nmetadata: {name: x}\nspec:\n  hosts: [reviews]\n"
+        "  tcp: [{route: [{destination: {host: nobody}}]}]\n"
+        "  http: [{match: [{gateways: [nowhere]}], route: [{destination: {host: reviews}}]}]\n"
+    )
+    assert brief(dangling(view)) == [("f0:6:31", "dangling-gateway"), ("f0:5:33", "dangling-host")]
+
+
+def peer_authentication(name: str, spec: str, namespace: str = "default") -> str:
+    return f"kind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+
+
+def test_a_policy_that_holds_for_nobody_warns() -> None:
+    """A selector that selects nothing, a port that nobody binds, and the younger of two for the same workloads."""
+    view = snapshot(
+        peer_authentication("one", "{selector: {matchLabels: {app: reviews}}, portLevelMtls: {80: {mode: STRICT}}}"),
+        peer_authentication("two", "{selector: {matchLabels: {app: review}}, mtls: {mode: STRICT}}"),
+        peer_authentication("three", "{mtls: {mode: PERMISSIVE}}"),
+        peer_authentication("four", "{mtls: {mode: STRICT}}"),
+        peer_authentication("five", "{mtls: {mode: STRICT}}", "istio-system"),
+        peer_authentication("six", "{mtls: {mode: STRICT}}", "elsewhere"),
+    )
+    found = dangling(view)
+    assert brief(found) == [("f0:3:65", "dangling-port"), ("f1:3:8", "dangling-selector"), ("f3:3:1", "same-scope")]
+    assert "app: reviews" in found[1].remedy
+    assert "default/three (f2:3:1)" in found[2].message
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{selector: {app: reviews}, ports: [{port: 80, targetPort: 9080}]}", []),
+        ("{selector: {app: reviews, version: v2}, ports: [{port: 9080}]}", []),
+        ("{selector: {app: reviews, version: v9}, ports: [{port: 80}]}", [("f0:3:8", "dangling-selector")]),
+        ("{selector: {app: reviews}, ports: [{port: 80}]}", [("f0:3:43", "dangling-port")]),
+        ("{selector: {app: reviews}, ports: [{port: 80, targetPort: 81}]}", [("f0:3:53", "dangling-port")]),
+        ("{selector: {istio: ingressgateway}, ports: [{port: 80, targetPort: 8080}]}", []),
+    ],
+)
+def test_a_service_that_nobody_serves(spec: str, expected: list[tuple[str, str]]) -> None:
+    view = snapshot(f"kind: Service\nmetadata: {{name: s}}\nspec: {spec}")
+    ports = (WorkloadPort(9080),)
+    serving = {key: replace(each, ports=ports if "app" in each.labels else ()) for key, each in view.workloads.items()}
+    assert brief(dangling(replace(view, workloads=serving))) == expected

@@ -1,0 +1,720 @@
+"""The commands, as people and programs use them, on a real control plane."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from tests.cli.conftest import Weft
+from tests.controlplane.peers import Mesh, running_mesh, until
+from weft.agent.workload import WorkloadSpec
+from weft.cli import apply, run
+from weft.cli.logs import access_text
+from weft.cli.proxy_config import secrets_table
+from weft.cli.ps import ports
+
+RULE = """\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: reviews
+spec:
+  hosts: [reviews]
+  http:
+  - timeout: 3s
+    route:
+    - destination: {host: reviews}
+"""
+
+BAD = """\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: reviews
+spec:
+  hosts: [reviews]
+  http:
+  - timeout: soon
+    rout:
+    - destination: {host: reviews}
+"""
+
+
+@pytest.fixture
+def rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("reviews.yaml").write_text(RULE)
+    return Path("reviews.yaml")
+
+
+def with_proxy(mesh: Mesh, **behaviour: object) -> None:
+    """A client whose proxy is connected, and a server for it to call."""
+    mesh.running("reviews")
+    client = mesh.running("productpage", port=None)
+    mesh.proxy(client, **behaviour)
+    until(lambda: mesh.status(client.name)["connected"])
+
+
+def test_apply_says_what_kubectl_says(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    name = "virtualservice.networking.istio.io/reviews"
+    assert weft("apply", "-f", rule).stdout.splitlines() == [f"{name} created", "No proxy is affected."]
+    assert weft("apply", "-f", rule).stdout.splitlines()[0] == f"{name} unchanged"
+    rule.write_text(RULE.replace("3s", "4s"))
+    assert weft("apply", "-f", rule).stdout.splitlines()[0] == f"{name} configured"
+    assert weft("apply", "-f", rule, "--dry-run").stdout.splitlines()[0] == f"{name} unchanged (dry run)"
+
+
+def test_apply_waits_for_exactly_the_affected(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """The server's proxy never connects, so it is the one that is silent."""
+    with_proxy(mesh)
+    result = weft("apply", "-f", rule, "--timeout", "300ms")
+    assert result.exit_code == 6
+    assert "1 of 2 affected proxies have it" in result.stdout
+    assert result.stderr.splitlines()[-1] == "error: reviews-v1-0 did not answer within 300 ms."
+
+
+def test_apply_returns_when_all_have_it(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    client = mesh.running("productpage")
+    mesh.proxy(client)
+    result = weft("apply", "-f", rule)
+    assert result.exit_code == 0
+    until(lambda: mesh.status(client.name)["synced"])
+    rule.write_text(RULE.replace("hosts: [reviews]", "hosts: [productpage]"))
+    result = weft("apply", "-f", rule)
+    assert result.exit_code == 0, result.output
+    assert "1 of 1 affected proxy has it (" in result.stdout
+    assert weft("apply", "-f", rule, "--no-wait").stdout.splitlines()[-1] == "No proxy is affected."
+
+
+def test_the_same_apply_again_waits_for_who_was_silent(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """Nothing is changed the second time, and still it is not in force everywhere."""
+    with_proxy(mesh, refuses=frozenset({"9080"}))
+    assert weft("apply", "-f", rule, "--timeout", "1s").exit_code == 6
+    result = weft("apply", "-f", rule, "--timeout", "1s")
+    assert result.exit_code == 6
+    assert result.stdout.splitlines()[0].endswith(" unchanged")
+    assert "productpage-v1-0 refused 9080" in result.stderr
+
+
+def test_apply_names_who_refused_and_what(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    with_proxy(mesh, refuses=frozenset({"9080"}))
+    result = weft("apply", "-f", rule, "--timeout", "1s")
+    assert result.exit_code == 6
+    assert "productpage-v1-0 refused 9080: cannot do 9080" in result.stderr
+
+
+def test_malformed_documents_show_all_problems_with_the_line_and_a_caret(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    rule.write_text(BAD)
+    result = weft("apply", "-f", rule)
+    assert result.exit_code == 3
+    lines = result.stderr.splitlines()
+    assert any(line.startswith("reviews.yaml:8:14: error: spec.http[0].timeout") for line in lines)
+    assert any(line.startswith("reviews.yaml:9:5: error: spec.http[0].rout") for line in lines)
+    assert lines[lines.index("  9 |     rout:") + 1] == "    |     ^"
+    count = sum(": error: " in line for line in lines)
+    assert count >= 2
+    assert lines[-1] == f"error: {count} problems; nothing was changed."
+    assert mesh.client.get("/v1/config") == []
+
+
+def test_standard_input_has_positions_and_excerpts_too(mesh: Mesh, weft: Weft) -> None:
+    result = weft("apply", "-f", "-", input=BAD)
+    assert result.exit_code == 3
+    assert "stdin:9:5: error: spec.http[0].rout" in result.stderr
+    assert "  9 |     rout:" in result.stderr
+
+
+def test_a_place_is_right_for_whoever_reads_it(
+    mesh: Mesh, weft: Weft, rule: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Named from one directory, read from another: below it the path is short, elsewhere whole; programs get it whole."""
+    mesh.running("productpage", port=None)
+    mesh.running("reviews")
+    assert weft("apply", "-f", rule, "--no-wait").exit_code == 0
+    whole = tmp_path / rule
+    why = ("why", "--from", "productpage", "--to", "http://reviews:9080/")
+
+    def told() -> tuple[str, str, str]:
+        return (
+            weft(*why).stdout,
+            weft("get", "vs", "-o", "wide").stdout,
+            weft("proxy-config", "routes", "productpage").stdout,
+        )
+
+    for text in told():
+        assert f" {rule}:" in text.replace("(", " "), text
+        assert str(tmp_path) not in text
+    monkeypatch.chdir(tmp_path.parent)
+    for text in told():
+        assert str(whole.relative_to(tmp_path.parent)) in text, text
+        assert str(tmp_path.parent) not in text
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for text in told():
+        assert str(whole) in text, text
+    data = json.loads(weft(*why, "-o", "json").stdout)
+    assert data["outbound"]["route"]["origin"].startswith(f"{whole}:")
+
+
+def test_the_same_from_another_file_only_moves(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    for agent in (mesh.running("reviews"), mesh.running("productpage", port=None)):
+        mesh.proxy(agent)
+        until(lambda name=agent.name: mesh.status(name)["connected"])
+    assert weft("apply", "-f", rule).exit_code == 0
+    moved = rule.rename(rule.with_name("moved.yaml"))
+    lines = weft("apply", "-f", moved).stdout.splitlines()
+    assert all(line.endswith(" unchanged") for line in lines[:-1])
+    assert lines[-1].startswith("Only where they are written has changed: 2 of 2 proxies have the new place (")
+    assert weft("apply", "-f", moved).stdout.splitlines()[-1] == "No proxy is affected."
+
+
+def test_a_dangling_reference_warns_and_strict_refuses_it(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    result = weft("apply", "-f", rule, "--strict")
+    assert result.exit_code == 3
+    assert "reviews.yaml:6:" in result.stderr
+    assert result.stderr.splitlines()[-1] == "error: 2 warnings, which --strict refuses; nothing was changed."
+    assert mesh.client.get("/v1/config") == []
+    result = weft("apply", "-f", rule)
+    assert result.exit_code == 0
+    assert "warning" in result.stderr
+
+
+def test_a_directory_is_read_in_order_and_other_files_are_left_alone(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    (rule.absolute().parent / "a.yaml").write_text(RULE.replace("reviews", "ratings"))
+    (rule.absolute().parent / "notes.txt").write_text("no: yaml")
+    lines = weft("apply", "-f", ".").stdout.splitlines()
+    assert [line.split("/")[1] for line in lines[:2]] == ["ratings created", "reviews created"]
+
+
+def test_what_cannot_be_read_is_exit_code_2(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    for file, reason in (
+        ("nowhere.yaml", "nowhere.yaml: No such file or directory."),
+        ("https://example.com/x.yaml", "weft does not fetch from the network"),
+    ):
+        result = weft("apply", "-f", file)
+        assert result.exit_code == 2
+        assert reason in result.stderr
+
+
+def test_standard_input_is_read_once_and_must_hold_something(mesh: Mesh, weft: Weft) -> None:
+    result = weft("apply", "-f", "-", "-f", "-", input=RULE)
+    assert (result.exit_code, result.stderr) == (2, "error: -: standard input can be read only once.\n")
+    result = weft("apply", "-f", "-", input="")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: no objects passed to apply: there is none in standard input.\n",
+    )
+    assert weft("diff", "-f", "-", input="").exit_code == 2  # 1 would say: it differs
+
+
+def test_a_file_without_any_object_is_refused_as_kubectl_does(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """What should have written it has probably failed. One that is empty beside others is nothing odd."""
+    Path("empty.yaml").write_text("")
+    Path("separators.yaml").write_text("---\n# nothing\n---\n")
+    for file in ("empty.yaml", "separators.yaml"):
+        for more in ((), ("--dry-run",), ("--dry-run=client",)):
+            result = weft("apply", "-f", file, *more)
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert result.stderr == f"error: no objects passed to apply: there is none in {file}.\n"
+        assert weft("delete", "-f", file).exit_code == 1
+        assert weft("get", "-f", file).exit_code == 1
+        assert weft("diff", "-f", file).exit_code == 2
+    assert weft("apply", "-f", "empty.yaml", "-f", rule).exit_code == 0
+    Path("void").mkdir()
+    result = weft("apply", "-f", "void")
+    assert result.exit_code == 2
+    assert "void: holds no file that ends in .yaml, .yml, .json." in result.stderr
+
+
+def test_a_file_that_is_no_utf_8_is_a_mistake_beside_the_others(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    rule.write_text(BAD)
+    Path("latin.yaml").write_bytes(b"# caf\xc3\xa9\nname: caf\xe9\n")
+    Path("good.yaml").write_text(RULE.replace("reviews", "ratings"))
+    for command in ("apply", "delete", "diff"):
+        result = weft(command, "-f", "latin.yaml", "-f", rule, "-f", "good.yaml")
+        assert result.exit_code == 3
+        assert "latin.yaml:2:10: error: (file): byte 0xe9 is not UTF-8." in result.stderr
+        assert "reviews.yaml:8:14: error: " in result.stderr
+        assert result.stderr.splitlines()[-1] == "error: 3 problems; nothing was changed."
+    assert weft("apply", "-f", "latin.yaml", "-f", "good.yaml").exit_code == 3
+    assert weft("apply", "-f", "latin.yaml", "--dry-run=client").exit_code == 3
+    assert mesh.client.get("/v1/config") == []
+
+
+def test_dry_run_has_kubectls_values(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    name = "virtualservice.networking.istio.io/reviews"
+    for value in ("--dry-run", "--dry-run=server"):
+        assert weft("apply", value, "-f", rule).stdout.splitlines()[0] == f"{name} created (dry run)"
+        assert mesh.client.get("/v1/config") == []
+    assert weft("apply", "-f", rule, "--dry-run=none").stdout.splitlines()[0] == f"{name} created"
+    for value in ("--dry-run", "--dry-run=server", "--dry-run=client"):
+        assert weft("delete", value, "vs", "reviews").stdout == f"{name} deleted (dry run)\n"
+    assert weft("delete", "vs", "reviews", "--dry-run=perhaps").exit_code == 2
+    assert len(mesh.client.get("/v1/config")) == 1
+
+
+def test_objects_are_named_as_programs_want_them(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    name = "virtualservice.networking.istio.io/reviews\n"
+    assert weft("apply", "-f", rule, "-o", "name").stdout == name
+    assert yaml.safe_load(weft("apply", "-f", rule, "-o", "yaml").stdout)["results"][0]["action"] == "unchanged"
+    assert weft("delete", "vs", "reviews", "-o", "name").stdout == name
+
+
+def test_directories_are_read_to_any_depth_where_that_is_said(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    below = rule.absolute().parent / "deep" / "er"
+    below.mkdir(parents=True)
+    (below / "ratings.yaml").write_text(RULE.replace("reviews", "ratings"))
+    assert len(json.loads(weft("apply", "-f", ".", "-o", "json").stdout)["results"]) == 1
+    assert len(json.loads(weft("apply", "-R", "-f", ".", "-o", "json").stdout)["results"]) == 2
+    assert weft("get", "-R", "-f", ".", "-o", "name").stdout.split() == [
+        "virtualservice.networking.istio.io/ratings",
+        "virtualservice.networking.istio.io/reviews",
+    ]
+    assert weft("diff", "-R", "-f", ".").exit_code == 0
+    assert len(weft("delete", "-R", "-f", ".").stdout.splitlines()) == 2
+
+
+def test_get_of_what_files_describe(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    result = weft("get", "-f", rule)
+    assert result.exit_code == 4
+    assert "Not found: VirtualService reviews." in result.stderr
+    weft("apply", "-f", rule)
+    Path("other.yaml").write_text(RULE.replace("reviews", "ratings"))
+    weft("apply", "-f", "other.yaml")
+    assert yaml.safe_load(weft("get", "-f", rule, "-o", "yaml").stdout) == yaml.safe_load(RULE)
+    assert weft("get", "vs", "-f", rule).exit_code == 2
+    rule.write_text(BAD)
+    assert weft("get", "-f", rule).exit_code == 3
+
+
+def test_get_shows_istios_columns(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """`additionalPrinterColumns` of Istio's CRDs; where each was written is in the wide view."""
+    api = "apiVersion: networking.istio.io/v1"
+    rule.write_text(f"""\
+{api}
+kind: VirtualService
+metadata: {{name: a}}
+spec: {{hosts: [a.example.com, b.example.com], gateways: [g], http: [{{route: [{{destination: {{host: a}}}}]}}]}}
+---
+{api}
+kind: DestinationRule
+metadata: {{name: a}}
+spec: {{host: a}}
+---
+{api}
+kind: Gateway
+metadata: {{name: g}}
+spec: {{selector: {{a: b}}, servers: [{{port: {{number: 80, name: h, protocol: HTTP}}, hosts: ["*"]}}]}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: a}}
+spec: {{mtls: {{mode: STRICT}}}}
+""")
+    assert weft("apply", "-f", rule).exit_code == 0
+    for kind, head, row in (
+        ("vs", "NAME GATEWAYS HOSTS AGE", "a g a.example.com,b.example.com"),
+        ("dr", "NAME HOST AGE", "a a"),
+        ("gw", "NAME AGE", "g"),
+        ("pa", "NAME MODE AGE", "a STRICT"),
+    ):
+        first, second = weft("get", kind).stdout.splitlines()
+        assert first.split() == head.split()
+        assert second.split()[: len(row.split())] == row.split()
+
+
+def test_get_goes_on_with_what_changes(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    weft("apply", "-f", rule)
+    command = [sys.executable, "-m", "weft.cli.main", "get", "vs", "-w", "-o", "name"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "virtualservice.networking.istio.io/reviews\n"
+        Path("other.yaml").write_text(RULE.replace("reviews", "ratings"))
+        weft("apply", "-f", "other.yaml")
+        assert process.stdout.readline() == "virtualservice.networking.istio.io/ratings\n"
+        weft("delete", "vs", "reviews")
+        assert process.stdout.readline() == "virtualservice.networking.istio.io/reviews\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+
+
+def test_delete_all_of_a_kind(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    weft("apply", "-f", rule)
+    Path("other.yaml").write_text(
+        f"{RULE.replace('reviews', 'ratings')}---\n{RULE.replace('name: reviews', 'name: x, namespace: shop')}".replace(
+            "metadata:\n  name: x, namespace: shop", "metadata: {name: x, namespace: shop}"
+        )
+    )
+    assert weft("apply", "-f", "other.yaml").exit_code == 0
+    assert weft("delete", "vs", "reviews", "--all").exit_code == 2
+    assert weft("delete", "--all").exit_code == 2
+    assert weft("delete", "dr", "--all").stdout == "Nothing to delete.\n"
+    assert len(weft("delete", "vs", "--all").stdout.splitlines()) == 2
+    assert [item["key"]["namespace"] for item in mesh.client.get("/v1/config")] == ["shop"]
+
+
+def test_a_store_that_cannot_be_written_is_exit_code_8(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    assert mesh.stop() == 0
+    with closing(sqlite3.connect(mesh.paths.store)) as store:
+        store.execute("CREATE TRIGGER full BEFORE INSERT ON objects BEGIN SELECT RAISE(ABORT, 'no space'); END")
+        store.commit()
+    mesh.start()
+    result = weft("apply", "-f", rule)
+    assert result.exit_code == 8, result.output
+    assert "no space" in result.stderr
+
+
+def test_apply_for_programs(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    answer = json.loads(weft("apply", "-f", rule, "-o", "json").stdout)
+    assert answer["results"][0]["action"] == "created"
+    assert answer["receipt"] is None
+
+
+def test_get_prints_tables_and_whole_objects(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    assert weft("get").stdout == "No objects found in namespace default.\n"
+    weft("apply", "-f", rule)
+    head, row = weft("get", "vs").stdout.splitlines()
+    assert head.split() == ["NAME", "GATEWAYS", "HOSTS", "AGE"]  # Istio's own, as `kubectl get vs` shows them
+    assert row.split()[:3] == ["reviews", "-", "reviews"]
+    head, row = weft("get", "vs", "-A", "-o", "wide").stdout.splitlines()
+    assert head.split()[5:] == ["GENERATION", "ORIGIN", "REVISION", "APPLIED", "BY"]
+    assert row.split()[:2] == ["default", "reviews"]
+    assert row.split()[-4:] == ["1", "reviews.yaml:1:1", "2", "user"]
+    assert weft("get", "-o", "name").stdout == "virtualservice.networking.istio.io/reviews\n"
+    assert yaml.safe_load(weft("get", "vs/reviews", "-o", "yaml").stdout) == yaml.safe_load(RULE)
+    listed = json.loads(weft("get", "vs", "-o", "json").stdout)
+    assert (listed["kind"], len(listed["items"])) == ("List", 1)
+
+
+def test_what_get_prints_can_be_applied(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    weft("apply", "-f", rule)
+    text = weft("get", "vs", "-o", "yaml").stdout
+    result = weft("apply", "-f", "-", input=text)
+    assert result.stdout.splitlines()[0] == "virtualservice.networking.istio.io/reviews unchanged"
+
+
+def test_get_of_what_is_not_there_is_exit_code_4(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    weft("apply", "-f", rule)
+    result = weft("get", "vs", "nobody")
+    assert result.exit_code == 4
+    assert "There are: VirtualService default/reviews." in result.stderr
+    result = weft("get", "vs", "reviews", "nobody", "-o", "name")
+    assert (result.exit_code, result.stdout) == (4, "virtualservice.networking.istio.io/reviews\n")
+    assert "Not found: VirtualService nobody." in result.stderr
+
+
+def test_the_namespace_of_the_mesh_is_that_of_commands_too(
+    weft: Weft, rule: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[WorkloadSpec] = []
+    for mesh in running_mesh({"namespace": "shop"}):
+        for name, value in mesh.environment.items():
+            monkeypatch.setenv(name, value)
+        assert weft("get").stdout == "No objects found in namespace shop.\n"
+        name = "virtualservice.networking.istio.io/reviews"
+        assert weft("apply", "-f", rule).stdout.startswith(f"{name} created (namespace shop)\n")
+        assert weft("get", "vs", "-o", "name").stdout == f"{name}\n"
+        assert weft("get", "vs", "-n", "default", "-o", "name").stdout.strip() == ""
+        assert weft("diff", "-f", rule).exit_code == 0
+        assert weft("delete", "vs", "reviews").exit_code == 0
+        assert mesh.client.get("/v1/config") == []
+        monkeypatch.setattr(run, "run", lambda _, spec: joined.append(spec))  # joins a mesh that has namespaces
+        monkeypatch.setenv("WEFT_PROXY", "weft-proxy")
+        for arguments in ((), ("-n", "default")):
+            assert weft("run", *arguments, "--", "true").exit_code == 0
+        assert [spec.namespace for spec in joined] == ["shop", "default"]
+
+
+def test_delete_by_name_and_by_file(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    for arguments in (("vs", "reviews"), ("-f", rule)):
+        weft("apply", "-f", rule)
+        result = weft("delete", *arguments)
+        assert result.stdout == "virtualservice.networking.istio.io/reviews deleted\n"
+        assert mesh.client.get("/v1/config") == []
+    assert weft("delete", "vs", "reviews").exit_code == 4
+    assert weft("delete", "vs", "reviews", "--ignore-not-found").exit_code == 0
+    assert weft("delete").exit_code == 2
+    assert weft("delete", "vs").exit_code == 2
+
+
+def test_delete_ignores_only_what_is_not_there(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    name = "virtualservice.networking.istio.io/reviews"
+    for arguments in (("vs", "nobody", "reviews"), ("-f", rule, "-f", "ratings.yaml")):
+        weft("apply", "-f", rule)
+        Path("ratings.yaml").write_text(RULE.replace("reviews", "ratings"))
+        assert weft("delete", *arguments).exit_code == 4
+        assert len(mesh.client.get("/v1/config")) == 1
+        result = weft("delete", *arguments, "--ignore-not-found")
+        assert (result.exit_code, result.stdout) == (0, f"{name} deleted\n")
+        assert mesh.client.get("/v1/config") == []
+
+
+def test_delete_refuses_a_namespace_beside_files(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """The documents say where their objects are."""
+    weft("apply", "-f", rule)
+    assert weft("delete", "-n", "shop", "-f", rule).exit_code == 2
+    assert len(mesh.client.get("/v1/config")) == 1
+
+
+def test_diff_is_a_unified_diff_and_exits_1_when_different(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    with_proxy(mesh)
+    weft("apply", "-f", rule, "--no-wait")
+    result = weft("diff", "-f", rule)
+    assert (result.exit_code, result.stdout) == (0, "Nothing would change.\n")
+    rule.write_text(RULE.replace("3s", "4s"))
+    result = weft("diff", "-f", rule)
+    assert result.exit_code == 1
+    assert {"-  - timeout: 3s", "+  - timeout: 4s"} <= set(result.stdout.splitlines())
+    assert "# proxy productpage-v1-0: 1 route changed" in result.stdout
+    assert mesh.client.get("/v1/config")[0]["generation"] == 1
+
+
+def test_status_shows_each_proxy_and_what_is_wrong(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    assert weft("status").stdout == "No program runs in this mesh yet.\n"
+    with_proxy(mesh, refuses=frozenset({"9080"}))
+    until(lambda: mesh.status("productpage-v1-0")["refused"])
+    lines = weft("status").stdout.splitlines()
+    assert lines[1].split()[:2] == ["productpage-v1-0", "refused"]
+    assert lines[2].split()[:3] == ["reviews-v1-0", "not", "connected"]
+    assert "  productpage-v1-0: refused 9080: cannot do 9080" in lines
+    assert "refused 9080" in weft("status", "productpage-v1-0").stdout
+    result = weft("status", "productpage-v1")
+    assert result.exit_code == 4
+    assert "Did you mean 'productpage-v1-0'?" in result.stderr
+
+
+def test_status_of_a_revision_names_the_silent(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    mesh.running("reviews")
+    revision = json.loads(weft("apply", "-f", rule, "--no-wait", "-o", "json").stdout)["revision"]
+    text = weft("status", "--revision", revision).stdout
+    assert f"Revision {revision} at " in text
+    assert "apply: VirtualService default/reviews created" in text
+    assert "  silent   reviews-v1-0" in text
+    assert weft("status", "--revision", 999).exit_code == 4
+
+
+def test_the_certificates_remaining_life_is_shown(mesh: Mesh, weft: Weft) -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    agent = mesh.running("reviews")
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    csr = request.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    agent.send(type="sign", csr=csr.public_bytes(serialization.Encoding.PEM).decode())
+    certificate = agent.receive("certificate")
+    leaf = x509.load_pem_x509_certificates(certificate["chain"].encode())[0]
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [agent.registered["identity"]]
+
+    (proxy,) = json.loads(weft("status", "-o", "json").stdout)
+    assert proxy["certificate"]["not_after"] == certificate["not_after"]
+    assert 0 < proxy["certificate"]["remaining_seconds"] <= 86400
+    assert " h " in weft("status").stdout
+
+
+def test_wait_returns_when_all_are_in_sync_and_names_those_that_are_not(mesh: Mesh, weft: Weft) -> None:
+    client = mesh.running("productpage", port=None)
+    result = weft("wait", "--timeout", "50ms")
+    assert result.exit_code == 6
+    assert "productpage-v1-0 did not answer within 50 ms." in result.stderr
+    mesh.proxy(client)
+    result = weft("wait")
+    assert (result.exit_code, result.stdout) == (0, "1 proxy is in sync.\n")
+
+
+def test_wait_ends_at_a_refusal_and_says_what_was_refused(mesh: Mesh, weft: Weft) -> None:
+    mesh.running("reviews")
+    client = mesh.running("productpage", port=None)
+    mesh.proxy(client, refuses=frozenset({"9080"}))
+    until(lambda: mesh.status(client.name)["refused"])
+    result = weft("wait", "--timeout", "1h")
+    assert result.exit_code == 6
+    assert result.stderr == "error: productpage-v1-0 refused 9080: cannot do 9080\n"
+
+
+def test_a_wait_may_be_longer_than_one_call_may_last(
+    mesh: Mesh, weft: Weft, rule: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mesh.running("reviews")
+    revision = json.loads(weft("apply", "-f", rule, "--no-wait", "-o", "json").stdout)["revision"]
+    with monkeypatch.context() as short:
+        short.setattr(apply, "LONGEST_WAIT_SECONDS", 0.01)
+        result = weft("wait", "--revision", revision, "--timeout", "100ms")
+    assert (result.exit_code, result.stderr) == (6, "error: reviews-v1-0 did not answer within 100 ms.\n")
+    mesh.proxy(client)
+    assert weft("wait", "--revision", revision, "--timeout", "11m").exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["listeners", "routes", "clusters", "endpoints"])
+def test_proxy_config_prints_tables_and_the_whole_messages(mesh: Mesh, weft: Weft, kind: str) -> None:
+    server = mesh.running("reviews")
+    expected = {
+        "listeners": "routes 9080",
+        "routes": "outbound|9080||reviews.default.svc.cluster.local",
+        "clusters": "reviews.default.svc.cluster.local",
+        "endpoints": f"{server.registered['address']}:9080",
+    }
+    result = weft("proxy-config", kind, server.name)
+    assert result.exit_code == 0
+    assert expected[kind] in result.stdout
+    whole = json.loads(weft("proxy-config", kind, server.name, "-o", "json").stdout)
+    assert whole
+    if kind == "listeners":
+        filters = [item for found in whole for chain in found.get("filter_chains", ()) for item in chain["filters"]]
+        assert any("http_filters" in item["typed_config"] for item in filters)  # what is packed is unpacked
+
+
+def test_proxy_config_of_nobody_lists_who_there_is(mesh: Mesh, weft: Weft) -> None:
+    mesh.running("reviews")
+    assert weft("proxy-config", "routes", "nobody").exit_code == 4
+    result = weft("proxy-config", "rout", "reviews-v1-0")
+    assert result.exit_code == 2
+    assert "Did you mean 'routes'?" in result.stderr
+
+
+def test_version_works_without_a_mesh_and_with_one(mesh: Mesh, weft: Weft) -> None:
+    assert weft("version", "--client").stdout.startswith("client   ")
+    mesh.running("reviews")
+    assert "proxies  weft-proxy (1 proxy)" in weft("version").stdout
+    assert weft("-m", "nobody", "version").exit_code == 5
+    assert weft("--version").stdout == weft("version").stdout
+    assert weft("-m", "nobody", "--version").exit_code == 5
+    assert weft("--version", "get").exit_code == 2
+    assert weft("-m", "nobody").exit_code == 2
+
+
+def test_why_is_answered_in_process(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    mesh.running("reviews")
+    mesh.running("productpage")
+    weft("apply", "-f", rule, "--no-wait")
+    text = weft("why", "--from", "productpage", "--to", "http://reviews:9080/reviews/0").stdout
+    assert "VirtualService default/reviews, spec.http[0] (reviews.yaml:8:5)" in text
+    assert "timeout  3 s" in text
+    answer = json.loads(weft("why", "--from", "productpage", "--to", "http://reviews:9080/", "-o", "json").stdout)
+    assert answer["outbound"]["timeout_ms"] == 3000
+    assert weft("why", "--from", "productpage", "--to", "http://reviews:9080/", "-H", "bad").exit_code == 2
+
+
+def test_ctrl_c_is_exit_code_130(mesh: Mesh) -> None:
+    mesh.running("productpage", port=None)
+    command = [sys.executable, "-m", "weft.cli.main", "wait", "--timeout", "60s"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    until(lambda: not mesh.connections(), what="the calls before are over")
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        until(lambda: len(mesh.connections()) > 0, what="the command waits for its answer")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert process.stderr is not None
+        assert process.stderr.read().strip() == b""
+
+
+def test_an_output_that_nobody_reads_is_no_error_message(mesh: Mesh) -> None:
+    command = f"{sys.executable} -m weft.cli.main version -o json | true"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+
+
+def test_secrets_of_weft_proxy_are_a_table() -> None:
+    """As the proxy's `GET /certs` has them: a chain under its name, and the roots."""
+    leaf = {"uris": ["spiffe://cluster.local/ns/default/sa/ratings"], "dns": [], "not_after": "20301125014342Z"}
+    root = {"uris": ["spiffe://cluster.local"], "dns": [], "not_after": "20301126014342Z"}
+    certificates = [{"name": "default", "chain": [leaf]}, {"name": "ROOTCA", "roots": [root]}]
+    data = {"identity": leaf["uris"][0], "signed": {"not_after": None}, "certificates": certificates}
+    lines = secrets_table(data, datetime(2030, 11, 25, 0, 43, 42, tzinfo=UTC)).splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["default", leaf["uris"][0]], ["ROOTCA", root["uris"][0]]]
+    assert lines[1].endswith("1 h 0 m")
+
+
+def test_ca_shows_and_rotates_the_authoritys_keys(mesh: Mesh, weft: Weft) -> None:
+    text = weft("ca").stdout
+    assert [line.split()[:3] for line in text.splitlines()[1:4]] == [
+        ["root", "1", "signing"],
+        ["root", "2", "standby"],
+        ["intermediate", "of", "root"],
+    ]
+    assert weft("ca", "rotate").exit_code == 2
+    assert weft("ca", "status", "--root").exit_code == 2
+    before = json.loads(weft("ca", "-o", "json").stdout)
+    after = json.loads(weft("ca", "rotate", "--root", "-o", "json").stdout)
+    assert (before["intermediate"]["root"], after["intermediate"]["root"]) == (1, 2)
+    assert weft("ca", "status").stdout.splitlines()[1].split()[:3] == ["root", "1", "retiring"]
+    mesh.running("reviews")
+    assert "root 1 still trusted until" in weft("status").stdout
+
+
+def test_logs_of_a_misspelt_name_are_refused_beside_others(mesh: Mesh, weft: Weft) -> None:
+    mesh.paths.workload("reviews-v1-0").output_log.parent.mkdir(parents=True)
+    mesh.paths.workload("reviews-v1-0").output_log.write_text("2026-01-31T12:00:00.123Z hello\n")
+    assert weft("logs", "reviews").stdout.endswith(" hello\n")
+    result = weft("logs", "reviews", "ratigns")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "'ratigns'" in result.stderr
+
+
+def test_logs_of_nobody_say_what_runs_and_what_has_ended(mesh: Mesh, weft: Weft) -> None:
+    for name in ("ended-v1-0", "running-v1-0"):
+        mesh.paths.workload(name).output_log.parent.mkdir(parents=True)
+    mesh.paths.workload("running-v1-0").init_pid.write_text("1")
+    result = weft("logs", "zzz")
+    assert result.exit_code == 4
+    assert result.stderr == (
+        "error: There is no program 'zzz'. Running: running-v1-0. Ended, with logs still there: ended-v1-0.\n"
+    )
+    assert "Did you mean 'running-v1-0'?" in weft("logs", "runing-v1-0").stderr
+
+
+def test_logs_for_programs(mesh: Mesh, weft: Weft) -> None:
+    files = mesh.paths.workload("reviews-v1-0")
+    files.output_log.parent.mkdir(parents=True)
+    files.output_log.write_text("2026-01-31T12:00:00.123Z hello: there\n")
+    files.access_log.write_text('{"start_time": "2026-01-31T12:00:01.000Z", "method": "GET", "response_code": 200}\n')
+    lines = [json.loads(line) for line in weft("logs", "-o", "json").stdout.splitlines()]
+    assert [*yaml.load_all(weft("logs", "-o", "yaml").stdout, yaml.BaseLoader)] == [
+        {"time": "2026-01-31T12:00:00.123Z", "workload": "reviews-v1-0", "kind": "output", "text": "hello: there"},
+        {
+            "time": "2026-01-31T12:00:01.000Z",
+            "workload": "reviews-v1-0",
+            "kind": "access",
+            "access": {"start_time": "2026-01-31T12:00:01.000Z", "method": "GET", "response_code": "200"},
+        },
+    ]
+    assert [line["kind"] for line in lines] == ["output", "access"]
+
+
+def test_a_published_port_of_an_ipv6_address_is_in_brackets() -> None:
+    published = [
+        {"port": 8080, "host_address": "::1", "host_port": 18080},
+        {"port": 8080, "host_address": "127.0.0.1", "host_port": 18080},
+    ]
+    item = {"kind": "gateway", "published": published}
+    assert ports(item) == "[::1]:18080->8080,127.0.0.1:18080->8080"
+
+
+def test_a_record_of_a_called_program_names_who_called() -> None:
+    """The caller's own proxy has no need to."""
+    record = {"method": "GET", "authority": "b", "path": "/x", "response_code": 200, "duration_ms": 3}
+    record |= {"downstream_remote_address": "10.244.0.7:40000"}
+    assert "GET b/x from 10.244.0.7 " in access_text({**record, "direction": "inbound"})
+    assert "10.244.0.7" not in access_text({**record, "direction": "outbound"})
+
+
+def test_the_record_of_a_connection_that_came_nowhere_says_where_it_was_going() -> None:
+    record = {"direction": "outbound", "upstream_cluster": "BlackHoleCluster", "response_flags": "UH", "duration_ms": 0}
+    record["downstream_local_address"] = "240.240.0.99:81"
+    assert click.unstyle(access_text(record)) == "--> TCP BlackHoleCluster to 240.240.0.99:81 UH 0 ms"
+    record |= {"upstream_cluster": "PassthroughCluster", "upstream_host": "93.184.216.34:443", "response_flags": "-"}
+    assert click.unstyle(access_text(record)) == "--> TCP PassthroughCluster via 93.184.216.34:443 0 ms"

@@ -1,0 +1,208 @@
+"""The frame of the command line: help, suggestions, exit codes, what it costs to start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.cli.conftest import Weft
+from weft.cli.documents import DURATION
+from weft.cli.kinds import parse_references, plural, resolve
+from weft.cli.main import COMMANDS, ExampleCommand, cli
+from weft.cli.output import columns, duration
+from weft.cli.problems import render, render_all
+from weft.cli.run import label, named, not_runnable
+from weft.cli.up import read_plan
+from weft.errors import UsageError
+from weft.model import Origin, Problem, Severity
+
+MINE = ("apply", "get", "delete", "diff", "status", "why", "proxy-config", "wait", "version", "control-plane")
+
+
+def test_help_lists_every_command_by_section(weft: Weft) -> None:
+    result = weft("--help")
+    assert result.exit_code == 0
+    for name, entry in COMMANDS.items():
+        assert (f"  {name} " in result.output) is bool(entry.section)
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_every_command_has_help_with_examples(weft: Weft, name: str) -> None:
+    result = weft(name, "--help")
+    assert result.exit_code == 0
+    assert f"Examples:\n  weft {name}" in result.output
+    command = cli.get_command(click.Context(cli), name)
+    assert isinstance(command, ExampleCommand)
+
+
+def test_a_misspelt_command_gets_the_nearest_one(weft: Weft) -> None:
+    result = weft("aply", "-f", "x")
+    assert result.exit_code == 2
+    assert "There is no command 'aply'. Did you mean 'apply'?" in result.output
+
+
+def test_help_imports_no_command() -> None:
+    """Start-up stays fast because a command's module is imported only when it runs."""
+    code = """
+import sys
+from weft.cli.main import cli
+cli.main(["--help"], standalone_mode=False)
+heavy = ("weft.api", "weft.agent", "yaml", "pydantic", "google")
+print([name for name in sys.modules if name.startswith(heavy)])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_mesh_is_exit_code_5(
+    weft: Weft, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+    result = weft("get")
+    assert result.exit_code == 5
+    assert "No mesh runs. `weft up` starts one." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("10s", 10), ("1m30s", 90), ("2h", 7200), ("7", 7), ("0.5", 0.5)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert DURATION.convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "10x", "s", "-1s", "1 s", "10sec"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not a duration"):
+        DURATION.convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.012, "12 ms"),
+        (4.21, "4.2 s"),
+        (59, "59 s"),
+        (310, "5 m 10 s"),
+        (86340, "23 h 59 m"),
+        (540000, "6 d 6 h"),
+        (-5, "-5.0 s"),
+    ],
+)
+def test_durations_are_written_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["vs", "VirtualService", "virtualservices", "virtualservice.networking.istio.io", "VIRTUALSERVICE"]
+)
+def test_a_kind_may_be_written_as_kubectl_takes_it(text: str) -> None:
+    assert resolve(text) == "VirtualService"
+
+
+def test_plurals() -> None:
+    assert [plural(kind) for kind in ("Gateway", "AuthorizationPolicy", "VirtualService")] == [
+        "gateways",
+        "authorizationpolicies",
+        "virtualservices",
+    ]
+
+
+def test_references() -> None:
+    assert parse_references(["vs", "a", "b"]) == [("VirtualService", "a"), ("VirtualService", "b")]
+    assert parse_references(["vs/a", "dr/b"]) == [("VirtualService", "a"), ("DestinationRule", "b")]
+    assert parse_references(["vs,gw"]) == [("VirtualService", None), ("Gateway", None)]
+    with pytest.raises(UsageError, match="not both"):
+        parse_references(["vs/a", "b"])
+    with pytest.raises(UsageError, match="Did you mean 'Gateway'"):
+        parse_references(["gatway"])
+
+
+def test_columns_are_aligned_and_nothing_is_left_blank() -> None:
+    assert columns(["name", "state"], [["a", None], ["longer", "up"]]) == "NAME     STATE\na        -\nlonger   up"
+
+
+def test_the_caret_stands_under_its_column_whatever_is_before_it() -> None:
+    problem = Problem(Origin("a.yaml", 2, 4), "spec.x", "is wrong.", "Write y.")
+    assert render(problem, {"a.yaml": "one\n\t  x: 1\n"}).splitlines() == [
+        "a.yaml:2:4: error: spec.x: is wrong.",
+        "  2 | \t  x: 1",
+        "    | \t  ^",
+        "  Write y.",
+    ]
+
+
+def test_what_cannot_be_run_is_said_as_shells_say_it(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no program")
+    assert not_runnable(str(tmp_path / "text"), None) == ("Permission denied", 126)
+    assert not_runnable("text", str(tmp_path)) == ("Permission denied", 126)
+    assert not_runnable(str(tmp_path), None) == ("Is a directory", 126)
+    assert not_runnable(str(tmp_path / "nothing"), None) == ("command not found", 127)
+    assert not_runnable("nothing", str(tmp_path)) == ("command not found", 127)
+    (tmp_path / "text").chmod(0o700)
+    assert not_runnable("text", str(tmp_path)) is None
+
+
+def test_a_dry_run_of_the_client_needs_no_mesh(
+    weft: Weft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    text = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: a}\n"
+    good.write_text(text)
+    bad.write_text(text.replace("host: a", "hots: a"))
+    result = weft("apply", "-f", good, "--dry-run=client")
+    assert result.stdout == "destinationrule.networking.istio.io/a checked (dry run)\n"
+    result = weft("apply", "-f", bad, "--dry-run=client")
+    assert result.exit_code == 3
+    assert "bad.yaml:4:8: error: spec.hots: unknown field `hots`." in result.stderr
+    assert weft("apply", "-f", good, "--dry-run").exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--name", "Bad Name"),
+        ("--name", ""),
+        ("--version", "v 2"),
+        ("--version", ""),
+        ("--workload", "a/b"),
+        ("--namespace", "Bad_NS"),
+        ("--service-account", "x y"),
+        ("--label", "-a=b"),
+        ("--label", "a=b c"),
+        ("--label", "a"),
+    ],
+)
+def test_a_name_that_cannot_be_one_is_a_mistake_of_the_command_line(option: str, value: str) -> None:
+    """By the rules that Kubernetes has, before anything of a mesh is asked."""
+    with pytest.raises(UsageError, match=f"^{option} "):
+        label(value) if option == "--label" else named(option, value, "a name")
+    assert named("--name", "a" * 63, "a name") == "a" * 63
+    assert named("--namespace", None, "a namespace") == named("--workload", "", "a name") == ""
+    assert label("example.com/tier=") == ("example.com/tier", "")
+
+
+def test_the_last_line_of_mistakes_says_what_they_come_to() -> None:
+    error = Problem(Origin("weft.yaml", 1), "x", "is wrong.")
+    warning = replace(error, severity=Severity.WARNING)
+    last = [
+        render_all(problems, {}, "nothing was started").splitlines()[-1]
+        for problems in ([error], [error, warning], [warning])
+    ]
+    assert last == [
+        "error: 1 problem; nothing was started.",
+        "error: 2 problems; nothing was started.",
+        "error: 1 warning, which --strict refuses; nothing was started.",
+    ]
+
+
+def test_the_control_plane_is_told_the_namespace_of_weft_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEFT_PROXY", "weft-proxy")  # not started here
+    (tmp_path / "weft.yaml").write_text("namespace: shop\n")
+    plan, _ = read_plan(tmp_path, mesh=None, fresh=False)
+    assert plan.declaration["namespace"] == "shop"

@@ -1,0 +1,194 @@
+"""weft-proxy processes for conformance tests, each with a stream core of its own, and the judges that are written in Go."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.extensions.access_loggers.file.v3 import file_pb2  # noqa: F401 - these register the types for Any
+from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2  # noqa: F401
+from envoy.extensions.transport_sockets.tls.v3 import tls_pb2  # noqa: F401
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2  # noqa: F401
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+
+from weft._native import StreamCore
+from weft.agent.bootstrap import bootstrap
+from weft.agent.data_planes.weft_proxy import WeftProxy
+
+LIMIT = 30.0
+ROOT = Path(__file__).parents[2]
+TYPES = "type.googleapis.com/envoy.extensions"
+
+Resource = tuple[str, str, str, bytes]
+
+
+def judge(name: str) -> str:
+    """The program *name* that tools/interop/build makes. Where nobody has built it the test is skipped; under CI it fails."""
+    path = ROOT / "target" / "interop" / name
+    if not path.exists():
+        refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        refuse(f"{path.relative_to(ROOT)} is not built: run `make interop` (needs Go)")
+    return str(path)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def resource(name: str, message: Message) -> Resource:
+    content = message.SerializeToString(deterministic=True)
+    return f"type.googleapis.com/{message.DESCRIPTOR.full_name}", name, "1", content
+
+
+def listener(
+    name: str, port: int, cluster: str, *, tls: dict[str, Any] | None = None, log: Path, **manager: Any
+) -> Resource:
+    """A listener on *port* that sends every request to *cluster*; *manager* adds to its connection manager."""
+    route = {"match": {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "0s"}}
+    record = {
+        "path": "%REQ(:PATH)%",
+        "protocol": "%PROTOCOL%",
+        "status": "%RESPONSE_CODE%",
+        "flags": "%RESPONSE_FLAGS%",
+    }
+    content: dict[str, Any] = {
+        "@type": f"{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": name,
+        "route_config": {"name": name, "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        "http_filters": [
+            {"name": "router", "typed_config": {"@type": f"{TYPES}.filters.http.router.v3.Router"}},
+        ],
+        "access_log": [
+            {
+                "name": "file",
+                "typed_config": {
+                    "@type": f"{TYPES}.access_loggers.file.v3.FileAccessLog",
+                    "path": str(log),
+                    "log_format": {"json_format": record},
+                },
+            }
+        ],
+        **manager,
+    }
+    chain: dict[str, Any] = {"filters": [{"name": "http", "typed_config": content}]}
+    if tls is not None:
+        chain["transport_socket"] = {
+            "name": "tls",
+            "typed_config": {"@type": f"{TYPES}.transport_sockets.tls.v3.DownstreamTlsContext", **tls},
+        }
+    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+    return resource(name, ParseDict({"name": name, "address": address, "filter_chains": [chain]}, Listener()))
+
+
+def cluster(name: str, port: int, *, http2: bool, tls: dict[str, Any] | None = None) -> Resource:
+    """A cluster of one endpoint on loopback."""
+    endpoint = {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}}
+    content: dict[str, Any] = {
+        "name": name,
+        "type": "STATIC",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+    if http2:
+        content["typed_extension_protocol_options"] = {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": f"{TYPES}.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        }
+    if tls is not None:
+        content["transport_socket"] = {
+            "name": "tls",
+            "typed_config": {"@type": f"{TYPES}.transport_sockets.tls.v3.UpstreamTlsContext", **tls},
+        }
+    return resource(name, ParseDict(content, Cluster()))
+
+
+class Proxy:
+    """A running weft-proxy and its control plane."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        directory.mkdir(parents=True)
+        self.core = StreamCore(str(directory / "xds.sock"))
+        self.revision = 0
+        self.stream: int | None = None
+        config = bootstrap(
+            {"id": f"sidecar~127.0.0.1~{name}.default~default.svc.cluster.local", "cluster": name},
+            admin=directory / "admin.sock",
+            xds=directory / "xds.sock",
+            sds=directory / "xds.sock",
+            records=directory / "records.sock",
+        )
+        path = directory / "bootstrap.json"
+        path.write_text(json.dumps(config))
+        self.log = directory / "access.log"
+        self.output = directory / "proxy.log"
+        with self.output.open("wb") as output:
+            program = WeftProxy().find().path
+            self.process = subprocess.Popen(
+                [program, "-c", str(path), "--concurrency", "1"], stdin=subprocess.DEVNULL, stderr=output
+            )
+
+    def publish(self, *resources: Resource) -> None:
+        """Publish *resources*, and wait until the proxy has acknowledged all."""
+        refused = self.offer(*resources)
+        assert not refused, refused
+
+    def offer(self, *resources: Resource) -> dict[tuple[str, str], str]:
+        """Publish *resources*, wait until the proxy has answered to all, and return what it refused: why by type URL and name."""
+        self.revision += 1
+        self.core.publish("view", self.revision, list(resources))
+        refused = {}
+        deadline = time.monotonic() + LIMIT
+        while (left := deadline - time.monotonic()) > 0:
+            select.select([self.core.fileno()], [], [], left)
+            for event in self.core.events():
+                match event:
+                    case ("connected", stream, *_):
+                        # The first stream is ADS; one for secrets follows when something needs them.
+                        self.stream = stream if self.stream is None else self.stream
+                        self.core.attach(stream, "view")
+                    case ("refused", _, _, type_url, name, _, message):
+                        refused[type_url, name] = message
+                    case ("synced", stream, _, revision) if (stream, revision) == (self.stream, self.revision):
+                        return refused
+        raise TimeoutError(self.output.read_text())
+
+    def records(self) -> list[dict[str, Any]]:
+        """The access records so far."""
+        if not self.log.exists():
+            return []
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.core.close()
+
+
+@contextlib.contextmanager
+def proxies(directory: Path, *names: str) -> Iterator[list[Proxy]]:
+    """Proxies that end with the block; what they said is shown if the test fails."""
+    running: list[Proxy] = []
+    try:
+        for name in names:
+            running.append(Proxy(directory / name, name))
+        yield running
+    finally:
+        for proxy in running:
+            proxy.stop()
+            print(proxy.output.read_text()[-2000:])

@@ -1,0 +1,127 @@
+"""Real Envoy is asked to end as its agent asks it: a request that is under way gets its whole answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weft.agent import admin
+from weft.agent.data_planes import DATA_PLANES, envoy
+from weft.data_plane import ENVOY
+
+pytestmark = pytest.mark.conformance
+
+LIMIT_SECONDS = 60.0
+
+
+def typed(name: str, **fields: Any) -> dict[str, Any]:
+    return {"@type": f"type.googleapis.com/{name}", **fields}
+
+
+def bootstrap(directory: Path, upstream: int) -> dict[str, Any]:
+    """One listener on a Unix socket, one route, one upstream on this machine's loopback."""
+    router = typed("envoy.extensions.filters.http.router.v3.Router")
+    host = {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "up"}}]}
+    manager = typed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="in",
+        route_config={"virtual_hosts": [host]},
+        http_filters=[{"name": "router", "typed_config": router}],
+    )
+    address = {"socket_address": {"address": "127.0.0.1", "port_value": upstream}}
+    return {
+        "admin": {"address": {"pipe": {"path": str(directory / "admin.sock")}}},
+        "static_resources": {
+            "listeners": [
+                {
+                    "name": "in",
+                    "address": {"pipe": {"path": str(directory / "in.sock")}},
+                    "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+                }
+            ],
+            "clusters": [
+                {
+                    "name": "up",
+                    "load_assignment": {
+                        "cluster_name": "up",
+                        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+                    },
+                }
+            ],
+        },
+    }
+
+
+@contextlib.contextmanager
+def running(directory: Path, upstream: int) -> Iterator[subprocess.Popen[bytes]]:
+    path = directory / "bootstrap.json"
+    path.write_text(json.dumps(bootstrap(directory, upstream)))
+    command = [DATA_PLANES[ENVOY].find().path, "-c", str(path), "--concurrency", "1", "--disable-hot-restart"]
+    command += ["--log-level", "error", "--drain-time-s", "1", "--drain-strategy", "immediate"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_request_under_way_is_answered_and_its_connection_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(envoy, "DRAIN_SECONDS", LIMIT_SECONDS)  # the machine may be busy
+
+    async def test() -> None:
+        asked, answer = asyncio.Event(), asyncio.Event()
+
+        async def upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            asked.set()
+            await answer.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwhole")
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(upstream, "127.0.0.1", 0)
+        with running(tmp_path, server.sockets[0].getsockname()[1]) as process:
+            control = tmp_path / "admin.sock"
+            while not await admin.is_ready(control):
+                assert process.poll() is None
+                await asyncio.sleep(0.01)
+            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "in.sock"))
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            await asked.wait()
+            assert await envoy.open_requests(control) == 1
+
+            draining = asyncio.create_task(DATA_PLANES[ENVOY].drain(process.pid, control))
+            while await admin.is_ready(control):  # `/healthcheck/fail` has been heard
+                await asyncio.sleep(0.01)
+            assert not draining.done()
+            answer.set()
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            assert await reader.readexactly(5) == b"whole"
+            assert b"connection: close" in head
+            assert await reader.read() == b""
+            writer.close()
+            await draining
+            assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 0
+        server.close()
+
+    asyncio.run(asyncio.wait_for(test(), LIMIT_SECONDS))
+
+
+def test_an_envoy_that_does_not_answer_is_told_all_the_same(tmp_path: Path) -> None:
+    async def test() -> None:
+        with running(tmp_path, 9) as process:
+            while not await admin.is_ready(tmp_path / "admin.sock"):
+                await asyncio.sleep(0.01)
+            await DATA_PLANES[ENVOY].drain(process.pid, tmp_path / "nobody.sock")
+            assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 0
+
+    asyncio.run(asyncio.wait_for(test(), LIMIT_SECONDS))

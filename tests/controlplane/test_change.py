@@ -1,0 +1,210 @@
+"""The line of a change when something on it fails or nobody waits for it any more: the mesh is right again by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.controlplane.test_steps import POLICY
+from weft.api.parse import parse
+from weft.controlplane import change
+from weft.controlplane.change import ControlPlane
+from weft.controlplane.edit import Document, Edit
+from weft.controlplane.events import Events
+from weft.errors import StoreError
+from weft.model import Protocol, WorkloadPort
+from weft.registry import Programs, Registration
+from weft.store import Changes, Lease, SqliteStore
+from weft.translate.peer_authentication import modes
+from weft.xds import Receipt
+
+
+class Disk(SqliteStore):
+    """A store whose disk can be full or slow."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.full = False
+        self.go = threading.Event()
+        self.go.set()
+        self.reached = threading.Event()
+
+    def commit(self, changes: Changes, *, summary: str, time: float, at_least: int = 0) -> int:
+        self.reached.set()
+        self.go.wait()
+        if self.full:
+            raise StoreError("database or disk is full")
+        return super().commit(changes, summary=summary, time=time, at_least=at_least)
+
+
+class Line:
+    """A control plane without sockets. `published` has (revision, modes of the ports as the proxies were shown them)."""
+
+    def __init__(self, path: Path) -> None:
+        self.disk = Disk(path / "store.db")
+        self.registry = Programs()
+        self.published: list[tuple[int, Mapping[str, Any]]] = []
+        self.broken = False
+        self.between: Callable[[], None] = lambda: None
+        """Called between two steps."""
+        self.shown: dict[str, Any] = {}
+        self.events = Events()
+        self.plane = ControlPlane(
+            store=self.disk,
+            registry=self.registry,
+            leases=lambda: [
+                Lease(namespace, name, program.address, "", program.ready)
+                for (namespace, name), program in self.registry.programs.items()
+            ],
+            parse=parse,
+            references=lambda _: (),
+            statuses=lambda *_: {},
+            translate=self._translate,
+            refusals=lambda *_: (),
+            check=lambda _: (),
+            publish=self._publish,
+            confirm=self._confirm,
+            withdraw=lambda _: None,
+            announce=lambda: None,
+            events=self.events,
+        )
+        self.plane.settled.set()
+
+    def _translate(self, snapshot: Any, proxy: Any) -> tuple[()]:
+        both = any(snapshot.accepting_both.values())
+        self.shown = {"both": both, "modes": {str(mode) for mode in modes(snapshot).values()}}
+        self.shown["ready"] = {key[1] for key, item in snapshot.workloads.items() if item.ready}
+        return ()
+
+    def _publish(self, views: Mapping[str, Sequence[tuple[str, str, bytes]]], revision: int) -> frozenset[str]:
+        if self.broken:
+            raise OSError("this cannot be published")
+        self.published.append((revision, self.shown))
+        return frozenset(views)
+
+    async def _confirm(self, revision: int, timeout: float) -> Receipt:
+        self.between()
+        nobody: frozenset[str] = frozenset()
+        return Receipt(revision, True, nobody, nobody, nobody, {}, True)
+
+    def join(self, name: str) -> tuple[str, str]:
+        ports = (WorkloadPort(9080, Protocol.HTTP),)
+        key = self.registry.register(Registration(service=name, version="v1", ports=ports))
+        self.registry.report(key, proxy_ready=True)
+        self.registry.listening(key, 9080, "127.0.0.1")
+        return key
+
+
+def run(path: Path, body: Callable[[Line], Coroutine[Any, Any, None]]) -> None:
+    async def test() -> None:
+        line = Line(path)
+        following = asyncio.ensure_future(line.plane.follow())
+        try:
+            async with asyncio.timeout(30):
+                await body(line)
+        finally:
+            line.disk.go.set()
+            following.cancel()
+            line.disk.close()
+
+    asyncio.run(test())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(change, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(change, "LINGER_SECONDS", 0.0)
+
+
+def policy(mode: str) -> Edit:
+    return Edit(documents=(Document("test.yaml", POLICY.format(mode=mode)),))
+
+
+def test_a_caller_who_waits_no_longer_does_not_cut_a_change_in_two(tmp_path: Path) -> None:
+    """A leave waits two seconds, and the disk takes longer: what was stored is published, and the next turn works."""
+
+    async def body(line: Line) -> None:
+        line.join("reviews")
+        line.disk.go.clear()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await line.plane.settle()
+        assert line.disk.reached.is_set()
+        line.disk.go.set()
+        await until(lambda: line.published)
+        line.join("ratings")
+        assert await line.plane.settle() == 2
+        assert [revision for revision, _ in line.published] == [1, 2]
+
+    run(tmp_path, body)
+
+
+def test_a_full_disk_does_not_keep_an_endpoint_from_being_withdrawn(tmp_path: Path) -> None:
+    """It is published at once, told once, and stored by itself when there is space; an edit is refused meanwhile."""
+
+    async def body(line: Line) -> None:
+        line.join("reviews")
+        key = line.join("ratings")
+        await line.plane.settle()
+        line.disk.full = True
+        line.registry.report(key, proxy_ready=False)
+        line.plane.report()
+        await until(lambda: line.published[-1][1]["ready"] == {"reviews-v1-0"})
+        with pytest.raises(StoreError):
+            await line.plane.change(policy("STRICT"))
+        assert not line.plane.configuration.objects
+        line.disk.reached.clear()
+        await until(line.disk.reached.is_set)  # tried again, though nobody has reported
+        line.disk.full = False
+        await until(lambda: not {lease.name: lease.ready for lease in line.disk.load().leases}[key[1]])
+        await line.plane.change(policy("STRICT"))
+        assert line.plane.revision == line.disk.load().revision
+
+    run(tmp_path, body)
+
+
+def test_the_steps_that_a_full_disk_meets_are_published_all_the_same(tmp_path: Path) -> None:
+    async def body(line: Line) -> None:
+        line.join("reviews")
+        await line.plane.change(policy("DISABLE"))
+
+        def fill() -> None:
+            line.disk.full = True
+
+        line.between = fill
+        await line.plane.change(policy("STRICT"))
+        assert line.published[-1][1]["both"] is False
+        line.disk.full = False
+        line.join("ratings")
+        revision = await line.plane.settle()
+        assert line.disk.load().revision == revision, "the store has a gap, and goes on after it"
+
+    run(tmp_path, body)
+
+
+def test_a_step_that_cannot_be_published_is_tried_again_until_it_is(tmp_path: Path) -> None:
+    async def body(line: Line) -> None:
+        line.join("reviews")
+        await line.plane.change(policy("DISABLE"))
+
+        def fail() -> None:
+            line.broken = True
+
+        line.between = fail
+        with pytest.raises(OSError, match="cannot be published"):
+            await line.plane.change(policy("STRICT"))
+        line.between, line.broken = lambda: None, False
+        count = len(line.published)
+        await until(lambda: len(line.published) > count and not line.published[-1][1]["both"])
+
+    run(tmp_path, body)

@@ -1,0 +1,418 @@
+"""The control plane's process, seen by agents, proxies and people who apply things."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.controlplane.peers import Agent, Mesh, ScriptedProxy, running_mesh, until
+from weft.errors import InvalidConfiguration, NotFound, UsageError
+from weft.translate import CLUSTER_LOAD_ASSIGNMENT, ROUTE_CONFIGURATION
+
+REVIEWS = "reviews.default.svc.cluster.local"
+CLUSTER_OF_REVIEWS = f"outbound|9080||{REVIEWS}"
+
+RULE = """\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: reviews
+spec:
+  hosts: [reviews]
+  http:
+  - timeout: {timeout}
+    route:
+    - destination: {{host: reviews}}
+"""
+
+
+def two(mesh: Mesh) -> tuple[Agent, ScriptedProxy, Agent]:
+    """A running client and a running server; return the client's agent and proxy, and the server's agent."""
+    client, server = mesh.running("productpage", port=None), mesh.running("reviews")
+    proxy = mesh.proxy(client)
+    until(lambda: mesh.status(client.name)["synced"])
+    return client, proxy, server
+
+
+def test_a_registered_workload_gets_an_address_an_identity_and_the_names(mesh: Mesh) -> None:
+    agent = mesh.agent("reviews", "v2", ports=[{"number": 9080, "protocol": "HTTP"}])
+    registered = agent.registered
+
+    assert registered["workload"] == "reviews-v2-0"
+    assert registered["address"].startswith("10.244.")
+    assert registered["address6"].startswith("fd77:ef7::")
+    assert registered["identity"] == "spiffe://cluster.local/ns/default/sa/reviews"
+    assert registered["node"]["id"].startswith(f"sidecar~{registered['address']}~reviews-v2-0.default~")
+    assert list(agent.names(lambda names: REVIEWS in names)) == [REVIEWS]
+
+
+def test_a_declared_service_has_its_name_and_address_before_any_program_runs() -> None:
+    declared = {"services": [{"name": "reviews", "ports": [{"number": 9080, "protocol": "HTTP"}]}]}
+    for mesh in running_mesh(declared):
+        agent = mesh.agent("productpage", client_only=True)
+        assert agent.names(bool) == {REVIEWS: ["240.240.0.2"]}
+
+
+def test_no_endpoint_is_published_before_proxy_and_port_answer(mesh: Mesh) -> None:
+    client = mesh.running("productpage", port=None)
+    server = mesh.agent("reviews", ports=[{"number": 9080, "protocol": "HTTP"}])
+    proxy = mesh.proxy(client)
+    proxy.wait(lambda it: CLUSTER_OF_REVIEWS in it.resources.get(CLUSTER_LOAD_ASSIGNMENT, {}))
+    assert proxy.endpoints(CLUSTER_OF_REVIEWS) == []
+
+    server.send(type="proxy_ready", ready=True)
+    until(lambda: mesh.client.get("/v1/workloads")[1]["proxy_ready"])
+    assert proxy.endpoints(CLUSTER_OF_REVIEWS) == []
+
+    server.send(type="listening", port=9080, address="127.0.0.1")
+    proxy.wait(lambda it: it.endpoints(CLUSTER_OF_REVIEWS) == [server.registered["address"]])
+
+    server.send(type="listening", port=9080, address=None)
+    proxy.wait(lambda it: it.endpoints(CLUSTER_OF_REVIEWS) == [])
+
+
+def test_settled_says_who_is_not_ready_and_which_proxy_is_behind(mesh: Mesh) -> None:
+    """What `weft up` waits for before it calls the mesh ready."""
+    client = mesh.running("productpage", port=None)
+    server = mesh.agent("reviews", ports=[{"number": 9080, "protocol": "HTTP"}])
+    mesh.proxy(client, silent=True)
+    both = ["productpage-v1-0", "reviews-v1-0"]
+
+    answer = mesh.client.get("/v1/settled", ready=",".join(both), wait=0.1)
+    assert answer == {"unready": ["reviews-v1-0"], "behind": both}
+
+    server.send(type="proxy_ready", ready=True)
+    server.send(type="listening", port=9080, address="127.0.0.1")
+    mesh.proxy(server)
+    answer = mesh.client.get("/v1/settled", ready=",".join(both), wait=1)
+    assert answer == {"unready": [], "behind": ["productpage-v1-0"]}
+
+
+def test_an_apply_reaches_the_proxy_and_the_receipt_says_so(mesh: Mesh) -> None:
+    _, proxy, _ = two(mesh)
+
+    answer = mesh.apply(RULE.format(timeout="3s"))
+    receipt = mesh.client.get(f"/v1/revisions/{answer['revision']}", wait=10)
+
+    assert [result["action"] for result in answer["results"]] == ["created"]
+    assert "productpage-v1-0" in answer["affected"]
+    assert "productpage-v1-0" in receipt["acknowledged"]
+    assert receipt["refused"] == []
+    assert b"test.yaml:" in proxy.resources[ROUTE_CONFIGURATION]["9080"]
+
+
+def test_an_equal_apply_makes_no_revision_and_wakes_nobody(mesh: Mesh) -> None:
+    _, proxy, _ = two(mesh)
+    first = mesh.apply(RULE.format(timeout="3s"))
+    mesh.client.get(f"/v1/revisions/{first['revision']}", wait=10)
+    received = len(proxy.received)
+
+    again = mesh.apply(RULE.format(timeout="3s"))
+
+    assert [result["action"] for result in again["results"]] == ["unchanged"]
+    assert (again["revision"], again["affected"]) == (first["revision"], [])
+    assert len(proxy.received) == received
+
+
+def test_a_proxy_hears_nothing_of_what_does_not_concern_it(mesh: Mesh) -> None:
+    """A gateway's routes concern the gateway alone."""
+    two(mesh)
+    gateway = """\
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - port: {number: 8080, name: http, protocol: HTTP}
+    hosts: ["*"]
+"""
+    answer = mesh.apply(gateway)
+    assert answer["affected"] == []
+    assert mesh.status("productpage-v1-0")["published"] < answer["revision"]
+
+
+def test_a_silent_proxy_is_named(mesh: Mesh) -> None:
+    client, _ = mesh.running("productpage", port=None), mesh.running("reviews")
+    mesh.proxy(client, silent=True)
+
+    answer = mesh.apply(RULE.format(timeout="3s"))
+    receipt = mesh.client.get(f"/v1/revisions/{answer['revision']}", wait=0.2)
+
+    assert "productpage-v1-0" in receipt["silent"]
+    assert not mesh.status("productpage-v1-0")["synced"]
+
+
+def test_a_refusal_is_kept_with_the_resource_the_proxys_words_and_the_lines_behind_it(mesh: Mesh) -> None:
+    client, _ = mesh.running("productpage", port=None), mesh.running("reviews")
+    mesh.proxy(client, refuses=frozenset({"9080"}))
+
+    answer = mesh.apply(RULE.format(timeout="3s"))
+    receipt = until(lambda: mesh.client.get(f"/v1/revisions/{answer['revision']}", wait=5)["refused"])
+
+    assert receipt == [
+        {
+            "workload": "productpage-v1-0",
+            "resources": [
+                {
+                    "type_url": ROUTE_CONFIGURATION,
+                    "name": "9080",
+                    "message": "cannot do 9080",
+                    "field": "",
+                    "origins": ["test.yaml:5:1", "test.yaml:8:5"],
+                }
+            ],
+        }
+    ]
+    assert mesh.status("productpage-v1-0")["refused"] == receipt[0]["resources"]
+
+
+def test_a_refused_document_changes_nothing_and_all_mistakes_are_named(mesh: Mesh) -> None:
+    mesh.apply(RULE.format(timeout="3s"))
+    before = mesh.client.get("/v1/config")
+    bad = RULE.format(timeout="soon").replace("hosts:", "host:")
+    other = RULE.format(timeout="1s").replace("name: reviews", "name: other")
+
+    with pytest.raises(InvalidConfiguration) as caught:
+        mesh.apply(f"{other}---\n{bad}")
+
+    places = [(problem.origin.line, problem.path) for problem in caught.value.problems]
+    assert (17, "spec.host") in places
+    assert (19, "spec.http[0].timeout") in places
+    assert mesh.client.get("/v1/config") == before
+
+
+def test_a_dangling_reference_warns_and_refuses_only_under_strict(mesh: Mesh) -> None:
+    (warning, *_) = mesh.apply(RULE.format(timeout="3s"), dry_run=True)["warnings"]
+    assert (warning["file"], warning["severity"]) == ("test.yaml", "warning")
+    assert warning["remedy"]
+    with pytest.raises(InvalidConfiguration):
+        mesh.apply(RULE.format(timeout="3s"), strict=True)
+    assert mesh.client.get("/v1/config") == []
+
+
+def test_a_dry_run_names_the_affected_and_changes_nothing(mesh: Mesh) -> None:
+    _, proxy, _ = two(mesh)
+    revision = mesh.client.get("/v1/version")["revision"]
+    received = len(proxy.received)
+
+    answer = mesh.apply(RULE.format(timeout="3s"), dry_run=True)
+
+    assert "productpage-v1-0" in answer["affected"]
+    assert mesh.client.get("/v1/version")["revision"] == revision
+    assert mesh.client.get("/v1/config") == []
+    assert len(proxy.received) == received
+
+
+def test_diff_shows_objects_and_resources(mesh: Mesh) -> None:
+    two(mesh)
+    mesh.apply(RULE.format(timeout="3s"))
+    text = RULE.format(timeout="4s")
+    answer = mesh.client.post("/v1/diff", {"documents": [{"file": "test.yaml", "text": text}]})
+
+    (change,) = answer["changes"]
+    assert change["before"]["spec"]["http"][0]["timeout"] == "3s"
+    assert change["after"]["spec"]["http"][0]["timeout"] == "4s"
+    assert {"type_url": ROUTE_CONFIGURATION, "name": "9080", "change": "changed"} in answer["resources"][
+        "productpage-v1-0"
+    ]
+
+
+def test_generation_counts_the_changes_of_the_spec(mesh: Mesh) -> None:
+    for text in (RULE.format(timeout="3s"), RULE.format(timeout="4s"), "\n" + RULE.format(timeout="4s")):
+        mesh.apply(text)
+    (item,) = mesh.client.get("/v1/config")
+    assert item["generation"] == 2
+    assert item["origin"] == "test.yaml:2:1"  # the last apply moved it down a line
+
+
+def test_delete_is_all_or_nothing(mesh: Mesh) -> None:
+    mesh.apply(RULE.format(timeout="3s"))
+    key = {"kind": "VirtualService", "namespace": "default", "name": "reviews"}
+    with pytest.raises(NotFound, match="VirtualService default/nobody"):
+        mesh.client.post("/v1/delete", {"keys": [key, {**key, "name": "nobody"}]})
+    assert len(mesh.client.get("/v1/config")) == 1
+    answer = mesh.client.post("/v1/delete", {"keys": [key]})
+    assert [result["action"] for result in answer["results"]] == ["deleted"]
+    assert mesh.client.get("/v1/config") == []
+
+
+def test_a_leaving_workload_is_withdrawn_before_it_is_let_go(mesh: Mesh) -> None:
+    _, proxy, _ = two(mesh)
+    second = mesh.running("reviews", "v2")
+    proxy.wait(lambda it: len(it.endpoints(CLUSTER_OF_REVIEWS)) == 2)
+
+    second.leave()
+
+    assert second.registered["address"] not in proxy.endpoints(CLUSTER_OF_REVIEWS)
+    assert len(proxy.endpoints(CLUSTER_OF_REVIEWS)) == 1
+
+
+def test_a_broken_connection_has_time_to_come_back(mesh: Mesh) -> None:
+    _, proxy, server = two(mesh)
+    address = server.registered["address"]
+    proxy.wait(lambda it: it.endpoints(CLUSTER_OF_REVIEWS) == [address])
+    received = len(proxy.received)
+
+    server.reconnect()
+
+    assert server.registered["address"] == address
+    assert proxy.endpoints(CLUSTER_OF_REVIEWS) == [address]
+    assert len(proxy.received) == received
+
+
+AGENT = """
+import sys
+from pathlib import Path
+from tests.controlplane.peers import Agent
+
+agent = Agent(Path(sys.argv[1]), {"service": "reviews", "ports": [{"number": 9080}]})
+agent.send(type="proxy_ready", ready=True)
+agent.send(type="listening", port=9080, address="127.0.0.1")
+print(agent.name, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_killed_agent_is_withdrawn_without_a_grace(mesh: Mesh) -> None:
+    client = mesh.running("productpage", port=None)
+    proxy = mesh.proxy(client)
+    command = [sys.executable, "-c", AGENT, str(mesh.paths.agents_socket)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        proxy.wait(lambda it: len(it.endpoints(CLUSTER_OF_REVIEWS)) == 1)
+        events = mesh.client.events()
+        first = until(lambda: mesh.client.get("/v1/workloads"))
+        assert len(first) == 2
+        process.kill()
+        gone = next(event for event in events if event["type"] == "gone")
+        dead = next(event for event in events if event["type"] == "revision")
+    assert gone["workload"] == "reviews-v1-0"
+    assert dead["time"] - gone["time"] < 1.0  # no grace of 3 s passed
+    proxy.wait(lambda it: CLUSTER_OF_REVIEWS not in it.resources.get(CLUSTER_LOAD_ASSIGNMENT, {}) or True)
+    assert [item["workload"] for item in mesh.client.get("/v1/workloads")] == ["productpage-v1-0"]
+
+
+def test_a_name_that_runs_already_is_refused_to_another_process(mesh: Mesh) -> None:
+    mesh.agent("reviews", ports=[{"number": 9080}])
+    script = AGENT.replace('"service": "reviews"', '"service": "reviews", "name": "reviews-v1-0"')
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(mesh.paths.agents_socket)],
+        env=environment,
+        input="",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "EOFError" in result.stderr
+    assert [item["workload"] for item in mesh.client.get("/v1/workloads")] == ["reviews-v1-0"]
+
+
+def test_what_cannot_be_read_is_refused_with_a_reason(mesh: Mesh) -> None:
+    for message, reason in (
+        ({"type": "register", "workload": {"service": "No Name!"}}, "cannot be the name of a service"),
+        ({"type": "register", "workload": {}}, "cannot be read"),
+        ({"type": "listening", "port": 1, "address": "::1"}, "must be `register`"),
+        ({"nothing": 1}, "cannot be read"),
+    ):
+        agent = mesh.stranger()
+        agent.send(**message)
+        assert reason in agent.receive("refused")["message"]
+
+
+def test_a_port_cannot_speak_two_protocols(mesh: Mesh) -> None:
+    mesh.agent("reviews", ports=[{"number": 9080, "protocol": "HTTP"}])
+    second = mesh.stranger()
+    second.send(type="register", workload={"service": "reviews", "ports": [{"number": 9080, "protocol": "TCP"}]})
+    assert "Port 9080 of service 'reviews' speaks HTTP elsewhere" in second.receive("refused")["message"]
+
+
+def test_equal_notices_are_counted(mesh: Mesh) -> None:
+    agent = mesh.running("cart", port=None)
+    for _ in range(3):
+        agent.send(type="notice", text="UDP to 8.8.8.8:443 was refused", code="udp-refused")
+    until(lambda: [item["count"] for item in mesh.status("cart-v1-0")["notices"]] == [3])
+    agent.send(type="notice", text="UDP to 8.8.8.8:443 was refused", code="udp-refused", count=17, known=True)
+    until(lambda: [item["count"] for item in mesh.status("cart-v1-0")["notices"]] == [17])
+
+
+def test_an_unknown_workload_is_a_404_that_lists_the_known(mesh: Mesh) -> None:
+    mesh.running("cart", port=None)
+    with pytest.raises(NotFound, match="There are: cart-v1-0"):
+        mesh.client.get("/v1/proxies/nobody/resources")
+
+
+def test_calls_that_make_no_sense_are_refused(mesh: Mesh) -> None:
+    with pytest.raises(NotFound, match="no call GET /v1/nothing"):
+        mesh.client.get("/v1/nothing")
+    with pytest.raises(UsageError, match="`documents` must be a list"):
+        mesh.client.post("/v1/apply", {"documents": [{"file": "a"}]})
+    with pytest.raises(UsageError, match="must be a JSON object"):
+        mesh.client.post("/v1/apply", [])
+    with pytest.raises(UsageError, match="surrogates not allowed"):
+        mesh.client.post("/v1/apply", {"documents": [{"file": "a", "text": "\ud800"}]})
+    with pytest.raises(NotFound, match="no revision 999"):
+        mesh.client.get("/v1/revisions/999")
+
+
+def test_after_a_restart_no_proxy_is_told_anything(mesh: Mesh) -> None:
+    """The store keeps rules and addresses, the agents come back, equal contents have equal versions."""
+    client, proxy, server = two(mesh)
+    mesh.apply(RULE.format(timeout="3s"))
+    mesh.client.get(f"/v1/revisions/{mesh.client.get('/v1/version')['revision']}", wait=10)
+    proxy.wait(lambda it: it.endpoints(CLUSTER_OF_REVIEWS) == [server.registered["address"]])
+    address, revision = server.registered["address"], mesh.client.get("/v1/version")["revision"]
+
+    mesh.kill()
+    mesh.start(ready=False)
+    again = mesh.proxy(client, known=proxy.versions)
+    for agent in (client, server):
+        agent.reconnect()
+        agent.send(type="proxy_ready", ready=True)
+    server.send(type="listening", port=9080, address="127.0.0.1")
+    until(mesh._answers)
+    status = until(lambda: (found := mesh.status("productpage-v1-0"))["synced"] and found)
+
+    assert server.registered["address"] == address
+    assert status["published"] > revision
+    assert [names for _, names in again.received if names] == []
+    assert mesh.client.get("/v1/config")[0]["generation"] == 1
+
+
+def test_a_workload_that_does_not_come_back_is_gone_after_a_while(mesh: Mesh) -> None:
+    client, _, server = two(mesh)
+    server.close()
+    mesh.kill()
+    mesh.start(ready=False)
+    client.reconnect()
+    client.send(type="proxy_ready", ready=True)
+    until(mesh._answers)
+    until(lambda: [item["workload"] for item in mesh.client.get("/v1/workloads")] == ["productpage-v1-0"])
+
+
+def test_the_process_ends_with_its_lifeline() -> None:
+    mesh = Mesh()
+    ours, theirs = os.pipe()
+    try:
+        mesh.start(lifeline=ours)
+        os.close(theirs)
+        assert mesh.process is not None
+        assert mesh.process.wait(20) == 0
+        assert not mesh.paths.api_socket.exists()
+    finally:
+        os.close(ours)
+        mesh.close()
+
+
+def test_a_terminated_process_ends_in_order_while_somebody_listens(mesh: Mesh) -> None:
+    events = mesh.client.events(replay=1)
+    next(events)
+    assert mesh.stop() == 0
+    assert list(events) == []

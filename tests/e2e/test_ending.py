@@ -1,0 +1,88 @@
+"""A mesh starts quickly, weighs little, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import BOOKINFO, Person, eventually, namespaces_of, processes_in, processes_of
+from weft.agent.data_planes import DATA_PLANES
+from weft.data_plane import ENVOY
+
+pytestmark = pytest.mark.e2e
+
+
+def test_a_second_start_is_ready_in_under_five_seconds(person: Person) -> None:
+    with person.mesh(str(BOOKINFO)):
+        pass
+    with person.mesh(str(BOOKINFO)) as mesh:
+        assert mesh.seconds_to_ready < 5.0, mesh.output()
+
+
+LIGHT_MIB = 400
+"""Of the demo: programs, agents, control plane and our proxies. What an Envoy weighs is Envoy's (docs/reference/data-planes.md)."""
+
+
+def test_the_demo_is_light(person: Person) -> None:
+    """Proportional set size: what all of its processes together keep others from using."""
+    with person.mesh("--mesh", "weighed", str(BOOKINFO)) as mesh:
+        for _ in range(50):
+            assert mesh.get("/productpage")[0] == 200
+        sizes = {}
+        for pid, command in processes_of(person).items():
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
+            sizes[pid] = (int(re.findall(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[0]) / 1024, command[:60])
+        envoy = str(DATA_PLANES[ENVOY].find().path)
+        ours = [(size, command) for size, command in sizes.values() if not command.startswith(envoy[:60])]
+        assert len(sizes) - len(ours) == (8 if person.data_plane == ENVOY else 0), sorted(sizes.values())
+        assert sum(size for size, _ in ours) < LIGHT_MIB, sorted(ours)
+
+
+def test_ctrl_c_ends_everything_within_two_seconds(person: Person) -> None:
+    with person.mesh("--mesh", "ended", str(BOOKINFO)) as mesh:
+        inside = processes_of(person)
+        theirs = namespaces_of(inside)
+        members = processes_in(theirs)
+        assert len(inside) > 20
+        asked = time.monotonic()
+        os.killpg(mesh.process.pid, signal.SIGINT)  # as the terminal does
+        assert mesh.process.wait(10) == 0
+        took = time.monotonic() - asked
+        assert took < 2.0, mesh.output()
+        assert processes_of(person) == {}
+        # A number of a namespace may be somebody else's by now, so only those who were there count.
+        assert not members & processes_in(theirs)
+        assert list(person.runtime.iterdir()) == []
+
+
+def test_after_kill_9_of_weft_up_nothing_is_left_after_five_seconds(person: Person) -> None:
+    with person.mesh("--mesh", "killed", str(BOOKINFO)) as mesh:
+        theirs = namespaces_of(processes_of(person))
+        members = processes_in(theirs)
+        port = mesh.ingress[1]
+        mesh.process.kill()
+        mesh.process.wait()
+        # A number of a namespace may be somebody else's by now, so only those who were there count.
+        eventually(
+            lambda: not processes_of(person) and not members & processes_in(theirs),
+            "every process is gone",
+            seconds=5.0,
+        )
+        assert list(person.runtime.iterdir()) == []
+        assert not [line for line in Path("/proc/mounts").read_text().splitlines() if str(person.runtime) in line]
+        assert f":{port:04X} 00000000:0000 0A" not in Path("/proc/net/tcp").read_text()
+        assert list(person.temporary.iterdir()) == []
+        assert not Path(f"/tmp/weft-{person.uid}").exists()
+
+
+def test_a_mesh_can_start_again_right_after_kill_9(person: Person) -> None:
+    with person.mesh("--mesh", "again", str(BOOKINFO)) as mesh:
+        mesh.process.kill()
+        mesh.process.wait()
+        with person.mesh("--mesh", "again", str(BOOKINFO)) as second:
+            assert second.get("/productpage")[0] == 200

@@ -1,0 +1,457 @@
+"""`weft run` joins one more program from another terminal, as if weft were not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Mesh, Person, eventually, processes_of
+from tests.e2e.terminal import CTRL_C, CTRL_Z, Terminal
+
+pytestmark = pytest.mark.e2e
+
+SERVER = """\
+import http.server, os, socketserver, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = f"{os.environ.get('WHO', 'nobody')} {self.path}\\n".encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *arguments): pass
+class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads = True
+if len(sys.argv) > 2:
+    import select; select.select([open(sys.argv[2])], [], [])
+Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def terminal(person: Person, bookinfo: Mesh) -> Iterator[Terminal]:
+    window = Terminal(uid=person.uid, environment=person.environment, directory=str(person.home))
+    alias = " ".join(["weft() {", subprocess.list2cmdline([*_weft()]), '"$@"; }'])
+    window.enter(alias)
+    window.expect(r"\$ ")
+    try:
+        yield window
+    finally:
+        window.close()
+
+
+def _weft() -> list[str]:
+    from tests.e2e.conftest import weft
+
+    return weft()
+
+
+@pytest.fixture
+def server(person: Person) -> Path:
+    return person.write("server.py", SERVER)
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    process.communicate(timeout=20)
+
+
+def test_a_client_calls_services_by_name(person: Person, bookinfo: Mesh) -> None:
+    done = person.weft("run", "--", "curl", "-s", "http://reviews:9080/reviews/0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [review["reviewer"] for review in json.loads(done.stdout)["reviews"]] == ["Dorothea", "Edward"]
+
+
+def test_a_client_gets_no_service_of_its_own(person: Person, bookinfo: Mesh) -> None:
+    done = person.weft("run", "--name", "loner", "--", "sh", "-c", "getent hosts loner || echo unknown")
+    assert done.stdout == "unknown\n"
+
+
+def test_a_program_with_a_port_is_called_by_its_services_name(person: Person, bookinfo: Mesh, server: Path) -> None:
+    options = ("--name", "cart", "--version", "v2", "--port", "8080", "--env", "WHO=cart-v2")
+    joined = person.start("run", *options, "--", "python3", str(server), "8080")
+    try:
+        eventually(lambda: bookinfo.programs().get("cart-v2-0", {}).get("ready"), "cart is ready")
+        done = person.weft("run", "--", "curl", "-s", "http://cart:8080/hello")
+        assert done.stdout == "cart-v2 /hello\n"
+        program = bookinfo.programs()["cart-v2-0"]
+        assert (program["service"], program["version"]) == ("cart", "v2")
+        assert program["identity"].endswith("/sa/cart")
+    finally:
+        ended(joined)
+    eventually(lambda: "cart-v2-0" not in bookinfo.programs(), "cart has left", seconds=2.0)
+
+
+def test_no_endpoint_is_published_before_its_port_answers(person: Person, bookinfo: Mesh, server: Path) -> None:
+    go = person.home / "go"
+    os.mkfifo(go)
+    os.chown(go, person.uid, person.uid)
+    joined = person.start("run", "--name", "late", "--port", "8081", "--", "python3", str(server), "8081", str(go))
+    try:
+        eventually(lambda: bookinfo.programs().get("late-v1-0", {}).get("state") == "running", "the program runs")
+        program = bookinfo.programs()["late-v1-0"]
+        assert (program["ready"], program["ports"][0]["listening"]) == (False, None)
+        services = {item["name"]: item["workloads"] for item in _services(person)}
+        assert [each["ready"] for each in services["late"]] == [False]
+        go.write_text("go")
+        eventually(lambda: bookinfo.programs()["late-v1-0"]["ready"], "it is ready once it listens")
+        done = person.weft("run", "--", "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://late:8081/")
+        assert done.stdout == "200"
+    finally:
+        ended(joined)
+
+
+def _services(person: Person) -> list[dict[str, object]]:
+    import http.client
+    import socket
+
+    class Connection(http.client.HTTPConnection):
+        def connect(self) -> None:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.connect(str(person.runtime / "weft" / "bookinfo" / "api.sock"))
+
+    connection = Connection("weft")
+    connection.request("GET", "/v1/services")
+    found: list[dict[str, object]] = json.loads(connection.getresponse().read())
+    connection.close()
+    return found
+
+
+@pytest.mark.any_data_plane
+def test_a_program_that_listens_on_another_port_is_told(person: Person, bookinfo: Mesh, server: Path) -> None:
+    """Nobody can call it, and its declaration or its arguments are what is wrong."""
+    with person.start("run", "--name", "lost", "--port", "8000", "--", "python3", str(server), "8001") as process:
+
+        def notices() -> list[str]:
+            return [item["text"] for proxy in person.json("status") for item in proxy["notices"]]
+
+        eventually(
+            lambda: [text for text in notices() if "listens on port 8001, and not on 8000" in text], "it is told"
+        )
+        ended(process)
+
+
+@pytest.mark.parametrize("code", [0, 1, 42, 255])
+@pytest.mark.any_data_plane
+def test_the_exit_code_is_the_programs(person: Person, bookinfo: Mesh, code: int) -> None:
+    assert person.weft("run", "--", "sh", "-c", f"exit {code}").returncode == code
+
+
+@pytest.mark.parametrize("name", ["TERM", "KILL", "SEGV", "INT"])
+@pytest.mark.any_data_plane
+def test_a_program_that_dies_by_a_signal_makes_weft_die_by_the_same(person: Person, bookinfo: Mesh, name: str) -> None:
+    done = person.weft("run", "--", "sh", "-c", f"ulimit -c 0; kill -{name} $$")
+    assert done.returncode == -signal.Signals[f"SIG{name}"]
+
+
+@pytest.mark.any_data_plane
+def test_a_program_that_does_not_exist_ends_as_in_a_shell(person: Person, bookinfo: Mesh) -> None:
+    done = person.weft("run", "--", "no-such-program")
+    assert (done.returncode, done.stderr) == (127, "weft: no-such-program: command not found\n")
+
+
+@pytest.mark.parametrize("how", [("run",), ("exec", "ratings")], ids=lambda how: how[0])
+@pytest.mark.any_data_plane
+def test_a_directory_is_no_program_as_in_a_shell(person: Person, bookinfo: Mesh, how: tuple[str, ...]) -> None:
+    done = person.weft(*how, "--", "/etc")
+    assert (done.returncode, done.stderr) == (126, "weft: /etc: Is a directory\n")
+
+
+@pytest.mark.any_data_plane
+def test_names_that_cannot_be_names_are_mistakes_of_the_command_line(person: Person, bookinfo: Mesh) -> None:
+    for option, value in (
+        ("--name", "Bad Name"),
+        ("--namespace", "Bad_NS"),
+        ("--service-account", "x y"),
+        ("--version", "v 2"),
+        ("--label", "a=b c"),
+    ):
+        done = person.weft("run", option, value, "--", "true")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: {option} ")
+
+
+@pytest.mark.any_data_plane
+def test_input_output_and_errors_are_the_programs_own(person: Person, bookinfo: Mesh) -> None:
+    with person.start("run", "--", "sh", "-c", "cat; echo err >&2", stdin=subprocess.PIPE) as process:
+        assert process.communicate("as it\nwas said", timeout=60) == ("as it\nwas said", "err\n")
+
+
+@pytest.mark.any_data_plane
+def test_environment_directory_and_arguments_are_as_without_weft(person: Person, bookinfo: Mesh) -> None:
+    done = person.weft("run", "--env", "A=1 2", "--", "sh", "-c", 'echo "$A|$HOME|$PWD|$1"', "sh", "x  y")
+    assert done.stdout == f"1 2|{person.home}|{person.home}|x  y\n"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+@pytest.mark.any_data_plane
+def test_a_signal_sent_to_weft_reaches_the_program_once(person: Person, bookinfo: Mesh, name: str) -> None:
+    """Python, because a shell would wait for its child before it runs a trap."""
+    script = (
+        "import os, signal, sys\n"
+        f"signal.signal(signal.{name}, lambda *_: os.write(1, b'got\\n'))\n"
+        "print('up', flush=True)\n"
+        "while sys.stdin.readline(): pass\n"
+    )
+    with person.start("run", "--", "python3", "-c", script, stdin=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdin
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.Signals[name])
+        assert process.stdout.readline() == "got\n"
+        output, errors = process.communicate("", timeout=20)
+        assert (output, errors, process.returncode) == ("", "", 0)
+
+
+@pytest.mark.any_data_plane
+def test_ctrl_c_at_the_terminal_is_for_the_program(person: Person, terminal: Terminal) -> None:
+    person.write(
+        "catching.py",
+        "import os, signal\n"
+        "def caught(*_):\n"
+        "    os.write(1, b'caught\\n')\n"
+        "    os._exit(7)\n"
+        "signal.signal(signal.SIGINT, caught)\n"
+        "print('up', flush=True)\n"
+        "while True: signal.pause()\n",
+    )
+    terminal.enter("weft run -- python3 catching.py")
+    terminal.expect(r"\nup")
+    terminal.type(CTRL_C)
+    terminal.expect(r"caught\r\n")
+    terminal.enter("echo code=$?")
+    terminal.expect(r"code=7")
+
+
+@pytest.mark.any_data_plane
+def test_a_program_that_ctrl_c_kills_looks_killed_to_the_shell(terminal: Terminal) -> None:
+    terminal.enter("weft run -- sh -c 'echo up; exec sleep 1000'")
+    terminal.expect(r"\nup")
+    terminal.type(CTRL_C)
+    terminal.enter("echo code=$?")
+    terminal.expect(r"code=130")
+
+
+def test_ctrl_z_and_fg_work(terminal: Terminal) -> None:
+    terminal.enter("weft run -- sh -c 'echo up; read line; echo got $line; exit 3'")
+    terminal.expect(r"\nup")
+    terminal.type(CTRL_Z)
+    terminal.expect(r"Stopped")
+    terminal.enter("echo prompt is ba''ck")
+    terminal.expect(r"prompt is back")
+    terminal.enter("fg")
+    terminal.expect(r"weft\.cli\.main")
+    terminal.enter("hello")
+    terminal.expect(r"got hello")
+    terminal.enter("echo code=$?")
+    terminal.expect(r"code=3")
+
+
+@pytest.mark.any_data_plane
+def test_a_background_job_that_reads_the_terminal_stops_until_fg(terminal: Terminal) -> None:
+    terminal.enter("weft run -- sh -c 'read line; echo got $line' &")
+    terminal.expect(r"Stopped|\$ ")
+    terminal.enter("wait -f 2>/dev/null; jobs")
+    terminal.expect(r"Stopped")
+    terminal.enter("fg")
+    terminal.enter("hello")
+    terminal.expect(r"got hello")
+
+
+@pytest.mark.any_data_plane
+def test_the_program_has_the_terminal(terminal: Terminal) -> None:
+    terminal.enter(
+        "weft run -- python3 -c 'import os; print([os.isatty(n) for n in range(3)], os.get_terminal_size())'"
+    )
+    terminal.expect(r"\[True, True, True\] os\.terminal_size\(columns=200, lines=24\)")
+
+
+@pytest.mark.any_data_plane
+def test_a_shell_in_the_mesh_has_job_control(person: Person, terminal: Terminal) -> None:
+    terminal.enter("PS1='in''ner> ' weft run -- bash --norc --noediting -i")
+    terminal.expect(r"inner> ")
+    # Not a shell's loop: a stop between vfork and exec of its child would leave that shell waiting, with or without us.
+    person.write(
+        "pausing.py",
+        "import os, signal\n"
+        "signal.signal(signal.SIGCONT, lambda *_: os.write(1, b'continued'))\n"
+        "print('up', flush=True)\n"
+        "while True: signal.pause()\n",
+    )
+    terminal.enter("python3 pausing.py")
+    terminal.expect(r"\nup")
+    terminal.type(CTRL_Z)
+    terminal.expect(r"Stopped")
+    terminal.enter("fg")
+    terminal.expect(r"continued")
+    terminal.type(CTRL_C)
+    terminal.expect(r"inner> ")
+    terminal.enter("exit 5")
+    terminal.expect(r"\n\$ ")
+    terminal.enter("echo code=$?")
+    terminal.expect(r"code=5")
+
+
+@pytest.mark.any_data_plane
+def test_closing_the_terminal_ends_the_program(person: Person, terminal: Terminal) -> None:
+    terminal.enter("weft run -- sh -c 'echo up; exec sleep 4242'")
+    terminal.expect(r"\nup")
+    terminal.hang_up()
+    eventually(lambda: "sleep 4242" not in processes_of(person).values(), "the program is gone")
+
+
+@pytest.mark.any_data_plane
+def test_dash_as_an_interactive_shell_ends_with_its_own_code(terminal: Terminal) -> None:
+    """A shell that cannot see its process group's number complains, and ends with a code of its own."""
+    terminal.enter("PS1='in''ner> ' weft run -- /bin/sh -i")
+    terminal.expect(r"inner> ")
+    terminal.enter("exit 8")
+    terminal.enter("echo code=$?")
+    terminal.expect(r"code=8")
+
+
+@pytest.mark.any_data_plane
+def test_stopping_a_job_by_its_number_stops_the_program(person: Person, terminal: Terminal) -> None:
+    terminal.enter("weft run -- sh -c 'echo up; exec sleep 4646'")
+    terminal.expect(r"\nup")
+    terminal.type(CTRL_Z)
+    terminal.expect(r"Stopped")
+    terminal.enter("bg")
+    terminal.enter("kill -TSTP %1; until jobs | grep -q Stopped; do sleep 0.1; jobs >/dev/null; done; echo see''n")
+    terminal.expect(r"\nseen")
+    terminal.enter("kill %1; fg")
+    eventually(lambda: "sleep 4646" not in processes_of(person).values(), "the program is gone")
+    terminal.enter("echo code=$?")
+    terminal.expect(r"code=143")
+
+
+@pytest.mark.any_data_plane
+def test_a_pipeline_with_weft_in_it_is_an_ordinary_pipeline(terminal: Terminal) -> None:
+    terminal.enter("weft run -- seq 5 | tac | head -2 | tr '\\n' ' '; echo \"${PIPESTATUS[0]}\"")
+    terminal.expect(r"5 4 0")
+
+
+@pytest.mark.any_data_plane
+def test_what_a_program_left_running_ends_with_it(person: Person, bookinfo: Mesh) -> None:
+    """A daemon: double fork, own session, reparented to init."""
+    done = person.weft("run", "--", "sh", "-c", "(setsid sleep 4343 >/dev/null 2>&1 &) ; echo done")
+    assert done.stdout == "done\n"
+    assert "sleep 4343" not in processes_of(person).values()
+
+
+def test_kill_9_of_weft_run_ends_its_program_and_its_proxy(person: Person, bookinfo: Mesh) -> None:
+    with person.start("run", "--name", "victim", "--", "sh", "-c", "echo up; exec sleep 4444") as process:
+        assert process.stdout
+        assert process.stdout.readline() == "up\n"
+        process.kill()
+        process.wait()
+        eventually(
+            lambda: not any("sleep 4444" in line or "victim" in line for line in processes_of(person).values()),
+            "program and proxy are gone",
+            seconds=5.0,
+        )
+    eventually(lambda: not any(name.startswith("victim") for name in bookinfo.programs()), "it is off the list")
+
+
+def test_the_proxy_starts_first_and_stops_last(person: Person, bookinfo: Mesh) -> None:
+    """The very first and the very last thing that a program does may be a call."""
+    script = (
+        "import os, signal, sys, urllib.request\n"
+        "def call(*_):\n"
+        "    os.write(1, b'%d\\n' % urllib.request.urlopen('http://ratings:9080/ratings/0').status)\n"
+        "def last(*_):\n"
+        "    call()\n"
+        "    sys.exit(9)\n"
+        "signal.signal(signal.SIGTERM, last)\n"
+        "call()\n"
+        "sys.stdin.read()\n"
+    )
+    with person.start("run", "--", "python3", "-c", script, stdin=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "200\n"
+        process.terminate()
+        assert process.stdout.readline() == "200\n"
+        output, errors = process.communicate(timeout=20)
+        assert (output, errors, process.returncode) == ("", "", 9)
+
+
+@pytest.mark.any_data_plane
+def test_a_program_that_dies_is_started_again_as_its_policy_says(person: Person, bookinfo: Mesh) -> None:
+    mark = person.home / "ran-before"
+    script = f"if [ -e {mark} ]; then echo second; exit 0; fi; touch {mark}; echo first; exit 4"
+    done = person.weft("run", "--restart", "on-failure", "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout) == (0, "first\nsecond\n")
+    assert "weft: sh exited with code 4; starting it again" in done.stderr
+
+
+def test_exec_runs_where_a_program_runs(person: Person, bookinfo: Mesh) -> None:
+    done = person.weft("exec", "ratings-v1-0", "--", "curl", "-s", "http://localhost:9080/ratings/0")
+    assert json.loads(done.stdout)["ratings"] == {"Dorothea": 5, "Edward": 3}
+    address = bookinfo.programs()["ratings-v1-0"]["address"]
+    done = person.weft("exec", "ratings", "--", "sh", "-c", "hostname -I 2>/dev/null; cat /proc/net/fib_trie; exit 6")
+    assert (done.returncode, address in done.stdout) == (6, True)
+
+
+@pytest.mark.any_data_plane
+def test_exec_sees_the_programs_processes_and_no_others(person: Person, bookinfo: Mesh) -> None:
+    done = person.weft("exec", "ratings", "--", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    assert "ratings.py" in done.stdout
+    assert "reviews.py" not in done.stdout
+
+
+def test_exec_goes_out_under_the_programs_identity(person: Person, bookinfo: Mesh) -> None:
+    done = person.weft("exec", "productpage", "--", "curl", "-s", "http://ratings:9080/ratings/0?asked=by-productpage")
+    assert done.returncode == 0
+
+    def record() -> dict[str, str] | None:
+        lines = person.weft("logs", "--access", "-o", "json", "ratings").stdout.splitlines()
+        found = [json.loads(line)["access"] for line in lines]
+        mine = [item for item in found if "asked=by-productpage" in str(item.get("path"))]
+        return mine[0] if mine else None
+
+    assert eventually(record, "ratings has recorded it")["downstream_peer_uri_san"].endswith("/sa/productpage")
+
+
+@pytest.mark.any_data_plane
+def test_exec_of_an_unknown_program_lists_the_known(person: Person, bookinfo: Mesh) -> None:
+    done = person.weft("exec", "raitings-v1-0", "--", "true")
+    assert (done.returncode, "Did you mean 'ratings-v1-0'?" in done.stderr) == (4, True)
+    done = person.weft("exec", "reviews", "--", "true")
+    assert (done.returncode, "reviews-v1-0, reviews-v2-0, reviews-v3-0" in done.stderr) == (4, True)
+
+
+def test_shell_opens_the_persons_shell_there(person: Person, bookinfo: Mesh, terminal: Terminal) -> None:
+    terminal.enter("SHELL=/bin/sh PS1='th''ere> ' weft shell ratings")
+    terminal.expect(r"there> ")
+    terminal.enter("curl -s -o /dev/null -w 'status=%{http_code}\\n' http://localhost:9080/ratings/0")
+    terminal.expect(r"status=200")
+    terminal.enter("exit 8")
+    terminal.enter("echo code=$?")
+    terminal.expect(r"code=8")
+
+
+@pytest.mark.any_data_plane
+def test_without_a_mesh_the_error_says_what_to_do(person: Person) -> None:
+    done = person.weft("run", "--mesh", "nowhere", "--", "true")
+    assert done.returncode == 5
+    assert re.search(r"No mesh 'nowhere' runs.*`weft up` starts one", done.stderr)
+
+
+def test_when_the_mesh_ends_so_does_a_joined_program(person: Person) -> None:
+    person.write("empty/weft.yaml", "mesh: empty\nprograms: {}\n")
+    with person.mesh(str(person.home / "empty")) as mesh:
+        joined = person.start("run", "--mesh", "empty", "--", "sh", "-c", "echo up; exec sleep 4545")
+        assert joined.stdout
+        assert joined.stdout.readline() == "up\n"
+        mesh.process.send_signal(signal.SIGINT)
+        _, errors = joined.communicate(timeout=10)
+        assert joined.returncode == -signal.SIGTERM
+        assert "weft: The mesh 'empty' has ended, and sh with it." in errors

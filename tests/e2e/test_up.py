@@ -1,0 +1,360 @@
+"""`weft up` in any directory with a weft.yaml, and what shows a running mesh."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.conftest import REPOSITORY, Mesh, Person, eventually, processes_of
+
+pytestmark = pytest.mark.e2e
+
+SERVER = """\
+import http.server, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = f"{os.environ['WHO']} {os.uname().nodename} {os.getcwd()} {open('/proc/net/fib_trie').read()}".encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        print("served", self.path, flush=True)
+    def log_message(self, *arguments): pass
+class Server(http.server.ThreadingHTTPServer):
+    def server_bind(self):
+        self.socket.bind(self.server_address)
+        self.server_name, self.server_port = "", 0
+Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+SHOP = """\
+mesh: shop
+programs:
+  front:
+    command: [python3, ../server.py, "8000"]
+    directory: front
+    environment: {WHO: the front, NUMBER: 7}
+    ports: [8000]
+    depends_on: [slow]
+    replicas: 2
+  slow:
+    command: sh -c 'sleep 0.5; echo slow begins; exec python3 server.py 8001'
+    environment: {WHO: slow}
+    ports: [{number: 80, target_port: 8001}]
+  fragile:
+    command: ["sh", "-c", "echo I am fragile; echo and done; exit 3"]
+    restart: never
+  stubborn:
+    command: ["sh", "-c", "echo again; sleep 0.1; exit 4"]
+    restart: on-failure
+  content:
+    command: ["true"]
+    restart: on-failure
+gateways:
+  door: {publish: ["0:8000"]}
+apply: [mesh.yaml]
+notes: Look at port {door:8000}.
+"""
+
+APPLIED = """\
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: door}
+spec:
+  selector: {istio: door}
+  servers:
+    - {port: {number: 8000, name: http, protocol: HTTP}, hosts: ["*"]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: door}
+spec:
+  hosts: ["*"]
+  gateways: [door]
+  http: [{route: [{destination: {host: front, port: {number: 8000}}}]}]
+"""
+
+
+@pytest.fixture(scope="module")
+def shop(person: Person) -> Iterator[Mesh]:
+    person.write("shop/server.py", SERVER)
+    person.write("shop/mesh.yaml", APPLIED)
+    person.write("shop/front/keep", "")
+    with person.mesh(str(person.write("shop/weft.yaml", SHOP).parent)) as mesh:
+        yield mesh
+
+
+@pytest.fixture(scope="module")
+def empty(person: Person) -> Iterator[Mesh]:
+    person.write("empty/weft.yaml", "mesh: empty\nprograms: {}\n")
+    with person.mesh(str(person.home / "empty")) as mesh:
+        yield mesh
+
+
+def test_replicas_have_names_and_addresses_of_their_own_and_share_the_requests(person: Person, shop: Mesh) -> None:
+    programs = shop.programs()
+    addresses = {programs[name]["address"] for name in ("front-0", "front-1")}
+    assert len(addresses) == 2
+    seen: set[str] = set()
+
+    def look() -> bool:
+        shown = person.weft("run", "-m", "shop", "--", "curl", "-sS", "http://front:8000/").stdout
+        seen.update(address for address in addresses if f"-- {address}\n" in shown)
+        return seen == addresses
+
+    eventually(look, "both replicas have answered")
+
+
+def test_programs_get_their_environment_and_directory(person: Person, shop: Mesh) -> None:
+    shown = person.weft("run", "-m", "shop", "--", "curl", "-sS", "http://front:8000/").stdout
+    assert shown.startswith("the front ")
+    assert f" {person.home}/shop/front " in shown
+
+
+def test_a_services_port_may_differ_from_the_programs(person: Person, shop: Mesh) -> None:
+    assert person.weft("run", "-m", "shop", "--", "curl", "-sS", "http://slow/").stdout.startswith("slow ")
+
+
+def test_a_program_starts_when_those_it_depends_on_are_ready(shop: Mesh) -> None:
+    order = re.findall(r"^ +[\d.]+ s +(slow-0|front-\d) +ready$", shop.output(), re.MULTILINE)
+    assert order[0] == "slow-0"
+    assert sorted(order[1:]) == ["front-0", "front-1"]
+
+
+def test_the_gateway_is_published_where_the_notes_say(shop: Mesh) -> None:
+    match = re.search(r"Look at port (\d+)\.", shop.output())
+    assert match
+    assert int(match[1]) == shop.ingress[1]
+    status, body = shop.get("/")
+    assert (status, body.startswith("the front ")) == (200, True)
+
+
+def test_a_program_that_dies_is_reported_with_its_last_words_and_stays_dead(shop: Mesh) -> None:
+    shown = eventually(lambda: re.search(r"fragile-0 +exited with code 3\n(.*\n)(.*\n)", shop.output()), "it is told")
+    assert (shown[1], shown[2]) == ("    I am fragile\n", "    and done\n")
+    program = shop.programs()["fragile-0"]
+    assert (program["state"], program["code"], program["restarts"]) == ("exited", 3, 0)
+
+
+def test_a_program_that_fails_starts_again_if_its_policy_says_so(shop: Mesh) -> None:
+    eventually(lambda: shop.programs()["stubborn-0"]["restarts"] >= 2, "it was started again twice")
+    assert re.search(r"stubborn-0 +exited with code 4; starting it again", shop.output())
+
+
+def test_a_program_that_ends_well_is_left_alone_on_failure(shop: Mesh) -> None:
+    eventually(lambda: shop.programs()["content-0"]["state"] == "exited", "it has ended")
+    program = shop.programs()["content-0"]
+    assert (program["code"], program["restarts"]) == (0, 0)
+
+
+@pytest.mark.any_data_plane
+def test_ps_is_a_table_for_people(person: Person, shop: Mesh) -> None:
+    lines = person.weft("ps", "-m", "shop").stdout.splitlines()
+    assert lines[0].split() == ["NAME", "SERVICE", "VERSION", "PID", "STATE", "RESTARTS", "PORTS", "ADDRESS", "READY"]
+    rows = {line.split()[0]: line for line in lines[1:]}
+    assert re.search(r"running +0 +8000 +10\.\S+ +yes$", rows["front-0"])
+    assert "exited (3)" in rows["fragile-0"]
+
+
+@pytest.mark.parametrize("output", ["json", "yaml"])
+@pytest.mark.any_data_plane
+def test_ps_is_data_for_programs(person: Person, shop: Mesh, output: str) -> None:
+    import yaml
+
+    done = person.weft("ps", "-m", "shop", "-o", output)
+    names = {item["workload"] for item in yaml.safe_load(done.stdout)}
+    assert {"front-0", "front-1", "slow-0", "door-0"} <= names
+
+
+def test_logs_shows_output_and_requests_together(person: Person, shop: Mesh) -> None:
+    assert shop.get("/look-for-me")[0] == 200
+
+    def complete() -> bool:
+        lines = person.weft("logs", "-m", "shop").stdout.splitlines()
+        found = [line for line in lines if "/look-for-me" in line]
+        kinds = {kind for kind in ("==>", "<--", "served") if any(kind in line for line in found)}
+        return kinds == {"==>", "<--", "served"}
+
+    eventually(complete, "gateway, sidecar and program have written it down")
+
+
+def test_logs_follows(person: Person, shop: Mesh) -> None:
+    with person.start("logs", "-m", "shop", "-f", "--output", "front") as process:
+        assert process.stdout
+        shop.get("/first")
+        while "served /first" not in process.stdout.readline():
+            pass
+        shop.get("/second")
+        while "served /second" not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+
+
+@pytest.mark.any_data_plane
+def test_logs_of_one_program_are_of_that_program(person: Person, shop: Mesh) -> None:
+    lines = person.weft("logs", "-m", "shop", "--output", "fragile", "-o", "json").stdout.splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["I am fragile", "and done"]
+    done = person.weft("logs", "-m", "shop", "fragiel")
+    assert (done.returncode, "Did you mean" in done.stderr) == (4, True)
+
+
+@pytest.mark.parametrize("kind", ["listeners", "routes", "clusters", "endpoints", "secrets"])
+def test_proxy_config_shows_what_a_proxy_has(person: Person, shop: Mesh, kind: str) -> None:
+    assert person.weft("proxy-config", kind, "front-0", "-m", "shop").stdout.strip()
+    assert person.json("proxy-config", kind, "front-0", "-m", "shop")
+
+
+@pytest.mark.any_data_plane
+def test_version(person: Person, shop: Mesh) -> None:
+    assert re.search(r"client +\d", person.weft("version", "-m", "shop").stdout)
+
+
+@pytest.mark.any_data_plane
+def test_every_command_has_help_with_examples(person: Person) -> None:
+    shown = person.weft("--help").stdout
+    commands = re.findall(r"^  ([a-z][a-z-]*)  ", shown, re.MULTILINE)
+    assert {"up", "run", "exec", "shell", "apply", "ps", "logs", "why", "doctor"} <= set(commands)
+    for command in commands:
+        done = person.weft(command, "--help")
+        assert (done.returncode, f"weft {command}" in done.stdout.partition("Examples")[2]) == (0, True), command
+
+
+@pytest.mark.any_data_plane
+def test_a_mesh_of_the_same_name_is_refused(person: Person, empty: Mesh) -> None:
+    done = person.weft("up", str(person.home / "empty"))
+    assert done.returncode == 1
+    assert "'empty' runs already" in done.stderr
+    assert person.weft("ps", "-m", "empty").returncode == 0
+
+
+@pytest.mark.any_data_plane
+def test_what_was_applied_is_kept_for_the_next_start_unless_that_is_fresh(person: Person) -> None:
+    directory = person.write("keeper/weft.yaml", "mesh: keeper\nprograms: {}\n").parent
+    rule = person.write("keeper/rule.yaml", APPLIED.partition("---\n")[0])
+    told = "kept from an earlier run: Gateway default/door (--fresh forgets it)"
+    with person.mesh(str(directory)) as mesh:
+        assert person.weft("apply", "-m", "keeper", "-f", str(rule)).returncode == 0
+        assert told not in mesh.output()
+    with person.mesh(str(directory)) as mesh:
+        eventually(lambda: told in mesh.output(), "weft up says what it kept")
+        assert "door" in person.weft("get", "gateway", "-m", "keeper").stdout
+    with person.mesh("--fresh", str(directory)) as mesh:
+        assert "door" not in person.weft("get", "gateway", "-m", "keeper").stdout
+        assert told not in mesh.output()
+
+
+@pytest.mark.any_data_plane
+def test_mistakes_are_shown_all_at_once_with_their_places(person: Person) -> None:
+    bad = person.write(
+        "bad/weft.yaml",
+        """\
+        mesh: bad
+        programs:
+          one:
+            comand: [true]
+            command: ["true"]
+            replicas: many
+          two:
+            command: ["true"]
+            depends_on: [three]
+        """,
+    )
+    done = person.weft("up", str(bad))
+    assert done.returncode == 3
+    assert "bad/weft.yaml:4:5" in done.stderr
+    assert "bad/weft.yaml:6:" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("; nothing was started.")
+    assert not (person.runtime / "weft" / "bad").exists()
+
+
+@pytest.mark.any_data_plane
+def test_a_mistake_in_what_is_applied_starts_nothing(person: Person) -> None:
+    """And it is said together with the mistakes of weft.yaml itself."""
+    person.write("wrong/mesh.yaml", APPLIED.replace("selector", "sellector"))
+    directory = person.write("wrong/weft.yaml", "mesh: wrong\nprogams: {}\napply: [mesh.yaml]\n").parent
+    done = person.weft("up", str(directory))
+    assert done.returncode == 3
+    assert re.search(r"weft\.yaml:2:1.*progams", done.stderr)
+    assert re.search(r"mesh\.yaml:5:3.*sellector", done.stderr)
+
+
+@pytest.mark.any_data_plane
+def test_without_a_weft_yaml_the_error_says_so(person: Person) -> None:
+    done = person.weft("up", str(person.runtime))
+    assert (done.returncode, "weft.yaml" in done.stderr) == (2, True)
+
+
+@pytest.mark.any_data_plane
+def test_a_program_that_cannot_be_started_is_reported(person: Person) -> None:
+    text = "mesh: missing\nprograms:\n  ghost: {command: [/no/such/program], restart: never}\n"
+    directory = person.write("missing/weft.yaml", text).parent
+    with person.start("up", str(directory), stderr=subprocess.STDOUT) as process:
+        assert process.stdout
+        line = ""
+        while "ghost-0" not in line:
+            line = process.stdout.readline()
+            assert line, "weft up ended"
+        assert "cannot be started: No such file or directory: /no/such/program" in line
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("name", ["control-plane", "edge"])
+def test_a_part_of_the_mesh_that_dies_is_started_again(person: Person, name: str) -> None:
+    directory = person.write(
+        "phoenix/weft.yaml", "mesh: phoenix\nprograms:\n  one: {command: [sleep, '9999']}\n"
+    ).parent
+    with person.mesh(str(directory)) as mesh:
+        runtime = person.runtime / "weft" / "phoenix"
+        before = json.loads((runtime / "mesh.json").read_text())["pids"][name]
+        os.kill(before, signal.SIGKILL)
+        eventually(lambda: f"{name}" in mesh.output() and "starting it again" in mesh.output(), "it is told")
+        eventually(lambda: json.loads((runtime / "mesh.json").read_text())["pids"][name] != before, "there is another")
+        done = eventually(lambda: _answer(person), "the mesh answers")
+        assert done["one-0"]["state"] == "running"
+        assert person.weft("run", "-m", "phoenix", "--", "true").returncode == 0
+
+
+def _answer(person: Person) -> dict[str, dict[str, object]] | None:
+    done = person.weft("ps", "-m", "phoenix", "-o", "json")
+    found = {item["workload"]: item for item in json.loads(done.stdout)} if done.returncode == 0 else {}
+    return found if "one-0" in found else None
+
+
+def test_a_proxy_that_dies_is_started_again(person: Person) -> None:
+    directory = person.write("mortal/weft.yaml", "mesh: mortal\nprograms:\n  one: {command: [sleep, '9999']}\n").parent
+    with person.mesh(str(directory)) as mesh:
+
+        def proxy() -> int | None:
+            return next((pid for pid, line in processes_of(person).items() if "/one-0/bootstrap.json" in line), None)
+
+        first = proxy()
+        assert first
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: "the proxy was killed by SIGKILL; starting it again" in mesh.output(), "it is told")
+        eventually(lambda: proxy() not in (None, first), "there is another")
+
+
+def test_the_documented_exit_codes_are_the_real_ones() -> None:
+    from weft import errors
+
+    text = (REPOSITORY / "docs" / "reference" / "exit-codes.md").read_text("utf-8")
+    for error in errors.WeftError.__subclasses__():
+        assert re.search(rf"^\| {error.exit_code} \|", text, re.MULTILINE), error
+
+
+@pytest.mark.any_data_plane
+def test_doctor_says_what_works_here(person: Person) -> None:
+    findings = person.json("doctor")
+    # The mode with namespaces; explicit mode, which works everywhere, comes after it.
+    modes = {finding["name"]: finding["works"] for finding in findings}
+    assert modes.get("root namespaces", modes.get("rootless namespaces")) is True, findings
+    assert person.weft("doctor").stdout.count("yes") >= 5

@@ -1,0 +1,114 @@
+"""One mesh for all questions: Bookinfo's programs as agents that follow a script, and rules written for these tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.controlplane.peers import Mesh, running_mesh
+
+RULES = """\
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews}
+spec:
+  host: reviews
+  subsets:
+  - {name: v1, labels: {version: v1}}
+  - {name: v2, labels: {version: v2}}
+  - {name: v3, labels: {version: v3}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+  - match:
+    - headers: {end-user: {exact: jason}}
+    timeout: 500ms
+    retries: {attempts: 1, perTryTimeout: 200ms, retryOn: 5xx}
+    headers:
+      request: {set: {x-tester: jason}}
+    route:
+    - destination: {host: reviews, subset: v2}
+  - match:
+    - uri: {prefix: /beta}
+    - queryParams: {beta: {exact: "yes"}}
+    fault:
+      abort: {httpStatus: 503, percentage: {value: 25}}
+    route:
+    - destination: {host: reviews, subset: v3}
+  - route:
+    - destination: {host: reviews, subset: v1}
+      weight: 80
+    - destination: {host: reviews, subset: v2}
+      weight: 20
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: ratings}
+spec:
+  hosts: [ratings]
+  http:
+  - match:
+    - uri: {prefix: /old}
+    redirect: {uri: /new}
+  - match:
+    - uri: {exact: /teapot}
+    directResponse: {status: 418}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - port: {number: 8080, name: http, protocol: HTTP}
+    hosts: ["*"]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: edge}
+spec:
+  hosts: ["*"]
+  gateways: [edge]
+  http:
+  - match:
+    - uri: {exact: /productpage}
+    route:
+    - destination: {host: productpage, port: {number: 9080}}
+"""
+
+
+@pytest.fixture(scope="session")
+def bookinfo() -> Iterator[Mesh]:
+    for mesh in running_mesh():
+        for service, version in (
+            ("productpage", "v1"),
+            ("reviews", "v1"),
+            ("reviews", "v2"),
+            ("reviews", "v3"),
+            ("ratings", "v1"),
+        ):
+            mesh.running(service, version)
+        ledger = mesh.agent("ledger", ports=[{"number": 3306, "protocol": "TCP"}])
+        ledger.send(type="proxy_ready", ready=True)
+        ledger.send(type="listening", port=3306, address="127.0.0.1")
+        mesh.running("shop", port=None, host_ports=[5432])
+        gateway = mesh.agent(
+            "ingressgateway",
+            kind="gateway",
+            ports=[{"number": 8080, "protocol": "HTTP"}],
+            published=[{"port": 8080, "host_address": "127.0.0.1", "host_port": 18080}],
+        )
+        gateway.send(type="proxy_ready", ready=True)
+        mesh.agent(
+            "lonegateway",
+            kind="gateway",
+            labels={"istio": "other"},
+            published=[{"port": 80, "host_address": "::1", "host_port": 18081}],
+        )
+        mesh.apply(RULES, file="rules.yaml")
+        yield mesh

@@ -1,0 +1,216 @@
+"""`weft why` says what the proxy would do, where it is written, and what was assumed."""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.controlplane.peers import Mesh
+from weft.errors import NotFound, UsageError
+from weft.insight import Explanation, Question, explain, render
+
+GOLDEN = Path(__file__).parent / "golden"
+
+QUESTIONS = {
+    "header": Question("productpage", "http://reviews:9080/reviews/0", headers=(("end-user", "jason"),)),
+    "weights": Question("productpage", "http://reviews:9080/reviews/0"),
+    "fault": Question("productpage-v1-0", "http://reviews.default:9080/x?beta=yes"),
+    "redirect": Question("reviews", "http://ratings:9080/old/7"),
+    "direct-response": Question("reviews-v2-0", "http://ratings:9080/teapot", method="POST"),
+    "no-route": Question("productpage", "http://ratings:9080/ratings/0"),
+    "no-rule": Question("reviews-v1-0", "http://productpage:9080/"),
+    "outside": Question("productpage", "http://example.com/"),
+    "tls-to-http": Question("productpage", "https://reviews:9080/"),
+    "own-loopback": Question("productpage", "http://localhost:5432/"),
+    "host-port": Question("shop", "http://localhost:5432/"),
+    "gateway": Question("ingressgateway", "http://bookinfo.localhost:18080/productpage"),
+}
+
+
+def ask(mesh: Mesh, question: Question) -> Explanation:
+    def resources(workload: str) -> list[tuple[str, str, bytes]]:
+        found = mesh.client.get(f"/v1/proxies/{workload}/resources")
+        return [(item["type_url"], item["name"], base64.b64decode(item["value"])) for item in found]
+
+    return explain(
+        question,
+        workloads=mesh.client.get("/v1/workloads"),
+        services=mesh.client.get("/v1/services"),
+        resources=resources,
+        machine="this-machine",
+    )
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_the_text_is_what_it_was_reviewed_to_be(bookinfo: Mesh, name: str) -> None:
+    """WEFT_GOLDEN=write refreshes the files; look at the difference before you commit it."""
+    text = render(ask(bookinfo, QUESTIONS[name])) + "\n"
+    file = GOLDEN / f"{name}.txt"
+    if os.environ.get("WEFT_GOLDEN") == "write":
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+def test_the_rule_and_those_before_it_carry_their_lines(bookinfo: Mesh) -> None:
+    decision = ask(bookinfo, QUESTIONS["weights"]).outbound
+    routes = [(item.matched, item.metadata["rule"]) for item in decision.considered if item.subject == "route"]
+    assert routes == [
+        (False, "spec.http[0]"),
+        (False, "spec.http[1]"),
+        (False, "spec.http[1]"),
+        (True, "spec.http[2]"),
+    ]
+    assert [(share.parts[2], share.share) for share in decision.shares] == [("v1", 0.8), ("v2", 0.2)]
+    assert decision.route["origin"].startswith("rules.yaml:32:")
+
+
+def test_every_value_has_its_origin(bookinfo: Mesh) -> None:
+    decision = ask(bookinfo, QUESTIONS["header"]).outbound
+    assert decision.raw["timeout_ms"] == 500
+    assert decision.origins["timeout"] == "rules.yaml:19:5"
+    assert decision.origins["retries"] == "rules.yaml:20:5"
+    assert decision.origins["headers"] == "rules.yaml:21:5"
+    assert ask(bookinfo, QUESTIONS["weights"]).outbound.origins["timeout"] == "default"
+
+
+def test_the_destinations_proxy_requires_a_certificate(bookinfo: Mesh) -> None:
+    (side,) = ask(bookinfo, QUESTIONS["header"]).inbound
+    assert (side.workload, side.requires_tls) == ("reviews-v2-0", True)
+    assert side.identity == "spiffe://cluster.local/ns/default/sa/reviews"
+    assert side.decision.outcome == "forward"
+
+
+def test_one_workload_of_a_service_is_chosen_and_said(bookinfo: Mesh) -> None:
+    explanation = ask(bookinfo, QUESTIONS["redirect"])
+    assert explanation.workload == "reviews-v1-0"
+    assert explanation.assumptions[0].startswith("reviews has 3 workloads; this is asked from reviews-v1-0")
+
+
+@pytest.mark.parametrize(
+    "host", ["reviews", "reviews.default", "reviews.default.svc", "reviews.default.svc.cluster.local", "REVIEWS."]
+)
+def test_a_host_is_found_as_the_meshs_dns_server_finds_it(bookinfo: Mesh, host: str) -> None:
+    target = ask(bookinfo, Question("productpage", f"http://{host}:9080/")).target
+    assert (target.hostname, target.address) == ("reviews.default.svc.cluster.local", "240.240.0.3")
+
+
+def test_a_mistyped_program_is_guessed(bookinfo: Mesh) -> None:
+    with pytest.raises(NotFound, match=r"no program 'productpag'\. Did you mean 'productpage'\?"):
+        ask(bookinfo, Question("productpag", "http://reviews:9080/"))
+
+
+def test_who_is_not_there_cannot_be_asked_from(bookinfo: Mesh) -> None:
+    with pytest.raises(NotFound, match=r"no program 'nobody'\. There are: ingressgateway"):
+        ask(bookinfo, Question("nobody", "http://reviews:9080/"))
+
+
+@pytest.mark.parametrize("url", ["reviews", "http://reviews/", "https://reviews.default/", "http://reviews:9081/"])
+def test_a_port_that_the_service_does_not_have_is_named_with_those_that_it_has(bookinfo: Mesh, url: str) -> None:
+    with pytest.raises(
+        NotFound, match=r"reviews\.default\.svc\.cluster\.local has no port \d+: .*\. Its ports: 9080\."
+    ):
+        ask(bookinfo, Question("productpage", url))
+
+
+@pytest.mark.parametrize("url", ["ftp://reviews/", "http://:9080/", "http://reviews:port/", "http://[::1/"])
+def test_what_is_no_url_is_refused(bookinfo: Mesh, url: str) -> None:
+    with pytest.raises(UsageError, match="is no URL"):
+        ask(bookinfo, Question("productpage", url))
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("http://127.0.0.1:5432/", "127.0.0.1 is the loopback of productpage-v1-0's own network"),
+        ("http://[::1]:5432/", "::1 is the loopback of"),
+        ("http://0.0.0.0:5432/", "0.0.0.0 (127.0.0.1) is the loopback of"),
+        ("http://[::]:5432/", ":: (::1) is the loopback of"),
+        ("http://[::ffff:127.0.0.1]:5432/", "(127.0.0.1) is the loopback of"),
+        ("http://anything.localhost:5432/", "anything.localhost (127.0.0.1) is the loopback of"),
+        ("http://{address}:9080/", "{address} is productpage-v1-0's own address, so the call reaches productpage-v1-0 itself"),
+        ("http://[{address6}]:9081/", "is productpage-v1-0's own address, so the call reaches what that program has started"),
+        ("http://productpage-v1-0:9080/", "productpage-v1-0 ({address}) is productpage-v1-0's own address"),
+        ("http://this-machine:9080/", "this-machine ({address}) is productpage-v1-0's own address"),
+        ("http://reviews:53/", "The mesh's DNS server takes every TCP connection to port 53"),
+    ],
+)  # fmt: skip
+def test_what_the_mesh_does_not_catch_is_said(bookinfo: Mesh, url: str, sentence: str) -> None:
+    (own,) = (item for item in bookinfo.client.get("/v1/workloads") if item["workload"] == "productpage-v1-0")
+    places = {"address": own["address"], "address6": own["address6"]}
+    explanation = ask(bookinfo, Question("productpage", url.format(**places)))
+    assert not explanation.is_caught
+    assert explanation.refusal is not None
+    assert sentence.format(**places) in explanation.refusal.reason
+    assert explanation.refusal.reason in render(explanation)
+
+
+def test_a_programs_own_service_is_called_through_the_mesh(bookinfo: Mesh) -> None:
+    """Only its address and its workload's name mean itself."""
+    explanation = ask(bookinfo, Question("productpage", "http://productpage:9080/"))
+    assert explanation.is_caught
+    assert explanation.outbound.outcome == "forward"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "0.0.0.0", "db.localhost"])
+def test_a_granted_port_of_the_host_is_asked_of_its_listener(bookinfo: Mesh, host: str) -> None:
+    explanation = ask(bookinfo, Question("shop", f"http://{host}:5432/"))
+    assert explanation.outbound.raw["listener"] == "host|5432"
+    assert [share.cluster for share in explanation.outbound.shares] == ["host|5432||"]
+    assert not ask(bookinfo, Question("shop", f"http://{host}:5433/")).is_caught
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        (Question("productpage", "https://reviews:9080/"), "The connection is refused: reviews port 9080 speaks HTTP"),
+        (Question("productpage", "http://240.240.0.99:9080/"), "240.240.0.99 is of the range of the mesh's services"),
+        (Question("productpage", "https://240.240.0.99:443/"), "240.240.0.99 is of the range of the mesh's services"),
+        (Question("productpage", "http://reviews:9080/", headers=(("Host", "other"),)), "No rule takes the host 'other'"),
+        (Question("productpage", "http://10.244.99.99:9080/"), "no workload of the mesh has the address 10.244.99.99"),
+        (Question("productpage", "http://{reviews}:9081/"), "reviews-v1-0 has no port 9081; its ports are 9080"),
+        (Question("ingressgateway", "https://bookinfo.localhost:18080/productpage"), "and answers 400: "),
+    ],
+)  # fmt: skip
+def test_what_the_callers_own_side_refuses_is_said(bookinfo: Mesh, question: Question, reason: str) -> None:
+    (reviews,) = (item for item in bookinfo.client.get("/v1/workloads") if item["workload"] == "reviews-v1-0")
+    explanation = ask(bookinfo, replace(question, url=question.url.format(reviews=reviews["address"])))
+    assert explanation.refusal is not None
+    assert reason in explanation.refusal.reason
+    assert explanation.inbound == ()
+
+
+def test_the_host_that_is_named_decides_on_a_port_that_other_services_have(bookinfo: Mesh) -> None:
+    """The listener of a port takes HTTP to every service's address, whether or not that one has the port."""
+    explanation = ask(bookinfo, Question("productpage", "http://ledger:9080/", headers=(("Host", "reviews"),)))
+    assert {share.parts[0] for share in explanation.outbound.shares} == {"reviews.default.svc.cluster.local"}
+
+
+def test_tls_to_a_port_of_bytes_is_the_programs_own(bookinfo: Mesh) -> None:
+    explanation = ask(bookinfo, Question("productpage", "https://ledger:3306/"))
+    assert explanation.refusal is None
+    (side,) = explanation.inbound
+    assert (side.workload, side.decision.outcome) == ("ledger-v1-0", "tcp")
+
+
+@pytest.mark.parametrize("url", ["http://bookinfo.localhost:9999/", "http://bookinfo.localhost/productpage"])
+def test_a_port_that_a_gateway_does_not_take_is_named_with_those_that_it_takes(bookinfo: Mesh, url: str) -> None:
+    words = r"does not take port (9999|80)\. It takes 8080, which is http://127\.0\.0\.1:18080 on this machine\."
+    with pytest.raises(NotFound, match=words):
+        ask(bookinfo, Question("ingressgateway", url))
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://x.localhost/", r"No Gateway .* selects lonegateway-.*Published for it: 80 \(http://\[::1\]:18081\)\."),
+        ("http://x.localhost:18081/", r"Port 18081 of this machine is published for port 80 of lonegateway-"),
+    ],
+)  # fmt: skip
+def test_a_gateway_that_no_document_selects_takes_nothing(bookinfo: Mesh, url: str, words: str) -> None:
+    with pytest.raises(NotFound, match=words):
+        ask(bookinfo, Question("lonegateway", url))

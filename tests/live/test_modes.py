@@ -1,0 +1,143 @@
+"""PeerAuthentication is switched while requests run through chained sidecars of both kinds, and none is lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.live.load import load
+from tests.live.mesh import PATIENCE_SECONDS, LiveMesh, live_mesh
+
+POLICY = """\
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: default}}
+spec:
+  mtls: {{mode: {mode}}}
+"""
+
+FEW_REQUESTS = """\
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: left}
+spec:
+  host: left
+  trafficPolicy:
+    connectionPool: {http: {maxRequestsPerConnection: 3}}
+"""
+"""Connections to one of the two are made anew all the time; those to the other are kept for the whole test."""
+
+EVERY_SWITCH = ("PERMISSIVE", "STRICT", "DISABLE", "STRICT", "PERMISSIVE", "DISABLE", "PERMISSIVE", "STRICT")
+
+
+def chained(mesh: LiveMesh) -> list[tuple[int, str, str]]:
+    """Both directions, each through four proxies: a sidecar's client and server side, and the same on the way on."""
+    left, right = mesh.ports["left"], mesh.ports["right"]
+    return [
+        (mesh["left"].outbound[right], f"right:{right}", f"/relay/{mesh['right'].outbound[left]}/left:{left}"),
+        (mesh["right"].outbound[left], f"left:{left}", f"/relay/{mesh['left'].outbound[right]}/right:{right}"),
+    ]
+
+
+async def in_force(mesh: LiveMesh, mode: str) -> None:
+    """Wait until *mode* is what both proxies do, each as a server and as a client."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        for callee, caller in (("left", "right"), ("right", "left")):
+            while await mesh[callee].takes_plain_text() != (mode != "STRICT"):
+                await asyncio.sleep(0.05)
+            identity = f"spiffe://cluster.local/ns/default/sa/{caller}" if mode != "DISABLE" else None
+            while mesh[callee].last_caller() != identity:
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.conformance
+@pytest.mark.timeout(240)
+def test_switching_modes_under_load_loses_no_request() -> None:
+    """Each of the six switches between the three modes, while GET and POST run on connections that are kept."""
+
+    async def run() -> None:
+        async with live_mesh([("left", "weft-proxy"), ("right", "envoy")]) as mesh:
+            await mesh.apply(FEW_REQUESTS)
+            async with load(chained(mesh), clients=4) as tally:
+                for mode in EVERY_SWITCH:
+                    before = tally.answers
+                    answer = await mesh.apply(POLICY.format(mode=mode))
+                    assert not answer["warnings"], answer["warnings"]
+                    assert {"left-v1-0", "right-v1-0"} == set(answer["affected"])
+                    while tally.answers < before + 200 and not tally.failed:
+                        await asyncio.sleep(0.01)
+                    await in_force(mesh, mode)
+                    assert not tally.failed, (
+                        mode,
+                        tally.failures[:10],
+                        mesh["left"].troubles(),
+                        mesh["right"].troubles(),
+                    )
+            tally.check()
+            assert tally.opened == tally.clients, "a client's connection was not kept"
+
+    asyncio.run(run())
+
+
+LEVELS = """\
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: mesh, namespace: istio-system}}
+spec:
+  mtls: {{mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: namespace}}
+spec:
+  mtls: {{mode: PERMISSIVE}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: one}}
+spec:
+  selector: {{matchLabels: {{app: {service}}}}}
+  mtls: {{mode: STRICT}}
+  portLevelMtls:
+    {port}: {{mode: DISABLE}}
+"""
+
+
+@pytest.mark.conformance
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("service", ["left", "right"])
+def test_port_workload_namespace_and_mesh_hold_on_both_data_planes(service: str) -> None:
+    """The narrowest says what a proxy takes; when it is deleted, the next wider one does."""
+
+    async def run() -> None:
+        async with live_mesh([("left", "weft-proxy"), ("right", "envoy")]) as mesh:
+            other = "right" if service == "left" else "left"
+            mesh_wide, namespace, workload = LEVELS.format(service=service, port=mesh.ports[service]).split("---\n")
+
+            async def takes(*, mine: bool, others: bool) -> None:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    while await mesh[service].takes_plain_text() != mine:
+                        await asyncio.sleep(0.05)
+                    while await mesh[other].takes_plain_text() != others:
+                        await asyncio.sleep(0.05)
+                for caller, callee in ((service, other), (other, service)):
+                    await mesh[caller].reaches(callee, mesh.ports[callee])
+
+            await takes(mine=False, others=False)
+            await mesh.apply(namespace)
+            await takes(mine=True, others=True)
+            await mesh.apply(mesh_wide)
+            await takes(mine=True, others=True)
+            await mesh.apply(
+                workload.replace(f"    {mesh.ports[service]}: {{mode: DISABLE}}", "    9: {mode: DISABLE}")
+            )
+            await takes(mine=False, others=True)
+            await mesh.apply(workload)
+            await takes(mine=True, others=True)
+            await mesh.delete("PeerAuthentication", "default", "namespace")
+            await takes(mine=True, others=False)
+            await mesh.delete("PeerAuthentication", "default", "one")
+            await takes(mine=False, others=False)
+
+    asyncio.run(run())

@@ -1,0 +1,260 @@
+"""`weft._native.Engine` and `validate`: questions in JSON, answers from the proxy's own decision code."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_pb2
+from envoy.extensions.filters.http.fault.v3 import fault_pb2
+from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
+from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from weft._native import Engine, validate
+
+FAULT = "envoy.filters.http.fault"
+
+
+def resource(message: Message, name: str) -> tuple[str, str, bytes]:
+    return f"type.googleapis.com/{message.DESCRIPTOR.full_name}", name, message.SerializeToString(deterministic=True)
+
+
+def cluster(name: str, *ports: int) -> tuple[str, str, bytes]:
+    """A static cluster with an endpoint on 127.0.0.1 for each port."""
+    endpoints = [
+        {"endpoint": {"address": {"socketAddress": {"address": "127.0.0.1", "portValue": port}}}} for port in ports
+    ]
+    assignment = {"clusterName": name, "endpoints": [{"lbEndpoints": endpoints}]}
+    return resource(
+        json_format.ParseDict({"name": name, "type": "STATIC", "loadAssignment": assignment}, cluster_pb2.Cluster()),
+        name,
+    )
+
+
+def routes(*rules: dict[str, Any]) -> tuple[str, str, bytes]:
+    host = {"name": "reviews", "domains": ["reviews", "reviews:9080"], "routes": list(rules)}
+    return resource(
+        json_format.ParseDict({"name": "9080", "virtualHosts": [host]}, route_pb2.RouteConfiguration()), "9080"
+    )
+
+
+def listeners() -> list[tuple[str, str, bytes]]:
+    """A capturing listener for everything, and the HTTP listener of port 9080."""
+    manager = http_connection_manager_pb2.HttpConnectionManager(stat_prefix="s")
+    manager.rds.route_config_name = "9080"
+    for name, config in ((FAULT, fault_pb2.HTTPFault()), ("envoy.filters.http.router", router_pb2.Router())):
+        manager.http_filters.add(name=name).typed_config.Pack(config)
+    made = []
+    for name, port, network_filter in (
+        ("virtualOutbound", 15001, tcp_proxy_pb2.TcpProxy(stat_prefix="p", cluster="Passthrough")),
+        ("0.0.0.0_9080", 9080, manager),
+    ):
+        message = listener_pb2.Listener(name=name, traffic_direction="OUTBOUND")
+        message.address.socket_address.address = "0.0.0.0"
+        message.address.socket_address.port_value = port
+        message.filter_chains.add().filters.add(name="f").typed_config.Pack(network_filter)
+        capturing = name == "virtualOutbound"
+        message.bind_to_port.value = capturing
+        message.use_original_dst.value = capturing
+        made.append(resource(message, name))
+    return made
+
+
+def fault(**content: Any) -> dict[str, Any]:
+    return {FAULT: {"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault", **content}}
+
+
+def ask(engine: Engine, *, how: str = "explain", **question: Any) -> dict[str, Any]:
+    asked = {"direction": "outbound", "destination": "240.240.0.3:9080", "authority": "reviews:9080", **question}
+    answer: dict[str, Any] = json.loads(getattr(engine, how)(json.dumps(asked)))
+    return answer
+
+
+SPLIT = {
+    "name": "split",
+    "match": {"prefix": "/"},
+    "route": {"weightedClusters": {"clusters": [{"name": "v1", "weight": 80}, {"name": "v2", "weight": 20}]}},
+    "metadata": {"filterMetadata": {"weft": {"origin": "a.yaml:7:3", "rule": "spec.http[1]"}}},
+}
+
+
+def test_every_destination_is_shown_with_its_share() -> None:
+    jason = {
+        "name": "jason",
+        "match": {"prefix": "/", "headers": [{"name": "end-user", "stringMatch": {"exact": "jason"}}]},
+        "route": {"cluster": "v2"},
+    }
+    engine = Engine([*listeners(), routes(jason, SPLIT), cluster("v1", 1001), cluster("v2", 1002, 1003)])
+    answer = ask(engine, path="/reviews/0")
+    assert answer["outcome"] == "forward"
+    assert answer["listener"] == "0.0.0.0_9080"
+    assert (answer["route"]["name"], answer["route"]["origin"]) == ("split", "a.yaml:7:3")
+    assert [(item["name"], item["share"]) for item in answer["clusters"]] == [("v1", 0.8), ("v2", 0.2)]
+    assert "cluster" not in answer
+    assert [item["address"] for item in answer["endpoints"]] == ["127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003"]
+    assert answer["timeout_ms"] == 15000
+    passed_over = [item["reason"] for item in answer["considered"] if "route" in item and not item["matched"]]
+    assert passed_over == ["wanted: header end-user equal to `jason`; the request has no such header"]
+
+
+def test_a_decision_needs_the_dice_that_matter() -> None:
+    engine = Engine([*listeners(), routes(SPLIT), cluster("v1", 1), cluster("v2", 2)])
+    with pytest.raises(ValueError, match=r"random\.weight"):
+        ask(engine, how="decide")
+    assert ask(engine, how="decide", random={"weight": 0.79})["cluster"] == "v1"
+    decided = ask(engine, how="decide", random={"weight": 0.81})
+    assert decided["cluster"] == "v2"
+    assert "considered" not in decided
+
+
+def test_faults_are_shown_and_strike_when_the_die_says_so() -> None:
+    rule = {
+        "match": {"prefix": "/"},
+        "route": {"cluster": "v1"},
+        "typedPerFilterConfig": fault(
+            delay={"fixedDelay": "7s", "percentage": {"numerator": 10}},
+            abort={"httpStatus": 418, "percentage": {"numerator": 500000, "denominator": "MILLION"}},
+        ),
+    }
+    engine = Engine([*listeners(), routes(rule), cluster("v1", 1)])
+    answer = ask(engine)
+    assert answer["fault"] == {"delay_ms": 7000, "delay_percent": 10.0, "abort_status": 418, "abort_percent": 50.0}
+    assert answer["outcome"] == "forward"
+    struck = ask(engine, how="decide", random={"fault_delay": 0.05, "fault_abort": 0.4})
+    assert (struck["outcome"], struck["status"], struck["delayed_ms"]) == ("fault", 418, 7000)
+    assert struck["response_flags"] == "DI,FI"
+    spared = ask(engine, how="decide", random={"fault_delay": 0.2, "fault_abort": 0.6})
+    assert (spared["outcome"], spared["cluster"]) == ("forward", "v1")
+
+
+@pytest.mark.parametrize(
+    ("case", "resources", "question", "expected"),
+    [
+        ("no route", [], {"authority": "other"}, ("no_route", 404, "NR")),
+        ("no cluster", [], {}, ("no_cluster", 503, "NC")),
+        ("no endpoint", [cluster("v1")], {}, ("forward", 503, "UH")),
+    ],
+)
+def test_what_fails_is_answered_as_the_proxy_would(
+    case: str, resources: list[tuple[str, str, bytes]], question: dict[str, Any], expected: tuple[str, int, str]
+) -> None:
+    rule = {"match": {"prefix": "/"}, "route": {"cluster": "v1"}}
+    answer = ask(Engine([*listeners(), routes(rule), *resources]), **question)
+    assert (answer["outcome"], answer["status"], answer["response_flags"]) == expected, case
+
+
+def test_other_ports_go_to_the_capturing_listener_as_bytes() -> None:
+    passthrough = cluster_pb2.Cluster(name="Passthrough", type="ORIGINAL_DST", lb_policy="CLUSTER_PROVIDED")
+    engine = Engine([*listeners(), routes(SPLIT), resource(passthrough, "Passthrough")])
+    answer = ask(engine, destination="93.184.216.34:443")
+    assert (answer["outcome"], answer["cluster"], answer["listener"]) == ("tcp", "Passthrough", "virtualOutbound")
+    assert [item["address"] for item in answer["endpoints"]] == ["93.184.216.34:443"]
+
+
+def test_tls_is_known_only_where_an_inspector_looks_for_it() -> None:
+    """An outbound HTTP listener has `http_inspector` alone, so a ClientHello is bytes to it, whatever its SNI."""
+    listener = listener_pb2.Listener(name="0.0.0.0_9080", traffic_direction="OUTBOUND")
+    listener.address.socket_address.address = "0.0.0.0"
+    listener.address.socket_address.port_value = 9080
+    bytes_only = tcp_proxy_pb2.TcpProxy(stat_prefix="p", cluster="bytes")
+    listener.filter_chains.add(name="bytes").filters.add(name="f").typed_config.Pack(bytes_only)
+    listener.filter_chains[0].filter_chain_match.transport_protocol = "raw_buffer"
+    listener.default_filter_chain.name = "outside"
+    listener.default_filter_chain.filters.add(name="f").typed_config.Pack(
+        tcp_proxy_pb2.TcpProxy(stat_prefix="p", cluster="outside")
+    )
+    blind = Engine([resource(listener, listener.name)])
+    listener.listener_filters.add(name="tls").typed_config.Pack(tls_inspector_pb2.TlsInspector())
+    seeing = Engine([resource(listener, listener.name)])
+    for question in ({"sni": "reviews"}, {"tls": True}):
+        assert ask(blind, **question)["filter_chain"] == "bytes"
+        assert ask(seeing, **question)["filter_chain"] == "outside"
+
+
+@pytest.mark.parametrize(
+    ("secure", "tls", "expected"),
+    [
+        (False, False, ("forward", None)),
+        (False, True, ("refused", 400)),  # the HTTP codec cannot read a ClientHello
+        (True, False, ("refused", None)),  # closed without a word
+        (True, True, ("forward", None)),
+        (True, None, ("forward", None)),  # the question does not say, and asks about the rest
+    ],
+)
+def test_a_listener_takes_tls_or_plain_text_and_not_the_other(
+    secure: bool, tls: bool | None, expected: tuple[str, int | None]
+) -> None:
+    type_url, name, value = listeners()[1]
+    listener = listener_pb2.Listener.FromString(value)
+    if secure:
+        context = tls_pb2.DownstreamTlsContext()
+        secret = context.common_tls_context.tls_certificate_sds_secret_configs.add(name="default")
+        secret.sds_config.api_config_source.grpc_services.add().envoy_grpc.cluster_name = "sds-grpc"
+        secret.sds_config.api_config_source.api_type = "GRPC"
+        listener.filter_chains[0].transport_socket.typed_config.Pack(context)
+    rule = {"match": {"prefix": "/"}, "route": {"cluster": "v1"}}
+    engine = Engine([(type_url, name, listener.SerializeToString()), routes(rule), cluster("v1", 1)])
+    answer = ask(engine, **({} if tls is None else {"tls": tls}))
+    assert (answer["outcome"], answer.get("status")) == expected
+
+
+def test_bytes_to_a_cluster_without_endpoints_are_reset() -> None:
+    nowhere = cluster_pb2.Cluster(name="Passthrough", type="STATIC")
+    answer = ask(Engine([*listeners(), resource(nowhere, "Passthrough")]), destination="93.184.216.34:443")
+    assert (answer["outcome"], answer["response_flags"], answer.get("status")) == ("tcp", "UH", None)
+
+
+def test_redirects_say_where_to() -> None:
+    rule = {"match": {"prefix": "/old"}, "redirect": {"pathRedirect": "/new", "responseCode": "FOUND"}}
+    answer = ask(Engine([*listeners(), routes(rule)]), path="/old?x=1")
+    assert (answer["outcome"], answer["status"]) == ("redirect", 302)
+    assert answer["location"] == "http://reviews:9080/new?x=1"
+
+
+def test_unhealthy_endpoints_are_shown_and_get_nothing() -> None:
+    assignment = endpoint_pb2.ClusterLoadAssignment(cluster_name="v1")
+    group = assignment.endpoints.add()
+    for port, health in ((1, "HEALTHY"), (2, "UNHEALTHY"), (3, "HEALTHY")):
+        host = group.lb_endpoints.add(health_status=health)
+        host.endpoint.address.socket_address.address = "10.0.0.1"
+        host.endpoint.address.socket_address.port_value = port
+    eds = cluster_pb2.Cluster(name="v1", type="EDS")
+    rule = {"match": {"prefix": "/"}, "route": {"cluster": "v1"}}
+    answer = ask(Engine([*listeners(), routes(rule), resource(eds, "v1"), resource(assignment, "v1")]))
+    assert [(item["healthy"], item["share"]) for item in answer["endpoints"]] == [(True, 0.5), (False, 0), (True, 0.5)]
+
+
+def test_what_cannot_be_honoured_is_refused_by_resource_and_field_or_collected() -> None:
+    odd = cluster_pb2.Cluster(name="odd")
+    odd.wait_for_warm_on_init.value = True
+    with pytest.raises(ValueError, match=r"odd: Cluster\.wait_for_warm_on_init: "):
+        Engine([resource(odd, "odd")])
+    type_url, name, value = resource(odd, "odd")
+    assert [path for path, _ in validate(type_url, value)] == ["Cluster.wait_for_warm_on_init"]
+    collected = Engine([(type_url, name, value)], strict=False).not_applied
+    assert [item[:3] for item in collected] == [(type_url, "odd", "Cluster.wait_for_warm_on_init")]
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ("nonsense", "not JSON"),
+        ("{}", "destination"),
+        ('{"destination": "reviews"}', "destination"),
+        ('{"destination": "1.2.3.4:5", "direction": "up"}', "direction"),
+        ('{"destination": "1.2.3.4:5", "random": {"weight": 2}}', r"random\.weight"),
+        ('{"destination": "1.2.3.4:5", "direction": "inbound"}', "no listener"),
+    ],
+)
+def test_questions_without_sense_are_refused_in_words(question: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Engine(listeners()).explain(question)

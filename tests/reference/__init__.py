@@ -1,0 +1,1 @@
+"""A second opinion on every request: Istio's documented semantics in plain Python, sharing no code with weft."""

@@ -1,0 +1,254 @@
+"""
+Meshes under load that lose parts of themselves, or are changed all the time: nothing may be noticed that need not be.
+
+The callers and servers are `programs/`; what the callers saw is a `Traffic`, judged by the tests.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Mesh, Person, eventually, someone
+from tests.resilience.held import DUMPS, Held, of_dump, of_published
+from weft.agent.paths import MeshPaths
+from weft.cli.client import Client, UnixConnection
+from weft.data_plane import ENVOY, WEFT_PROXY
+from weft.errors import WeftError
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+MESH = """\
+mesh: {name}
+programs:
+  server-v1: {{service: server, version: v1, replicas: {replicas}, command: [python3, server.py, v1, "8080"], ports: [8080]}}
+  server-v2: {{service: server, version: v2, replicas: {replicas}, command: [python3, server.py, v2, "8080"], ports: [8080]}}
+  client:
+    command: [python3, client.py, "http://server:8080", "{threads}", "{pause}", "{record}"]
+    depends_on: [server-v1, server-v2]
+    restart: always
+gateways:
+  ingressgateway:
+    publish: ["127.0.0.1:0:8080"]
+apply: [start.yaml]
+"""
+
+SUBSETS = """\
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: server}
+spec:
+  host: server
+  subsets:
+  - {name: v1, labels: {version: v1}}
+  - {name: v2, labels: {version: v2}}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: ingress}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - port: {number: 8080, name: http, protocol: HTTP}
+    hosts: ["*"]
+"""
+
+
+@pytest.fixture(scope="module")
+def person(request: pytest.FixtureRequest) -> Iterator[Person]:
+    """
+    Ourselves, with a home of our own: whose meshes the matrix runs in matters less than what happens to them.
+
+    With a parameter, the data plane of these meshes.
+    """
+    data_plane = getattr(request, "param", WEFT_PROXY)
+    with someone("root" if os.getuid() == 0 else "unprivileged", os.getuid(), data_plane) as person:
+        yield person
+
+
+@dataclass
+class Traffic:
+    """What the callers of one mesh have seen, read as it comes."""
+
+    record: Path
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    since: float = 0.0
+    _read: int = 0
+
+    def take(self) -> list[dict[str, Any]]:
+        """Return what is new since the last call."""
+        if not self.record.exists():
+            return []
+        with self.record.open("rb") as file:
+            file.seek(self._read)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        new = [line for line in map(json.loads, whole.splitlines()) if line["start"] >= self.since]
+        self.seen += new
+        return new
+
+    def forget(self) -> None:
+        """Judge nothing that has begun until now."""
+        self.take()
+        self.seen.clear()
+        self.since = time.monotonic()
+
+    def wait_for(self, count: int, since: float = 0.0) -> None:
+        """Wait until *count* requests that began after *since* (monotonic) are over."""
+
+        def enough() -> bool:
+            self.take()
+            return sum(line["start"] >= since for line in self.seen) >= count
+
+        eventually(enough, f"{count} requests since {since:.3f}")
+
+    def failures(self) -> list[dict[str, Any]]:
+        """All that was not answered as the servers answer."""
+        self.take()
+        return [line for line in self.seen if line.get("status") != 200 or not line["whole"]]
+
+
+@dataclass
+class Loaded:
+    """A mesh with callers that never stop."""
+
+    mesh: Mesh
+    paths: MeshPaths
+    traffic: Traffic
+    client: Client
+    size: int
+    data_plane: str
+
+    def apply(self, *documents: str, wait: float = 30.0) -> int:
+        """Apply, wait until every affected proxy has acknowledged, and return the revision."""
+        done = self.client.post(
+            "/v1/apply", {"documents": [{"file": f"{n}.yaml", "text": text} for n, text in enumerate(documents)]}
+        )
+        self.acknowledged(done["revision"], wait)
+        return int(done["revision"])
+
+    def delete(self, kind: str, name: str, wait: float = 30.0) -> None:
+        done = self.client.post("/v1/delete", {"keys": [{"kind": kind, "namespace": "default", "name": name}]})
+        self.acknowledged(done["revision"], wait)
+
+    def acknowledged(self, revision: int, wait: float = 30.0) -> None:
+        """Wait for every proxy that *revision* is about."""
+        receipt = self.client.get(f"/v1/revisions/{revision}", wait=str(wait))
+        assert not receipt["silent"], receipt
+        assert not receipt["refused"], receipt
+
+    def status(self) -> dict[str, Any]:
+        return {item["workload"]: item for item in self.client.get("/v1/proxies")}
+
+    def workloads(self) -> dict[str, Any]:
+        return {item["workload"]: item for item in self.client.get("/v1/workloads")}
+
+    def pid_of_proxy(self, workload: str) -> int:
+        """Of the running proxy of *workload*; 0 if there is none."""
+        mark = f"/workloads/{workload}/bootstrap.json".encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    command = (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if mark in command and str(self.paths.runtime).encode() in command:
+                    return int(entry.name)
+        return 0
+
+    def held(self, workload: str) -> Held:
+        """What the proxy of *workload* itself says that it holds."""
+        connection = UnixConnection(self.paths.workload(workload).admin_socket, 30)
+        try:
+            connection.request("GET", DUMPS.get(self.data_plane, "/config_dump"))
+            return of_dump(self.data_plane, json.loads(connection.getresponse().read()))
+        finally:
+            connection.close()  # Envoy would keep it
+
+    def published(self, workload: str) -> Held:
+        """The same of what `translate` made for it."""
+        return of_published(self.data_plane, self.client.get(f"/v1/proxies/{workload}/resources"))
+
+    def is_saved(self, workload: str) -> bool:
+        """Whether weft-proxy has written down what was published to it, which it does a moment later; Envoy's agent has."""
+        if self.data_plane == ENVOY:
+            return True
+        saved = b"".join(file.read_bytes() for file in self.paths.workload(workload).proxy_state.iterdir())
+        return all(version.encode() in saved for version in self.published(workload).values())
+
+    def is_whole(self) -> object:
+        """Whether every workload is there, ready, and holds what it should; else what is wrong."""
+        if len(self.workloads()) != self.size:
+            return sorted(self.workloads())
+        if len(self.status()) != self.size:
+            return f"the control plane has published to {sorted(self.status())} only"
+        unready = [name for name, item in self.workloads().items() if not item["ready"]]
+        return unready or self.differences() or True
+
+    def differences(self) -> dict[str, list[Any]]:
+        """What any proxy holds and should not, or should and does not."""
+        found: dict[str, list[Any]] = {}
+        for workload, status in self.status().items():
+            if not status["synced"]:
+                found[workload] = [f"not synced, connected: {status['connected']}, refused: {status['refused']}"]
+                continue
+            held, published = self.held(workload), self.published(workload)
+            if held != published:
+                found[workload] = sorted(held.items() ^ published.items())
+        return found
+
+
+@contextmanager
+def loaded(
+    person: Person,
+    name: str,
+    *,
+    replicas: int = 1,
+    threads: int = 4,
+    pause: float = 0.01,
+    start: str = SUBSETS,
+    environment: Mapping[str, str] | None = None,
+    wrapper: tuple[str, ...] = (),
+) -> Iterator[Loaded]:
+    """Run a mesh of servers and callers until the block is left."""
+    directory = person.write(f"{name}/start.yaml", start).parent
+    for program in PROGRAMS.iterdir():
+        if program.suffix == ".py":
+            shutil.copy(program, directory)
+    record = directory / "record.jsonl"
+    text = MESH.format(name=name, replicas=replicas, threads=threads, pause=pause, record=record)
+    person.write(f"{name}/weft.yaml", text)
+    with person.mesh(str(directory), environment=environment, wrapper=wrapper) as mesh:
+        runtime = person.runtime / "weft" / name
+        paths = MeshPaths(name, runtime, person.home / ".local/state/weft" / name)
+        it = Loaded(mesh, paths, Traffic(record), Client(paths.api_socket), 2 * replicas + 2, person.data_plane)
+        it.traffic.wait_for(threads * 5)
+        yield it
+
+
+def until_steady(condition: Callable[[], object], what: str, *, seconds: float = 60.0) -> None:
+    """Wait for *condition*, taking a control plane that is away for "not yet"."""
+    last: list[object] = [None]
+
+    def holds() -> bool:
+        try:
+            last[0] = condition()
+        except (WeftError, OSError, http.client.HTTPException, KeyError) as error:
+            last[0] = error
+        return last[0] is True
+
+    try:
+        eventually(holds, what, seconds=seconds)
+    except AssertionError as late:
+        raise AssertionError(f"{late}\nat last: {last[0]!r}") from None

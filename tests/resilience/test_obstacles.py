@@ -1,0 +1,142 @@
+"""More of the crash matrix, in meshes of their own: a disk that is full, and a resource that a proxy refuses."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import REPOSITORY, Person, Started, eventually
+from tests.resilience.conftest import Loaded, loaded, until_steady
+from tests.resilience.test_crashes import ROUTE
+from weft.errors import WeftError
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+THREADS = 2
+
+NOTICED_SECONDS = 0.5
+"""From the last certificate's issue until both of its proxies have it, on a busy machine."""
+
+OCCUPY = """
+import socket, sys
+from weft.agent import namespaces
+namespaces.join_process(int(sys.argv[1]), ("user", "mnt", "net"))
+taken = socket.create_server(("0.0.0.0", int(sys.argv[2])))
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+def fill(file: Path) -> None:
+    """Write until nothing more goes in."""
+    with file.open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+
+
+def apply_until_refused(mesh: Loaded) -> None:
+    """SQLite may have room left in pages that it owns; a hundred large documents are more than that."""
+    for number in range(100):
+        mesh.apply(ROUTE.format(name=f"more-{number}", subset="v1") + "#" * 4000 + "\n")
+
+
+def test_a_full_disk(person: Person) -> None:
+    """An apply is refused with the reason and changes nothing; traffic goes on; with room again everything is as before."""
+    disk = person.home / "disk"
+    disk.mkdir()
+    os.chown(disk, person.uid, person.uid)
+    wrapper = (sys.executable, "-m", "tests.resilience.small_disk", str(disk), "4m")
+    path = f"{person.environment.get('PYTHONPATH', '')}:{REPOSITORY}".strip(":")
+    environment = {"XDG_STATE_HOME": str(disk), "PYTHONPATH": path}
+    with loaded(person, "full", threads=THREADS, wrapper=wrapper, environment=environment) as mesh:
+        mesh.apply(ROUTE.format(name="before", subset="v2"))
+        inside = Path(f"/proc/{mesh.mesh.pids()['control-plane']}/root{disk}")
+        filler = inside / "filler"
+        with pytest.raises(OSError, match="No space left"):
+            fill(filler)
+        mesh.traffic.forget()
+        with pytest.raises(WeftError, match="disk is full") as refused:
+            apply_until_refused(mesh)
+        assert "Traceback" not in str(refused.value)
+        stored = {item["key"]["name"] for item in mesh.client.get("/v1/config", kind="VirtualService")}
+        assert "before" in stored
+        mesh.traffic.wait_for(THREADS * 40, mesh.traffic.since)
+        filler.unlink()
+        mesh.apply(ROUTE.format(name="after", subset="v1"))
+        until_steady(mesh.is_whole, "every proxy holds what it should")
+        assert mesh.traffic.failures() == []
+
+
+@pytest.mark.parametrize("days", [3, -3])
+def test_a_clock_that_is_set(person: Person, days: int) -> None:
+    """
+    Every certificate is expired, or not valid yet, at one blow: connections that are made until agents have looked at the clock
+    are refused, and none is from then on.
+    """
+    library, offset = person.home / "set_clock.so", person.home / "offset"
+    subprocess.run(
+        ["gcc", "-O1", "-fPIC", "-shared", "-o", library, Path(__file__).with_name("set_clock.c")], check=True
+    )
+    offset.write_bytes(struct.pack("q", 0))
+    os.chown(offset, person.uid, person.uid)
+    environment = {"LD_PRELOAD": str(library), "CLOCK_OFFSET_FILE": str(offset)}
+    with loaded(person, "clock", threads=THREADS, environment=environment) as mesh:
+        before = {name: not_after(mesh, name) for name in mesh.status()}
+        mesh.traffic.forget()
+        with offset.open("r+b", buffering=0) as file:
+            file.write(struct.pack("q", days * 86400))
+        until_steady(
+            lambda: all(not_after(mesh, name) != before[name] for name in before), "all have other certificates"
+        )
+        renewed = time.monotonic()
+        mesh.traffic.wait_for(THREADS * 40, renewed)
+        assert [line for line in mesh.traffic.failures() if line["start"] > renewed + NOTICED_SECONDS] == []
+        # A client of its own: its connections are new.
+        call = ["run", "--mesh", "clock", "--", "curl", "-sf", "-o", "/dev/null", "http://server:8080/x"]
+        done = person.weft(*call, env=person.environment | environment)
+        assert done.returncode == 0, done.stderr
+        until_steady(mesh.is_whole, "every proxy holds what it should")
+
+
+def not_after(mesh: Loaded, workload: str) -> datetime:
+    """When the certificate of *workload* expires."""
+    return datetime.fromisoformat(mesh.status()[workload]["certificate"]["not_after"])
+
+
+def test_a_resource_that_a_proxy_refuses(person: Person) -> None:
+    """It alone is refused and named with the reason; everything else applies, to that proxy too."""
+    with loaded(person, "refusing", threads=THREADS) as mesh, socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        holder = mesh.mesh.pids()["holder"]
+        with Started(
+            [sys.executable, "-c", OCCUPY, str(holder), str(port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            **(person.options() | {"env": person.environment | {"PYTHONPATH": str(REPOSITORY / "src")}}),
+        ) as occupant:
+            assert occupant.stdout
+            assert occupant.stdout.readline() == "taken\n"
+            directory = mesh.traffic.record.parent
+            late = ["run", "--mesh", "refusing", "--name", "late", "--port", str(port), "--"]
+            with person.start(*late, "python3", "server.py", "v1", str(port), cwd=directory) as joined:
+                eventually(lambda: "late-v1-0" in mesh.status(), "it has joined")
+                refused = eventually(lambda: mesh.status()["late-v1-0"]["refused"], "its proxy refuses something")
+                assert [item["name"] for item in refused] == [f"inbound|{port}"]
+                assert f":{port}" in refused[0]["message"]
+                assert f"refuses inbound|{port}" in mesh.mesh.output()
+                done = person.weft(
+                    "exec", "-m", "refusing", "late", "--", "curl", "-s", "http://server:8080/x", "-o", "/dev/null"
+                )
+                assert done.returncode == 0, done.stderr
+                joined.terminate()
+                joined.communicate(timeout=30)
+        assert mesh.traffic.failures() == []

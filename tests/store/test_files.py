@@ -1,0 +1,87 @@
+"""A directory of YAML files is read whole, and read again when a person saves a file in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from weft.errors import StoreError
+from weft.store import FileSource
+
+
+def test_yaml_files_are_found_in_order_and_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".git").mkdir()
+    for name in ("b.yaml", "a.yml", "sub/c.yaml", "notes.md", ".hidden.yaml", ".git/d.yaml"):
+        (tmp_path / name).write_text(name)
+
+    assert list(FileSource(tmp_path).load()) == [str(tmp_path / name) for name in ("a.yml", "b.yaml", "sub/c.yaml")]
+
+
+def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is not a directory"):
+        FileSource(tmp_path / "nowhere").load()
+
+
+def test_text_that_is_not_utf_8_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(StoreError, match="utf-8"):
+        FileSource(tmp_path).load()
+
+
+async def _follow(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("one")
+    source = FileSource(tmp_path, poll_seconds=0.001)
+    seen = source.watch(source.load())
+
+    async def following() -> dict[str, str]:
+        found = await asyncio.wait_for(anext(seen), 10)
+        return {Path(name).name: text for name, text in found.items()}
+
+    (tmp_path / "a.yaml").write_text("two!")
+    assert await following() == {"a.yaml": "two!"}
+    (tmp_path / "b.yaml").write_text("b")
+    assert await following() == {"a.yaml": "two!", "b.yaml": "b"}
+    (tmp_path / "a.yaml").unlink()
+    assert await following() == {"b.yaml": "b"}
+    (tmp_path / "new").write_text("atomically")
+    (tmp_path / "new").replace(tmp_path / "b.yaml")
+    assert await following() == {"b.yaml": "atomically"}
+
+
+def test_changes_are_followed_one_after_the_other(tmp_path: Path) -> None:
+    asyncio.run(_follow(tmp_path))
+
+
+class Counted(FileSource):
+    """A source that says when it has read the directory."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, poll_seconds=0.001)
+        self.loads = 0
+
+    def load(self) -> Mapping[str, str]:
+        found = super().load()
+        self.loads += 1
+        return found
+
+
+async def _touch(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("one")
+    source = Counted(tmp_path)
+    step = asyncio.ensure_future(anext(source.watch({str(tmp_path / "a.yaml"): "one"})))
+    while source.loads < 1:
+        await asyncio.sleep(0)
+    (tmp_path / "a.yaml").write_text("one")
+    while source.loads < 2:
+        await asyncio.sleep(0)
+    assert not step.done()
+    (tmp_path / "b.yaml").write_text("two")
+    assert len(await asyncio.wait_for(step, 10)) == 2
+
+
+def test_a_file_saved_without_an_edit_wakes_nobody(tmp_path: Path) -> None:
+    asyncio.run(_touch(tmp_path))

@@ -1,0 +1,74 @@
+"""weft-proxy honours, in every field, what is made for it: asked of the proxy's own code in process."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.translate.kubernetes import load
+from tests.translate.meshes import applied, gateway, ingress, mesh, sidecar, virtual_service
+from tests.translate.test_istiod_oracle import SCENARIOS
+from weft.model import Interception, LocalCaller, Proxy, Published, Snapshot
+from weft.translate import refusals, translate
+
+
+@pytest.fixture(scope="session")
+def native() -> Any:
+    try:
+        return importlib.import_module("weft._native")
+    except ImportError:
+        if os.environ.get("CI") == "true":
+            pytest.fail("CI must have built the native module")
+        pytest.skip("the native module is not built here")
+
+
+def not_honoured(native: Any, snapshot: Snapshot, proxy: Proxy) -> list[tuple[str, str]]:
+    found = []
+    for item in translate(snapshot, replace(proxy, data_plane="weft-proxy")):
+        found += [(item.name, str(problem)) for problem in native.validate(item.type_url, item.value)]
+    return found
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_recorded_scenarios_are_honoured(native: Any, corpus: Path, name: str) -> None:
+    """Every resource for every proxy, without the documents that are refused for weft-proxy."""
+    scenario = load(corpus / "istiod-xds" / name)
+    kept = {key: item for key, item in scenario.snapshot.config.items() if not refusals(item, "weft-proxy")}
+    for proxy in scenario.proxies.values():
+        assert not_honoured(native, replace(scenario.snapshot, config=kept), proxy) == []
+
+
+def test_what_is_refused_would_not_be_honoured(native: Any, corpus: Path) -> None:
+    """The table of capabilities says no more than the proxy does: without it these would be refused on arrival."""
+    for name in ("httpbin-mirror", "consistent-hash-header", "httpbin-retries-timeout-circuit-breaker"):
+        scenario = load(corpus / "istiod-xds" / name)
+        assert any(refusals(item, "weft-proxy") for item in scenario.snapshot.config.values())
+        assert not_honoured(native, scenario.snapshot, scenario.proxies["curl"]) != []
+
+
+def test_sidecars_are_honoured_with_and_without_interception(native: Any) -> None:
+    """Namespaces, host ports and access records; and plain local addresses."""
+    proxy = sidecar(host_ports=(5432,), access_log_path="/run/weft/access.log")
+    assert not_honoured(native, mesh(3), proxy) == []
+    explicit = sidecar(interception=Interception.EXPLICIT, outbound_addresses={9080: ("127.0.0.1", 19080)})
+    assert not_honoured(native, mesh(3), explicit) == []
+    local = LocalCaller(1000, "ab" * 32)
+    checked = sidecar(address="127.77.3.1", interception=Interception.EXPLICIT, local_caller=local)
+    assert not_honoured(native, mesh(3), checked) == []
+
+
+def test_gateways_are_honoured(native: Any) -> None:
+    """With routes, and addresses on the host."""
+    server = {"port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}
+    http = [{"route": [{"destination": {"host": "service-0"}}]}]
+    snapshot = applied(
+        mesh(2),
+        gateway("front", selector={"istio": "ingressgateway"}, servers=[server]),
+        virtual_service("front", hosts=["*"], gateways=["front"], http=http),
+    )
+    assert not_honoured(native, snapshot, ingress(published=(Published(8080, "127.0.0.1", 18080),))) == []

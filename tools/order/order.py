@@ -1,0 +1,68 @@
+"""
+Write crates/proxy/order.txt: the functions that the demo's proxies enter, which the linker puts side by side.
+
+Run it with a release build of weft-proxy (`WEFT_PROXY`, or the installed one) when the test of the executable's layout
+says that the list has grown old: `.venv/bin/python tools/order/order.py`. Decision 0008 says what it is for.
+Needs a C compiler and binutils, and x86-64; the list itself serves every architecture.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench.demo import sidecars_mib  # noqa: E402 - found by the line above
+
+ORDER = ROOT / "crates" / "proxy" / "order.txt"
+
+VARIABLE = (
+    (re.compile(r"\.llvm\.\d+$"), ""),  # what the optimiser adds when it makes a name public
+    (re.compile(r"17h[0-9a-f]{16}E$"), "17h*"),  # the legacy mangling's hash
+    (re.compile(r"Cs[0-9A-Za-z]+_"), "Cs*_"),  # a crate in the v0 mangling
+    (re.compile(r"^aws_lc_\d+_\d+_\d+_"), "aws_lc_*_"),
+)
+"""What differs between builds, toolchains and versions, and what stands for it in a linker script."""
+
+
+def main() -> None:
+    proxy = Path(os.environ.get("WEFT_PROXY") or Path(sys.executable).with_name("weft-proxy")).resolve()
+    with tempfile.TemporaryDirectory(prefix="w") as directory:
+        preload, entered = Path(directory) / "entered.so", Path(directory) / "entered"
+        entered.mkdir()
+        source = Path(__file__).with_name("entered.c")
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-Wall", "-o", preload, source], check=True)
+        os.environ |= {"LD_PRELOAD": str(preload), "WEFT_ENTERED": str(entered), "WEFT_PROXY": str(proxy)}
+        sidecars_mib(Path(directory), "weft-proxy")
+        del os.environ["LD_PRELOAD"]
+        addresses = {
+            address for file in entered.iterdir() for (address,) in struct.iter_unpack("<Q", file.read_bytes())
+        }
+    names = {stable(name) for address, name in functions(proxy) if address in addresses}
+    ORDER.write_text("".join(f"{name}\n" for name in sorted(names)))
+    print(f"{ORDER.relative_to(ROOT)}: {len(names)} names of {len(addresses)} functions")
+
+
+def functions(executable: Path) -> list[tuple[int, str]]:
+    """Return (address, mangled name) of each function in the symbol table."""
+    lines = subprocess.run(["nm", executable], capture_output=True, text=True, check=True).stdout.splitlines()
+    parts = [line.split(" ", 2) for line in lines]
+    return [(int(address, 16), name) for address, kind, name in parts if address and kind in "tTwW"]
+
+
+def stable(name: str) -> str:
+    """Return the pattern of *name* that other builds have too."""
+    for pattern, replacement in VARIABLE:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+if __name__ == "__main__":
+    main()
