@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from weft.agent import protobuf
+from weft.agent import protobuf, syscalls
 from weft.agent.hot_restart import Parent, Place
 
 BASE_ID = os.getpid()
@@ -70,6 +73,27 @@ async def passed(child: socket.socket, address: str, worker: int = 0) -> socket.
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
+
+
+def test_a_child_that_changes_its_death_signal_keeps_the_agents() -> None:
+    """As Envoy does in hot restart (hot_restart_impl.cc), with SIGTERM, which it does not always hear."""
+    change_and_read = (
+        "import ctypes, signal\n"
+        "number, libc = ctypes.c_int(), ctypes.CDLL(None)\n"
+        "print(libc.prctl(1, signal.SIGTERM), libc.prctl(2, ctypes.byref(number)), number.value)\n"
+        "print(libc.prctl(15, b'renamed'), open('/proc/self/comm').read().strip())\n"
+    )
+
+    async def body(parent: Parent) -> None:
+        def before_exec() -> None:
+            syscalls.set_death_signal(signal.SIGKILL)
+            parent.prepare()
+
+        command = [sys.executable, "-c", change_and_read]
+        done = subprocess.run(command, preexec_fn=before_exec, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines() == [f"0 0 {signal.SIGKILL.value}", "0 renamed"]
+
+    run(body)
 
 
 def test_callers_wait_for_the_next_process() -> None:

@@ -21,7 +21,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
-from weft.agent import protobuf
+from weft.agent import protobuf, syscalls
 from weft.agent.namespaces import in_namespace
 
 LAYOUT_VERSION, LAYOUT_BYTES = 11, 104
@@ -104,6 +104,16 @@ class Parent:
         ]
         arguments += ["--parent-shutdown-time-s", str(PARENT_SHUTDOWN_SECONDS), "--skip-hot-restart-parent-stats"]
         yield arguments, []
+
+    def prepare(self) -> None:
+        """
+        Have a successor die with the agent at once, as every proxy does.
+
+        It sets its death signal to SIGTERM (hot_restart_impl.cc) and hears that only between its questions to the
+        parent; one without an answer it repeats for ten seconds.
+        """
+        with contextlib.suppress(OSError):  # no seccomp here: then ten seconds, or until the holder kills it
+            syscalls.pin_death_signal()
 
     def keep_only(self, places: Collection[Place]) -> None:
         """Close what listens elsewhere: the proxy has no listener there any more."""

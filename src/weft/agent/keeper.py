@@ -36,6 +36,9 @@ class Keeper:
         with self.channel() as channel:
             yield ["--keeper-fd", str(channel.fileno())], [channel.fileno()]
 
+    def prepare(self) -> None:
+        """Nothing: the channel is inherited."""
+
     def channel(self) -> socket.socket:
         """
         Return the end of a new channel for the next process to inherit, with everything that is kept in it.

@@ -42,6 +42,9 @@ class ListenerKeeper(Protocol):
     def succession(self) -> AbstractContextManager[tuple[list[str], list[int]]]:
         """Make ready for the next process, which the block starts with these arguments and inherited descriptors."""
 
+    def prepare(self) -> None:
+        """Do in the child, between fork and exec, what the way of taking them asks for."""
+
     def forget(self) -> None:
         """Close all that is kept: who waits in the queues is refused, and the next process opens everything anew."""
 
@@ -146,6 +149,11 @@ class Proxy:
         cap(self._log)
         self._admin.unlink(missing_ok=True)
         agent = os.getpid()
+
+        def prepare_child() -> None:
+            prepare(agent)
+            self._keeper.prepare()
+
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(self._log.open("ab"))
             arguments, passed = stack.enter_context(self._keeper.succession())
@@ -157,7 +165,7 @@ class Proxy:
                 stderr=log,
                 start_new_session=True,  # a Ctrl-C at the terminal is for the program
                 restore_signals=True,
-                preexec_fn=lambda: prepare(agent),
+                preexec_fn=prepare_child,
             )
 
     async def _watch_ready(self) -> None:
