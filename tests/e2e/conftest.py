@@ -265,10 +265,17 @@ def people() -> list[tuple[str, str]]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run what is marked `any_data_plane` with the default one only: nothing in it passes through a proxy."""
+    """
+    Run what is marked `any_data_plane` with the default one only: nothing in it passes through a proxy.
+
+    Workers (`make e2e` has several) take whole groups: the tests of one module for one person, who share a mesh.
+    """
     twice = [item for item in items if item.get_closest_marker("any_data_plane") and _data_plane_of(item) == ENVOY]
     config.hook.pytest_deselected(items=twice)
     items[:] = [item for item in items if item not in twice]
+    for item in items:
+        who = item.callspec.params.get("person", "") if hasattr(item, "callspec") else ""
+        item.add_marker(pytest.mark.xdist_group(f"{item.path}-{'-'.join(who)}"))
 
 
 def _data_plane_of(item: pytest.Item) -> str:
