@@ -13,6 +13,7 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -130,6 +131,16 @@ class Person:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def delete_everything(self) -> None:
+        """Leave the mesh without configuration."""
+        names = []
+        for item in self.json("get")["items"]:
+            kind = f"{item['kind']}.{item['apiVersion'].rpartition('/')[0]}".rstrip(".")
+            names.append(f"{kind}/{item['metadata']['name']}")
+        if names:
+            done = self.weft("delete", *names)
+            assert done.returncode == 0, done.stderr
+
     @contextmanager
     def mesh(
         self, *argv: str, wrapper: Sequence[str] = (), environment: Mapping[str, str] | None = None
@@ -198,6 +209,11 @@ class Mesh:
         assert match, self.output()
         return match[1], int(match[2])
 
+    def is_reached(self) -> bool:
+        """Whether anybody listens on the gateway's port: from 100 ms on after a Gateway has been applied."""
+        with socket.socket() as probe:
+            return probe.connect_ex(self.ingress) == 0
+
     def get(self, path: str, **headers: str) -> tuple[int, str]:
         """GET *path* at the gateway, as a browser would; return status and body."""
         connection = http.client.HTTPConnection(*self.ingress, timeout=30)
@@ -265,17 +281,10 @@ def people() -> list[tuple[str, str]]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """
-    Run what is marked `any_data_plane` with the default one only: nothing in it passes through a proxy.
-
-    Workers (`make e2e` has several) take whole groups: the tests of one module for one person, who share a mesh.
-    """
+    """Run what is marked `any_data_plane` with the default one only: nothing in it passes through a proxy."""
     twice = [item for item in items if item.get_closest_marker("any_data_plane") and _data_plane_of(item) == ENVOY]
     config.hook.pytest_deselected(items=twice)
     items[:] = [item for item in items if item not in twice]
-    for item in items:
-        who = item.callspec.params.get("person", "") if hasattr(item, "callspec") else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path}-{'-'.join(who)}"))
 
 
 def _data_plane_of(item: pytest.Item) -> str:

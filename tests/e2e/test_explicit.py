@@ -48,10 +48,10 @@ def test_there_is_no_namespace_and_every_call_has_an_identity(explicit: Mesh) ->
     for program in explicit.programs().values():
         if program["pid"]:
             assert {kind: Path(f"/proc/{program['pid']}/ns/{kind}").readlink() for kind in ours} == ours
-    explicit.get("/productpage")
     log = explicit.person.runtime / "weft" / "bookinfo" / "workloads" / "details-v1-0" / "access.log"
 
     def callers() -> set[str]:
+        explicit.get("/productpage")
         lines = log.read_text("utf-8").splitlines() if log.exists() else []
         records = [json.loads(line) for line in lines]
         return {item["downstream_peer_uri_san"] for item in records if item["direction"] == "inbound"}

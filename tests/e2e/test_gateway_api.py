@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import BOOKINFO, Mesh, Person
+from tests.e2e.conftest import BOOKINFO, Mesh, Person, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -35,10 +35,7 @@ def mesh(person: Person) -> Iterator[Mesh]:
 def nothing_stays(person: Person, mesh: Mesh) -> Iterator[None]:
     """Every test begins and ends without configuration."""
     yield
-    for item in person.json("get")["items"]:
-        kind = f"{item['kind']}.{item['apiVersion'].rpartition('/')[0]}".rstrip(".")
-        done = person.weft("delete", kind, item["metadata"]["name"])
-        assert done.returncode == 0, done.stderr
+    person.delete_everything()
 
 
 @pytest.fixture
@@ -79,6 +76,7 @@ def conditions(item: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 def test_the_samples_apply_unchanged_and_route(person: Person, mesh: Mesh, corpus: Path, versions: Path) -> None:
     apply(person, versions, sample(person, corpus, "bookinfo-gateway"), sample(person, corpus, "route-all-v1"))
+    eventually(mesh.is_reached, "the gateway's port is listened on", seconds=2.0)
     status, page = mesh.get("/productpage")
     assert (status, "<h1>Middlemarch</h1>" in page and "Sorry" not in page) == (200, True)
     assert mesh.get("/nothing-there")[0] == 404
