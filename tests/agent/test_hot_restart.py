@@ -18,8 +18,6 @@ from weft.agent import protobuf, syscalls
 from weft.agent.hot_restart import Parent, Place
 
 BASE_ID = os.getpid()
-PARENT = f"\0weft_hot_restart_parent_{BASE_ID * 10}".encode().ljust(108, b"\0")
-CHILD = PARENT.replace(b"_parent_", b"_child_")[:108].ljust(108, b"\0")
 MEMORY = Path(f"/dev/shm/envoy_shared_memory_{BASE_ID * 10}")
 
 PASS_LISTEN_SOCKET, SHUTDOWN_ADMIN, STATS, DRAIN_LISTENERS = 1, 2, 3, 4
@@ -38,18 +36,31 @@ def run(body: Callable[[Parent], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(test())
 
 
+class Child(socket.socket):
+    """A successor's end of the channel."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        scaled = int(arguments[arguments.index("--base-id") + 1]) * 10
+        own, self.parent = (
+            f"\0weft_hot_restart_{who}_{scaled}".encode().ljust(108, b"\0") for who in ("child", "parent")
+        )
+        super().__init__(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.bind(own)
+        self.settimeout(10)
+
+
 @contextmanager
-def child() -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
-        made.bind(CHILD)
-        made.settimeout(10)
+def child(parent: Parent) -> Iterator[Child]:
+    with parent.succession() as (arguments, _):
+        pass
+    with Child(arguments) as made:
         yield made
 
 
-def ask(child: socket.socket, kind: int, content: bytes = b"") -> tuple[bytes, list[int]]:
+def ask(child: Child, kind: int, content: bytes = b"") -> tuple[bytes, list[int]]:
     """Return the content of the reply, and the descriptors that came with it."""
     request = protobuf.field(1, protobuf.field(kind, content))
-    child.sendto(struct.pack(">Q", len(request)) + request, PARENT)
+    child.sendto(struct.pack(">Q", len(request)) + request, child.parent)
     data, descriptors, _, _ = socket.recv_fds(child, 4096, 2)
     assert struct.unpack(">Q", data[:8]) == (len(data) - 8,)
     ((_, reply),) = protobuf.fields(data[8:])
@@ -60,7 +71,7 @@ def ask(child: socket.socket, kind: int, content: bytes = b"") -> tuple[bytes, l
     return value, descriptors
 
 
-async def passed(child: socket.socket, address: str, worker: int = 0) -> socket.socket | None:
+async def passed(child: Child, address: str, worker: int = 0) -> socket.socket | None:
     """Return the listening socket that the parent passes for *address*."""
     content = protobuf.field(1, address.encode()) + (protobuf.number(2, worker) if worker else b"")
     value, descriptors = await asyncio.to_thread(ask, child, PASS_LISTEN_SOCKET, content)
@@ -99,7 +110,7 @@ def test_a_child_that_changes_its_death_signal_keeps_the_agents() -> None:
 def test_callers_wait_for_the_next_process() -> None:
     async def body(parent: Parent) -> None:
         port = free_port()
-        with child() as first:
+        with child(parent) as first:
             made = await passed(first, f"tcp://127.0.0.1:{port}")
             assert made is not None
             assert not os.get_blocking(
@@ -107,7 +118,7 @@ def test_callers_wait_for_the_next_process() -> None:
             )  # the flag is of the open socket, and Envoy accepts until none is left
             made.listen()
             made.close()
-        with socket.create_connection(("127.0.0.1", port), 5) as caller, child() as second:
+        with socket.create_connection(("127.0.0.1", port), 5) as caller, child(parent) as second:
             caller.sendall(b"hello")
             again = await passed(second, f"tcp://127.0.0.1:{port}")
             assert again is not None
@@ -118,9 +129,9 @@ def test_callers_wait_for_the_next_process() -> None:
 
 
 def test_each_worker_has_a_socket_of_its_own() -> None:
-    async def body(_: Parent) -> None:
+    async def body(parent: Parent) -> None:
         address = f"tcp://[::1]:{free_port()}"
-        with child() as envoy:
+        with child(parent) as envoy:
             made = [await passed(envoy, address, worker) for worker in (0, 1, 0)]
             inodes = [os.fstat(item.fileno()).st_ino for item in made if item]
             assert inodes[0] == inodes[2] != inodes[1]
@@ -134,7 +145,7 @@ def test_each_worker_has_a_socket_of_its_own() -> None:
 def test_only_the_places_of_listeners_are_kept() -> None:
     async def body(parent: Parent) -> None:
         kept, dropped = free_port(), free_port()
-        with child() as envoy:
+        with child(parent) as envoy:
             for port in (kept, dropped):
                 made = await passed(envoy, f"tcp://127.0.0.1:{port}")
                 assert made is not None
@@ -158,7 +169,7 @@ def test_what_it_does_not_have_the_child_opens() -> None:
     """Unix sockets, ports that are to be chosen, what somebody else has, and everything once the proxy is to end."""
 
     async def body(parent: Parent) -> None:
-        with child() as envoy, socket.create_server(("127.0.0.1", 0)) as other:
+        with child(parent) as envoy, socket.create_server(("127.0.0.1", 0)) as other:
             assert await passed(envoy, "unix:///run/publish-80.sock") is None
             assert await passed(envoy, "tcp://127.0.0.1:0") is None
             assert await passed(envoy, f"tcp://127.0.0.1:{other.getsockname()[1]}") is None
@@ -169,12 +180,12 @@ def test_what_it_does_not_have_the_child_opens() -> None:
 
 
 def test_the_other_questions_are_answered() -> None:
-    async def body(_: Parent) -> None:
-        with child() as envoy:
+    async def body(parent: Parent) -> None:
+        with child(parent) as envoy:
             value, _ = await asyncio.to_thread(ask, envoy, SHUTDOWN_ADMIN)
             assert dict(protobuf.fields(value)) == {2: True}  # enable_reuse_port_default
             assert await asyncio.to_thread(ask, envoy, STATS) == (b"", [])
-            envoy.sendto(bytes(7) + b"\4" + protobuf.field(1, protobuf.field(DRAIN_LISTENERS, b"")), PARENT)
+            envoy.sendto(bytes(7) + b"\4" + protobuf.field(1, protobuf.field(DRAIN_LISTENERS, b"")), envoy.parent)
             value, _ = await asyncio.to_thread(ask, envoy, SHUTDOWN_ADMIN)  # the one before had no answer
             assert value
 
@@ -187,11 +198,29 @@ def test_the_memory_is_there_until_it_is_mapped() -> None:
             assert descriptors == []
             assert arguments[:2] == ["--restart-epoch", "1"]
             assert MEMORY.stat().st_size == 104
-        with child() as envoy:
+        with Child(arguments) as envoy:
             await asyncio.to_thread(ask, envoy, SHUTDOWN_ADMIN)
         assert not MEMORY.exists()
         with parent.succession() as (arguments, _):
             assert "--restart-epoch" in arguments
+
+    run(body)
+
+
+def test_a_successor_is_answered_beside_the_process_that_it_replaces() -> None:
+    async def body(parent: Parent) -> None:
+        address = f"tcp://127.0.0.1:{free_port()}"
+        with child(parent) as first:
+            one = await passed(first, address)
+            with child(parent) as second:
+                assert first.parent != second.parent
+                other, again = await passed(second, address), await passed(first, address)
+                inodes = set()
+                for item in (one, other, again):
+                    assert item is not None
+                    with item:
+                        inodes.add(os.fstat(item.fileno()).st_ino)
+                assert len(inodes) == 1
 
     run(body)
 

@@ -101,6 +101,7 @@ def test_what_a_starting_proxy_has_inherited_is_kept_when_it_is_late(tmp_path: P
             admin=tmp_path / "admin.sock",
             log=tmp_path / "proxy.log",
             drain=drain,
+            retire=lambda pid, admin, _patience: drain(pid, admin),
             on_ready=told.append,
             on_notice=lambda _: None,
             keeper=keeper,

@@ -24,6 +24,7 @@ use crate::metrics;
 use crate::overload::{Action, Overload};
 use crate::tls::san;
 use crate::tls::secrets::Secret;
+use crate::worker::Draining;
 
 /// A question is a line and a few headers.
 const HEAD_BYTES: usize = 16 << 10;
@@ -97,7 +98,7 @@ pub async fn serve(socket: Socket, admin: Rc<Admin>) {
 async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, admin: Rc<Admin>) {
     let head = tokio::time::timeout(HEAD_TIME, read_head(&mut stream)).await;
     let answer = match head {
-        Ok(Ok(Some(question))) => admin.respond(&question.method, &question.path),
+        Ok(Ok(Some(question))) => admin.respond(&question),
         Ok(Ok(None)) => Answer::text(400, "not an HTTP request\n"),
         // Nobody is there to be told.
         Ok(Err(_)) | Err(_) => return,
@@ -118,8 +119,9 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, admin: Rc<Admin
 
 struct Question {
     method: String,
-    /// Without the query.
     path: String,
+    /// What is behind `?`.
+    query: String,
 }
 
 /// Read up to the end of the headers; `None` if it is not HTTP. Bodies are not read: no question has one.
@@ -134,8 +136,9 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Q
         match request.parse(&text) {
             Ok(httparse::Status::Complete(_)) => {
                 let target = request.path.unwrap_or_default();
-                let path = target.split_once('?').map_or(target, |(path, _)| path);
-                return Ok(Some(Question { method: request.method.unwrap_or_default().into(), path: path.into() }));
+                let (path, query) = target.split_once('?').unwrap_or((target, ""));
+                let method = request.method.unwrap_or_default().into();
+                return Ok(Some(Question { method, path: path.into(), query: query.into() }));
             }
             Ok(httparse::Status::Partial) if text.len() < HEAD_BYTES => {}
             _ => return Ok(None),
@@ -172,8 +175,8 @@ fn reason(status: u16) -> &'static str {
 }
 
 impl Admin {
-    fn respond(&self, method: &str, path: &str) -> Answer {
-        match (method, path) {
+    fn respond(&self, Question { method, path, query }: &Question) -> Answer {
+        match (method.as_str(), path.as_str()) {
             ("GET" | "HEAD", "/ready") => self.ready(),
             ("GET", "/stats/prometheus" | "/stats") => Answer {
                 status: 200,
@@ -186,7 +189,8 @@ impl Admin {
             ("GET", "/certs") => Answer::json(&self.certificates()),
             ("GET", "/server_info") => Answer::json(&self.server_info()),
             ("POST", "/drain_listeners") => {
-                self.configurator.borrow_mut().drain();
+                let is_graceful = query.split('&').any(|it| it == "graceful");
+                self.configurator.borrow_mut().drain(if is_graceful { Draining::Gracefully } else { Draining::Ending });
                 Answer::text(200, "OK\n")
             }
             ("POST", "/quitquitquit") => Answer { quits: true, ..Answer::text(200, "OK\n") },
@@ -281,7 +285,7 @@ GET  /config_dump        every resource: type_url, name, version, state, what of
 GET  /clusters           every endpoint: address, health, requests in progress
 GET  /certs              certificates and roots
 GET  /server_info        version, state, uptime
-POST /drain_listeners    accept no more connections
+POST /drain_listeners    accept no more connections, and close those that are idle; ?graceful: only as clients are answered
 POST /quitquitquit       drain and end
 ";
 

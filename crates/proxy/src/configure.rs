@@ -24,7 +24,7 @@ use crate::listen::Sockets;
 use crate::plan::Active;
 use crate::state::{self, Entry};
 use crate::warming::{Holdings, Wanted};
-use crate::worker::Command;
+use crate::worker::{Command, Draining};
 
 /// How long the first listeners wait for the first clusters. Long enough for a control plane and an agent that have
 /// just started themselves; then a proxy that serves a part is better than one that serves nothing.
@@ -51,7 +51,7 @@ pub struct Configurator {
     changed: Rc<Notify>,
     /// Something is not on the disk yet.
     unsaved: bool,
-    draining: bool,
+    draining: Draining,
     /// The time of the first clusters runs.
     is_waiting: bool,
     ads_is_connected: bool,
@@ -83,7 +83,7 @@ impl Configurator {
                 state_dir,
                 changed: Rc::new(Notify::new()),
                 unsaved: false,
-                draining: false,
+                draining: Draining::No,
                 is_waiting: false,
                 ads_is_connected: false,
                 ticked: HashMap::new(),
@@ -185,8 +185,8 @@ impl Configurator {
     }
 
     fn accept(&mut self, type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> (Vec<Refusal>, bool) {
+        let draining = self.is_draining();
         let sockets = &mut self.sockets;
-        let draining = self.draining;
         let outcome = self.holdings.accept(type_url, resources, removed, |listener| {
             if draining { Ok(()) } else { sockets.open(listener).map_err(|error| error.to_string()) }
         });
@@ -233,7 +233,7 @@ impl Configurator {
     /// After the plan, so that a worker knows the listener of a socket when its first connection comes; and has closed
     /// the sockets that the plan does not name.
     fn hand_out_sockets(&mut self) {
-        if self.draining {
+        if self.is_draining() {
             return;
         }
         let active = self.active.sockets.keys().cloned().collect();
@@ -293,9 +293,10 @@ impl Configurator {
     }
 
     /// Accept no more connections, and close those that exist as they become idle.
-    pub fn drain(&mut self) {
-        if !std::mem::replace(&mut self.draining, true) {
-            self.tell(|| Command::Drain);
+    pub fn drain(&mut self, how: Draining) {
+        if how > self.draining {
+            self.draining = how;
+            self.tell(|| Command::Drain(how));
             self.sockets.close_held();
         }
     }
@@ -311,7 +312,7 @@ impl Configurator {
     }
 
     pub fn is_draining(&self) -> bool {
-        self.draining
+        self.draining > Draining::No
     }
 
     pub fn ads_is_connected(&self) -> bool {

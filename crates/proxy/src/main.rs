@@ -71,7 +71,7 @@ use crate::listen::Sockets;
 use crate::metrics::Shared;
 use crate::overload::Overload;
 use crate::record::service::Services;
-use crate::worker::{Command, Start};
+use crate::worker::{Command, Draining, Start};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -331,7 +331,7 @@ async fn supervise(
 /// Accept no more, and wait until the connections that exist are gone, the time is over, or a second signal comes.
 async fn drain(configurator: &RefCell<Configurator>, workers: &Workers, limit: Duration, signals: &mut Signals) {
     eprintln!("weft-proxy: draining, {} connections, at most {limit:?}", workers.connections());
-    configurator.borrow_mut().drain();
+    configurator.borrow_mut().drain(Draining::Ending);
     let idle = async {
         // Workers must have seen the command before their numbers mean anything.
         loop {

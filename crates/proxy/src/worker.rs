@@ -40,14 +40,24 @@ const ACCEPT_REST: Duration = Duration::from_millis(50);
 /// Scratch memory kept for requests.
 const KEPT_SCRATCH: usize = 64;
 
+/// How far the process is on its way out; each is more than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Draining {
+    No,
+    /// Another process accepts what comes. Clients are told with their answers, and may take their time.
+    Gracefully,
+    /// Idle connections close.
+    Ending,
+}
+
 /// What the main thread tells a worker.
 pub enum Command {
     /// Work by this from now on, and accept no more from sockets that it does not name.
     Plan(Arc<Active>),
     /// Accept from this socket.
     Listen(SocketKey, OwnedFd),
-    /// Stop accepting; close connections as they become idle.
-    Drain,
+    /// Stop accepting, and have the connections go.
+    Drain(Draining),
     /// What has to be done under pressure is something else now.
     Overload,
     /// Close record files, so that they are opened anew.
@@ -81,7 +91,7 @@ pub struct Worker {
     pub server_first: ServerFirst,
     /// Set off when connections may be accepted again, or not any more.
     overload_changed: Notify,
-    draining: Cell<bool>,
+    draining: Cell<Draining>,
     // Boxed: what is lent is moved into a connection's future and back, and it is several hundred bytes.
     #[allow(clippy::vec_box)]
     scratch: RefCell<Vec<Box<Scratch>>>,
@@ -98,12 +108,22 @@ impl Worker {
     }
 
     pub fn is_draining(&self) -> bool {
-        self.draining.get()
+        self.draining.get() > Draining::No
     }
 
-    /// Whether connections of HTTP close as they become idle.
+    /// Whether clients are told to go: by GOAWAY at once, and by `connection: close` with the next answer.
     pub fn sends_clients_away(&self) -> bool {
-        self.draining.get() || self.overload.actions().contains(Action::DisableHttpKeepalive)
+        self.is_draining() || self.overload.actions().contains(Action::DisableHttpKeepalive)
+    }
+
+    /// Whether connections of HTTP/1 close as they become idle. Their clients may be sending at that very moment.
+    pub fn closes_idle_connections(&self) -> bool {
+        self.is_ending() || self.overload.actions().contains(Action::DisableHttpKeepalive)
+    }
+
+    /// Whether the process is about to end, and does not wait for clients to leave by themselves.
+    pub fn is_ending(&self) -> bool {
+        self.draining.get() == Draining::Ending
     }
 
     pub fn take_scratch(&self) -> Box<Scratch> {
@@ -148,8 +168,8 @@ impl Worker {
         }
     }
 
-    fn drain(&self) {
-        self.draining.set(true);
+    fn drain(&self, draining: Draining) {
+        self.draining.set(draining);
         self.wake_connections();
     }
 
@@ -199,7 +219,7 @@ async fn work(start: Start) {
         overload,
         server_first: ServerFirst::default(),
         overload_changed: Notify::new(),
-        draining: Cell::new(false),
+        draining: Cell::new(Draining::No),
         scratch: RefCell::default(),
         connections: RefCell::default(),
         next_connection: Cell::new(0),
@@ -224,11 +244,11 @@ async fn work(start: Start) {
                     listening.insert(key, started);
                 }
             }
-            Command::Drain => {
+            Command::Drain(how) => {
                 for (_, left) in listening.drain() {
                     left.end(&worker);
                 }
-                worker.drain();
+                worker.drain(how);
             }
             Command::Overload => {
                 worker.overload_changed.notify_waiters();

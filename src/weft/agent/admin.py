@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 TIMEOUT_SECONDS = 2.0
+
+FINISH_POLL_SECONDS = 0.1
 
 
 async def ask(admin: Path, path: str, *, method: str = "GET") -> tuple[int, bytes]:
@@ -37,6 +40,20 @@ async def is_ready(admin: Path) -> bool:
     except (OSError, TimeoutError):
         return False
     return status == 200
+
+
+async def finish(
+    admin: Path, calls: Sequence[str], count_open: Callable[[Path], Awaitable[int]], patience: float
+) -> None:
+    """POST *calls*, with which the proxy accepts no more; wait until it has nothing open, or *patience* seconds."""
+    try:
+        async with asyncio.timeout(patience):
+            for call in calls:
+                await ask(admin, call, method="POST")
+            while await count_open(admin):
+                await asyncio.sleep(FINISH_POLL_SECONDS)
+    except (OSError, TimeoutError):
+        pass  # it hangs or has ended, or something in it never ends
 
 
 def _joined(body: bytes) -> bytes:

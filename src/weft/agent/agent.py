@@ -154,6 +154,7 @@ async def serve(mesh: MeshPaths, spec: WorkloadSpec, around: Surroundings) -> in
             await stack.enter_async_context(relaying(member, proxy))
             await stack.enter_async_context(leading(member, proxy, keeper))
         background(stack, proxy.run())
+        stream.on_hot_restart = await stack.enter_async_context(replacing(member, proxy))
         stack.push_async_callback(proxy.stop)
         background(stack, cap_logs(member))
         if await ends_before(around.ending, proxy.ready()):
@@ -330,10 +331,38 @@ def make_proxy(member: Member, executable: str, keeper: ListenerKeeper) -> Proxy
         admin=files.admin_socket,
         log=files.proxy_log,
         drain=data_plane.drain,
+        retire=data_plane.retire,
         on_ready=on_ready,
         on_notice=lambda text: member.note(text, "proxy-died"),
         keeper=keeper,
     )
+
+
+@contextlib.asynccontextmanager
+async def replacing(member: Member, proxy: Proxy) -> AsyncIterator[Callable[[int, float, float], None]]:
+    """While the context lasts, replace the proxy when it is called with a number, patience and drain time."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def replace(number: int, patience: float, drain: float) -> None:
+        try:
+            old, new = await proxy.replace(patience=patience, drain=drain)
+        except (WeftError, OSError) as problem:
+            member.stream.hot_restarted(number, problem=str(problem))
+        else:
+            member.stream.hot_restarted(number, old=old, new=new)
+
+    def begin(number: int, patience: float, drain: float) -> None:
+        task = asyncio.create_task(replace(number, patience, drain))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    try:
+        yield begin
+    finally:
+        member.stream.on_hot_restart = lambda number, _patience, _drain: None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

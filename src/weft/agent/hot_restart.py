@@ -16,6 +16,7 @@ import contextlib
 import os
 import socket
 import struct
+from collections import deque
 from collections.abc import Collection, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -50,9 +51,18 @@ class Place(NamedTuple):
     namespace: str = ""
 
 
+KNOWN_PROCESSES = 4
+"""How many of the last ones are answered: one that runs, and those that drain behind it."""
+
+_BASE_ID_STEP = 1 << 22  # between those of one parent: above every process id (proc(5), pid_max)
+
+
 class Parent:
     """
     See the module. Use on the running loop; `close` when the proxy is told to end, `end` once it has ended.
+
+    A process that is being replaced and its successor may both be there, and each believes to be the only child: they
+    differ in their base ids.
 
     Args:
         base_id: Tells apart those who restart hot on one host: its name is in shared memory and in the mesh's network.
@@ -60,20 +70,12 @@ class Parent:
 
     def __init__(self, base_id: int | None = None) -> None:
         self._base_id = os.getpid() if base_id is None else base_id
-        scaled = self._base_id * _BASE_ID_SCALE
-        self._memory = Path(_SHARED_MEMORY.format(scaled))
         self._kept: dict[Place, dict[int, socket.socket]] = {}
         """By place, then by worker."""
         self._closed = False
-        self._started = self._heard = False
-        name = f"\0{_SOCKET_NAME}_parent_{scaled}".encode()
-        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            self._channel.bind(name.ljust(_ADDRESS_BYTES, b"\0"))
-        except OSError:
-            self._channel.close()
-            raise
-        asyncio.get_running_loop().add_reader(self._channel, self._answer)
+        self._children: deque[_Child] = deque()
+        self._begun = 0
+        self._last: _Child | None = None
 
     @contextlib.contextmanager
     def succession(self) -> Iterator[tuple[list[str], list[int]]]:
@@ -83,14 +85,13 @@ class Parent:
         After one that died without a word to its parent, and so perhaps because of it (another layout of the shared
         memory), the next runs alone, and only the one after that is a successor again.
         """
-        alone = self._started and not self._heard
-        try:
-            self._unlink()
-            self._share_memory()
-        except OSError:  # there is no /dev/shm here, or it is full
-            alone = True
-        self._started, self._heard = not alone, False
-        if alone:
+        alone = self._last is not None and not self._last.heard
+        self._last = None
+        if not alone:
+            # Without /dev/shm here, or with one that is full, it runs alone.
+            with contextlib.suppress(OSError):
+                self._last = self._expect()
+        if self._last is None:
             self.forget()  # it opens its own
             yield ["--disable-hot-restart"], []
             return
@@ -98,12 +99,31 @@ class Parent:
             "--restart-epoch",
             str(EPOCH),
             "--base-id",
-            str(self._base_id),
+            str(self._last.base_id),
             "--socket-path",
             f"@{_SOCKET_NAME}",
         ]
         arguments += ["--parent-shutdown-time-s", str(PARENT_SHUTDOWN_SECONDS), "--skip-hot-restart-parent-stats"]
         yield arguments, []
+
+    def _expect(self) -> _Child:
+        """
+        Begin to answer one more child; of many only the last ones.
+
+        Raises:
+            OSError: Its memory or its channel cannot be made.
+        """
+        while len(self._children) >= KNOWN_PROCESSES:
+            self._leave(self._children.popleft())
+        child = _Child(self._base_id + self._begun % KNOWN_PROCESSES * _BASE_ID_STEP)
+        self._begun += 1
+        self._children.append(child)
+        asyncio.get_running_loop().add_reader(child.channel, self._answer, child)
+        return child
+
+    def _leave(self, child: _Child) -> None:
+        asyncio.get_running_loop().remove_reader(child.channel)
+        child.close()
 
     def prepare(self) -> None:
         """
@@ -133,43 +153,26 @@ class Parent:
     def end(self) -> None:
         """The last process has ended."""
         self.close()
-        self._unlink()
-        asyncio.get_running_loop().remove_reader(self._channel)
-        self._channel.close()
+        while self._children:
+            self._leave(self._children.pop())
 
     def _forget(self, place: Place) -> None:
         for kept in self._kept.pop(place).values():
             kept.close()
 
-    def _share_memory(self) -> None:
-        """
-        Make what an Envoy of epoch 0 leaves to its successors: version, size, two mutexes and flags, all zero.
-
-        A mutex of zeros is an open one, and a new segment for each process means that nobody died holding it.
-        """
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        with open(os.open(self._memory, flags, 0o600), "wb") as memory:
-            memory.write(struct.pack("=QQ", LAYOUT_BYTES, LAYOUT_VERSION).ljust(LAYOUT_BYTES, b"\0"))
-
-    def _unlink(self) -> None:
-        """Remove the segment's name; who has mapped it keeps it."""
-        self._memory.unlink(missing_ok=True)
-
-    def _answer(self) -> None:
+    def _answer(self, child: _Child) -> None:
         """Answer all that was asked until now. Whoever asks waits for nothing else meanwhile."""
         while True:
             try:
-                datagram, _, _, child = self._channel.recvmsg(_MESSAGE_BYTES)
+                datagram, _, _, asking = child.channel.recvmsg(_MESSAGE_BYTES)
             except BlockingIOError:
                 return
-            if not self._heard:  # it has mapped the memory before it asked
-                self._heard = True
-                self._unlink()
+            child.has_spoken()
             reply, passed = self._reply(datagram[_LENGTH.size :])
             if reply:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", passed.fileno()))] if passed else []
                 with contextlib.suppress(ConnectionError):  # it has died meanwhile
-                    self._channel.sendmsg([_LENGTH.pack(len(reply)), reply], rights, 0, child)
+                    child.channel.sendmsg([_LENGTH.pack(len(reply)), reply], rights, 0, asking)
 
     def _reply(self, message: bytes) -> tuple[bytes, socket.socket | None]:
         """Return what to answer, empty for nothing, and the socket that goes with it."""
@@ -211,6 +214,54 @@ class Parent:
             except OSError:  # the proxy tries, too, and says why it could not
                 return None
         return workers[worker]
+
+
+class _Child:
+    """
+    One process as its parent knows it: what both share.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+
+    def __init__(self, base_id: int) -> None:
+        self.base_id = base_id
+        self.heard = False
+        scaled = base_id * _BASE_ID_SCALE
+        self._memory = Path(_SHARED_MEMORY.format(scaled))
+        name = f"\0{_SOCKET_NAME}_parent_{scaled}".encode()
+        self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            self.channel.bind(name.ljust(_ADDRESS_BYTES, b"\0"))
+            self._share_memory()
+        except OSError:
+            self.close()
+            raise
+
+    def has_spoken(self) -> None:
+        """It has mapped the memory before it asked."""
+        if not self.heard:
+            self.heard = True
+            self._unlink()
+
+    def close(self) -> None:
+        self._unlink()
+        self.channel.close()
+
+    def _share_memory(self) -> None:
+        """
+        Make what an Envoy of epoch 0 leaves to its successors: version, size, two mutexes and flags, all zero.
+
+        A mutex of zeros is an open one, and a new segment for each process means that nobody died holding it.
+        """
+        self._unlink()
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        with open(os.open(self._memory, flags, 0o600), "wb") as memory:
+            memory.write(struct.pack("=QQ", LAYOUT_BYTES, LAYOUT_VERSION).ljust(LAYOUT_BYTES, b"\0"))
+
+    def _unlink(self) -> None:
+        """Remove the segment's name; who has mapped it keeps it."""
+        self._memory.unlink(missing_ok=True)
 
 
 _REQUEST, _REPLY = 1, 2

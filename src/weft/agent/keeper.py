@@ -22,13 +22,16 @@ _END = ("", -1)
 
 
 class Keeper:
-    """The sockets of one proxy. Use on the running loop; `close` at the end."""
+    """
+    The sockets of one proxy. Use on the running loop; `close` at the end.
+
+    A process that is being replaced and its successor may both be there: each has a channel of its own.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[str, list[int]] = {}
-        self._channel: socket.socket | None = None
-        self._unsent: deque[tuple[str, int]] = deque()
-        """What is kept and not yet in the channel: (key, descriptor), and at last the end, which has none."""
+        self._unsent: dict[socket.socket, deque[tuple[str, int]]] = {}
+        """By channel, what is kept and not yet in it: (key, descriptor), and at last the end, which has none."""
 
     @contextlib.contextmanager
     def succession(self) -> Iterator[tuple[list[str], list[int]]]:
@@ -45,38 +48,15 @@ class Keeper:
 
         The caller closes its copy once the process has started.
         """
-        self._leave()
+        for other in [*self._unsent]:
+            self._receive(other)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        self._channel = ours
-        self._unsent.extend((key, descriptor) for key, kept in self._kept.items() for descriptor in kept)
-        self._unsent.append(_END)
-        asyncio.get_running_loop().add_reader(ours, self._receive)
-        self._send()
+        self._unsent[ours] = deque((key, descriptor) for key, kept in self._kept.items() for descriptor in kept)
+        self._unsent[ours].append(_END)
+        asyncio.get_running_loop().add_reader(ours, self._receive, ours)
+        self._send(ours)
         return theirs
-
-    def _send(self) -> None:
-        """Put into the channel what it holds now, and the rest as the process takes that out."""
-        assert self._channel is not None
-        loop = asyncio.get_running_loop()
-        while self._unsent:
-            key, descriptor = self._unsent[0]
-            try:
-                if (key, descriptor) == _END:
-                    self._channel.send(b'"end"\n')
-                elif descriptor in self._kept.get(key, ()):
-                    line = json.dumps({"keep": json.loads(key)}).encode() + b"\n"
-                    socket.send_fds(self._channel, [line], [descriptor])
-            except BlockingIOError:
-                loop.add_writer(self._channel, self._send)
-                return
-            except ConnectionError:  # the process has ended already
-                self._unsent.clear()
-                break
-            except OSError:  # too many descriptors are under way (unix(7)): the process opens that address anew
-                self._forget(key)
-            self._unsent.popleft()
-        loop.remove_writer(self._channel)
 
     def forget(self) -> None:
         """Close all that is kept: who waits in the queues is refused, and the next process opens everything anew."""
@@ -85,36 +65,57 @@ class Keeper:
 
     def close(self) -> None:
         """Keep nothing any more."""
-        self._leave()
+        for channel in [*self._unsent]:
+            self._leave(channel)
         self.forget()
 
-    def _leave(self) -> None:
-        if self._channel is not None:
-            self._receive()
-            asyncio.get_running_loop().remove_reader(self._channel)
-            asyncio.get_running_loop().remove_writer(self._channel)
-            self._channel.close()
-            self._channel = None
-            self._unsent.clear()
+    def _send(self, channel: socket.socket) -> None:
+        """Put into *channel* what it holds now, and the rest as the process takes that out."""
+        loop = asyncio.get_running_loop()
+        unsent = self._unsent[channel]
+        while unsent:
+            key, descriptor = unsent[0]
+            try:
+                if (key, descriptor) == _END:
+                    channel.send(b'"end"\n')
+                elif descriptor in self._kept.get(key, ()):
+                    line = json.dumps({"keep": json.loads(key)}).encode() + b"\n"
+                    socket.send_fds(channel, [line], [descriptor])
+            except BlockingIOError:
+                loop.add_writer(channel, self._send, channel)
+                return
+            except ConnectionError:  # the process has ended already
+                unsent.clear()
+                break
+            except OSError:  # too many descriptors are under way (unix(7)): the process opens that address anew
+                self._forget(key)
+            unsent.popleft()
+        loop.remove_writer(channel)
 
-    def _receive(self) -> None:
-        """Take in all that the proxy has said until now."""
-        assert self._channel is not None
+    def _receive(self, channel: socket.socket) -> None:
+        """Take in all that the process at the other end of *channel* has said until now."""
         while True:
             try:
-                line, descriptors, _flags, _address = socket.recv_fds(self._channel, _MESSAGE_BYTES, _DESCRIPTORS)
+                line, descriptors, _flags, _address = socket.recv_fds(channel, _MESSAGE_BYTES, _DESCRIPTORS)
             except BlockingIOError:
                 return
             except OSError:
                 line, descriptors = b"", []
-            if not line:  # the proxy has ended
-                asyncio.get_running_loop().remove_reader(self._channel)
+            if not line:  # it has ended
+                self._leave(channel)
                 return
             match json.loads(line):
                 case {"keep": {**key}}:
                     self._kept.setdefault(json.dumps(key, sort_keys=True), []).extend(descriptors)
                 case {"forget": {**key}}:
                     self._forget(json.dumps(key, sort_keys=True))
+
+    def _leave(self, channel: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(channel)
+        loop.remove_writer(channel)
+        channel.close()
+        del self._unsent[channel]
 
     def _forget(self, key: str) -> None:
         for descriptor in self._kept.pop(key, ()):

@@ -1,5 +1,6 @@
 """
-The proxy beside a workload: start it, know when it serves, start it again when it dies, drain it at the end.
+The proxy beside a workload: start it, know when it serves, start it again when it dies, drain it at the end; and replace
+it by another process while it serves.
 
 Called by the agent only. Traffic that is under way when the proxy dies is lost. Its listening sockets survive in the
 agent, and it comes back with its last good configuration: whoever calls in between waits, some tens of milliseconds for
@@ -22,6 +23,7 @@ from weft.agent import admin as questions
 from weft.agent import capabilities, limits, syscalls
 from weft.agent.data_planes.base import DRAIN_SECONDS
 from weft.agent.output import cap
+from weft.errors import WeftError
 
 READY_POLL_SECONDS = 0.005
 """The proxy serves some 20 ms after its start, and a program waits for it."""
@@ -32,8 +34,15 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 5.0
 ABSENT_SECONDS = 1.0
 """A proxy that is away for longer counts as gone: its endpoints are withdrawn, and callers are refused, not kept waiting."""
 
+REPLACED_SUFFIX = ".old"
+"""Of the admin socket of a process that is being replaced: its successor has the name."""
+
 STEADY_SECONDS = 1.0
 """A proxy that ran this long is no proxy that cannot start: it starts again with the first pause."""
+
+
+class NotReplaced(WeftError):
+    """The process is the one that it was; the message says why."""
 
 
 class ListenerKeeper(Protocol):
@@ -59,6 +68,7 @@ class Proxy:
         admin: Socket of the proxy's admin interface.
         log: File that takes what the proxy writes.
         drain: Tells process and admin socket to finish and exit, as `DataPlane.drain`.
+        retire: Tells those of one that has been replaced, as `DataPlane.retire`.
         on_ready: Called with True when it serves, and with False when it has been away for `ABSENT_SECONDS`.
         on_notice: Called with a sentence when it dies.
         keeper: Keeps its listening sockets.
@@ -71,12 +81,15 @@ class Proxy:
         admin: Path,
         log: Path,
         drain: Callable[[int, Path], Awaitable[None]],
+        retire: Callable[[int, Path, float], Awaitable[None]],
         on_ready: Callable[[bool], None],
         on_notice: Callable[[str], None],
         keeper: ListenerKeeper,
     ) -> None:
         self._command = list(command)
-        self._admin, self._log, self._drain = admin, log, drain
+        self._admin, self._log, self._drain, self._retire = admin, log, drain, retire
+        self._replaced = asyncio.Event()
+        self._retiring: asyncio.Task[None] | None = None
         self._on_ready, self._on_notice = on_ready, on_notice
         self._process: subprocess.Popen[bytes] | None = None
         self._keeper = keeper
@@ -96,9 +109,9 @@ class Proxy:
         loop = asyncio.get_running_loop()
         while not self._stopping:
             started = loop.time()
-            self._process = process = self._start()
+            self._process = self._start()
             becoming_ready = asyncio.create_task(self._watch_ready())
-            code = await ended(process)
+            code = await self._end()
             becoming_ready.cancel()
             self._process = None
             if self._stopping:
@@ -114,6 +127,78 @@ class Proxy:
             await asyncio.sleep(pause)
             pause = min(max(pause * 2, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
 
+    async def _end(self) -> int:
+        """Wait for the end of the process, or of the one that has taken its place by then; return its code."""
+        while True:
+            assert self._process is not None
+            ending = asyncio.ensure_future(ended(self._process))
+            replaced = asyncio.ensure_future(self._replaced.wait())
+            try:
+                await asyncio.wait((ending, replaced), return_when=asyncio.FIRST_COMPLETED)
+                if not self._replaced.is_set():
+                    return ending.result()
+                self._replaced.clear()
+            finally:
+                for task in (ending, replaced):
+                    task.cancel()
+                await asyncio.gather(ending, replaced, return_exceptions=True)
+
+    async def replace(self, *, patience: float, drain: float) -> tuple[int, int]:
+        """
+        Start another process of the same command; once it serves, have the present one finish and exit.
+
+        Args:
+            patience: Seconds within which the new one must serve. If it does not, it is ended and all is as before.
+            drain: Seconds that the old one has for what it has open.
+
+        Returns:
+            The pids of the old and of the new process.
+
+        Raises:
+            NotReplaced: It does not serve now, one is being replaced already, or the new one does not come to serve.
+        """
+        old = self._process
+        if old is None or not self._ready.is_set() or self._stopping:
+            raise NotReplaced("the proxy does not serve now: it is being started or stopped")
+        if self._retiring is not None and not self._retiring.done():
+            raise NotReplaced("the proxy has been replaced just now, and the one before it still finishes")
+        left = self._admin.with_name(self._admin.name + REPLACED_SUFFIX)
+        os.replace(self._admin, left)
+        new = self._start()
+        try:
+            async with asyncio.timeout(patience):
+                await self._serves(new)
+        except (TimeoutError, NotReplaced) as problem:
+            new.kill()
+            await ended(new)
+            os.replace(left, self._admin)
+            why = str(problem) or f"the new process does not serve within {patience:g} s"
+            raise NotReplaced(f"{why}; the old one goes on. {self._last_words()}".rstrip()) from None
+        self._process = new
+        self._replaced.set()
+        self._retiring = asyncio.create_task(self._see_off(old, left, drain))
+        return old.pid, new.pid
+
+    async def _serves(self, process: subprocess.Popen[bytes]) -> None:
+        while not await questions.is_ready(self._admin):
+            if (code := process.poll()) is not None:
+                raise NotReplaced(f"the new process {describe(code)}")
+            await asyncio.sleep(READY_POLL_SECONDS)
+
+    async def _see_off(self, process: subprocess.Popen[bytes], admin: Path, patience: float) -> None:
+        """Wait until a process that has been replaced is gone; one that does not end by itself is killed."""
+        try:
+            await self._retire(process.pid, admin, patience)
+            async with asyncio.timeout(DRAIN_SECONDS * 2):
+                await ended(process)
+        except TimeoutError:
+            pass
+        finally:  # also when the mesh ends meanwhile
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            admin.unlink(missing_ok=True)
+
     async def ready(self) -> None:
         """Wait until the proxy serves."""
         await self._ready.wait()
@@ -123,6 +208,9 @@ class Proxy:
         self._stopping = True
         self._cancel_absence()
         self._keeper.close()
+        if self._retiring is not None:
+            self._retiring.cancel()
+            await asyncio.gather(self._retiring, return_exceptions=True)
         if (process := self._process) is None:
             return
         try:

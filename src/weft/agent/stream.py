@@ -68,6 +68,8 @@ class AgentStream:
         on_bundle: Called with the trust bundle (PEM) when it changes; that of the first certificate is not repeated.
         on_connected: Called with whether the control plane is there, on each change after the first registration.
         on_renew: Called when the control plane asks for a new signing request.
+        on_hot_restart: Called when the control plane asks for another process in the proxy's place; to be answered by
+            `hot_restarted` with the same number.
 
     Args:
         path: `agents.sock`.
@@ -88,6 +90,7 @@ class AgentStream:
         self.on_bundle: Callable[[str], None] = lambda _: None
         self.on_connected: Callable[[bool], None] = lambda _: None
         self.on_renew: Callable[[], None] = lambda: None
+        self.on_hot_restart: Callable[[int, float, float], None] = lambda number, patience, drain: None
         self._writer: asyncio.StreamWriter | None = None
         self._signing: deque[asyncio.Future[Certificate]] = deque()
         # What a control plane that has just started must be told again: the last message of each subject.
@@ -145,6 +148,11 @@ class AgentStream:
     def trusts(self, roots: Sequence[str]) -> None:
         """Say which roots the proxy trusts, by the fingerprints (SHA-256) of their certificates."""
         self._state("trusts", {"type": "trusts", "roots": list(roots)})
+
+    def hot_restarted(self, number: int, **outcome: int | str) -> None:
+        """Say what became of hot restart *number*: `old` and `new` pid, or `problem`."""
+        if self._writer is not None:  # else whoever asked is gone
+            self._write({"type": "hot_restarted", "number": number, **outcome})
 
     def notice(self, text: str, code: str, *, count: int = 0) -> bool:
         """
@@ -235,6 +243,8 @@ class AgentStream:
                 self.on_bundle(message["bundle"])
             case "renew":
                 self.on_renew()
+            case "hot_restart":
+                self.on_hot_restart(int(message["number"]), float(message["patience"]), float(message["drain"]))
             case "left":
                 self._left.set()
             case "certificate" if self._signing:

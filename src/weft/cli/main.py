@@ -33,6 +33,9 @@ COMMANDS: dict[str, Entry] = {
     "run": Entry("weft.cli.run:command", "Run one more program in a running mesh.", RUN),
     "exec": Entry("weft.cli.exec:command", "Run a command beside a running program.", RUN),
     "shell": Entry("weft.cli.shell:command", "Open a shell beside a running program.", RUN),
+    "hot-restart": Entry(
+        "weft.cli.hot_restart:command", "Replace proxies by new processes, without a lost request.", RUN
+    ),
     "apply": Entry("weft.cli.apply:command", "Apply configuration, and wait until the proxies have it.", CONFIGURE),
     "get": Entry("weft.cli.get:command", "Show configuration objects.", CONFIGURE),
     "delete": Entry("weft.cli.delete:command", "Delete configuration objects.", CONFIGURE),

@@ -10,11 +10,12 @@ leaves or its process is gone; a connection that merely broke has a short grace 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ LEAVE_SECONDS = 2.0
 
 LINE_BYTES = 1 << 20
 """Longest line that is read; a CSR has about a thousand bytes."""
+
+ANSWER_SECONDS = 5.0
+"""How long an agent may take to answer beyond what it was given for its work."""
 
 KEPT_NOTICES = 20
 """Distinct notices of one workload that `weft status` shows."""
@@ -58,6 +62,8 @@ class Session:
     left: bool = False
     trusts: frozenset[str] = frozenset()
     """Fingerprints of the roots that the workload's proxy trusts."""
+    answers: dict[int, asyncio.Future[Mapping[str, Any]]] = field(default_factory=dict)
+    """By number, what the agent was asked and has not answered."""
     pidfd: int = -1
     """Readable when the agent's process has ended (pidfd_open(2)); -1 once closed."""
 
@@ -96,6 +102,7 @@ class AgentServer:
         self._events = events
         self._grace_seconds = grace_seconds
         self._server: asyncio.Server | None = None
+        self._numbers = itertools.count(1)
         self._trust_changed = asyncio.Event()
         self._expiries: dict[Key, asyncio.TimerHandle] = {}
         self.sessions: dict[Key, Session] = {}
@@ -143,6 +150,27 @@ class AgentServer:
         """Have every agent ask for a new certificate soon."""
         for session in self.sessions.values():
             session.send(type="renew")
+
+    async def hot_restart(self, key: Key, *, patience: float, drain: float) -> Mapping[str, Any]:
+        """
+        Have the agent of *key* replace its proxy's process; return what it says: `old` and `new` pid, or `problem`.
+
+        Args:
+            patience: Seconds within which the new process must serve.
+            drain: Seconds that the old one has for what it has open; they are not waited for.
+        """
+        session = self.sessions[key]
+        number = next(self._numbers)
+        answer: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+        session.answers[number] = answer
+        session.send(type="hot_restart", number=number, patience=patience, drain=drain)
+        try:
+            async with asyncio.timeout(patience + ANSWER_SECONDS):
+                return await answer
+        except TimeoutError:
+            return {"problem": "its agent does not answer"}
+        finally:
+            session.answers.pop(number, None)
 
     def distrusting(self, root: str) -> list[Key]:
         """Return the workloads that have a certificate and have not said that they trust *root* (a fingerprint)."""
@@ -192,6 +220,9 @@ class AgentServer:
             await self._leave(session, key)
         elif kind == "notice":
             self._notice(key, message)
+        elif kind == "hot_restarted":
+            if (answer := session.answers.get(int(message["number"]))) is not None and not answer.done():
+                answer.set_result(message)
         else:
             self._report(key, kind, message)
 
@@ -324,6 +355,9 @@ class AgentServer:
         self._trust_changed = asyncio.Event()
 
     def _forget(self, session: Session) -> None:
+        for answer in session.answers.values():
+            if not answer.done():
+                answer.set_result({"problem": "its agent is gone"})
         if session.pidfd >= 0:
             asyncio.get_running_loop().remove_reader(session.pidfd)
             os.close(session.pidfd)

@@ -105,6 +105,7 @@ class Api:
             ("GET", "/v1/config", self.config),
             ("GET", "/v1/proxies", self.proxies),
             ("GET", "/v1/proxies/{workload}/resources", self.resources),
+            ("POST", "/v1/proxies/{workload}/hot_restart", self.hot_restart),
             ("GET", "/v1/revisions", self.revisions),
             ("GET", "/v1/revisions/{revision:int}", self.revision),
             ("GET", "/v1/settled", self.settled),
@@ -217,6 +218,18 @@ class Api:
             for resource in self._publisher.resources(found[0].node_id) or ()
             if wanted in ("", resource.type_url)
         ]
+
+    async def hot_restart(self, request: Request) -> Any:
+        workload, body = request.path_params["workload"], await _body(request)
+        patience, drain = (_seconds(str(body.get(name))) for name in ("patience", "drain"))
+        found = [key for key in self._agents.sessions if key[1] == workload]
+        if not found:
+            known = ", ".join(sorted(name for _, name in self._agents.sessions)) or "none"
+            raise NotFound(f"There is no proxy of a workload {workload!r}. There are: {known}.")
+        outcome = await self._agents.hot_restart(found[0], patience=patience, drain=drain)
+        said = {name: outcome[name] for name in ("old", "new", "problem") if name in outcome}
+        self._events.emit("hot-restart", workload=workload, **said)
+        return {"workload": workload, **said}
 
     async def records(self, request: Request) -> Any:
         query = request.query_params

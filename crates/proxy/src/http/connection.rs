@@ -151,9 +151,8 @@ async fn wait_for_request(
         if io.poll_readable(context).is_ready() {
             return Poll::Ready(true);
         }
-        let draining = worker.is_draining();
-        let limit = if draining { earliest(deadline, Some(opened + DRAIN_GRACE)) } else { deadline };
-        if (worker.sends_clients_away() && !first) || alarm.poll(context, limit).is_ready() {
+        let limit = if worker.is_ending() { earliest(deadline, Some(opened + DRAIN_GRACE)) } else { deadline };
+        if (worker.closes_idle_connections() && !first) || alarm.poll(context, limit).is_ready() {
             return Poll::Ready(false);
         }
         Poll::Pending

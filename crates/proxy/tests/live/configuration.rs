@@ -262,6 +262,26 @@ fn draining_finishes_what_has_begun_and_takes_nothing_new() {
     mesh.expect_record("/busy", 200, "-", "via_upstream");
 }
 
+#[test]
+fn graceful_draining_tells_clients_with_their_answers_and_closes_no_idle_connection() {
+    let mut mesh = Mesh::start(&[Upstream::saying("hello")], |_| {});
+    let mut idle = mesh.client();
+    assert_eq!(idle.get("/").get("connection"), None);
+    let mut quiet = mesh.client();
+    assert_eq!(quiet.get("/").text(), "hello");
+    mesh.admin("POST", "/drain_listeners?graceful");
+    until("nothing is accepted any more", || std::net::TcpStream::connect(mesh.address).is_err().then_some(()));
+    // What it asks long after is still answered, and the last.
+    let answer = idle.get("/");
+    assert_eq!((answer.text().as_str(), answer.get("connection")), ("hello", Some("close")));
+    assert_eq!(idle.expect_end(), End::Finished);
+    assert_eq!(mesh.metric("envoy_http_downstream_cx_active", &[]), 1.0);
+    // Then it is told to end.
+    mesh.signal(libc::SIGTERM);
+    assert_eq!(quiet.expect_end(), End::Finished);
+    assert!(mesh.wait_exit().success());
+}
+
 /// Connections that the kernel has taken while the proxy was not looking, each with a request on it.
 fn waiting_in_the_queue(mesh: &Mesh) -> Vec<Peer> {
     mesh.signal(libc::SIGSTOP);

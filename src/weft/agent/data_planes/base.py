@@ -93,3 +93,11 @@ class DataPlane(Protocol):
 
         Returns when the process has been told to; it may still run.
         """
+
+    async def retire(self, pid: int, admin: Path, patience: float) -> None:
+        """
+        Have process *pid*, whose successor serves, accept nothing more, finish what is open, and then exit.
+
+        Its connections end as their clients have been told with an answer, or by themselves; what is open after
+        *patience* seconds is cut off. Returns when the process has been told to exit; it may still run.
+        """

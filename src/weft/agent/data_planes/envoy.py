@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -33,7 +34,11 @@ RECORDS_SENT_SECONDS = 0.12
 """From the end of a request until its record has left: `buffer_flush_interval` (weft.translate.access_log), and a little more."""
 
 DRAIN_POLL_SECONDS = 0.01
+DRAIN_CALLS = ("/healthcheck/fail", "/drain_listeners?graceful")
+"""Have answers say `connection: close`, and accept no more."""
+
 OPEN_REQUESTS = r"^(http\..*\.downstream_rq_active|tcp\..*\.downstream_cx_active)$"
+OPEN_CONNECTIONS = r"^(http|tcp)\..*\.downstream_cx_active$"
 OWN_QUESTIONS = "http.admin."
 """The admin interface counts the very question."""
 
@@ -89,14 +94,20 @@ class Envoy:
         latest = loop.time() + DRAIN_SECONDS
         try:
             async with asyncio.timeout_at(latest):
-                await questions.ask(admin, "/healthcheck/fail", method="POST")
-                await questions.ask(admin, "/drain_listeners?graceful", method="POST")
-                while await open_requests(admin):
+                for call in DRAIN_CALLS:
+                    await questions.ask(admin, call, method="POST")
+                while await _open(OPEN_REQUESTS, admin):
                     await asyncio.sleep(DRAIN_POLL_SECONDS)
             await asyncio.sleep(RECORDS_SENT_SECONDS)  # it ends at once, and what it has not sent ends with it
         except (OSError, TimeoutError):
             pass  # it hangs, has not begun, or has requests that never end
         # As `/quitquitquit`, and an Envoy that does not answer hears it too.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+    async def retire(self, pid: int, admin: Path, patience: float) -> None:
+        await questions.finish(admin, DRAIN_CALLS, functools.partial(_open, OPEN_CONNECTIONS), patience)
+        await asyncio.sleep(RECORDS_SENT_SECONDS)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
 
@@ -128,13 +139,13 @@ def version_of(path: str) -> str:
     return ".".join(found.groups())
 
 
-async def open_requests(admin: Path) -> int:
+async def _open(pattern: str, admin: Path) -> int:
     """
-    Return how many requests and carried connections are under way.
+    Return the sum of the gauges that match *pattern*: what is under way.
 
     Raises:
         OSError, TimeoutError: As `weft.agent.admin.ask`.
     """
-    _, text = await questions.ask(admin, f"/stats?filter={OPEN_REQUESTS}")
+    _, text = await questions.ask(admin, f"/stats?filter={pattern}")
     lines = (line.rpartition(": ") for line in text.decode().splitlines())
     return sum(int(value) for name, _, value in lines if name and not name.startswith(OWN_QUESTIONS))

@@ -10,10 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from weft.agent import admin as questions
 from weft.agent.bootstrap import bootstrap
 from weft.agent.data_planes.base import DRAIN_SECONDS, Executable, Place, ProxyMissing
 
 EXECUTABLE = "weft-proxy"
+
+OPEN_CONNECTIONS = "envoy_http_downstream_cx_active"
+"""The metric that counts them, those of TCP included."""
 
 
 class WeftProxy:
@@ -55,3 +59,13 @@ class WeftProxy:
         del admin
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
+
+    async def retire(self, pid: int, admin: Path, patience: float) -> None:
+        await questions.finish(admin, ["/drain_listeners?graceful"], _open_connections, patience)
+        await self.drain(pid, admin)
+
+
+async def _open_connections(admin: Path) -> int:
+    _, text = await questions.ask(admin, "/stats")
+    lines = (line.split(" ") for line in text.decode().splitlines())
+    return sum(int(float(value)) for name, value in (it for it in lines if len(it) == 2) if name == OPEN_CONNECTIONS)

@@ -1,0 +1,138 @@
+"""Proxies are replaced under load, as after an upgrade: not one request is lost, and a bad new one changes nothing."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import DATA_PLANES, Person, eventually
+from tests.resilience.conftest import Loaded, loaded, until_steady
+from weft.agent.data_planes import DATA_PLANES as PROCESSES
+from weft.data_plane import ENVOY
+
+ROUNDS = int(os.environ.get("WEFT_CRASHES", "2"))
+
+THREADS = 4
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(600 + 60 * ROUNDS),
+    pytest.mark.parametrize("person", DATA_PLANES, indirect=True, scope="module"),
+]
+
+DOOR = """\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: door}
+spec:
+  hosts: ["*"]
+  gateways: [ingress]
+  http:
+  - route: [{destination: {host: server}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def executable(person: Person) -> Path:
+    """The proxy that the mesh runs, at a place where the test can put another."""
+    place = person.home / "proxy"
+    shutil.copy(PROCESSES[person.data_plane].find().path, place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def mesh(person: Person, executable: Path) -> Iterator[Loaded]:
+    variable = "WEFT_ENVOY" if person.data_plane == ENVOY else "WEFT_PROXY"
+    with loaded(person, "replaced", threads=THREADS, environment={variable: str(executable)}) as mesh:
+        mesh.apply(DOOR)
+        until_steady(mesh.is_whole, "the mesh is whole")
+        mesh.traffic.forget()
+        yield mesh
+
+
+def hot_restart(mesh: Loaded, *argv: str) -> list[dict[str, Any]]:
+    done: list[dict[str, Any]] = mesh.mesh.person.json("hot-restart", *argv)
+    return done
+
+
+def is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}/exe").exists()
+
+
+def test_no_request_is_lost_while_every_proxy_is_replaced(mesh: Loaded) -> None:
+    for _ in range(ROUNDS):
+        before = {workload: mesh.pid_of_proxy(workload) for workload in mesh.workloads()}
+        done = hot_restart(mesh, "--all", "--drain", "20s")
+        assert {item["workload"]: item["old"] for item in done} == before
+        for item in done:
+            eventually(lambda pid=item["old"]: not is_running(pid), f"the old proxy of {item['workload']} has ended")
+        assert {item["workload"]: item["new"] for item in done} == {it: mesh.pid_of_proxy(it) for it in before}
+        until_steady(mesh.is_whole, "every proxy has everything again")
+        mesh.traffic.wait_for(len(mesh.traffic.seen) + THREADS * 10)
+    assert mesh.traffic.failures() == []
+
+
+def test_a_process_that_is_replaced_ends_when_its_clients_have_gone(mesh: Loaded) -> None:
+    """A connection may rest as long as it likes: what it asks at last is answered, and by the old process."""
+    resting, another = (http.client.HTTPConnection(*mesh.mesh.ingress, timeout=30) for _ in range(2))
+    try:
+        resting.request("GET", "/")
+        assert resting.getresponse().read()
+        (done,) = hot_restart(mesh, "ingressgateway", "--drain", "5m")
+        another.request("GET", "/")
+        answer = another.getresponse()
+        assert (answer.status, answer.getheader("connection")) == (200, None)
+        answer.read()
+        assert is_running(done["old"])
+        refused = mesh.mesh.person.weft("hot-restart", "ingressgateway-0")
+        assert refused.returncode == 1
+        assert "still finishes" in refused.stderr
+        resting.request("GET", "/")
+        answer = resting.getresponse()
+        assert (answer.status, answer.getheader("connection")) == (200, "close")
+        answer.read()
+        eventually(lambda: not is_running(done["old"]), "nothing keeps it any more")
+    finally:
+        resting.close()
+        another.close()
+
+
+def test_a_new_process_that_does_not_come_to_serve_changes_nothing(mesh: Loaded, executable: Path) -> None:
+    mesh.traffic.forget()
+    good = executable.with_name("good")
+    executable.rename(good)
+    executable.write_text("#!/bin/sh\necho cannot begin >&2; exit 3\n")
+    executable.chmod(0o755)
+    try:
+        before = mesh.pid_of_proxy("client-0")
+        done = mesh.mesh.person.weft("hot-restart", "--all")
+        assert done.returncode == 1
+        for part in ("client-0", "exited with code 3", "cannot begin", "the old one goes on", "Left alone: "):
+            assert part in done.stderr
+        assert mesh.pid_of_proxy("client-0") == before
+        mesh.traffic.wait_for(THREADS * 10)
+        assert mesh.differences() == {}
+    finally:
+        good.rename(executable)
+    # Nothing of the attempt is in the way of the next.
+    (after,) = hot_restart(mesh, "client-0", "--drain", "20s")
+    assert after["old"] == before
+    eventually(lambda: not is_running(before), "the old proxy has ended")
+    mesh.traffic.wait_for(len(mesh.traffic.seen) + THREADS * 10)
+    assert mesh.traffic.failures() == []
+
+
+def test_mistakes_are_told(mesh: Loaded) -> None:
+    for argv, code, text in (
+        (("hot-restart",), 2, "--all"),
+        (("hot-restart", "nobody"), 4, "nobody"),
+        (("hot-restart", "server", "--drain", "soon"), 2, "soon"),
+    ):
+        done = mesh.mesh.person.weft(*argv)
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
