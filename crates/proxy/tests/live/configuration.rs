@@ -275,7 +275,10 @@ fn graceful_draining_tells_clients_with_their_answers_and_closes_no_idle_connect
     let answer = idle.get("/");
     assert_eq!((answer.text().as_str(), answer.get("connection")), ("hello", Some("close")));
     assert_eq!(idle.expect_end(), End::Finished);
-    assert_eq!(mesh.metric("envoy_http_downstream_cx_active", &[]), 1.0);
+    drop(idle);
+    until("the one that was answered is gone", || {
+        (mesh.metric("envoy_http_downstream_cx_active", &[]) == 1.0).then_some(())
+    });
     // Then it is told to end.
     mesh.signal(libc::SIGTERM);
     assert_eq!(quiet.expect_end(), End::Finished);
