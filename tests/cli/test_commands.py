@@ -20,6 +20,7 @@ from tests.cli.conftest import Weft
 from tests.controlplane.peers import Mesh, running_mesh, until
 from weft.agent.workload import WorkloadSpec
 from weft.cli import apply, run
+from weft.cli.exec import meant
 from weft.cli.logs import access_text
 from weft.cli.proxy_config import secrets_table
 from weft.cli.ps import ports
@@ -459,6 +460,29 @@ def test_delete_ignores_only_what_is_not_there(mesh: Mesh, weft: Weft, rule: Pat
         result = weft("delete", *arguments, "--ignore-not-found")
         assert (result.exit_code, result.stdout) == (0, f"{name} deleted\n")
         assert mesh.client.get("/v1/config") == []
+
+
+@pytest.mark.parametrize("command", [("get", "vs"), ("delete", "vs", "reviews")])
+def test_a_namespace_that_cannot_be_one_is_refused(mesh: Mesh, weft: Weft, command: tuple[str, ...]) -> None:
+    done = weft(*command, "-n", "Bad_NS")
+    assert done.returncode == 2
+    assert "--namespace 'Bad_NS': a namespace is at most 63 lower-case letters" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("idle", ["idle-v1-0", "idle-v2-0"]),
+        ("idle-e", ["idle-e-v1-0"]),
+        ("idle-v1-0", ["idle-v1-0"]),
+        ("front", ["front-0"]),
+        ("stock", ["stock-blue-green-0"]),
+        ("none", []),
+    ],
+)
+def test_a_name_means_the_programs_of_that_service(name: str, found: list[str]) -> None:
+    running = ["front-0", "idle-e-v1-0", "idle-v1-0", "idle-v2-0", "stock-blue-green-0"]
+    assert meant(name, running) == found
 
 
 def test_delete_refuses_a_namespace_beside_files(mesh: Mesh, weft: Weft, rule: Path) -> None:

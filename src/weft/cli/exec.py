@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -84,16 +85,25 @@ def given(environment: Path) -> dict[str, str]:
 
 def resolve(name: str, running: Sequence[str]) -> str:
     """
-    Return the workload that *name* means: itself, or the only one that begins with it (`ratings` for `ratings-v1-0`).
+    Return the workload that *name* means, see `meant`.
 
     Raises:
         NotFound: None or several.
     """
-    if name in running:
-        return name
-    begun = [item for item in running if item.startswith(f"{name}-")]
-    if len(begun) == 1:
-        return begun[0]
-    if begun:
-        raise NotFound(f"{name!r} means several programs: {', '.join(begun)}.")
+    found = meant(name, running)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise NotFound(f"{name!r} means several programs: {', '.join(found)}.")
     raise NotFound(unknown("running program", name, running))
+
+
+def meant(name: str, workloads: Sequence[str]) -> list[str]:
+    """
+    Return those of *workloads* that *name* means: itself; else those of the service (`ratings` for `ratings-v1-0` and
+    `ratings-v2-0`, and not for `ratings-db-v1-0`); else all that begin with it.
+    """
+    if name in workloads:
+        return [name]
+    begun = [item for item in workloads if item.startswith(f"{name}-")]
+    return [item for item in begun if re.fullmatch(r"([^-]+-)?\d+", item.removeprefix(f"{name}-"))] or begun

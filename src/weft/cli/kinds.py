@@ -87,7 +87,18 @@ def parse_references(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
 
 def namespace_option(function: Any) -> Any:
     """Give a command `-n/--namespace`, passed as `namespace`; None if absent, which means `mesh_namespace`."""
-    return click.option("-n", "--namespace", help="Which namespace; the mesh's own if absent.")(function)
+    text = "Which namespace; the mesh's own if absent."
+    return click.option("-n", "--namespace", callback=_checked, help=text)(function)
+
+
+def _checked(_context: click.Context, _parameter: click.Parameter, namespace: str | None) -> str | None:
+    from weft.agent.paths import is_name
+
+    if namespace is not None and not is_name(namespace):
+        from weft.api.names import label_fault  # brings all models of the API along; only a mistake needs it
+
+        raise UsageError(f"--namespace {namespace!r}: {label_fault(namespace, 'a namespace')}")
+    return namespace
 
 
 def mesh_namespace(client: Client) -> str:

@@ -13,6 +13,7 @@ import click
 
 from weft.agent import paths
 from weft.agent.output import Follower, stamp
+from weft.cli.exec import meant
 from weft.cli.main import ExampleCommand, unknown
 from weft.cli.output import mesh_option, to_yaml
 from weft.errors import NotFound, UsageError
@@ -126,7 +127,8 @@ def chosen(mesh: paths.MeshPaths, names: Sequence[str]) -> list[str]:
     known = workloads(mesh)
     if not names:
         return known
-    return [item for item in known if any(item == name or item.startswith(f"{name}-") for name in names)]
+    wanted = {item for name in names for item in meant(name, known)}
+    return [item for item in known if item in wanted]
 
 
 def read(workload: str, kind: str, log: Follower) -> Iterator[Line]:
