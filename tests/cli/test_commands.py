@@ -465,7 +465,7 @@ def test_delete_ignores_only_what_is_not_there(mesh: Mesh, weft: Weft, rule: Pat
 @pytest.mark.parametrize("command", [("get", "vs"), ("delete", "vs", "reviews")])
 def test_a_namespace_that_cannot_be_one_is_refused(mesh: Mesh, weft: Weft, command: tuple[str, ...]) -> None:
     done = weft(*command, "-n", "Bad_NS")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "--namespace 'Bad_NS': a namespace is at most 63 lower-case letters" in done.stderr
 
 
