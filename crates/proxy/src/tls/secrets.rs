@@ -114,6 +114,8 @@ fn identity(certificate: &proto::TlsCertificate) -> Result<Identity, SecretError
     Ok(Identity { key: Arc::new(key), uri })
 }
 
+// The names of old are looked at to refuse them.
+#[allow(deprecated)]
 fn roots(validation: &proto::CertificateValidationContext) -> Result<Roots, SecretError> {
     let certificates = certificates("trusted_ca", validation.trusted_ca.as_ref())?;
     if certificates.is_empty() {
