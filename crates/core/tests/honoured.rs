@@ -43,7 +43,10 @@ fn every_unhonoured_field_is_named_with_its_path() {
     let weak = UpstreamTlsContext {
         allow_renegotiation: true,
         common_tls_context: Some(CommonTlsContext {
-            tls_params: Some(TlsParameters { signature_algorithms: vec!["a".into(), "b".into()], ..Default::default() }),
+            tls_params: Some(TlsParameters {
+                signature_algorithms: vec!["a".into(), "b".into()],
+                ..Default::default()
+            }),
             ..Default::default()
         }),
         ..Default::default()
