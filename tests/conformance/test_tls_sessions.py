@@ -21,7 +21,8 @@ from google.protobuf.json_format import MessageToDict
 from bench.certificates import Authority
 from bench.role import Tls
 from tests.conformance.proxies import LIMIT, Resource, cluster, free_port, listener, proxies
-from weft.agent.data_planes import DATA_PLANES, ENVOY
+from weft.agent.data_planes import DATA_PLANES
+from weft.data_plane import ENVOY
 
 
 def keys(*of: int) -> dict[str, Any]:
