@@ -1,4 +1,9 @@
-"""S9: a new connection for each request, plain and with a full mTLS handshake (TLS 1.3, P-256 certificates, X25519)."""
+"""
+S9: a new connection for each request, plain and with a full mTLS handshake (TLS 1.3, P-256 certificates, X25519).
+
+Proxies offer to resume sessions; the client that loads keeps none, and fails if a handshake was not a full one.
+Behind the proxy there is no TLS, so no session of an upstream either.
+"""
 
 from __future__ import annotations
 

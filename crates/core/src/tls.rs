@@ -1,6 +1,7 @@
 //! TLS as configured: which certificate to show, whom to trust, which protocols to offer. No keys and no cryptography here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use weft_protos::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use weft_protos::envoy::config::core::v3::data_source::Specifier;
@@ -8,6 +9,7 @@ use weft_protos::envoy::config::core::v3::grpc_service::TargetSpecifier;
 use weft_protos::envoy::config::core::v3::{ConfigSource, DataSource};
 use weft_protos::envoy::extensions::transport_sockets::tls::v3 as proto;
 use weft_protos::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
+use weft_protos::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType;
 use weft_protos::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
 use weft_protos::envoy::extensions::transport_sockets::tls::v3::tls_parameters::TlsProtocol;
 
@@ -143,6 +145,32 @@ fn cipher_suites(context: &mut Context, names: &[String], version_13_only: bool)
     Some(suites.into())
 }
 
+/// A group for the exchange of keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Curve {
+    X25519,
+    P256,
+    P384,
+    X25519MlKem768,
+}
+
+/// Read `ecdh_curves` by the names that BoringSSL and so Envoy use; `None` for an empty list: all that rustls offers.
+fn curves(context: &mut Context, names: &[String]) -> Option<Box<[Curve]>> {
+    let named = context.each("ecdh_curves", names, |context, name| {
+        Some(match name.as_str() {
+            "X25519" => Curve::X25519,
+            "P-256" | "prime256v1" => Curve::P256,
+            "P-384" | "secp384r1" => Curve::P384,
+            "X25519MLKEM768" => Curve::X25519MlKem768,
+            _ => {
+                context.refuse(format!("weft-proxy offers no curve `{name}`"));
+                return None;
+            }
+        })
+    });
+    (!names.is_empty()).then(|| named.into_iter().flatten().collect())
+}
+
 /// What both directions share.
 #[derive(Debug, Clone)]
 pub struct TlsCommon {
@@ -150,6 +178,10 @@ pub struct TlsCommon {
     pub certificates: Box<[CertificateSource]>,
     /// Roots; absent: the peer's certificate is not verified (Envoy's meaning).
     pub trust: Option<TrustSource>,
+    /// Certificates that are revoked, as PEM in the resource itself. Lists of the secret go before it.
+    pub revoked: Option<Arc<[u8]>>,
+    /// Only the peer's own certificate is looked for in the lists, and not those above it. Secrets may say it too.
+    pub only_leaf_is_looked_up: bool,
     /// The peer must have one of these names; empty: any.
     pub sans: Box<[SanMatch]>,
     /// Protocols to offer or accept, in order.
@@ -160,6 +192,8 @@ pub struct TlsCommon {
     pub max_version: TlsVersion,
     /// Suites of TLS 1.2, the most wanted first; absent: all that rustls offers. Those of TLS 1.3 cannot be chosen, as in Envoy.
     pub cipher_suites: Option<Box<[CipherSuite]>>,
+    /// Groups for the exchange of keys, the most wanted first; absent: all that rustls offers.
+    pub curves: Option<Box<[Curve]>>,
 }
 
 impl TlsCommon {
@@ -174,6 +208,26 @@ impl TlsCommon {
     }
 }
 
+/// Where the keys of session tickets come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TicketKeySource {
+    /// The proxy makes them and renews them.
+    Own,
+    /// In the resource itself, each of [`TICKET_KEY_BYTES`]: the first encrypts, all decrypt.
+    Inline(Box<[Arc<[u8]>]>),
+    /// The SDS secret of this name.
+    Secret(SecretName),
+    /// There are no tickets.
+    Disabled,
+}
+
+/// As Envoy has them: a name of 16 bytes and two keys of 32.
+pub const TICKET_KEY_BYTES: usize = 80;
+/// How long the proxy's own ticket keys encrypt; they decrypt as long again. Who steals one reads no more than what was resumed in that time.
+pub const OWN_TICKET_KEY_LIFE: Duration = Duration::from_secs(12 * 60 * 60);
+/// The longest that a ticket may live (RFC 8446 4.6.1).
+const MAX_SESSION_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// A compiled `DownstreamTlsContext`.
 #[derive(Debug, Clone)]
 pub struct DownstreamTls {
@@ -181,6 +235,10 @@ pub struct DownstreamTls {
     pub common: TlsCommon,
     /// A client without certificate is refused.
     pub require_client_certificate: bool,
+    /// With which keys sessions can be resumed. Sessions are kept by clients only, so `disable_stateful_session_resumption` always holds.
+    pub ticket_keys: TicketKeySource,
+    /// How long a session can be resumed, if it is said.
+    pub session_timeout: Option<Duration>,
 }
 
 /// A compiled `UpstreamTlsContext`.
@@ -190,6 +248,13 @@ pub struct UpstreamTls {
     pub common: TlsCommon,
     /// Server name to send; none if absent.
     pub sni: Option<Arc<str>>,
+    /// How many sessions are kept to be resumed; 0: none.
+    pub max_session_keys: usize,
+}
+
+impl UpstreamTls {
+    /// Envoy's.
+    const DEFAULT_SESSION_KEYS: u32 = 1;
 }
 
 impl TlsCommon {
@@ -224,35 +289,38 @@ impl TlsCommon {
                 .into_iter()
                 .map(CertificateSource::Secret),
         );
-        let (trust, sans) = match &tls.validation_context_type {
-            None => (None, Vec::new()),
+        let Validation { trust, sans, revoked, only_leaf_is_looked_up } = match &tls.validation_context_type {
+            None => Validation::default(),
             Some(ValidationContextType::ValidationContext(validation)) => {
                 context.at("validation_context", |context| compile_validation(context, validation))
             }
             Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => {
                 let name = context.at("validation_context_sds_secret_config", |context| secret(context, config));
-                (Some(TrustSource::Secret(name)), Vec::new())
+                Validation { trust: Some(TrustSource::Secret(name)), ..Validation::default() }
             }
             Some(ValidationContextType::CombinedValidationContext(combined)) => {
                 context.at("combined_validation_context", |context| {
-                    let (inline, sans) = match &combined.default_validation_context {
+                    let default = match &combined.default_validation_context {
                         Some(validation) => {
                             context.at("default_validation_context", |context| compile_validation(context, validation))
                         }
-                        None => (None, Vec::new()),
+                        None => Validation::default(),
                     };
-                    // The secret is merged over the default: its roots win, and weft's secrets hold nothing but roots.
+                    // The secret is merged over the default: its roots and lists win, and it may hold nothing else.
                     let secret = combined.validation_context_sds_secret_config.as_ref().map(|config| {
                         context.at("validation_context_sds_secret_config", |context| secret(context, config))
                     });
-                    (secret.map(TrustSource::Secret).or(inline), sans)
+                    Validation { trust: secret.map(TrustSource::Secret).or(default.trust), ..default }
                 })
             }
             Some(_) => {
                 context.refuse("certificate providers are not supported");
-                (None, Vec::new())
+                Validation::default()
             }
         };
+        if revoked.is_some() && trust.is_none() {
+            context.refuse("without trusted roots nobody's certificate is looked for in `crl`");
+        }
         let parameters = tls.tls_params.clone().unwrap_or_default();
         // Envoy's defaults: servers and clients speak TLS 1.2 and 1.3.
         let min_version = match parameters.tls_minimum_protocol_version() {
@@ -274,27 +342,36 @@ impl TlsCommon {
         if min_version > max_version {
             context.refuse_at("tls_params", "the minimum version is above the maximum");
         }
-        let cipher_suites = context.at("tls_params", |context| {
-            cipher_suites(context, &parameters.cipher_suites, min_version == TlsVersion::Tls13)
+        let (cipher_suites, curves) = context.at("tls_params", |context| {
+            let suites = cipher_suites(context, &parameters.cipher_suites, min_version == TlsVersion::Tls13);
+            (suites, curves(context, &parameters.ecdh_curves))
         });
         Self {
             certificates: certificates.into(),
             trust,
+            revoked,
+            only_leaf_is_looked_up,
             sans: sans.into(),
             alpn: tls.alpn_protocols.iter().map(|name| Arc::from(name.as_bytes())).collect(),
             min_version,
             max_version,
             cipher_suites,
+            curves,
         }
     }
 }
 
-/// Roots and names of a validation context.
-fn compile_validation(
-    context: &mut Context,
-    validation: &proto::CertificateValidationContext,
-) -> (Option<TrustSource>, Vec<SanMatch>) {
-    let roots = validation
+/// What a validation context says.
+#[derive(Default)]
+struct Validation {
+    trust: Option<TrustSource>,
+    sans: Vec<SanMatch>,
+    revoked: Option<Arc<[u8]>>,
+    only_leaf_is_looked_up: bool,
+}
+
+fn compile_validation(context: &mut Context, validation: &proto::CertificateValidationContext) -> Validation {
+    let trust = validation
         .trusted_ca
         .as_ref()
         .and_then(|source| inline(context, "trusted_ca", Some(source)))
@@ -318,7 +395,13 @@ fn compile_validation(
             };
             Some(SanMatch { kind, matcher: context.at("matcher", |context| StringMatch::compile(context, matcher))? })
         });
-    (roots, any.into_iter().chain(typed).flatten().collect())
+    let revoked = validation.crl.as_ref().and_then(|source| inline(context, "crl", Some(source)));
+    Validation {
+        trust,
+        sans: any.into_iter().chain(typed).flatten().collect(),
+        revoked,
+        only_leaf_is_looked_up: validation.only_verify_leaf_cert_crl,
+    }
 }
 
 fn inline(context: &mut Context, field: &str, source: Option<&DataSource>) -> Option<Arc<[u8]>> {
@@ -373,8 +456,53 @@ impl DownstreamTls {
         if require_client_certificate && common.trust.is_none() {
             context.refuse_at("require_client_certificate", "without trusted roots no certificate can be checked");
         }
-        Self { common, require_client_certificate }
+        let ticket_keys = match &tls.session_ticket_keys_type {
+            None | Some(SessionTicketKeysType::DisableStatelessSessionResumption(false)) => TicketKeySource::Own,
+            Some(SessionTicketKeysType::DisableStatelessSessionResumption(true)) => TicketKeySource::Disabled,
+            Some(SessionTicketKeysType::SessionTicketKeys(keys)) => {
+                TicketKeySource::Inline(context.at("session_ticket_keys", |context| ticket_keys(context, keys)))
+            }
+            Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(config)) => TicketKeySource::Secret(
+                context.at("session_ticket_keys_sds_secret_config", |context| secret(context, config)),
+            ),
+        };
+        let session_timeout = context
+            .duration("session_timeout", tls.session_timeout.as_ref())
+            // Envoy ignores parts of a second, and 0 is the default of its library.
+            .map(|timeout| Duration::from_secs(timeout.as_secs()))
+            .filter(|timeout| !timeout.is_zero());
+        let longest = if ticket_keys == TicketKeySource::Own { OWN_TICKET_KEY_LIFE } else { MAX_SESSION_TIMEOUT };
+        if session_timeout.is_some_and(|timeout| timeout > longest) {
+            context.at("session_timeout", |context| {
+                context.pass_over(format!("cut to {longest:?}, for which keys of tickets are kept"));
+            });
+        }
+        let session_timeout = session_timeout.map(|timeout| timeout.min(longest));
+        Self { common, require_client_certificate, ticket_keys, session_timeout }
     }
+
+    /// Every secret named here.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretName> {
+        let keys = match &self.ticket_keys {
+            TicketKeySource::Secret(name) => Some(name),
+            _ => None,
+        };
+        self.common.secrets().chain(keys)
+    }
+}
+
+fn ticket_keys(context: &mut Context, keys: &proto::TlsSessionTicketKeys) -> Box<[Arc<[u8]>]> {
+    if keys.keys.is_empty() {
+        context.refuse_at("keys", "at least one is needed");
+    }
+    let keys = context.each("keys", &keys.keys, |context, source| {
+        let Some(key) = inline(context, "inline_bytes", Some(source)) else { return Arc::default() };
+        if key.len() != TICKET_KEY_BYTES {
+            context.refuse(format!("a key has {TICKET_KEY_BYTES} bytes, and not {}", key.len()));
+        }
+        key
+    });
+    keys.into()
 }
 
 impl UpstreamTls {
@@ -383,6 +511,8 @@ impl UpstreamTls {
         Self {
             common: context.at("common_tls_context", |context| TlsCommon::compile(context, &common)),
             sni: (!tls.sni.is_empty()).then(|| tls.sni.as_str().into()),
+            max_session_keys: tls.max_session_keys.as_ref().map_or(Self::DEFAULT_SESSION_KEYS, |most| most.value)
+                as usize,
         }
     }
 }

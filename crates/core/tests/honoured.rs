@@ -43,7 +43,10 @@ fn every_unhonoured_field_is_named_with_its_path() {
     let weak = UpstreamTlsContext {
         allow_renegotiation: true,
         common_tls_context: Some(CommonTlsContext {
-            tls_params: Some(TlsParameters { ecdh_curves: vec!["a".into(), "b".into()], ..Default::default() }),
+            tls_params: Some(TlsParameters {
+                signature_algorithms: vec!["a".into(), "b".into()],
+                ..Default::default()
+            }),
             ..Default::default()
         }),
         ..Default::default()
@@ -67,7 +70,7 @@ fn every_unhonoured_field_is_named_with_its_path() {
         [
             "Cluster.outlier_detection.success_rate_stdev_factor",
             "Cluster.transport_socket_matches[1].transport_socket.typed_config.allow_renegotiation",
-            "Cluster.transport_socket_matches[1].transport_socket.typed_config.common_tls_context.tls_params.ecdh_curves",
+            "Cluster.transport_socket_matches[1].transport_socket.typed_config.common_tls_context.tls_params.signature_algorithms",
             "Cluster.typed_extension_protocol_options[x]",
             "Cluster.wait_for_warm_on_init",
         ]
@@ -172,6 +175,25 @@ fn cipher_suites_are_narrowed_to_what_is_offered_and_unknown_ones_refused() {
         compile(&["ECDHE-RSA-AES256-GCM-SHA384", "ROT13"]),
         Err(format!("{path}: weft-proxy knows no cipher suite `ROT13`"))
     );
+}
+
+#[test]
+fn curves_that_are_not_offered_are_refused_by_name() {
+    let compile = |curves: &[&str]| {
+        let parameters =
+            TlsParameters { ecdh_curves: curves.iter().map(|it| (*it).into()).collect(), ..Default::default() };
+        let context = UpstreamTlsContext {
+            common_tls_context: Some(CommonTlsContext { tls_params: Some(parameters), ..Default::default() }),
+            ..Default::default()
+        };
+        let cluster =
+            Cluster { name: "c".into(), transport_socket: tls_socket(&context), ..Default::default() }.encode_to_vec();
+        let compiled = Resource::compile(type_url::CLUSTER, &cluster, Strictness::Refuse);
+        compiled.map(|_| ()).map_err(|problems| problems.to_string())
+    };
+    assert_eq!(compile(&["X25519MLKEM768", "X25519", "P-256", "P-384"]), Ok(()));
+    let path = "Cluster.transport_socket.typed_config.common_tls_context.tls_params.ecdh_curves[1]";
+    assert_eq!(compile(&["P-256", "P-521"]), Err(format!("{path}: weft-proxy offers no curve `P-521`")));
 }
 
 /// Append a varint.

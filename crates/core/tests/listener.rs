@@ -16,7 +16,8 @@ use weft_protos::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use weft_protos::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use weft_protos::envoy::config::core::v3::socket_address::PortSpecifier;
 use weft_protos::envoy::config::core::v3::{
-    Address, ApiConfigSource, CidrRange, ConfigSource, GrpcService, SocketAddress, TransportSocket, transport_socket,
+    Address, ApiConfigSource, CidrRange, ConfigSource, DataSource, GrpcService, SocketAddress, TransportSocket,
+    data_source, transport_socket,
 };
 use weft_protos::envoy::config::listener::v3 as proto;
 use weft_protos::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol as ProtoProxyProtocol;
@@ -26,8 +27,9 @@ use weft_protos::envoy::extensions::transport_sockets::tls::v3 as tls;
 use weft_protos::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
     CombinedCertificateValidationContext, ValidationContextType,
 };
+use weft_protos::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType;
 use weft_protos::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
-use weft_protos::google::protobuf::{BoolValue, UInt32Value, UInt64Value};
+use weft_protos::google::protobuf::{BoolValue, Duration, UInt32Value, UInt64Value};
 
 fn socket(address: &str) -> SocketAddress {
     let address: SocketAddr = address.parse().expect("an address with port");
@@ -266,6 +268,53 @@ fn secret(name: &str) -> tls::SdsSecretConfig {
             ..Default::default()
         }),
     }
+}
+
+/// A listener with a certificate by SDS, and what was said of its sessions; what is not applied, or refused.
+fn sessions(change: impl FnOnce(&mut tls::DownstreamTlsContext)) -> Result<Vec<String>, String> {
+    let mut context = tls::DownstreamTlsContext {
+        common_tls_context: Some(tls::CommonTlsContext {
+            tls_certificate_sds_secret_configs: vec![secret("default")],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    change(&mut context);
+    let mut inbound = chain("inbound", proto::FilterChainMatch::default());
+    inbound.transport_socket = Some(TransportSocket {
+        name: "envoy.transport_sockets.tls".into(),
+        config_type: Some(transport_socket::ConfigType::TypedConfig(any(
+            "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            &context,
+        ))),
+    });
+    let compiled = Listener::compile(&listener("a", "10.0.0.1:80", vec![inbound]), Strictness::Refuse);
+    compiled
+        .map(|compiled| compiled.not_applied.iter().map(ToString::to_string).collect())
+        .map_err(|problems| problems.to_string())
+}
+
+#[test]
+fn what_is_said_of_sessions_is_honoured_or_named() {
+    let path = "Listener.filter_chains[0].transport_socket.typed_config";
+    let hours = |hours: i64| Some(Duration { seconds: hours * 3600, nanos: 0 });
+    let keys = |lengths: &[usize]| {
+        let key = |&length: &usize| DataSource {
+            specifier: Some(data_source::Specifier::InlineBytes(vec![1; length])),
+            ..Default::default()
+        };
+        let keys = tls::TlsSessionTicketKeys { keys: lengths.iter().map(key).collect() };
+        Some(SessionTicketKeysType::SessionTicketKeys(keys))
+    };
+    let with_timeout = |hours| sessions(|context| context.session_timeout = hours);
+    assert_eq!(with_timeout(hours(12)), Ok(vec![]));
+    let cut = format!("{path}.session_timeout: cut to 43200s, for which keys of tickets are kept");
+    assert_eq!(with_timeout(hours(13)), Ok(vec![cut]));
+    let with_keys = |lengths: &[usize]| sessions(|context| context.session_ticket_keys_type = keys(lengths));
+    assert_eq!(with_keys(&[80, 80]), Ok(vec![]));
+    let short = format!("{path}.session_ticket_keys.keys[1]: a key has 80 bytes, and not 48");
+    assert_eq!(with_keys(&[80, 48]), Err(short));
+    assert_eq!(with_keys(&[]), Err(format!("{path}.session_ticket_keys.keys: at least one is needed")));
 }
 
 #[test]

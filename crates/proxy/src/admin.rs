@@ -262,6 +262,7 @@ impl Admin {
                 "name": **name,
                 "roots": roots.certificates.iter().map(|it| certificate(it)).collect::<Vec<_>>(),
             }),
+            Secret::TicketKeys(keys) => json!({"name": **name, "session_ticket_keys": keys.len()}),
         };
         secrets.into_iter().map(row).collect()
     }

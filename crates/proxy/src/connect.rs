@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use rustls::{ClientConfig, ClientConnection};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use weft_core::address::PeerAddress;
@@ -31,6 +32,8 @@ use crate::identify::{Ends, peer_leaf, principal, principal_key};
 use crate::io::{self as sockets, Io};
 use crate::netns;
 use crate::plan::{AddressHasher, Upstream, WorkerUpstream, address_of};
+use crate::tls::context::ClientContext;
+use crate::tls::session::Session;
 
 /// Where a proxy stands in the network.
 #[derive(Clone, Debug, Default)]
@@ -165,6 +168,8 @@ pub struct Peer {
     pub principal: Option<Box<str>>,
     /// A number for that identity, to tell metrics apart; 0 without one.
     pub principal_key: u64,
+    /// Whether the TLS session was an earlier one; `None` without TLS.
+    pub resumed: Option<bool>,
 }
 
 impl Peer {
@@ -174,6 +179,7 @@ impl Peer {
             address: destination.address().to_string().into(),
             principal_key: principal_key(principal.as_deref()),
             principal,
+            resumed: io.with_session(Session::is_resumed),
         }
     }
 }
@@ -443,6 +449,35 @@ async fn open(
     ends: Ends,
     standing: &Standing,
 ) -> Result<Io, ConnectError> {
+    let io = reach(upstream, destination, transport, ends, standing).await?;
+    let Some(context) = upstream.shared.tls_for(transport) else { return Ok(io) };
+    let io = shake_hands(io, &context.config, context).await?;
+    // What a resumed session knows of the server was verified when it was new. Nothing has been sent to it yet.
+    let is_stale = |session: &Session| session.is_resumed() && !context.still_trusts(session.peer_certificates());
+    if !io.with_session(is_stale).unwrap_or(false) {
+        return Ok(io);
+    }
+    drop(io);
+    let io = reach(upstream, destination, transport, ends, standing).await?;
+    shake_hands(io, &context.config_afresh, context).await
+}
+
+async fn shake_hands(mut io: Io, config: &Arc<ClientConfig>, context: &ClientContext) -> Result<Io, ConnectError> {
+    let session = ClientConnection::new(Arc::clone(config), context.name.clone())
+        .map_err(|error| ConnectError::Tls(io::Error::other(error)))?;
+    io.secure(session.into());
+    io.handshake().await.map_err(ConnectError::Tls)?;
+    Ok(io)
+}
+
+/// A connection before TLS.
+async fn reach(
+    upstream: &WorkerUpstream,
+    destination: &Destination,
+    transport: &TransportSocket,
+    ends: Ends,
+    standing: &Standing,
+) -> Result<Io, ConnectError> {
     let cluster = &upstream.shared.cluster;
     let namespace = cluster.bind.as_ref().and_then(|bind| bind.namespace.as_deref());
     let address = destination.address();
@@ -468,18 +503,12 @@ async fn open(
             set_keepalive(&socket, keepalive);
         }
     }
-    let mut io = Io::new(socket).map_err(ConnectError::Local)?;
+    let io = Io::new(socket).map_err(ConnectError::Local)?;
     if let Some(version) = transport.proxy_protocol {
         // Before anything else, TLS too: the receiver reads it before it knows what follows.
         let mut header = Vec::new();
         proxy_protocol::encode(&mut header, spoken(version), ends.remote, ends.local);
         io.write_all(&header, &[]).await.map_err(ConnectError::Remote)?;
-    }
-    if let Some(context) = upstream.shared.tls_for(transport) {
-        let session = rustls::ClientConnection::new(Arc::clone(&context.config), context.name.clone())
-            .map_err(|error| ConnectError::Tls(io::Error::other(error)))?;
-        io.secure(session.into());
-        io.handshake().await.map_err(ConnectError::Tls)?;
     }
     Ok(io)
 }

@@ -22,6 +22,7 @@ use crate::server_first::{self, Early, Raced};
 use crate::tcp;
 use crate::tls::context::ServerContext;
 use crate::tls::session::Session;
+use crate::tls::tickets;
 use crate::worker::Worker;
 
 /// How long a TLS handshake may take where the chain says nothing; Envoy waits for ever.
@@ -147,6 +148,7 @@ pub async fn detect(
         let limit = chain.tls_handshake_timeout.unwrap_or(HANDSHAKE_TIMEOUT);
         let work = shake_hands(io, buffer, tls, facts);
         alarm.limit(Some(Instant::now() + limit), work).await.map_err(|_| DetectError::HandshakeTimeout)??;
+        worker.metrics.counters().secured(io.with_session(Session::is_resumed).unwrap_or(false));
     }
     Ok(Detected { context, early, _place })
 }
@@ -270,7 +272,7 @@ async fn shake_hands(
     learn(&mut seen, &accepted);
     facts.server_name = seen.server_name.map(Into::into);
     let config = tls.config_for(accepted.client_hello().alpn());
-    let connection = match accepted.into_connection(config) {
+    let mut connection = match accepted.into_connection(config) {
         Ok(connection) => connection,
         Err((error, mut alert)) => {
             let mut bytes = Vec::new();
@@ -279,6 +281,7 @@ async fn shake_hands(
             return Err(DetectError::Handshake(io::Error::other(error)));
         }
     };
+    tickets::date(&mut connection);
     let mut session = Session::from(connection);
     session.push_back(buffer.data());
     buffer.consume(buffer.len());

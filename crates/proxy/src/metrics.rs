@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use weft_core::listener::Direction;
 
+use crate::connect::Peer;
 use crate::labels::Protocol;
 use crate::plan::AddressHasher;
 use crate::record::Outcome;
@@ -125,6 +126,8 @@ pub struct WorkerCounters {
     pub downstream_connections: Counter,
     pub downstream_active: Counter,
     pub downstream_requests: Counter,
+    pub handshakes: Counter,
+    pub sessions_reused: Counter,
     pub handshake_failures: Counter,
     pub plaintext_refused: Counter,
     pub proxy_protocol_refused: Counter,
@@ -139,11 +142,30 @@ pub struct WorkerCounters {
     pub protocol_errors: Counter,
     pub upstream_connections: Counter,
     pub upstream_connect_failures: Counter,
+    pub upstream_handshakes: Counter,
+    pub upstream_sessions_reused: Counter,
     pub upstream_retries: Counter,
     pub stale_connections: Counter,
     /// Connections whose server spoke first, unasked.
     pub server_first: Counter,
     pub records_lost: Counter,
+}
+
+impl WorkerCounters {
+    /// A connection with a client is secure.
+    pub fn secured(&self, resumed: bool) {
+        self.handshakes.add(1);
+        self.sessions_reused.add(u64::from(resumed));
+    }
+
+    /// A connection to an endpoint is made.
+    pub fn connected(&self, peer: &Peer) {
+        self.upstream_connections.add(1);
+        if let Some(resumed) = peer.resumed {
+            self.upstream_handshakes.add(1);
+            self.upstream_sessions_reused.add(u64::from(resumed));
+        }
+    }
 }
 
 /// One worker's counts, shared with whoever scrapes.
@@ -285,12 +307,16 @@ const ACTIVE: &str = "envoy_http_downstream_cx_active";
 type Row = (&'static str, &'static str, fn(&WorkerCounters) -> &Counter);
 
 /// The counts without labels.
-const COUNTERS: [Row; 19] = [
+const COUNTERS: [Row; 23] = [
     ("envoy_http_downstream_cx_total", "Connections accepted.", |it| &it.downstream_connections),
     (ACTIVE, "Connections accepted and open.", |it| &it.downstream_active),
     ("envoy_http_downstream_rq_total", "Requests begun.", |it| &it.downstream_requests),
     ("envoy_http_downstream_cx_protocol_error", "Connections ended for bytes that are no HTTP.", |it| {
         &it.protocol_errors
+    }),
+    ("envoy_listener_ssl_handshake", "TLS handshakes with clients.", |it| &it.handshakes),
+    ("envoy_listener_ssl_session_reused", "TLS handshakes with clients that resumed a session.", |it| {
+        &it.sessions_reused
     }),
     ("envoy_listener_ssl_connection_error", "TLS handshakes that failed.", |it| &it.handshake_failures),
     ("envoy_listener_no_filter_chain_match", "Connections that no filter chain takes.", |it| &it.no_filter_chain),
@@ -314,6 +340,10 @@ const COUNTERS: [Row; 19] = [
     ("envoy_cluster_upstream_cx_total", "Connections to endpoints.", |it| &it.upstream_connections),
     ("envoy_cluster_upstream_cx_connect_fail", "Connections to endpoints that failed.", |it| {
         &it.upstream_connect_failures
+    }),
+    ("envoy_cluster_ssl_handshake", "TLS handshakes with endpoints.", |it| &it.upstream_handshakes),
+    ("envoy_cluster_ssl_session_reused", "TLS handshakes with endpoints that resumed a session.", |it| {
+        &it.upstream_sessions_reused
     }),
     ("envoy_cluster_upstream_rq_retry", "Requests tried again.", |it| &it.upstream_retries),
     ("weft_proxy_stale_connections_total", "Idle connections that the endpoint had closed.", |it| {

@@ -161,7 +161,7 @@ async fn connect(
         );
         match result {
             Ok(connection) => {
-                worker.metrics.counters().upstream_connections.add(1);
+                worker.metrics.counters().connected(&connection.peer);
                 outcome.upstream_local = connection.local;
                 outcome.upstream_peer = Some(Rc::clone(&connection.peer));
                 return Ok((connection, active));

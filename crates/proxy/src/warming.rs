@@ -18,8 +18,9 @@ use serde_json::{Value, json};
 use weft_core::access_log::Sink;
 use weft_core::balance::Balancer;
 use weft_core::cluster::{Cluster, Discovery};
-use weft_core::compile::{Problem, Strictness};
+use weft_core::compile::{Problem, Problems, Strictness};
 use weft_core::endpoint::LoadAssignment;
+use weft_core::honoured;
 use weft_core::http_manager::RouteSource;
 use weft_core::listener::{Listener, NetworkFilter};
 use weft_core::plan::Resource as Compiled;
@@ -36,6 +37,7 @@ use crate::record::Log;
 use crate::state::Entry;
 use crate::tls::context::{ClientContext, ContextError, Secrets, ServerContext};
 use crate::tls::secrets;
+use crate::tls::tickets::KeyRing;
 
 type Name = Arc<str>;
 
@@ -136,6 +138,8 @@ pub struct Holdings {
     assignments: BTreeMap<Name, Stored<LoadAssignment>>,
     secrets: Secrets,
     secret_marks: BTreeMap<Name, SecretMark>,
+    /// Seals the session tickets of all listeners, whatever becomes of their contexts.
+    ticket_keys: Arc<KeyRing>,
     listeners_at_work: BTreeMap<Name, ListenerAtWork>,
     clusters_at_work: BTreeMap<Name, ClusterAtWork>,
     /// By type URL and name: why the newest version is not at work.
@@ -324,6 +328,10 @@ impl Holdings {
     }
 
     fn accept_secret(&mut self, resource: Resource) -> Result<bool, String> {
+        let problems = honoured::walk(type_url::SECRET, &resource.body);
+        if !problems.is_empty() {
+            return Err(Problems(problems).to_string());
+        }
         let secret = tls_proto::Secret::decode(resource.body).map_err(|error| error.to_string())?;
         if secret.name != resource.name {
             return Err(format!("published as {}, but it calls itself {}", resource.name, secret.name));
@@ -510,7 +518,7 @@ impl Holdings {
             .all_chains()
             .map(|chain| {
                 let tls = match &chain.tls {
-                    Some(tls) => Some(ServerContext::new(tls, &self.secrets)?),
+                    Some(tls) => Some(ServerContext::new(tls, &self.secrets, &self.ticket_keys)?),
                     None => None,
                 };
                 Ok(Arc::new(ChainContext::new(Arc::clone(chain), tls)))

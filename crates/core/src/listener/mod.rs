@@ -262,7 +262,7 @@ impl Listener {
 
     /// Every secret that its filter chains need.
     pub fn secrets(&self) -> Vec<SecretName> {
-        self.all_chains().filter_map(|chain| chain.tls.as_ref()).flat_map(|tls| tls.common.secrets().cloned()).collect()
+        self.all_chains().filter_map(|chain| chain.tls.as_ref()).flat_map(|tls| tls.secrets().cloned()).collect()
     }
 }
 

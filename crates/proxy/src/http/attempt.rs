@@ -56,7 +56,7 @@ impl Exchange<'_> {
             Err(_) => return self.timed_out(try_deadline, timeout),
         };
         if !server.is_reused() {
-            self.down.worker.metrics.counters().upstream_connections.add(1);
+            self.down.worker.metrics.counters().connected(&server.peer());
         }
         self.outcome.upstream_local = server.local();
         self.outcome.upstream_peer = Some(server.peer());

@@ -95,7 +95,7 @@ impl Exchange<'_> {
                     return self.respond(reply).await;
                 }
             };
-        self.down.worker.metrics.counters().upstream_connections.add(1);
+        self.down.worker.metrics.counters().connected(&server.peer());
         self.outcome.upstream_local = server.local();
         self.outcome.upstream_peer = Some(server.peer());
         self.answered = Instant::now();

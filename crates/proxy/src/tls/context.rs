@@ -3,20 +3,24 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rustls::client::ResolvesClientCert;
-use rustls::crypto::CryptoProvider;
+use aws_lc_rs::digest;
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion};
-use rustls_pki_types::{IpAddr, Ipv4Addr, ServerName};
+use rustls_pki_types::{CertificateDer, IpAddr, Ipv4Addr, ServerName, UnixTime};
 use weft_core::tls::{
-    CertificateSource, CipherSuite, DownstreamTls, SecretName, TlsCommon, TlsVersion, TrustSource, UpstreamTls,
+    CertificateSource, CipherSuite, Curve, DownstreamTls, SecretName, TicketKeySource, TlsCommon, TlsVersion,
+    TrustSource, UpstreamTls,
 };
 use weft_protos::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use weft_protos::envoy::extensions::transport_sockets::tls::v3 as proto;
 
 use super::san;
-use super::secrets::{self, Identity, Roots, Secret, SecretError};
+use super::secrets::{self, Identity, Revoked, Roots, Secret, SecretError};
+use super::sessions::Sessions;
+use super::tickets::{Key, KeyRing, Keys, Tickets};
 use super::verify::PeerVerifier;
 
 /// Protocols that weft-proxy speaks inside TLS; others of a resource's ALPN list are not offered, because whoever chose one would wait
@@ -55,31 +59,48 @@ pub struct ServerContext {
 /// Begins TLS to upstreams.
 pub struct ClientContext {
     pub config: Arc<ClientConfig>,
+    /// The same for a connection that must not resume a session.
+    pub config_afresh: Arc<ClientConfig>,
     pub name: ServerName<'static>,
     /// Who we are there, if we show a certificate.
     pub identity: Option<Arc<Identity>>,
+    verifier: Arc<PeerVerifier>,
+    /// Absent: none is resumed.
+    sessions: Option<Arc<Sessions>>,
 }
 
 impl ServerContext {
     /// # Errors
     /// [`ContextError::Missing`] while a secret has not come; the others never heal by waiting.
-    pub fn new(tls: &DownstreamTls, secrets: &Secrets) -> Result<ServerContext, ContextError> {
+    pub fn new(tls: &DownstreamTls, secrets: &Secrets, own_keys: &Arc<KeyRing>) -> Result<ServerContext, ContextError> {
         let identities = identities(&tls.common, secrets)?;
         let identity = identities.first().cloned().ok_or(ContextError::NoCertificate)?;
         let roots = roots(&tls.common, secrets)?;
+        let revoked = revoked(&tls.common, roots.as_deref())?;
+        let keys = ticket_keys(&tls.ticket_keys, secrets, own_keys)?;
+        let binding = binding(tls, &identities, roots.as_deref(), revoked.as_deref());
         let provider = provider(&tls.common);
         let builder =
             ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions(&tls.common))?;
-        let builder = match (&roots, tls.require_client_certificate) {
-            (None, false) => builder.with_no_client_auth(),
-            (_, required) => {
-                builder.with_client_cert_verifier(PeerVerifier::new(provider, roots, tls.common.clone(), required))
-            }
+        let verifier = match (&roots, tls.require_client_certificate) {
+            (None, false) => None,
+            (_, required) => Some(PeerVerifier::new(provider, roots, revoked, tls.common.clone(), required)),
+        };
+        let builder = match &verifier {
+            None => builder.with_no_client_auth(),
+            Some(verifier) => builder.with_client_cert_verifier(Arc::<PeerVerifier>::clone(verifier)),
         };
         let mut config = builder.with_cert_resolver(Arc::new(Certificates::new(identities)));
-        // Connections between sidecars live long; a ticket for each would cost memory and a write to no purpose.
-        config.send_tls13_tickets = 0;
+        // Only clients keep sessions: memory of ours would be theirs to fill.
         config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        if let Some(keys) = keys {
+            config.ticketer = Arc::new(Tickets::new(keys, binding, tls.session_timeout, verifier));
+            // One is enough: each use of it brings the next.
+            config.send_tls13_tickets = 1;
+        }
+        // 0-RTT is off: whoever records it can send it again.
+        config.max_early_data_size = 0;
         let without_alpn = Arc::new(config.clone());
         config.alpn_protocols = spoken(&tls.common);
         Ok(ServerContext { config: Arc::new(config), without_alpn, identity })
@@ -100,17 +121,21 @@ impl ClientContext {
     pub fn new(tls: &UpstreamTls, secrets: &Secrets) -> Result<ClientContext, ContextError> {
         let identity = identities(&tls.common, secrets)?.into_iter().next();
         let roots = roots(&tls.common, secrets)?;
+        let revoked = revoked(&tls.common, roots.as_deref())?;
         let provider = provider(&tls.common);
-        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        let verifier = PeerVerifier::new(Arc::clone(&provider), roots, revoked, tls.common.clone(), false);
+        let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions(&tls.common))?
             .dangerous()
-            .with_custom_certificate_verifier(PeerVerifier::new(provider, roots, tls.common.clone(), false));
+            .with_custom_certificate_verifier(Arc::<PeerVerifier>::clone(&verifier));
         let mut config = match &identity {
             Some(identity) => builder.with_client_cert_resolver(Arc::new(OneCertificate(Arc::clone(&identity.key)))),
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = spoken(&tls.common);
-        config.resumption = rustls::client::Resumption::disabled();
+        let sessions = (tls.max_session_keys > 0).then(|| Arc::new(Sessions::new(tls.max_session_keys)));
+        // 0-RTT is off: whoever records it can send it again.
+        config.enable_early_data = false;
         let name = match &tls.sni {
             Some(sni) => {
                 ServerName::try_from(sni.to_string()).map_err(|_| ContextError::ServerName(Arc::clone(sni)))?
@@ -119,18 +144,99 @@ impl ClientContext {
             None => ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0]))),
         };
         config.enable_sni = tls.sni.is_some();
-        Ok(ClientContext { config: Arc::new(config), name, identity })
+        config.resumption = Resumption::disabled();
+        let config_afresh = Arc::new(config.clone());
+        if let Some(sessions) = &sessions {
+            config.resumption = Resumption::store(Arc::<Sessions>::clone(sessions));
+        }
+        Ok(ClientContext { config: Arc::new(config), config_afresh, name, identity, verifier, sessions })
+    }
+
+    /// Whether the server of a resumed session, which showed *chain* when it was new, would be trusted now; rustls does not ask. If not,
+    /// all sessions are forgotten, so that the next connection begins with a full handshake.
+    pub fn still_trusts(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let is_trusted = self.verifier.would_accept_server(chain, UnixTime::now());
+        if let Some(sessions) = self.sessions.as_ref().filter(|_| !is_trusted) {
+            sessions.forget();
+        }
+        is_trusted
     }
 }
 
-/// The provider with the cipher suites that the resource permits.
+/// The keys of a listener's tickets; `None` if it gives none.
+fn ticket_keys(source: &TicketKeySource, secrets: &Secrets, own: &Arc<KeyRing>) -> Result<Option<Keys>, ContextError> {
+    Ok(Some(match source {
+        TicketKeySource::Disabled => return Ok(None),
+        TicketKeySource::Own => Keys::Own(Arc::clone(own)),
+        // Core has looked at their length.
+        TicketKeySource::Inline(keys) => Keys::Configured(keys.iter().filter_map(|key| Key::read(key)).collect()),
+        TicketKeySource::Secret(name) => match find(secrets, name)? {
+            Secret::TicketKeys(keys) => Keys::Configured(Arc::clone(keys)),
+            _ => return Err(ContextError::WrongType(Arc::clone(&name.name), "keys of session tickets")),
+        },
+    }))
+}
+
+/// A digest of all that decides about a client, and of who we are to it: what is the same when certificates are renewed, and changes
+/// with trust. A ticket is of no use under another.
+fn binding(
+    tls: &DownstreamTls,
+    identities: &[Arc<Identity>],
+    roots: Option<&Roots>,
+    revoked: Option<&Revoked>,
+) -> [u8; 32] {
+    let mut digest = digest::Context::new(&digest::SHA256);
+    // Each part behind its kind and its length, so that no two sets of parts read alike.
+    let mut add = |kind: u8, part: &[u8]| {
+        digest.update(&[kind]);
+        digest.update(&(part.len() as u64).to_be_bytes());
+        digest.update(part);
+    };
+    let only_leaf = tls.common.only_leaf_is_looked_up || roots.is_some_and(|roots| roots.only_leaf_is_looked_up);
+    add(0, &[tls.require_client_certificate, roots.is_some(), only_leaf].map(u8::from));
+    roots.iter().flat_map(|roots| &roots.certificates).for_each(|root| add(1, root));
+    revoked.iter().flat_map(|revoked| &revoked.der).for_each(|list| add(2, list));
+    tls.common.sans.iter().for_each(|san| add(3, format!("{san:?}").as_bytes()));
+    for leaf in identities.iter().filter_map(|identity| identity.key.cert.first()) {
+        let names = san::names(leaf);
+        // One without names is known by its bytes.
+        if names == san::Names::default() {
+            add(4, leaf);
+        }
+        names.uris.iter().for_each(|uri| add(5, uri.as_bytes()));
+        names.dns.iter().for_each(|name| add(6, name.as_bytes()));
+    }
+    let mut binding = [0; 32];
+    binding.copy_from_slice(digest.finish().as_ref());
+    binding
+}
+
+/// The provider with the cipher suites and curves that the resource permits.
 fn provider(tls: &TlsCommon) -> Arc<CryptoProvider> {
     static PROVIDER: std::sync::OnceLock<Arc<CryptoProvider>> = std::sync::OnceLock::new();
     let all = PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
-    let Some(wanted) = &tls.cipher_suites else { return Arc::clone(all) };
-    let of_version_13 = all.cipher_suites.iter().filter(|suite| suite.tls13().is_some()).copied();
-    let cipher_suites = of_version_13.chain(wanted.iter().map(|suite| suite_of(*suite))).collect();
-    Arc::new(CryptoProvider { cipher_suites, ..(**all).clone() })
+    if tls.cipher_suites.is_none() && tls.curves.is_none() {
+        return Arc::clone(all);
+    }
+    let mut provider = (**all).clone();
+    if let Some(wanted) = &tls.cipher_suites {
+        let of_version_13 = all.cipher_suites.iter().filter(|suite| suite.tls13().is_some()).copied();
+        provider.cipher_suites = of_version_13.chain(wanted.iter().map(|suite| suite_of(*suite))).collect();
+    }
+    if let Some(wanted) = &tls.curves {
+        provider.kx_groups = wanted.iter().map(|curve| group_of(*curve)).collect();
+    }
+    Arc::new(provider)
+}
+
+fn group_of(curve: Curve) -> &'static dyn SupportedKxGroup {
+    use rustls::crypto::aws_lc_rs::kx_group as offered;
+    match curve {
+        Curve::X25519 => offered::X25519,
+        Curve::P256 => offered::SECP256R1,
+        Curve::P384 => offered::SECP384R1,
+        Curve::X25519MlKem768 => offered::X25519MLKEM768,
+    }
 }
 
 fn suite_of(suite: CipherSuite) -> SupportedCipherSuite {
@@ -171,7 +277,7 @@ fn identities(tls: &TlsCommon, secrets: &Secrets) -> Result<Vec<Arc<Identity>>, 
         .map(|source| match source {
             CertificateSource::Secret(name) => match find(secrets, name)? {
                 Secret::Identity(identity) => Ok(Arc::clone(identity)),
-                Secret::Roots(_) => Err(ContextError::WrongType(Arc::clone(&name.name), "a certificate with its key")),
+                _ => Err(ContextError::WrongType(Arc::clone(&name.name), "a certificate with its key")),
             },
             CertificateSource::Inline { chain, key } => {
                 match secrets::read(&secret(proto::secret::Type::TlsCertificate(proto::TlsCertificate {
@@ -180,7 +286,7 @@ fn identities(tls: &TlsCommon, secrets: &Secrets) -> Result<Vec<Arc<Identity>>, 
                     ..Default::default()
                 })))? {
                     Secret::Identity(identity) => Ok(identity),
-                    Secret::Roots(_) => Err(ContextError::NoCertificate),
+                    _ => Err(ContextError::NoCertificate),
                 }
             }
         })
@@ -192,7 +298,7 @@ fn roots(tls: &TlsCommon, secrets: &Secrets) -> Result<Option<Arc<Roots>>, Conte
         None => Ok(None),
         Some(TrustSource::Secret(name)) => match find(secrets, name)? {
             Secret::Roots(roots) => Ok(Some(Arc::clone(roots))),
-            Secret::Identity(_) => Err(ContextError::WrongType(Arc::clone(&name.name), "trusted roots")),
+            _ => Err(ContextError::WrongType(Arc::clone(&name.name), "trusted roots")),
         },
         Some(TrustSource::Inline(pem)) => {
             match secrets::read(&secret(proto::secret::Type::ValidationContext(proto::CertificateValidationContext {
@@ -200,10 +306,18 @@ fn roots(tls: &TlsCommon, secrets: &Secrets) -> Result<Option<Arc<Roots>>, Conte
                 ..Default::default()
             })))? {
                 Secret::Roots(roots) => Ok(Some(roots)),
-                Secret::Identity(_) => Err(ContextError::NoCertificate),
+                _ => Err(ContextError::NoCertificate),
             }
         }
     }
+}
+
+/// Revocation lists: of the secret with the roots, else of the resource, as if the one were merged over the other.
+fn revoked(tls: &TlsCommon, roots: Option<&Roots>) -> Result<Option<Arc<Revoked>>, ContextError> {
+    if let Some(revoked) = roots.and_then(|roots| roots.revoked.as_ref()) {
+        return Ok(Some(Arc::clone(revoked)));
+    }
+    tls.revoked.as_deref().map(|pem| Ok(Arc::new(secrets::revoked(pem)?))).transpose()
 }
 
 fn secret(of: proto::secret::Type) -> proto::Secret {

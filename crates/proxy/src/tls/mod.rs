@@ -1,6 +1,7 @@
 //! TLS: sessions over our sockets, identities from secrets, and the checks of a mesh instead of those of a browser.
 //!
 //! [`session`] moves bytes; [`secrets`] turns SDS secrets into keys and roots; [`verify`] decides whom to trust;
+//! [`tickets`] and [`sessions`] let peers resume what they agreed on, as long as they are trusted;
 //! [`context`] joins them into rustls configurations that the plan holds. Rotation replaces a context: connections that exist
 //! keep what they shook hands with.
 
@@ -10,7 +11,9 @@ pub mod context;
 pub mod san;
 pub mod secrets;
 pub mod session;
+pub mod sessions;
 pub mod subject;
+pub mod tickets;
 pub mod verify;
 
 /// *certificate*, which is DER, as PEM (RFC 7468).

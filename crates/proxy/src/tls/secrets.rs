@@ -5,11 +5,14 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use webpki::{CertRevocationList, OwnedCertRevocationList};
+use weft_core::tls::TICKET_KEY_BYTES;
 use weft_protos::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use weft_protos::envoy::extensions::transport_sockets::tls::v3 as proto;
 
 use super::san;
+use super::tickets::Key;
 
 /// One secret, ready for use.
 #[derive(Clone)]
@@ -18,6 +21,8 @@ pub enum Secret {
     Identity(Arc<Identity>),
     /// Whom to trust.
     Roots(Arc<Roots>),
+    /// What seals session tickets.
+    TicketKeys(Arc<[Key]>),
 }
 
 /// A key, its chain, and who that makes us.
@@ -32,6 +37,17 @@ pub struct Roots {
     pub store: Arc<RootCertStore>,
     /// The certificates, DER, for `/certs`.
     pub certificates: Vec<CertificateDer<'static>>,
+    /// Revocation lists that came with them.
+    pub revoked: Option<Arc<Revoked>>,
+    /// Only the peer's own certificate is looked for in the lists.
+    pub only_leaf_is_looked_up: bool,
+}
+
+/// Revocation lists; never empty.
+pub struct Revoked {
+    pub lists: Vec<CertRevocationList<'static>>,
+    /// As they came, to tell one set from another.
+    pub der: Vec<CertificateRevocationListDer<'static>>,
 }
 
 /// Why a secret was refused.
@@ -51,7 +67,19 @@ pub enum SecretError {
     Root(rustls::Error),
     #[error("trusted_ca: there is no certificate in it")]
     NoRoot,
-    #[error("this type of secret cannot be honoured (only tls_certificate and validation_context can)")]
+    #[error("crl: {0}")]
+    RevocationList(webpki::Error),
+    #[error("crl: there is no revocation list in it")]
+    NoRevocationList,
+    #[error("validation_context.{field}: only the listener or cluster itself can say it")]
+    NotOfSecrets { field: &'static str },
+    #[error("session_ticket_keys.keys[{index}]: a key has {TICKET_KEY_BYTES} bytes, and not {length}")]
+    TicketKey { index: usize, length: usize },
+    #[error("session_ticket_keys.keys: at least one is needed")]
+    NoTicketKey,
+    #[error(
+        "this type of secret cannot be honoured (only tls_certificate, validation_context and session_ticket_keys can)"
+    )]
     Type,
 }
 
@@ -67,6 +95,7 @@ pub fn read(secret: &proto::Secret) -> Result<Secret, SecretError> {
         Some(proto::secret::Type::ValidationContext(validation)) => {
             roots(validation).map(|roots| Secret::Roots(Arc::new(roots)))
         }
+        Some(proto::secret::Type::SessionTicketKeys(keys)) => ticket_keys(keys).map(Secret::TicketKeys),
         _ => Err(SecretError::Type),
     }
 }
@@ -85,6 +114,8 @@ fn identity(certificate: &proto::TlsCertificate) -> Result<Identity, SecretError
     Ok(Identity { key: Arc::new(key), uri })
 }
 
+// The names of old are looked at to refuse them.
+#[allow(deprecated)]
 fn roots(validation: &proto::CertificateValidationContext) -> Result<Roots, SecretError> {
     let certificates = certificates("trusted_ca", validation.trusted_ca.as_ref())?;
     if certificates.is_empty() {
@@ -94,7 +125,50 @@ fn roots(validation: &proto::CertificateValidationContext) -> Result<Roots, Secr
     for certificate in &certificates {
         store.add(certificate.clone()).map_err(SecretError::Root)?;
     }
-    Ok(Roots { store: Arc::new(store), certificates })
+    for (field, is_set) in [
+        ("match_typed_subject_alt_names", !validation.match_typed_subject_alt_names.is_empty()),
+        ("match_subject_alt_names", !validation.match_subject_alt_names.is_empty()),
+    ] {
+        if is_set {
+            return Err(SecretError::NotOfSecrets { field });
+        }
+    }
+    Ok(Roots {
+        store: Arc::new(store),
+        certificates,
+        revoked: match &validation.crl {
+            Some(_) => Some(Arc::new(revoked(inline("crl", validation.crl.as_ref())?)?)),
+            None => None,
+        },
+        only_leaf_is_looked_up: validation.only_verify_leaf_cert_crl,
+    })
+}
+
+/// Read revocation lists in PEM.
+///
+/// # Errors
+/// [`SecretError`], about `crl`.
+pub fn revoked(pem: &[u8]) -> Result<Revoked, SecretError> {
+    let der = CertificateRevocationListDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| SecretError::Pem { field: "crl", reason: error.to_string() })?;
+    if der.is_empty() {
+        return Err(SecretError::NoRevocationList);
+    }
+    let read = |list: &CertificateRevocationListDer<'_>| OwnedCertRevocationList::from_der(list).map(Into::into);
+    let lists = der.iter().map(read).collect::<Result<_, _>>().map_err(SecretError::RevocationList)?;
+    Ok(Revoked { lists, der })
+}
+
+fn ticket_keys(keys: &proto::TlsSessionTicketKeys) -> Result<Arc<[Key]>, SecretError> {
+    if keys.keys.is_empty() {
+        return Err(SecretError::NoTicketKey);
+    }
+    let key = |(index, source): (usize, &DataSource)| {
+        let bytes = inline("session_ticket_keys.keys", Some(source))?;
+        Key::read(bytes).ok_or(SecretError::TicketKey { index, length: bytes.len() })
+    };
+    keys.keys.iter().enumerate().map(key).collect()
 }
 
 fn certificates(field: &'static str, source: Option<&DataSource>) -> Result<Vec<CertificateDer<'static>>, SecretError> {

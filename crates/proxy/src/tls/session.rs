@@ -54,6 +54,11 @@ impl Session {
         self.connection.peer_certificates().unwrap_or_default()
     }
 
+    /// Whether the handshake took up an earlier session.
+    pub fn is_resumed(&self) -> bool {
+        self.connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
+    }
+
     /// The alert by which the peer has refused us.
     pub fn alert(&self) -> Option<rustls::AlertDescription> {
         self.alert

@@ -8,16 +8,19 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::{ExpirationPolicy, RevocationCheckDepth, UnknownStatusPolicy};
 use weft_core::tls::{SanKind, TlsCommon};
 
 use super::san;
-use super::secrets::Roots;
+use super::secrets::{Revoked, Roots};
 
 /// Checks the certificate of either side's peer.
 pub struct PeerVerifier {
     provider: Arc<CryptoProvider>,
     /// Absent: nothing is verified, as Envoy reads a context without a validation context.
     roots: Option<Arc<Roots>>,
+    /// Certificates that are not to be trusted any more.
+    revoked: Option<Arc<Revoked>>,
     settings: TlsCommon,
     client_must_show: bool,
 }
@@ -26,10 +29,26 @@ impl PeerVerifier {
     pub fn new(
         provider: Arc<CryptoProvider>,
         roots: Option<Arc<Roots>>,
+        revoked: Option<Arc<Revoked>>,
         settings: TlsCommon,
         client_must_show: bool,
     ) -> Arc<PeerVerifier> {
-        Arc::new(PeerVerifier { provider, roots, settings, client_must_show })
+        Arc::new(PeerVerifier { provider, roots, revoked, settings, client_must_show })
+    }
+
+    /// Whether a client that showed *chain* before would be let in with it at *now*.
+    pub fn would_accept_client(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> bool {
+        match chain.split_first() {
+            Some((leaf, above)) => self.verify(leaf, above, now, webpki::KeyUsage::client_auth()).is_ok(),
+            None => !self.client_must_show,
+        }
+    }
+
+    /// The same of a server.
+    pub fn would_accept_server(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> bool {
+        chain
+            .split_first()
+            .is_some_and(|(leaf, above)| self.verify(leaf, above, now, webpki::KeyUsage::server_auth()).is_ok())
     }
 
     fn verify(
@@ -41,6 +60,17 @@ impl PeerVerifier {
     ) -> Result<(), Error> {
         let Some(roots) = &self.roots else { return Ok(()) };
         let certificate = webpki::EndEntityCert::try_from(end_entity).map_err(refusal)?;
+        let lists: Vec<_> = self.revoked.iter().flat_map(|revoked| &revoked.lists).collect();
+        // As Envoy has it: one list is there, so each issuer must have one, and none may be out of date.
+        let revocation = webpki::RevocationOptionsBuilder::new(&lists).ok().map(|options| {
+            let only_leaf = self.settings.only_leaf_is_looked_up || roots.only_leaf_is_looked_up;
+            let depth = if only_leaf { RevocationCheckDepth::EndEntity } else { RevocationCheckDepth::Chain };
+            options
+                .with_depth(depth)
+                .with_status_policy(UnknownStatusPolicy::Deny)
+                .with_expiration_policy(ExpirationPolicy::Enforce)
+                .build()
+        });
         certificate
             .verify_for_usage(
                 self.provider.signature_verification_algorithms.all,
@@ -48,7 +78,7 @@ impl PeerVerifier {
                 intermediates,
                 now,
                 usage,
-                None,
+                revocation,
                 None,
             )
             .map_err(refusal)?;
@@ -100,6 +130,9 @@ fn refusal(error: webpki::Error) -> Error {
         webpki::Error::CertExpired { .. } | webpki::Error::InvalidCertValidity => CertificateError::Expired,
         webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet,
         webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
+        webpki::Error::CertRevoked => CertificateError::Revoked,
+        webpki::Error::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
+        webpki::Error::CrlExpired { .. } => CertificateError::ExpiredRevocationList,
         webpki::Error::BadDer | webpki::Error::BadDerTime => CertificateError::BadEncoding,
         webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
         other => CertificateError::Other(rustls::OtherError(Arc::new(other))),

@@ -19,6 +19,7 @@ mod origin;
 mod overload;
 mod proxy_protocol;
 mod responses;
+mod resumption;
 mod server_first;
 mod smuggling;
 mod tcp;

@@ -2,8 +2,12 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
+    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
@@ -34,6 +38,7 @@ impl Authority {
     pub fn new() -> Authority {
         let mut parameters = CertificateParams::new(Vec::new()).unwrap();
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Authority(CertifiedIssuer::self_signed(parameters, KeyPair::generate().unwrap()).unwrap())
     }
 
@@ -52,6 +57,43 @@ impl Authority {
         parameters.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
         parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
         self.sign(parameters)
+    }
+
+    /// One that ends at *end*.
+    pub fn until_time(&self, uri: &str, end: SystemTime) -> Identity {
+        let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+        parameters.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        let since_1970 = Duration::from_secs(end.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs());
+        parameters.not_after = rcgen::date_time_ymd(1970, 1, 1) + since_1970;
+        self.sign(parameters)
+    }
+
+    /// One with this serial number.
+    pub fn numbered(&self, uri: &str, serial: u64) -> Identity {
+        let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+        parameters.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        parameters.serial_number = Some(SerialNumber::from(serial));
+        parameters.not_after = rcgen::date_time_ymd(2099, 1, 1);
+        self.sign(parameters)
+    }
+
+    /// A list that revokes these serial numbers, in PEM; it is good until *year*.
+    pub fn revoking(&self, serials: &[u64], year: i32) -> String {
+        let revoked = |&serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: rcgen::date_time_ymd(2002, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let parameters = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2001, 1, 1),
+            next_update: rcgen::date_time_ymd(year, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        parameters.signed_by(&self.0).unwrap().pem().unwrap()
     }
 
     /// One with DNS names too, whose subject is this organisation's; its chain holds the authority's own certificate.
@@ -100,13 +142,19 @@ fn inline(text: &str) -> Option<core::DataSource> {
 
 /// The secrets `default` and `ROOTCA`.
 pub fn secrets(identity: &Identity, trust: &Authority) -> Vec<Published> {
+    secrets_with(identity, &[trust], None)
+}
+
+/// The same with several authorities and revocation lists in PEM.
+pub fn secrets_with(identity: &Identity, trust: &[&Authority], revoked: Option<&str>) -> Vec<Published> {
     let certificate = tls::secret::Type::TlsCertificate(tls::TlsCertificate {
         certificate_chain: inline(&identity.chain),
         private_key: inline(&identity.key),
         ..Default::default()
     });
     let validation = tls::secret::Type::ValidationContext(tls::CertificateValidationContext {
-        trusted_ca: inline(&trust.pem()),
+        trusted_ca: inline(&trust.iter().map(|authority| authority.pem()).collect::<String>()),
+        crl: revoked.and_then(inline),
         ..Default::default()
     });
     [("default", certificate), ("ROOTCA", validation)]
@@ -114,7 +162,18 @@ pub fn secrets(identity: &Identity, trust: &Authority) -> Vec<Published> {
         .into()
 }
 
-fn from_agent(name: &str) -> tls::SdsSecretConfig {
+/// The secret *name*: keys of session tickets, each of one byte again and again.
+pub fn ticket_keys(name: &str, keys: &[u8]) -> Published {
+    let key = |&byte: &u8| core::DataSource {
+        specifier: Some(core::data_source::Specifier::InlineBytes(vec![byte; 80])),
+        ..Default::default()
+    };
+    let keys = tls::TlsSessionTicketKeys { keys: keys.iter().map(key).collect() };
+    let kind = Some(tls::secret::Type::SessionTicketKeys(keys));
+    published(type_url::SECRET, name, &tls::Secret { name: name.into(), r#type: kind })
+}
+
+pub fn from_agent(name: &str) -> tls::SdsSecretConfig {
     let service = core::GrpcService {
         target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(core::grpc_service::EnvoyGrpc {
             cluster_name: "sds-grpc".into(),
@@ -187,13 +246,20 @@ pub fn downstream_changed(
     names: &[&str],
     change: impl FnOnce(&mut tls::CommonTlsContext),
 ) -> Option<core::TransportSocket> {
-    let mut common = common(names);
-    change(&mut common);
-    let context = tls::DownstreamTlsContext {
-        common_tls_context: Some(common),
+    downstream_context(names, |context| change(context.common_tls_context.as_mut().unwrap()))
+}
+
+/// The same once *change* has had its way with all of it.
+pub fn downstream_context(
+    names: &[&str],
+    change: impl FnOnce(&mut tls::DownstreamTlsContext),
+) -> Option<core::TransportSocket> {
+    let mut context = tls::DownstreamTlsContext {
+        common_tls_context: Some(common(names)),
         require_client_certificate: Some(BoolValue { value: true }),
         ..Default::default()
     };
+    change(&mut context);
     socket("envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext", &context)
 }
 
@@ -204,12 +270,23 @@ pub fn upstream(names: &[&str]) -> Option<core::TransportSocket> {
 
 /// The same, offering these protocols.
 pub fn upstream_for(names: &[&str], alpn: &[&str]) -> Option<core::TransportSocket> {
-    let alpn_protocols = alpn.iter().map(|&protocol| protocol.into()).collect();
-    let context = tls::UpstreamTlsContext {
-        common_tls_context: Some(tls::CommonTlsContext { alpn_protocols, ..common(names) }),
+    upstream_context(names, |context| {
+        let alpn_protocols = alpn.iter().map(|&protocol| protocol.into()).collect();
+        context.common_tls_context.as_mut().unwrap().alpn_protocols = alpn_protocols;
+    })
+}
+
+/// The same once *change* has had its way with all of it.
+pub fn upstream_context(
+    names: &[&str],
+    change: impl FnOnce(&mut tls::UpstreamTlsContext),
+) -> Option<core::TransportSocket> {
+    let mut context = tls::UpstreamTlsContext {
+        common_tls_context: Some(common(names)),
         sni: "outbound_.9080_._.up.default.svc.cluster.local".into(),
         ..Default::default()
     };
+    change(&mut context);
     socket("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", &context)
 }
 
@@ -243,6 +320,21 @@ pub fn client_saying(
     identity: Option<&Identity>,
     hello: &Hello,
 ) -> StreamOwned<ClientConnection, TcpStream> {
+    client_with(address, &client_config(trust, identity, hello), hello.name)
+}
+
+/// The same with what a client keeps from one connection to the next, its sessions among it.
+pub fn client_with(
+    address: SocketAddr,
+    config: &Arc<ClientConfig>,
+    name: &'static str,
+) -> StreamOwned<ClientConnection, TcpStream> {
+    let name = ServerName::try_from(name).unwrap();
+    let connection = ClientConnection::new(Arc::clone(config), name).unwrap();
+    StreamOwned::new(connection, TcpStream::connect(address).unwrap())
+}
+
+pub fn client_config(trust: &Authority, identity: Option<&Identity>, hello: &Hello) -> Arc<ClientConfig> {
     let builder = ClientConfig::builder_with_protocol_versions(hello.versions)
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(ChainOnly::new(trust)));
@@ -251,9 +343,9 @@ pub fn client_saying(
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = hello.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-    let name = ServerName::try_from(hello.name).unwrap();
-    let connection = ClientConnection::new(Arc::new(config), name).unwrap();
-    StreamOwned::new(connection, TcpStream::connect(address).unwrap())
+    // A client that would send early data, if it were let.
+    config.enable_early_data = true;
+    Arc::new(config)
 }
 
 /// The upstream's side of TLS: shows *identity*, wants a certificate of *trust*.
@@ -268,13 +360,18 @@ pub fn server_for(
     identity: &Identity,
     alpn: &[&str],
 ) -> StreamOwned<ServerConnection, TcpStream> {
+    StreamOwned::new(ServerConnection::new(server_config(trust, identity, alpn)).unwrap(), socket)
+}
+
+/// What a server keeps from one connection to the next, its sessions among it.
+pub fn server_config(trust: &Authority, identity: &Identity, alpn: &[&str]) -> Arc<ServerConfig> {
     let verifier = rustls::server::WebPkiClientVerifier::builder(Arc::new(trust.store())).build().unwrap();
     let mut config = ServerConfig::builder()
         .with_client_cert_verifier(verifier)
         .with_single_cert(identity.certificates(), identity.private_key())
         .unwrap();
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    StreamOwned::new(ServerConnection::new(Arc::new(config)).unwrap(), socket)
+    Arc::new(config)
 }
 
 /// Checks the chain, and no name.
