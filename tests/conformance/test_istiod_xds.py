@@ -94,7 +94,6 @@ UNSUPPORTED = {
     '"hashPolicy"': "hash_policy",
     '"RING_HASH"': "lb_policy",
     '"MAGLEV"': "lb_policy",
-    '"STRICT_DNS"': "type",
     '"requestMirrorPolicies"': "request_mirror_policies",
 }
 """What weft-proxy has not, by how it shows in a resource, and the field that its refusal must name."""

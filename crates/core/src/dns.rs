@@ -216,9 +216,10 @@ fn template(context: &mut Context, assignment: &ClusterLoadAssignment) -> (LoadA
         (endpoint::place(group), context.each("lb_endpoints", &group.lb_endpoints, target))
     });
     let (localities, found): (Vec<_>, Vec<_>) = groups.into_iter().unzip();
-    let targets = found.into_iter().enumerate().flat_map(|(locality, found)| {
-        found.into_iter().flatten().map(move |target| Target { locality, ..target })
-    });
+    let targets = found
+        .into_iter()
+        .enumerate()
+        .flat_map(|(locality, found)| found.into_iter().flatten().map(move |target| Target { locality, ..target }));
     (LoadAssignment::shape(assignment, localities.into()), targets.collect())
 }
 
@@ -257,7 +258,9 @@ fn target(context: &mut Context, lb_endpoint: &LbEndpoint) -> Option<Target> {
 fn check_name(name: &str) -> Result<(), String> {
     let labels = name.strip_suffix('.').unwrap_or(name);
     let is_good = labels.len() <= 253
-        && labels.split('.').all(|label| (1..=63).contains(&label.len()) && label.bytes().all(|it| it.is_ascii_graphic()));
+        && labels
+            .split('.')
+            .all(|label| (1..=63).contains(&label.len()) && label.bytes().all(|it| it.is_ascii_graphic()));
     if is_good { Ok(()) } else { Err(format!("`{name}` is neither an IP address nor a name in DNS")) }
 }
 
