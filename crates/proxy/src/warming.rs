@@ -4,8 +4,9 @@
 //! refused <- accept -> warming -> active        (of one name, an active version stays until the next is warm)
 //! ```
 //!
-//! A cluster is warm when its endpoints and secrets are here (of one that is found by DNS: when something was heard of its names), a listener when its routes and secrets are. At the start no
-//! listener goes to work before the first clusters are warm, or requests would be answered with "no such cluster".
+//! A cluster is warm when its endpoints and secrets are here (of one that is found by DNS: when something was heard of its
+//! names), a listener when its routes and secrets are. At the start no listener goes to work before the first clusters are
+//! warm, or requests would be answered with "no such cluster".
 //!
 //! Removal of a listener or cluster takes effect at once. Routes and endpoints stay as long as something at work names
 //! them, whatever the server says (as in Envoy): what names them is replaced first, and there is no gap.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::task::{AbortHandle, spawn_local};
 use weft_core::dns::{Dns, Heard};
 
-use super::{LookupError, lookup};
+use super::{lookup, random};
 use crate::configure::Configurator;
 use crate::metrics;
 
@@ -66,7 +66,7 @@ impl Followers {
         }
     }
 
-    /// Count an attempt; false if it is not wanted any more.
+    /// Count an attempt.
     fn attempt(&mut self, cluster: &Name) {
         if let Some(following) = self.0.get_mut(cluster) {
             following.counts.attempts += 1;
@@ -125,12 +125,12 @@ impl Follower {
             let ttl = answer.as_ref().ok().and_then(|answer| answer.ttl);
             let failed = match &answer {
                 Ok(_) => "no addresses".to_owned(),
-                Err(error) => LookupError::to_string(error),
+                Err(error) => error.to_string(),
             };
             let addresses = answer.ok().map(|answer| answer.addresses);
             let heard = configurator.borrow_mut().hear(&self.cluster, &self.dns, &self.name, addresses);
             drop(configurator);
-            let random = u64::from(super::random_number()) << 48 | u64::from(super::random_number()) << 16;
+            let random = u64::from_be_bytes(random());
             let pause = if heard.succeeded {
                 failures = 0;
                 self.dns.pause(ttl, random)

@@ -65,7 +65,7 @@ async fn lookup_by(
     }
     let mut servers = system.servers(options);
     if options.rotate {
-        let first = usize::from(random_number()) % servers.len();
+        let first = usize::from_be_bytes(random()) % servers.len();
         servers.rotate_left(first);
     }
     let asker = Asker { options, servers };
@@ -138,7 +138,7 @@ impl Asker<'_> {
         let mut last = LookupError::Timeout;
         for server in (0..self.options.tries).flat_map(|_| &self.servers) {
             // For each try a number and a port of its own: who guesses them must guess them all.
-            let question = Question::new(random_number(), name, kind).ok_or(LookupError::Name)?;
+            let question = Question::new(u16::from_be_bytes(random()), name, kind).ok_or(LookupError::Name)?;
             let reply = tokio::time::timeout(self.options.timeout, self.ask_one(*server, &question)).await;
             last = match reply {
                 Ok(Ok(Reply::Addresses { addresses, ttl })) => return Ok(Answer { addresses, ttl: Some(ttl) }),
@@ -194,11 +194,11 @@ async fn over_tcp(server: SocketAddr, question: &Question) -> io::Result<Reply> 
     reply.ok_or_else(|| io::Error::other("the answer to another question"))
 }
 
-fn random_number() -> u16 {
-    let mut bytes = [0; 2];
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
     // It fails only where the system has no random numbers at all; the port is still the kernel's choice.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
-    u16::from_be_bytes(bytes)
+    bytes
 }
 
 #[cfg(test)]
