@@ -21,8 +21,10 @@ fuzz_target!(|input: &[u8]| {
     for kind in [Kind::A, Kind::Aaaa] {
         let Some(question) = Question::new(0x1234, "api.test", kind) else { return };
         // As it came, and behind a head that this question is answered with.
-        let answered = [&question.encode()[..2], input.get(..10).unwrap_or_default(), &question.encode()[12..], input].concat();
-        for message in [input, &answered] {
+        let asked = question.encode();
+        let head = input.get(..10).unwrap_or(&[0; 10]);
+        let answered = [&asked[..2], head, &asked[12..], input].concat();
+        for message in [input, answered.as_slice()] {
             if let Ok(Some(Reply::Addresses { addresses, .. })) = question.decode(message) {
                 assert!(!addresses.is_empty() && addresses.len() * RECORD_BYTES <= message.len());
                 assert!(addresses.iter().all(|address| address.is_ipv4() == (kind == Kind::A)));
