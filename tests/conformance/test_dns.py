@@ -70,7 +70,7 @@ class Upstream(socketserver.ThreadingTCPServer):
 
 class Saying(socketserver.StreamRequestHandler):
     def handle(self) -> None:
-        text = str(self.server.server_address[0])
+        text = str(self.connection.getsockname()[0])
         while line := self.rfile.readline():
             if line == b"\r\n":
                 self.wfile.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode())
