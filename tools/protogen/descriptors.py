@@ -47,6 +47,7 @@ ROOTS = (
     "envoy/extensions/access_loggers/stream/v3/stream.proto",
     "envoy/extensions/access_loggers/grpc/v3/als.proto",
     "envoy/service/accesslog/v3/als.proto",
+    "envoy/extensions/network/dns_resolver/cares/v3/cares_dns_resolver.proto",
     "envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.proto",
 )
 

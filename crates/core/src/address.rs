@@ -98,15 +98,7 @@ pub(crate) fn compile_socket(context: &mut Context, address: &proto::SocketAddre
     if address.protocol() != Protocol::Tcp {
         context.refuse_at("protocol", "weft-proxy speaks TCP only");
     }
-    let port = match address.port_specifier {
-        Some(PortSpecifier::PortValue(port)) => u16::try_from(port).ok(),
-        None => Some(0),
-        Some(PortSpecifier::NamedPort(_)) => None,
-    };
-    let Some(port) = port else {
-        context.refuse_at("port_value", "not a port number of 0 to 65535");
-        return None;
-    };
+    let port = port_of(context, address)?;
     match address.address.parse::<IpAddr>() {
         Ok(ip) => Some(BindAddress {
             address: SocketAddr::new(ip, port),
@@ -118,6 +110,19 @@ pub(crate) fn compile_socket(context: &mut Context, address: &proto::SocketAddre
             None
         }
     }
+}
+
+/// The port, 0 where none is said.
+pub(crate) fn port_of(context: &mut Context, address: &proto::SocketAddress) -> Option<u16> {
+    let port = match address.port_specifier {
+        Some(PortSpecifier::PortValue(port)) => u16::try_from(port).ok(),
+        None => Some(0),
+        Some(PortSpecifier::NamedPort(_)) => None,
+    };
+    if port.is_none() {
+        context.refuse_at("port_value", "not a port number of 0 to 65535");
+    }
+    port
 }
 
 pub(crate) fn compile_bind(context: &mut Context, address: Option<&proto::Address>) -> Option<BindAddress> {

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::address::PeerAddress;
-use crate::cluster::{Cluster, LbPolicy};
+use crate::cluster::{Cluster, Discovery, LbPolicy};
+use crate::dns::DnsKind;
 use crate::endpoint::{Endpoint, Health, LoadAssignment};
 use crate::outlier::{Observation, OutlierDetection, OutlierState};
 use crate::random::{Draw, Random};
@@ -19,7 +20,7 @@ use crate::random::{Draw, Random};
 pub struct Host {
     /// As discovered.
     pub endpoint: Arc<Endpoint>,
-    /// Kept while the endpoint's address stays in the cluster, whatever else about it changes.
+    /// Kept while the endpoint's address stays in the cluster, whatever else about it changes; of LOGICAL_DNS, whatever its address is.
     pub counters: Arc<HostCounters>,
     /// Kept likewise, as long as the cluster has outlier detection: an ejection ends with the rules that are to end it.
     outlier: Option<Arc<OutlierState>>,
@@ -123,13 +124,19 @@ impl Balancer {
         let known: HashMap<&PeerAddress, &Arc<Host>> = previous
             .map(|balancer| balancer.hosts.iter().map(|host| (&host.endpoint.address, host)).collect())
             .unwrap_or_default();
+        let is_logical = matches!(&cluster.discovery, Discovery::Dns(dns) if dns.kind == DnsKind::Logical);
         let hosts: Box<[_]> = assignment
             .localities
             .iter()
             .enumerate()
             .flat_map(|(index, locality)| locality.endpoints.iter().map(move |endpoint| (index, locality, endpoint)))
             .map(|(locality, group, endpoint)| {
-                let before = known.get(&endpoint.address);
+                let before = if is_logical {
+                    // One endpoint, whatever its address is at the moment: connections to earlier ones are its own too.
+                    previous.and_then(|it| it.hosts.first()).filter(|it| it.endpoint.hostname == endpoint.hostname)
+                } else {
+                    known.get(&endpoint.address).copied()
+                };
                 let outlier = before.and_then(|host| host.outlier.as_ref());
                 Arc::new(Host {
                     endpoint: Arc::clone(endpoint),

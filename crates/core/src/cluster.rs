@@ -24,6 +24,7 @@ use weft_protos::google::protobuf::UInt32Value;
 use crate::address::{BindAddress, compile_socket};
 use crate::breaker::Limits;
 use crate::compile::{Compiled, Context, Problems, Strictness};
+use crate::dns::{Dns, DnsKind};
 use crate::endpoint::{Endpoint, LoadAssignment, labels};
 use crate::honoured;
 use crate::http_manager::{HeadLimits, max_requests};
@@ -39,6 +40,8 @@ pub enum Discovery {
     Static(Arc<LoadAssignment>),
     /// EDS, under this name.
     Eds(Arc<str>),
+    /// Names that are resolved again and again.
+    Dns(Arc<Dns>),
     /// The original destination of the downstream connection.
     OriginalDst,
 }
@@ -294,17 +297,8 @@ fn discovery(context: &mut Context, cluster: &proto::Cluster) -> Discovery {
                 Discovery::Eds(if service.is_empty() { cluster.name.as_str() } else { service }.into())
             }
             Ok(DiscoveryType::OriginalDst) => Discovery::OriginalDst,
-            Ok(other @ (DiscoveryType::StrictDns | DiscoveryType::LogicalDns)) => {
-                context.refuse_at(
-                    "type",
-                    format!("{} is not supported: weft-proxy resolves no names", other.as_str_name()),
-                );
-                Discovery::Static(Arc::new(LoadAssignment {
-                    name: cluster.name.as_str().into(),
-                    localities: Box::default(),
-                    overprovisioning_factor: LoadAssignment::DEFAULT_OVERPROVISIONING,
-                }))
-            }
+            Ok(DiscoveryType::StrictDns) => Discovery::Dns(Arc::new(Dns::read(context, cluster, DnsKind::Strict))),
+            Ok(DiscoveryType::LogicalDns) => Discovery::Dns(Arc::new(Dns::read(context, cluster, DnsKind::Logical))),
             Err(_) => {
                 context.refuse_at("type", format!("{kind} is no discovery type"));
                 assignment(context)

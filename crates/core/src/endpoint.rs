@@ -86,16 +86,27 @@ impl LoadAssignment {
     }
 
     pub(crate) fn read(context: &mut Context, assignment: &proto::ClusterLoadAssignment) -> Self {
+        Self::shape(assignment, context.each("endpoints", &assignment.endpoints, locality).into())
+    }
+
+    /// What is in an assignment besides its localities.
+    pub(crate) fn shape(assignment: &proto::ClusterLoadAssignment, localities: Box<[Locality]>) -> Self {
         let factor = assignment.policy.as_ref().and_then(|policy| policy.overprovisioning_factor.as_ref());
         Self {
             name: assignment.cluster_name.as_str().into(),
-            localities: context.each("endpoints", &assignment.endpoints, locality).into(),
+            localities,
             overprovisioning_factor: factor.map_or(Self::DEFAULT_OVERPROVISIONING, |factor| factor.value),
         }
     }
 }
 
 fn locality(context: &mut Context, group: &proto::LocalityLbEndpoints) -> Locality {
+    let endpoints = context.each("lb_endpoints", &group.lb_endpoints, endpoint_of);
+    Locality { endpoints: endpoints.into_iter().flatten().map(Arc::new).collect(), ..place(group) }
+}
+
+/// A locality without its endpoints.
+pub(crate) fn place(group: &proto::LocalityLbEndpoints) -> Locality {
     let place = group.locality.clone().unwrap_or_default();
     Locality {
         region: place.region.into(),
@@ -103,11 +114,7 @@ fn locality(context: &mut Context, group: &proto::LocalityLbEndpoints) -> Locali
         sub_zone: place.sub_zone.into(),
         priority: group.priority,
         weight: group.load_balancing_weight.as_ref().map(|weight| weight.value),
-        endpoints: context
-            .each("lb_endpoints", &group.lb_endpoints, |context, endpoint| endpoint_of(context, endpoint).map(Arc::new))
-            .into_iter()
-            .flatten()
-            .collect(),
+        endpoints: Box::default(),
     }
 }
 
@@ -117,7 +124,12 @@ fn endpoint_of(context: &mut Context, endpoint: &proto::LbEndpoint) -> Option<En
         return None;
     };
     let address = context.at("endpoint.address", |context| compile_peer(context, host.address.as_ref()))?;
-    Some(Endpoint {
+    Some(described(endpoint, host, address))
+}
+
+/// What is said of an endpoint besides its address.
+pub(crate) fn described(endpoint: &proto::LbEndpoint, host: &proto::Endpoint, address: PeerAddress) -> Endpoint {
+    Endpoint {
         address,
         hostname: host.hostname.as_str().into(),
         weight: endpoint.load_balancing_weight.as_ref().map_or(1, |weight| weight.value).max(1),
@@ -132,7 +144,7 @@ fn endpoint_of(context: &mut Context, endpoint: &proto::LbEndpoint) -> Option<En
             .and_then(|metadata| metadata.filter_metadata.get("envoy.transport_socket_match"))
             .map_or_else(Box::default, labels),
         metadata: Metadata::compile(endpoint.metadata.as_ref()),
-    })
+    }
 }
 
 /// The entries of a struct that are strings.

@@ -23,6 +23,7 @@ pub mod breaker;
 pub mod cluster;
 pub mod compile;
 pub mod decide;
+pub mod dns;
 pub mod endpoint;
 pub mod fault;
 pub mod format;

@@ -129,12 +129,13 @@ impl Plan {
         }
     }
 
-    /// The endpoints of a cluster; `None` while EDS has not named them, or for an original-destination cluster.
+    /// The endpoints of a cluster; `None` while EDS has not named them, or for a cluster that only the proxy
+    /// itself finds: by DNS, or by the original destination.
     pub fn assignment_of<'p>(&'p self, cluster: &'p Cluster) -> Option<&'p Arc<LoadAssignment>> {
         match &cluster.discovery {
             crate::cluster::Discovery::Static(assignment) => Some(assignment),
             crate::cluster::Discovery::Eds(name) => self.assignments.get(name),
-            crate::cluster::Discovery::OriginalDst => None,
+            crate::cluster::Discovery::Dns(_) | crate::cluster::Discovery::OriginalDst => None,
         }
     }
 

@@ -54,7 +54,7 @@ fn every_unhonoured_field_is_named_with_its_path() {
     let matched =
         |socket| cluster::TransportSocketMatch { name: "m".into(), transport_socket: socket, ..Default::default() };
     let cluster = Cluster {
-        wait_for_warm_on_init: Some(weft_protos::google::protobuf::BoolValue::default()),
+        close_connections_on_host_health_failure: true,
         outlier_detection: Some(OutlierDetection {
             success_rate_stdev_factor: Some(UInt32Value { value: 0 }),
             ..Default::default()
@@ -68,11 +68,11 @@ fn every_unhonoured_field_is_named_with_its_path() {
     assert_eq!(
         found,
         [
+            "Cluster.close_connections_on_host_health_failure",
             "Cluster.outlier_detection.success_rate_stdev_factor",
             "Cluster.transport_socket_matches[1].transport_socket.typed_config.allow_renegotiation",
             "Cluster.transport_socket_matches[1].transport_socket.typed_config.common_tls_context.tls_params.signature_algorithms",
             "Cluster.typed_extension_protocol_options[x]",
-            "Cluster.wait_for_warm_on_init",
         ]
     );
 }

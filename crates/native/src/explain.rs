@@ -506,7 +506,8 @@ fn describe_retry(policy: &RetryPolicy) -> Value {
 
 fn no_endpoint(plan: &Plan, cluster: &Cluster) -> bool {
     match (&cluster.discovery, plan.assignment_of(cluster)) {
-        (Discovery::OriginalDst, _) => false,
+        // Only the proxy itself knows what DNS says.
+        (Discovery::OriginalDst | Discovery::Dns(_), _) => false,
         (_, None) => true,
         (_, Some(assignment)) => Balancer::new(cluster, assignment, None, 0).shares().is_empty(),
     }

@@ -236,7 +236,9 @@ impl Admin {
             ("process_resident_memory_bytes", "Resident memory in bytes.", resident_bytes().unwrap_or(0) as f64),
         ];
         gauges.extend(self.overload.gauges());
-        metrics::render(&self.metrics, &gauges)
+        let mut text = metrics::render(&self.metrics, &gauges);
+        configurator.followers.render(&mut text);
+        text
     }
 
     fn clusters(&self) -> Value {
@@ -298,6 +300,7 @@ fn endpoint(host: &Host) -> Value {
     };
     json!({
         "address": host.endpoint.address.to_string(),
+        "hostname": *host.endpoint.hostname,
         "health": health,
         "ejected": host.is_ejected(),
         "active_requests": host.active(),

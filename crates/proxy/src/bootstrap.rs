@@ -15,7 +15,6 @@ use weft_core::honoured::json;
 use weft_core::plan::Resource as Compiled;
 use weft_protos::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
 use weft_protos::envoy::config::cluster::v3::Cluster;
-use weft_protos::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use weft_protos::envoy::config::core::v3 as core;
 use weft_protos::envoy::config::core::v3::address::Address as AddressKind;
 use weft_protos::envoy::config::core::v3::api_config_source::ApiType;
@@ -270,19 +269,14 @@ impl Bootstrap {
             .dynamic_resources
             .as_ref()
             .and_then(|dynamic| context.at("dynamic_resources", |context| ads(context, dynamic, &clusters, &fixed)));
-        let ads_cluster = bootstrap.dynamic_resources.as_ref().and_then(ads_cluster);
         let (mut resources, mut not_applied) = (Vec::new(), Vec::new());
-        let mut compile = |context: &mut Context, type_url: &'static str, body: &Vec<u8>, by_name: bool| {
+        let mut compile = |context: &mut Context, type_url: &'static str, body: &Vec<u8>| {
             match Compiled::compile(type_url, body, Strictness::Refuse) {
                 Ok(compiled) => {
                     not_applied.extend(compiled.not_applied);
                     let name = compiled.value.name().to_string();
                     let resource = Resource { name, version: "static".into(), body: body.clone().into() };
                     resources.push((type_url, resource));
-                }
-                // Its address is a name, which is good enough for the control plane's own stream.
-                Err(problems) if by_name && problems.0.iter().all(is_about_names) => {
-                    context.pass_over("found by DNS, so it serves the control plane's stream and no requests");
                 }
                 Err(problems) => problems.0.into_iter().for_each(|problem| {
                     // `Cluster.lb_policy` is `lb_policy` of the element where the context is.
@@ -294,13 +288,11 @@ impl Bootstrap {
                 }),
             }
         };
-        let mut decoded = fixed.iter();
         context.each("static_resources.clusters", &bodies, |context, body| {
-            let by_name = decoded.next().is_some_and(|it| ads_cluster == Some(it.name.as_str()) && is_dns(it));
-            compile(context, type_url::CLUSTER, body, by_name);
+            compile(context, type_url::CLUSTER, body);
         });
         context.each("static_resources.listeners", &listeners, |context, body| {
-            compile(context, type_url::LISTENER, body, false);
+            compile(context, type_url::LISTENER, body);
         });
         let node = bootstrap.node.unwrap_or_default();
         if node.id.is_empty() {
@@ -322,17 +314,6 @@ impl Bootstrap {
             overload: overload::Config::by_default(),
         }
     }
-}
-
-fn is_dns(cluster: &Cluster) -> bool {
-    let by_name =
-        [DiscoveryType::StrictDns, DiscoveryType::LogicalDns].map(|kind| ClusterDiscoveryType::Type(kind as i32));
-    cluster.cluster_discovery_type.as_ref().is_some_and(|kind| by_name.contains(kind))
-}
-
-/// The type of a cluster that is found by DNS, and the names in its endpoints.
-fn is_about_names(problem: &Problem) -> bool {
-    problem.path == "Cluster.type" || problem.path.ends_with(".socket_address.address")
 }
 
 /// The cluster that the control plane's stream goes to.

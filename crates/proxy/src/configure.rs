@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::spawn_local;
+use weft_core::dns::{Dns, Heard};
 use weft_protos::envoy::config::core::v3::Node;
 use weft_protos::type_url;
 use weft_xds::client::{self, Address, Client, Receiver, Resource, Task};
@@ -20,6 +22,7 @@ use weft_xds::{Backoff, Protocol, Refusal, Service};
 
 use crate::bootstrap::{Ads, Bootstrap, Place};
 use crate::clock;
+use crate::dns::follow::Followers;
 use crate::listen::Sockets;
 use crate::plan::Active;
 use crate::state::{self, Entry};
@@ -29,6 +32,8 @@ use crate::worker::{Command, Draining};
 /// How long the first listeners wait for the first clusters. Long enough for a control plane and an agent that have
 /// just started themselves; then a proxy that serves a part is better than one that serves nothing.
 const FIRST_CLUSTERS_TIME: Duration = Duration::from_secs(5);
+/// Answers about names of this time make one generation together.
+const GATHER_TIME: Duration = Duration::from_millis(5);
 /// Changes of this time go to the disk together.
 const SAVE_TIME: Duration = Duration::from_millis(200);
 /// The longest and shortest time between two looks at ejected endpoints.
@@ -55,6 +60,10 @@ pub struct Configurator {
     /// The time of the first clusters runs.
     is_waiting: bool,
     ads_is_connected: bool,
+    /// Whose names are resolved.
+    pub followers: Followers,
+    /// The next generation is being waited for.
+    is_gathering: bool,
     /// When each cluster's ejections were looked at last, on the clock of [`clock::monotonic`].
     ticked: HashMap<Arc<str>, Duration>,
 }
@@ -86,6 +95,8 @@ impl Configurator {
                 draining: Draining::No,
                 is_waiting: false,
                 ads_is_connected: false,
+                followers: Followers::default(),
+                is_gathering: false,
                 ticked: HashMap::new(),
             })
         })
@@ -230,6 +241,16 @@ impl Configurator {
         }
     }
 
+    /// What became of a lookup: the addresses of *name*, `None` if nothing is known.
+    pub fn hear(&mut self, cluster: &Arc<str>, dns: &Arc<Dns>, name: &Arc<str>, answer: Option<Vec<IpAddr>>) -> Heard {
+        let heard = self.holdings.hear(cluster, dns, name, answer);
+        self.followers.count(cluster, heard);
+        if heard.changed && !std::mem::replace(&mut self.is_gathering, true) {
+            self.me.upgrade().map(|me| spawn_local(gather(me)));
+        }
+        heard
+    }
+
     /// After the plan, so that a worker knows the listener of a socket when its first connection comes; and has closed
     /// the sockets that the plan does not name.
     fn hand_out_sockets(&mut self) {
@@ -260,6 +281,7 @@ impl Configurator {
             follow_names(ads, type_url::CLUSTER_LOAD_ASSIGNMENT, &before.assignments, &wanted.assignments);
             follow_names(ads, type_url::ROUTE_CONFIGURATION, &before.routes, &wanted.routes);
         }
+        self.followers.follow(&wanted.names, &self.me);
         let sources: BTreeSet<_> = before.secrets.keys().chain(wanted.secrets.keys()).cloned().collect();
         for source in sources {
             let old = before.secrets.get(&source).unwrap_or(&nothing);
@@ -420,6 +442,14 @@ async fn wait_for_clusters(configurator: Rc<RefCell<Configurator>>) {
     if configurator.holdings.wait_no_longer() {
         configurator.settle();
     }
+}
+
+/// Make one generation for all answers that come at about the same time.
+async fn gather(configurator: Rc<RefCell<Configurator>>) {
+    tokio::time::sleep(GATHER_TIME).await;
+    let mut configurator = configurator.borrow_mut();
+    configurator.is_gathering = false;
+    configurator.settle();
 }
 
 async fn keep_saving(configurator: Rc<RefCell<Configurator>>) {

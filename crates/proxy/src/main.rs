@@ -31,6 +31,7 @@ mod configure;
 mod connect;
 mod descriptors;
 mod detect;
+mod dns;
 mod document;
 mod edge;
 mod filter;

@@ -357,7 +357,8 @@ const COUNTERS: [Row; 23] = [
     }),
 ];
 
-fn head(out: &mut String, name: &str, help: &str, kind: &str) {
+/// The two lines before a metric.
+pub fn head(out: &mut String, name: &str, help: &str, kind: &str) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 

@@ -4,13 +4,15 @@
 //! refused <- accept -> warming -> active        (of one name, an active version stays until the next is warm)
 //! ```
 //!
-//! A cluster is warm when its endpoints and secrets are here, a listener when its routes and secrets are. At the start no
-//! listener goes to work before the first clusters are warm, or requests would be answered with "no such cluster".
+//! A cluster is warm when its endpoints and secrets are here (of one that is found by DNS: when something was heard of its
+//! names), a listener when its routes and secrets are. At the start no listener goes to work before the first clusters are
+//! warm, or requests would be answered with "no such cluster".
 //!
 //! Removal of a listener or cluster takes effect at once. Routes and endpoints stay as long as something at work names
 //! them, whatever the server says (as in Envoy): what names them is replaced first, and there is no gap.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,6 +21,7 @@ use weft_core::access_log::Sink;
 use weft_core::balance::Balancer;
 use weft_core::cluster::{Cluster, Discovery};
 use weft_core::compile::{Problem, Problems, Strictness};
+use weft_core::dns::{Dns, Heard, Resolution};
 use weft_core::endpoint::LoadAssignment;
 use weft_core::honoured;
 use weft_core::http_manager::RouteSource;
@@ -115,6 +118,8 @@ impl From<ContextError> for Obstacle {
 pub struct Wanted {
     pub routes: BTreeSet<Name>,
     pub assignments: BTreeSet<Name>,
+    /// What has to be resolved, by cluster.
+    pub names: BTreeMap<Name, Arc<Dns>>,
     /// By the cluster that serves them, `None` for ADS.
     pub secrets: BTreeMap<Option<Name>, BTreeSet<Name>>,
 }
@@ -136,6 +141,8 @@ pub struct Holdings {
     clusters: BTreeMap<Name, Arc<Stored<Cluster>>>,
     routes: BTreeMap<Name, Stored<RouteTable>>,
     assignments: BTreeMap<Name, Stored<LoadAssignment>>,
+    /// What is known of the names of clusters, of the newest version of each.
+    resolutions: BTreeMap<Name, Resolution>,
     secrets: Secrets,
     secret_marks: BTreeMap<Name, SecretMark>,
     /// Seals the session tickets of all listeners, whatever becomes of their contexts.
@@ -371,6 +378,7 @@ impl Holdings {
 
     /// Decide what is at work, forget what nobody names any more, and make the next generation of *previous*.
     pub fn settle(&mut self, previous: &Active) -> Active {
+        self.settle_resolutions();
         self.settle_clusters();
         self.settle_listeners();
         self.wanted = self.gather_wanted();
@@ -382,6 +390,27 @@ impl Holdings {
         let waiting = self.obstacles.values().any(|obstacle| matches!(obstacle, Obstacle::Missing(_)));
         self.live |= self.got_listeners && self.got_clusters && !waiting;
         self.generation(previous)
+    }
+
+    /// Take in what became of a lookup for *cluster*: addresses, or `None` if nothing is known. An answer to a question of before is none.
+    pub fn hear(&mut self, cluster: &Name, dns: &Arc<Dns>, name: &Name, answer: Option<Vec<IpAddr>>) -> Heard {
+        match self.resolutions.get_mut(cluster) {
+            Some(resolution) if Arc::ptr_eq(resolution.dns(), dns) => resolution.hear(name, answer),
+            _ => Heard { succeeded: answer.is_some(), changed: false },
+        }
+    }
+
+    /// Begin to resolve what is new. A cluster whose names and how they are asked for stay needs no new answers.
+    fn settle_resolutions(&mut self) {
+        let mut before = std::mem::take(&mut self.resolutions);
+        for (name, stored) in &self.clusters {
+            let Discovery::Dns(dns) = &stored.value.discovery else { continue };
+            let resolution = match before.remove(name) {
+                Some(old) if old.dns() == dns => old,
+                old => Resolution::new(Arc::clone(dns), old.as_ref()),
+            };
+            self.resolutions.insert(Arc::clone(name), resolution);
+        }
     }
 
     fn settle_clusters(&mut self) {
@@ -443,6 +472,12 @@ impl Holdings {
             Discovery::Eds(name) => match self.assignments.get(name) {
                 Some(stored) => Some(Arc::clone(&stored.value)),
                 None => return Err(Obstacle::Missing(format!("endpoints {name} have not arrived"))),
+            },
+            Discovery::Dns(dns) => match self.resolutions.get(&cluster.name) {
+                Some(known) if known.dns() == dns && (known.is_warm() || !dns.waits) => {
+                    Some(Arc::clone(known.assignment()))
+                }
+                _ => return Err(Obstacle::Missing(format!("{} not resolved yet", listed(dns)))),
             },
             Discovery::OriginalDst => None,
         };
@@ -541,6 +576,7 @@ impl Holdings {
             wanted.routes.extend(route_names(&stored.value).cloned());
             secrets.extend(&stored.needs);
         }
+        wanted.names = self.resolutions.iter().map(|(name, it)| (Arc::clone(name), Arc::clone(it.dns()))).collect();
         for secret in secrets {
             wanted.secrets.entry(secret.cluster.clone()).or_default().insert(Arc::clone(&secret.name));
         }
@@ -725,6 +761,12 @@ fn stored<T>(resource: Resource, value: Arc<T>, beside: Beside) -> Stored<T> {
 fn transports(cluster: &Cluster) -> impl Iterator<Item = &Arc<UpstreamTls>> {
     let matches = cluster.transport_matches.iter().map(|candidate| &candidate.socket);
     matches.chain([&cluster.transport]).filter_map(|socket| socket.tls.as_ref())
+}
+
+/// `a.example and b.example are`
+fn listed(dns: &Dns) -> String {
+    let names: Vec<&str> = dns.names().into_iter().map(|name| &**name).collect();
+    format!("{} {}", names.join(" and "), if names.len() == 1 { "is" } else { "are" })
 }
 
 fn route_names(listener: &Listener) -> impl Iterator<Item = &Name> {

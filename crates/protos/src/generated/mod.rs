@@ -189,6 +189,15 @@ pub mod envoy {
                 }
             }
         }
+        pub mod network {
+            pub mod dns_resolver {
+                pub mod cares {
+                    pub mod v3 {
+                        include!("envoy.extensions.network.dns_resolver.cares.v3.rs");
+                    }
+                }
+            }
+        }
         pub mod request_id {
             pub mod uuid {
                 pub mod v3 {

@@ -40,7 +40,7 @@ fn a_bad_resource_is_refused_by_name_and_the_rest_applies() {
         .collect();
     assert_eq!(refused.len(), 1, "{refused:?}");
     assert_eq!((refused[0].0, refused[0].1), (type_url::CLUSTER, "bad"));
-    assert!(refused[0].2.contains("type"), "{refused:?}");
+    assert!(refused[0].2.contains("load_assignment"), "{refused:?}");
     let mut client = mesh.client();
     until("the new route is in force", || (client.get("/new").text() == "new").then_some(()));
     assert_eq!(client.get("/").text(), "old");

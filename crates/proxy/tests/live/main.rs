@@ -15,6 +15,7 @@ mod grpc_web;
 mod http;
 mod http2;
 mod limits;
+mod names;
 mod origin;
 mod overload;
 mod proxy_protocol;

@@ -13,7 +13,7 @@ use weft_protos::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 
 use crate::kit::mesh::expect_passed;
 use crate::kit::peer::ok;
-use crate::kit::resources::{CLUSTER, any, at, seconds};
+use crate::kit::resources::{CLUSTER, any, at, number, seconds};
 use crate::kit::{Directory, Mesh, Setup, Upstream, free_address, until};
 
 /// A proxy whose bootstrap names *source*.
@@ -52,6 +52,59 @@ fn a_cluster_with_a_source_of_its_own_keeps_it() {
             Some(core::BindConfig { source_address: Some(address), ..Default::default() });
     });
     assert_eq!(source_of_a_call(&mesh, &upstream).ip(), own);
+}
+
+/// The kernel's timer of the proxy's end of a connection to *upstream*, as `/proc/net/tcp` shows it (proc(5)): kind, and what is left.
+fn timer_of(upstream: SocketAddr) -> Option<(u8, Duration)> {
+    let SocketAddr::V4(address) = upstream else { panic!("tests have IPv4") };
+    let wanted = format!("{:08X}:{:04X}", u32::from_le_bytes(address.ip().octets()), address.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().skip(1).find_map(|line| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        // 01: established.
+        if words[2] != wanted || words[3] != "01" {
+            return None;
+        }
+        let (kind, left) = words[5].split_once(':')?;
+        let ticks = u64::from_str_radix(left, 16).ok()?;
+        // SAFETY: no pointers are involved.
+        let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap();
+        Some((u8::from_str_radix(kind, 16).ok()?, Duration::from_millis(ticks * 1000 / per_second)))
+    })
+}
+
+#[test]
+fn connections_are_kept_alive_as_the_cluster_says() {
+    const KEEPALIVE: u8 = 2;
+    for time in [None, Some(600)] {
+        let upstream = Upstream::new();
+        let mesh = Mesh::start(&[upstream.address()], |setup| {
+            setup.cluster.upstream_connection_options = time.map(|time| cluster::UpstreamConnectionOptions {
+                tcp_keepalive: Some(core::TcpKeepalive {
+                    keepalive_time: number(time),
+                    keepalive_interval: number(7),
+                    keepalive_probes: number(3),
+                }),
+                ..Default::default()
+            });
+        });
+        let mut client = mesh.client();
+        client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+        let mut connection = upstream.accept();
+        connection.message();
+        connection.send(ok("hello"));
+        assert_eq!(client.message().text(), "hello");
+        let timer = until("the connection rests", || {
+            timer_of(upstream.address()).filter(|(kind, _)| time.is_none() || *kind == KEEPALIVE)
+        });
+        match time {
+            None => assert_ne!(timer.0, KEEPALIVE, "{timer:?}"),
+            Some(time) => {
+                let most = Duration::from_secs(time.into());
+                assert!(timer.1 <= most && timer.1 > most / 2, "{timer:?}");
+            }
+        }
+    }
 }
 
 /// The cluster of one endpoint at *address*.

@@ -3,6 +3,7 @@
 pub mod certificates;
 pub mod frames;
 pub mod mesh;
+pub mod names;
 pub mod peer;
 pub mod resources;
 

@@ -270,7 +270,11 @@ pub struct Upstream {
 
 impl Upstream {
     pub fn new() -> Upstream {
-        Upstream { listener: TcpListener::bind("127.0.0.1:0").unwrap() }
+        Upstream::at("127.0.0.1:0".parse().unwrap())
+    }
+
+    pub fn at(address: SocketAddr) -> Upstream {
+        Upstream { listener: TcpListener::bind(address).unwrap() }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -301,10 +305,14 @@ impl Upstream {
 
     /// Answer every request on every connection, until this process ends. Returns the address.
     pub fn answering(answer: impl Fn(&Message) -> Vec<u8> + Clone + Send + 'static) -> SocketAddr {
-        let upstream = Upstream::new();
-        let address = upstream.address();
+        Upstream::new().answer_all(answer)
+    }
+
+    /// The same for this one.
+    pub fn answer_all(self, answer: impl Fn(&Message) -> Vec<u8> + Clone + Send + 'static) -> SocketAddr {
+        let address = self.address();
         std::thread::spawn(move || {
-            while let Ok((socket, _)) = upstream.listener.accept() {
+            while let Ok((socket, _)) = self.listener.accept() {
                 let answer = answer.clone();
                 std::thread::spawn(move || {
                     let mut peer = Peer::over(socket);

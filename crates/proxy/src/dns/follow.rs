@@ -1,0 +1,151 @@
+//! Follows the names of clusters: one task for each name of each cluster asks, tells the configurator, and waits as long as
+//! the cluster says.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::rc::Weak;
+use std::sync::Arc;
+
+use tokio::task::{AbortHandle, spawn_local};
+use weft_core::dns::{Dns, Heard};
+
+use super::{lookup, random};
+use crate::configure::Configurator;
+use crate::metrics;
+
+type Name = Arc<str>;
+
+/// What was asked for one cluster.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    attempts: u64,
+    successes: u64,
+    failures: u64,
+    no_rebuilds: u64,
+}
+
+/// A cluster that is followed, as long as this lives.
+struct Following {
+    dns: Arc<Dns>,
+    counts: Counts,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// All clusters that are followed.
+#[derive(Default)]
+pub struct Followers(BTreeMap<Name, Following>);
+
+impl Followers {
+    /// Follow *wanted*, by cluster, and nothing else.
+    pub fn follow(&mut self, wanted: &BTreeMap<Name, Arc<Dns>>, configurator: &Weak<RefCell<Configurator>>) {
+        self.0.retain(|cluster, _| wanted.contains_key(cluster));
+        for (cluster, dns) in wanted {
+            let before = self.0.get(cluster);
+            if before.is_some_and(|before| Arc::ptr_eq(&before.dns, dns)) {
+                continue;
+            }
+            let counts = before.map(|before| before.counts).unwrap_or_default();
+            let task = |name: &Name| {
+                let follower = Follower {
+                    configurator: Weak::clone(configurator),
+                    cluster: Arc::clone(cluster),
+                    dns: Arc::clone(dns),
+                    name: Arc::clone(name),
+                };
+                spawn_local(follower.run()).abort_handle()
+            };
+            let tasks = dns.names().into_iter().map(task).collect();
+            self.0.insert(Arc::clone(cluster), Following { dns: Arc::clone(dns), counts, tasks });
+        }
+    }
+
+    /// Count an attempt.
+    fn attempt(&mut self, cluster: &Name) {
+        if let Some(following) = self.0.get_mut(cluster) {
+            following.counts.attempts += 1;
+        }
+    }
+
+    /// Count what became of an attempt.
+    pub fn count(&mut self, cluster: &Name, heard: Heard) {
+        let Some(Following { counts, .. }) = self.0.get_mut(cluster) else { return };
+        match heard.succeeded {
+            true => counts.successes += 1,
+            false => counts.failures += 1,
+        }
+        if heard.succeeded && !heard.changed {
+            counts.no_rebuilds += 1;
+        }
+    }
+
+    /// The counts in Prometheus's text format, under Envoy's names.
+    pub fn render(&self, out: &mut String) {
+        let rows: [(&str, &str, fn(&Counts) -> u64); 4] = [
+            ("envoy_cluster_update_attempt", "Lookups of the names of a cluster.", |it| it.attempts),
+            ("envoy_cluster_update_success", "Lookups that were answered.", |it| it.successes),
+            ("envoy_cluster_update_failure", "Lookups that failed.", |it| it.failures),
+            ("envoy_cluster_update_no_rebuild", "Lookups that changed nothing.", |it| it.no_rebuilds),
+        ];
+        for (name, help, read) in rows.into_iter().filter(|_| !self.0.is_empty()) {
+            metrics::head(out, name, help, "counter");
+            for (cluster, following) in &self.0 {
+                let mut label = String::new();
+                metrics::label(&mut label, "envoy_cluster_name", cluster);
+                let _ = writeln!(out, "{name}{{{}}} {}", label.trim_end_matches(','), read(&following.counts));
+            }
+        }
+    }
+}
+
+/// One name of one cluster.
+struct Follower {
+    configurator: Weak<RefCell<Configurator>>,
+    cluster: Name,
+    dns: Arc<Dns>,
+    name: Name,
+}
+
+impl Follower {
+    async fn run(self) {
+        let mut failures = 0;
+        loop {
+            let Some(configurator) = self.configurator.upgrade() else { return };
+            configurator.borrow_mut().followers.attempt(&self.cluster);
+            drop(configurator);
+            // In a box: it waits most of the time, and has kilobytes of state only while it asks.
+            let answer = Box::pin(lookup(&self.dns.resolver, self.dns.family, &self.name)).await;
+            let Some(configurator) = self.configurator.upgrade() else { return };
+            let ttl = answer.as_ref().ok().and_then(|answer| answer.ttl);
+            let failed = match &answer {
+                Ok(_) => "no addresses".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            let addresses = answer.ok().map(|answer| answer.addresses);
+            let heard = configurator.borrow_mut().hear(&self.cluster, &self.dns, &self.name, addresses);
+            drop(configurator);
+            let random = u64::from_be_bytes(random());
+            let pause = if heard.succeeded {
+                failures = 0;
+                self.dns.pause(ttl, random)
+            } else {
+                // Once, so that a server that is away fills no disk.
+                if failures == 0 {
+                    let Follower { cluster, name, .. } = &self;
+                    eprintln!(
+                        "weft-proxy: {name} of cluster {cluster} is not resolved ({failed}); trying again, and working by what is known"
+                    );
+                }
+                failures += 1;
+                self.dns.pause_after_failure(failures, random)
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+}

@@ -1,0 +1,259 @@
+"""The same clusters found by DNS, the same answers: stock Envoy and weft-proxy make the same endpoints of them, in one run."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import socketserver
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance.proxies import LIMIT, free_port
+from weft.agent.data_planes import DATA_PLANES
+from weft.cli.client import UnixConnection
+from weft.data_plane import ENVOY, WEFT_PROXY
+
+pytestmark = pytest.mark.conformance
+
+NAME = "api.test"
+KINDS = ("STRICT_DNS", "LOGICAL_DNS")
+
+
+class Names:
+    """A DNS server that says of every name what `addresses` says: A records, or the code with which it fails."""
+
+    def __init__(self) -> None:
+        self.addresses: list[str] | int = []
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                question, peer = self._socket.recvfrom(4096)
+            except OSError:
+                return
+            self._socket.sendto(self._answer(question), peer)
+
+    def _answer(self, question: bytes) -> bytes:
+        end = question.index(b"\0", 12) + 5  # the root's label, type and class
+        said = self.addresses
+        code = said if isinstance(said, int) else 0
+        records = b""
+        is_v4 = question[end - 4 : end - 2] == b"\0\1"
+        found = said if not isinstance(said, int) and is_v4 else []
+        for address in found:
+            records += struct.pack("!HHHIH", 0xC00C, 1, 1, 1, 4) + socket.inet_aton(address)
+        return question[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, len(found), 0, 0) + question[12:end] + records
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Upstream(socketserver.ThreadingTCPServer):
+    """Says its own address."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+class Saying(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        text = str(self.connection.getsockname()[0])
+        while line := self.rfile.readline():
+            if line == b"\r\n":
+                self.wfile.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode())
+
+
+def typed(name: str, **fields: Any) -> dict[str, Any]:
+    return {"@type": f"type.googleapis.com/envoy.extensions.{name}", **fields}
+
+
+def socket_address(address: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": address, "port_value": port}}
+
+
+class Proxy:
+    """A data plane with a listener for a cluster of each kind."""
+
+    def __init__(self, kind: str, directory: Path, names: int, upstream: int, *, drains: bool) -> None:
+        directory.mkdir()
+        self.kind = kind
+        self.admin = directory / "admin.sock"
+        self.ports = {cluster: free_port() for cluster in KINDS}
+        path = directory / "bootstrap.json"
+        flags = {"envoy.reloadable_features.enable_new_dns_implementation": drains}
+        bootstrap = self._bootstrap(names, upstream)
+        bootstrap["layered_runtime"] = {"layers": [{"name": "static", "static_layer": flags}]}
+        path.write_text(json.dumps(bootstrap))
+        command = [DATA_PLANES[kind].find().path, "-c", str(path), "--concurrency", "1"]
+        if kind == ENVOY:
+            command += ["--disable-hot-restart", "--log-level", "error"]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+    def _bootstrap(self, names: int, upstream: int) -> dict[str, Any]:
+        cares = typed(
+            "network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+            resolvers=[socket_address("127.0.0.1", names)],
+            dns_resolver_options={"no_default_search_domain": True},
+            query_tries=1,
+        )
+
+        def cluster(name: str) -> dict[str, Any]:
+            endpoint = {"endpoint": {"address": socket_address(NAME, upstream)}}
+            return {
+                "name": name,
+                "type": name,
+                "dns_refresh_rate": "0.1s",
+                "dns_lookup_family": "V4_ONLY",
+                "typed_dns_resolver_config": {"name": "envoy.network.dns_resolver.cares", "typed_config": cares},
+                "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+            }
+
+        def listener(name: str) -> dict[str, Any]:
+            host = {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": name}}]}
+            manager = typed(
+                "filters.network.http_connection_manager.v3.HttpConnectionManager",
+                stat_prefix=name,
+                route_config={"name": name, "virtual_hosts": [host]},
+                http_filters=[{"name": "router", "typed_config": typed("filters.http.router.v3.Router")}],
+            )
+            return {
+                "name": name,
+                "address": socket_address("127.0.0.1", self.ports[name]),
+                "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+            }
+
+        return {
+            "node": {"id": "dns", "cluster": "dns"},
+            "admin": {"address": {"pipe": {"path": str(self.admin)}}},
+            "static_resources": {"clusters": list(map(cluster, KINDS)), "listeners": list(map(listener, KINDS))},
+        }
+
+    def ask(self, path: str) -> str:
+        with contextlib.closing(UnixConnection(self.admin, LIMIT)) as connection:
+            connection.request("GET", path)
+            return str(connection.getresponse().read().decode())
+
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None, "it has ended; what it said is above"
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self.ask("/ready").startswith("LIVE")
+        return False
+
+    def endpoints(self, cluster: str) -> list[str]:
+        """Addresses of the cluster's endpoints, sorted."""
+        found = json.loads(self.ask("/clusters?format=json"))
+        if isinstance(found, list):
+            hosts = next(item["endpoints"] for item in found if item["name"] == cluster)
+            return sorted(host["address"].rpartition(":")[0] for host in hosts)
+        status = next(item for item in found["cluster_statuses"] if item["name"] == cluster)
+        return sorted(host["address"]["socket_address"]["address"] for host in status.get("host_statuses", ()))
+
+    def count(self, cluster: str, what: str) -> int:
+        start = f'envoy_cluster_update_{what}{{envoy_cluster_name="{cluster}"}}'
+        lines = (line for line in self.ask("/stats/prometheus").splitlines() if line.startswith(start))
+        return sum(int(line.rpartition(" ")[2]) for line in lines)
+
+    def get(self, cluster: str) -> tuple[int, str]:
+        """Status and body of a request over a connection of its own."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.ports[cluster], timeout=LIMIT)) as client:
+            client.request("GET", "/")
+            answer = client.getresponse()
+            return answer.status, answer.read().decode()
+
+
+@pytest.fixture
+def names() -> Iterator[Names]:
+    running = Names()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def upstream() -> Iterator[int]:
+    """Upstreams on 127.0.0.1 to 127.0.0.3, at the port that this returns."""
+    first = Upstream(("127.0.0.1", 0), Saying)
+    port = int(first.server_address[1])
+    servers = [first, *(Upstream((f"127.0.0.{last}", port), Saying) for last in (2, 3))]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield port
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def both(tmp_path: Path, names: Names, upstream: int, drains: bool) -> Iterator[list[Proxy]]:
+    names.addresses = ["127.0.0.2", "127.0.0.1"]
+    running = [Proxy(kind, tmp_path / kind, names.port, upstream, drains=drains) for kind in (ENVOY, WEFT_PROXY)]
+    try:
+        for proxy in running:
+            until("it is ready", proxy.is_ready)
+        yield running
+    finally:
+        for proxy in running:
+            proxy.process.kill()
+            proxy.process.wait()
+
+
+def until(what: str, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("drains", [False, True])
+def test_both_make_the_same_endpoints_of_the_same_answers(both: list[Proxy], names: Names, drains: bool) -> None:
+    """
+    Envoy has two implementations (*drains* chooses), which differ in one thing: its documentation says that connections of
+    LOGICAL_DNS are never drained, and the newer one drains them when the address changes. weft-proxy does as is documented.
+    """
+    strict, logical = KINDS
+    for proxy in both:
+        assert proxy.endpoints(strict) == ["127.0.0.1", "127.0.0.2"]
+        assert proxy.endpoints(logical) == ["127.0.0.2"]
+        assert {proxy.get(strict) for _ in range(4)} == {(200, "127.0.0.1"), (200, "127.0.0.2")}
+        assert proxy.get(logical) == (200, "127.0.0.2")
+
+    names.addresses = ["127.0.0.3", "127.0.0.1"]
+    for proxy in both:
+        until("the new answer is in force", lambda proxy=proxy: proxy.endpoints(strict) == ["127.0.0.1", "127.0.0.3"])  # type: ignore[misc]
+        until("it is for one endpoint too", lambda proxy=proxy: proxy.endpoints(logical) == ["127.0.0.3"])  # type: ignore[misc]
+        assert {proxy.get(strict) for _ in range(4)} == {(200, "127.0.0.1"), (200, "127.0.0.3")}
+        # The idle connection to where the name pointed before is still good.
+        kept = not (drains and proxy.kind == ENVOY)
+        assert proxy.get(logical) == (200, "127.0.0.2" if kept else "127.0.0.3")
+
+    names.addresses = 2  # SERVFAIL
+    for proxy in both:
+        for cluster in KINDS:
+            seen = proxy.count(cluster, "failure")
+            until("failures count", lambda: proxy.count(cluster, "failure") >= seen + 2)  # noqa: B023
+        assert proxy.endpoints(strict) == ["127.0.0.1", "127.0.0.3"]
+        assert proxy.endpoints(logical) == ["127.0.0.3"]
+
+    names.addresses = 3  # NXDOMAIN: an answer, except where exactly one endpoint has to be
+    for proxy in both:
+        until("the endpoints are gone", lambda proxy=proxy: proxy.endpoints(strict) == [])  # type: ignore[misc]
+        assert proxy.get(strict)[0] == 503
+        seen = proxy.count(logical, "failure")
+        until("failures count", lambda: proxy.count(logical, "failure") >= seen + 2)  # noqa: B023
+        assert proxy.endpoints(logical) == ["127.0.0.3"]
+        assert proxy.count(strict, "success") > 0
+        assert proxy.count(strict, "attempt") >= proxy.count(strict, "success")
