@@ -22,7 +22,7 @@ from typing import Any
 
 from tests.e2e.conftest import Person, eventually, processes_of, someone
 from tests.resilience.conftest import Loaded, loaded, until_steady
-from tests.resilience.test_changes import Driver
+from tests.resilience.changes import Driver
 
 SAMPLE_SECONDS = 2.0
 CRASH_EVERY_CHANGES = 12
