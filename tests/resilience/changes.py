@@ -68,7 +68,7 @@ REQUESTS = {
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What is in force: the documents by (kind, name), and the versions that have an endpoint."""
+    """What is in force: the documents by (kind, name), the older ones first, and the versions that have an endpoint."""
 
     documents: Mapping[tuple[str, str], Document]
     versions: frozenset[str]
@@ -79,9 +79,14 @@ class State:
         if kind not in self._allowed:
             workloads = {f"server-{version}": {"app": "server", "version": version} for version in sorted(self.versions)}
             service = Service("server", "default", (8080,), workloads)
-            possible = evaluate(REQUESTS[kind], list(self.documents.values()), [service])
+            possible = evaluate(REQUESTS[kind], self._in_force(), [service])
             self._allowed[kind] = [outcome for share, outcome in possible if share]
         return self._allowed[kind]
+
+    def _in_force(self) -> list[Document]:
+        """Of two APIs that rule one service the older does (docs/concepts/gateway-api.md); the documents are in that order."""
+        rivals = [key for key in self.documents if key in (("VirtualService", "server"), ("HTTPRoute", "server"))]
+        return [item for key, item in self.documents.items() if key not in rivals[1:]]
 
     def with_versions(self, versions: frozenset[str]) -> State:
         return State(self.documents, versions)

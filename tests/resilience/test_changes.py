@@ -43,7 +43,7 @@ def test_no_request_is_lost_to_a_change(person: Person, planes: str) -> None:
     joining = {"weft-proxy": [WEFT_PROXY], "envoy": [ENVOY]}.get(planes, [WEFT_PROXY, ENVOY])
     options = {"chained": True, "more": ("--extra", "http://extra:8090"), "envoys": PLANES[planes]}
     with (
-        loaded(person, "changes", threads=3, pause=0.01, **options) as mesh,
+        loaded(person, f"changes-{planes}", threads=3, pause=0.01, **options) as mesh,
         called_from_outside(mesh, threads=2, pause=0.01),
     ):
         mesh.traffic.forget()
