@@ -65,6 +65,9 @@ REQUESTS = {
 }
 """What the callers of `programs/client.py` send, as far as rules can tell; what is chained, its last hop."""
 
+STREAMS = frozenset({"grpc", "grpc-stream", "tcp", "websocket"})
+"""What those of `programs/streams.py` do: no rule is about it, so all of it succeeds."""
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -111,6 +114,10 @@ class Timeline:
         """Return each answer that no state allows, with what those that were in force would allow."""
         found = []
         for line in lines:
+            if line["kind"] in STREAMS:
+                if line.get("status") != 200 or not line["whole"]:
+                    found.append((line, []))
+                continue
             states = [state for since, until, state in self.states if since <= line["end"] and until >= line["start"]]
             allowed = [outcome for state in states for outcome in state.allowed(line["kind"])]
             if not any(fits(line, outcome) for outcome in allowed):

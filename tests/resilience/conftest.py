@@ -55,6 +55,20 @@ CHAINED = """\
 """
 """Programs of a mesh whose callers also call through another program, and so through four proxies."""
 
+STREAMS = """\
+  echo-v1: {{service: echo, version: v1, command: {streamed}, ports: {streamed_ports}, {echo-v1}}}
+  echo-v2: {{service: echo, version: v2, command: {streamed}, ports: {streamed_ports}, {echo-v2}}}
+  streams: {{command: {streams_command}, depends_on: [echo-v1, echo-v2], restart: always, {streams}}}
+  streams-2: {{command: {streams_command}, depends_on: [echo-v1, echo-v2], restart: always, {streams-2}}}
+"""
+"""Programs that speak gRPC, TCP and WebSocket."""
+
+STREAMED_PORTS = "[{number: 9101, protocol: GRPC}, {number: 9102, protocol: TCP}, 9103]"
+NAMES = (
+    *("server-v1", "server-v2", "client", "relay", "caller", "ingressgateway"),
+    *("echo-v1", "echo-v2", "streams", "streams-2"),
+)
+
 SUBSETS = """\
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -238,6 +252,7 @@ def loaded(
     environment: Mapping[str, str] | None = None,
     wrapper: tuple[str, ...] = (),
     chained: bool = False,
+    streams: bool = False,
     more: tuple[str, ...] = (),
     envoys: Collection[str] | None = None,
 ) -> Iterator[Loaded]:
@@ -246,6 +261,7 @@ def loaded(
 
     Args:
         chained: Some callers call by way of `relay`.
+        streams: Others speak gRPC, TCP and WebSocket.
         more: Further arguments of the client that calls the servers directly.
         envoys: Programs and gateways that have an Envoy, while the others have weft-proxy; None: what the person's meshes have.
     """
@@ -254,17 +270,20 @@ def loaded(
         if program.suffix == ".py":
             shutil.copy(program, directory)
     record = directory / "record.jsonl"
-    text = MESH.replace("gateways:\n", CHAINED + "gateways:\n") if chained else MESH
-    names = ("server-v1", "server-v2", "client", "relay", "caller", "ingressgateway")
-    planes = {name: f"proxy: {person.data_plane}" for name in names}
+    also = (CHAINED if chained else "") + (STREAMS if streams else "")
+    text = MESH.replace("gateways:\n", also + "gateways:\n")
+    planes = {name: f"proxy: {person.data_plane}" for name in NAMES}
     if envoys is not None:
-        planes = {name: f"proxy: {ENVOY if name in envoys else WEFT_PROXY}" for name in names}
+        planes = {name: f"proxy: {ENVOY if name in envoys else WEFT_PROXY}" for name in NAMES}
     values = {"name": name, "replicas": replicas, "threads": threads, "pause": pause, "record": record}
-    person.write(f"{name}/weft.yaml", text.format_map(values | {"more": json.dumps(more)[1:-1]} | planes))
+    values |= {"more": json.dumps(more)[1:-1], "streamed_ports": STREAMED_PORTS}
+    values["streamed"] = '[python3, streamed.py, "9101", "9102", "9103"]'
+    values["streams_command"] = f'[python3, streams.py, echo, "9101", "9102", "9103", "0.05", "{record}"]'
+    person.write(f"{name}/weft.yaml", text.format_map(values | planes))
     with person.mesh(str(directory), environment=environment, wrapper=wrapper) as mesh:
         runtime = person.runtime / "weft" / name
         paths = MeshPaths(name, runtime, person.home / ".local/state/weft" / name)
-        it = Loaded(mesh, paths, Traffic(record), Client(paths.api_socket), 2 * replicas + (4 if chained else 2))
+        it = Loaded(mesh, paths, Traffic(record), Client(paths.api_socket), 2 * replicas + 2 + 2 * chained + 4 * streams)
         it.traffic.wait_for(threads * 5)
         yield it
 
