@@ -125,14 +125,18 @@ class Timeline:
         return found
 
 
+REFUSED = ("gaierror", "ConnectionRefusedError", "ConnectionResetError", "RemoteDisconnected")
+"""Envoy takes a connection that leads nowhere, and closes it."""
+
+
 def fits(line: Mapping[str, Any], outcome: Outcome) -> bool:
     """Whether *outcome* is what a caller saw."""
     if outcome.kind == "forward":
         versions = {name.removeprefix("server-") for name in outcome.workloads}
         return line.get("status") == 200 and line["who"] in versions and bool(line["whole"])
     if outcome.kind == "passthrough":
-        # A name that is none: not found, or a connection that nobody takes if it was found just before; never an answer.
-        return line.get("error") in ("gaierror", "ConnectionRefusedError", "ConnectionResetError")
+        # A name that is none: not found, or a connection that is refused if it was found just before; never an answer.
+        return line.get("error") in REFUSED
     return line.get("status") == outcome.status
 
 

@@ -154,6 +154,7 @@ class Loaded:
     traffic: Traffic
     client: Client
     size: int
+    _data_planes: dict[str, str] = field(default_factory=dict)
 
     def apply(self, *documents: str, wait: float = 30.0) -> int:
         """Apply, wait until every affected proxy has acknowledged, and return the revision."""
@@ -195,7 +196,9 @@ class Loaded:
 
     def data_plane(self, workload: str) -> str:
         """What stands beside *workload*."""
-        return str(self.status()[workload]["data_plane"])
+        if workload not in self._data_planes:
+            self._data_planes[workload] = self.status()[workload]["data_plane"]
+        return self._data_planes[workload]
 
     def held(self, workload: str) -> Held:
         """What the proxy of *workload* itself says that it holds."""
@@ -231,6 +234,7 @@ class Loaded:
         """What any proxy holds and should not, or should and does not."""
         found: dict[str, list[Any]] = {}
         for workload, status in self.status().items():
+            self._data_planes[workload] = status["data_plane"]  # the name of a program that has left may be another's
             if not status["synced"]:
                 found[workload] = [f"not synced, connected: {status['connected']}, refused: {status['refused']}"]
                 continue

@@ -152,7 +152,7 @@ def run(seconds: float, seed: int) -> dict[str, Any]:
     requests: Counter[str] = Counter()
     times: list[float] = []
     unexplained: list[Any] = []
-    lost = 0
+    lost: Counter[str] = Counter()
     moments: list[tuple[float, frozenset[str]]] = []
     left: list[tuple[str, str]] = []
     options = {"chained": True, "streams": True, "more": ("--extra", "http://extra:8090"), "envoys": ENVOYS}
@@ -183,7 +183,7 @@ def run(seconds: float, seed: int) -> dict[str, Any]:
                         line["kind"] in kinds and line["start"] - UNDER_WAY_SECONDS <= moment <= line["end"]
                         for moment, kinds in moments
                     ):
-                        lost += 1
+                        lost[line["kind"]] += 1
                     else:
                         unexplained.append({"answer": line, "allowed": allowed})
                 del driver.timeline.states[:-20]
@@ -201,7 +201,7 @@ def run(seconds: float, seed: int) -> dict[str, Any]:
         "kinds": dict(requests),
         "changes": dict(changes),
         "crashes": dict(crashes),
-        "lost_with_what_was_killed": lost,
+        "lost_with_what_was_killed": lost.total(),
         "unexplained": unexplained,
         "milliseconds": {
             name: round(times[int(len(times) * share)] * 1000, 1) for name, share in (("p50", 0.5), ("p99", 0.99))
