@@ -54,7 +54,9 @@ INSIDE = {
 
 def outside(request: Request) -> Request:
     """Return the same as it comes to the gateway's published port."""
-    return Request("127.0.0.1", 8080, request.path, "", request.method, headers=request.headers, gateway="default/ingress")
+    return Request(
+        "127.0.0.1", 8080, request.path, "", request.method, headers=request.headers, gateway="default/ingress"
+    )
 
 
 REQUESTS = {
@@ -80,7 +82,9 @@ class State:
     def allowed(self, kind: str) -> list[Outcome]:
         """Return what may become of a request."""
         if kind not in self._allowed:
-            workloads = {f"server-{version}": {"app": "server", "version": version} for version in sorted(self.versions)}
+            workloads = {
+                f"server-{version}": {"app": "server", "version": version} for version in sorted(self.versions)
+            }
             service = Service("server", "default", (8080,), workloads)
             possible = evaluate(REQUESTS[kind], self._in_force(), [service])
             self._allowed[kind] = [outcome for share, outcome in possible if share]
@@ -231,7 +235,10 @@ class Rules:
         """Settings of the service's clusters, none of which may refuse a request of these few callers."""
         dice, found = self._dice, {}
         if dice.random() < 0.5:
-            http = {"http1MaxPendingRequests": dice.choice([500, 1000]), "maxRequestsPerConnection": dice.choice([1, 3, 50])}
+            http = {
+                "http1MaxPendingRequests": dice.choice([500, 1000]),
+                "maxRequestsPerConnection": dice.choice([1, 3, 50]),
+            }
             tcp = {"maxConnections": dice.choice([200, 300]), "connectTimeout": dice.choice(["5s", "10s"])}
             found["connectionPool"] = {"tcp": tcp, "http": http}
         if dice.random() < 0.5:
@@ -253,7 +260,9 @@ KINDS = {"rules": 8, "outside": 3, "policy": 3, "extra": 2, "mode": 2, "program"
 class Driver:
     """Carries out changes, and writes down when each could be seen. `planes` are those of programs that join."""
 
-    def __init__(self, mesh: Loaded, person: Person, dice: random.Random, planes: Collection[str] = (WEFT_PROXY,)) -> None:
+    def __init__(
+        self, mesh: Loaded, person: Person, dice: random.Random, planes: Collection[str] = (WEFT_PROXY,)
+    ) -> None:
         self.mesh, self.person, self.dice, self._planes = mesh, person, dice, tuple(planes)
         self.timeline = Timeline()
         self._make = Rules(dice)
@@ -318,8 +327,10 @@ class Driver:
         command = ["run", "--mesh", self.mesh.paths.mesh, "--proxy", self.dice.choice(self._planes)]
         command += ["--name", "server", "--version", "v3", "--port", "8080"]
         self.joined = self.person.start(*command, "--", "python3", "server.py", "v3", "8080", cwd=directory)
-        until_steady(lambda: any(item["version"] == "v3" and item["ready"] for item in self._workloads()), "v3 is ready")
-        until_steady(lambda: self.mesh.differences() or True, "every proxy knows v3")
+        until_steady(
+            lambda: any(item["version"] == "v3" and item["ready"] for item in self._workloads()), "v3 is ready"
+        )
+        until_steady(lambda: self.mesh.behind() or True, "every proxy knows v3")
         self._settle()
         self.put(both)
 

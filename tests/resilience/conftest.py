@@ -230,10 +230,16 @@ class Loaded:
         unready = [name for name, item in self.workloads().items() if not item["ready"]]
         return unready or self.differences() or True
 
-    def differences(self) -> dict[str, list[Any]]:
-        """What any proxy holds and should not, or should and does not."""
+    def behind(self) -> list[str]:
+        """Whose proxies have not all that was published to them; costs little, beside `differences`."""
+        return [workload for workload, status in self.status().items() if not status["synced"]]
+
+    def differences(self, *workloads: str) -> dict[str, list[Any]]:
+        """What any proxy, or only those of *workloads*, holds and should not, or should and does not."""
         found: dict[str, list[Any]] = {}
         for workload, status in self.status().items():
+            if workloads and workload not in workloads:
+                continue
             self._data_planes[workload] = status["data_plane"]  # the name of a program that has left may be another's
             if not status["synced"]:
                 found[workload] = [f"not synced, connected: {status['connected']}, refused: {status['refused']}"]
@@ -276,7 +282,7 @@ def loaded(
     record = directory / "record.jsonl"
     also = (CHAINED if chained else "") + (STREAMS if streams else "")
     text = MESH.replace("gateways:\n", also + "gateways:\n")
-    planes = {name: f"proxy: {person.data_plane}" for name in NAMES}
+    planes = dict.fromkeys(NAMES, f"proxy: {person.data_plane}")
     if envoys is not None:
         planes = {name: f"proxy: {ENVOY if name in envoys else WEFT_PROXY}" for name in NAMES}
     values = {"name": name, "replicas": replicas, "threads": threads, "pause": pause, "record": record}
@@ -287,7 +293,9 @@ def loaded(
     with person.mesh(str(directory), environment=environment, wrapper=wrapper) as mesh:
         runtime = person.runtime / "weft" / name
         paths = MeshPaths(name, runtime, person.home / ".local/state/weft" / name)
-        it = Loaded(mesh, paths, Traffic(record), Client(paths.api_socket), 2 * replicas + 2 + 2 * chained + 4 * streams)
+        it = Loaded(
+            mesh, paths, Traffic(record), Client(paths.api_socket), 2 * replicas + 2 + 2 * chained + 4 * streams
+        )
         it.traffic.wait_for(threads * 5)
         yield it
 

@@ -83,9 +83,11 @@ def crash(mesh: Loaded, what: str, workload: str) -> float:
     os.kill(before, signal.SIGKILL)
     until_steady(lambda: pid() not in (0, before), f"another {what} {workload}")
     until_steady(
-        lambda: mesh.differences() or [n for n, item in mesh.workloads().items() if not item["ready"]] or True,
+        lambda: mesh.behind() or [n for n, item in mesh.workloads().items() if not item["ready"]] or True,
         "the mesh is whole again",
     )
+    if workload:
+        until_steady(lambda: mesh.differences(workload) or True, f"{workload} holds what it should")
     return moment
 
 
@@ -97,9 +99,9 @@ class Memory:
         self._samples: dict[tuple[int, str], list[tuple[float, float]]] = {}
         self._next = 0.0
 
-    def sample(self, now: float) -> None:
-        """Look, if it is time to."""
-        if now < self._next:
+    def sample(self, now: float, *, last: bool = False) -> None:
+        """Look, if it is time to, or for the last time."""
+        if now < self._next and not last:
             return
         self._next = now + SAMPLE_SECONDS
         for pid in processes_of(self._person):
@@ -188,10 +190,11 @@ def run(seconds: float, seed: int) -> dict[str, Any]:
                         unexplained.append({"answer": line, "allowed": allowed})
                 del driver.timeline.states[:-20]
                 del moments[:-5]
+            ended = time.monotonic()
+            memory.sample(ended, last=True)
             until_steady(lambda: mesh.differences() or True, "every proxy holds what it should")
         finally:
             driver.end()
-        ended = time.monotonic()
         growth = memory.growth(started + seconds / 2, ended)
     times.sort()
     return {

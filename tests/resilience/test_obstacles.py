@@ -167,8 +167,9 @@ def test_what_an_author_wrote_and_a_proxy_refuses(person: Person, data_plane: st
         assert {item["workload"] for item in told["refused"]} == set(mesh.status()) - {"ingressgateway-0"}, told
         for item in told["refused"]:
             (part,) = item["resources"]
+            # Envoy names no field, so all that the routes come from is told.
             assert part["name"] == "8081", part
-            assert any(place.endswith(f"/{LINE}") for place in part["origins"]), part  # Envoy names no field, so all that the routes come from is told
+            assert any(place.endswith(f"/{LINE}") for place in part["origins"]), part
         shown = person.weft("status", "-m", mesh.paths.mesh, "--revision", revision, cwd=here)
         assert shown.returncode == 0, shown.stderr
         for item in told["refused"]:

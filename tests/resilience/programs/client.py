@@ -2,7 +2,9 @@
 Callers that never stop: `client.py URL THREADS PAUSE_SECONDS RECORD [--prefix PREFIX] [--extra URL]`, with one JSON line in RECORD
 for each request.
 
-PREFIX stands before each kind. `--extra` is a host that is not always there: each request to it has a connection of its own. `kind` is the kind of request, `start` and `end` are on the monotonic clock of the machine; `status` and `who` say what came, or `error`
+PREFIX stands before each kind. `--extra` is a host that is not always there: each request to it has a connection of its own.
+
+`kind` is the kind of request, `start` and `end` are on the monotonic clock of the machine; `status` and `who` say what came, or `error`
 and `phase` (`connect`, `request`) why nothing did. `whole` says whether the body was what it had to be.
 """
 

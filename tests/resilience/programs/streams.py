@@ -26,7 +26,11 @@ lock = threading.Lock()
 LIMIT_SECONDS = 20
 
 # A connection that broke is made anew at once, as any caller's here is.
-OPTIONS = [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.min_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 100)]
+OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 20),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 100),
+]
 channel = grpc.insecure_channel(f"{host}:{grpc_port}", options=OPTIONS)
 whole_call = channel.unary_unary("/echo.Echo/Whole")
 each_call = channel.stream_stream("/echo.Echo/Each")
