@@ -16,7 +16,7 @@ import signal
 import statistics
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,7 @@ def run(seconds: float, seed: int) -> dict[str, Any]:
     lost: Counter[str] = Counter()
     moments: list[tuple[float, frozenset[str]]] = []
     left: list[tuple[str, str]] = []
+    done: deque[tuple[float, str]] = deque(maxlen=6)
     options = {"chained": True, "streams": True, "more": ("--extra", "http://extra:8090"), "envoys": ENVOYS}
     with (
         someone("root" if os.getuid() == 0 else "unprivileged", os.getuid()) as person,
@@ -173,8 +174,11 @@ def run(seconds: float, seed: int) -> dict[str, Any]:
                     part = left.pop()
                     moments.append((crash(mesh, *part), PARTS[part]))
                     crashes[" ".join(part).strip()] += 1
+                    done.append((moments[-1][0], f"crash of {' '.join(part)}"))
+                began = time.monotonic()
                 driver.change()
-                changes[driver.done.pop()] += 1
+                changes[driver.done[-1]] += 1
+                done.append((began, driver.done.pop()))
                 memory.sample(time.monotonic())
                 new = mesh.traffic.take()
                 mesh.traffic.seen.clear()
@@ -187,7 +191,7 @@ def run(seconds: float, seed: int) -> dict[str, Any]:
                     ):
                         lost[line["kind"]] += 1
                     else:
-                        unexplained.append({"answer": line, "allowed": allowed})
+                        unexplained.append({"answer": line, "allowed": allowed, "before": list(done)})
                 del driver.timeline.states[:-20]
                 del moments[:-5]
             ended = time.monotonic()
