@@ -80,6 +80,21 @@ def test_bytes_go_where_the_header_says_and_both_ends_are_told_of_the_end(tmp_pa
     run(tmp_path, body)
 
 
+def test_the_reason_why_no_connection_was_made_is_told_and_not_each_time(tmp_path: Path) -> None:
+    told: list[tuple[str, str]] = []
+
+    async def body(relay: Relay, _: Path) -> None:
+        relay._refused = lambda destination, reason: told.append((destination, reason))
+        for _ in range(3):
+            with contextlib.suppress(ConnectionError):
+                await call(tmp_path / "outside.sock", Endpoint("127.0.0.1", 9), b"x")
+
+    run(tmp_path, body)
+    assert told == [
+        ("127.0.0.1:9", "127.0.0.1:9 is on the host's loopback and port 9 is not among the host_ports of cart")
+    ]
+
+
 def test_a_server_may_speak_first(tmp_path: Path) -> None:
     async def body(_: Relay, where: Path) -> None:
         async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -208,6 +208,20 @@ VIRTUAL_SERVICES = {
         "redirect",
         "changes at",
     ),
+    "redirect to two lines": (
+        rule('redirect: {uri: "/x\\ny"}'),
+        "http[0].redirect.uri",
+        "bad-path",
+        '"/x',
+        "control character",
+    ),
+    "rewritten to two lines": (
+        rule(f'rewrite: {{authority: "x\\ny"}}, {TO}'),
+        "http[0].rewrite.authority",
+        "bad-host",
+        '"x',
+        "control character",
+    ),
     "redirect's code": (
         rule("redirect: {uri: /x, redirectCode: 200}"),
         "http[0].redirect.redirectCode",

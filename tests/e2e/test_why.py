@@ -251,6 +251,16 @@ def no_port(met: dict[str, Any], record: dict[str, Any] | None) -> str:
     return "" if met["status"] in (None, 503) and refused else "it was not refused"
 
 
+def test_what_the_edge_refuses_is_told_with_its_reason(person: Person, mesh: Mesh) -> None:
+    """Beside Envoy it is the agent that asks the edge, and knows; beside weft-proxy the proxy itself."""
+    call = (
+        "curl -s -o /dev/null -w '%{http_code}' -H 'Host: elsewhere' -H 'X-Request-Id: to-elsewhere' http://web:8080/"
+    )
+    assert person.weft("exec", "caller", "--", "sh", "-c", call).stdout == "503"
+    told = eventually(lambda: person.weft("why", "to-elsewhere").stdout, "it is recorded")
+    assert "is an address of the mesh, and means nothing outside of it" in told
+
+
 def addresses(person: Person) -> dict[str, str]:
     return {item["service"]: item["address"] for item in person.json("ps")}
 

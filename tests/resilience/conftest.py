@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,17 +31,43 @@ PROGRAMS = Path(__file__).parent / "programs"
 MESH = """\
 mesh: {name}
 programs:
-  server-v1: {{service: server, version: v1, replicas: {replicas}, command: [python3, server.py, v1, "8080"], ports: [8080]}}
-  server-v2: {{service: server, version: v2, replicas: {replicas}, command: [python3, server.py, v2, "8080"], ports: [8080]}}
+  server-v1: {{service: server, version: v1, replicas: {replicas}, command: [python3, server.py, v1, "8080"], ports: [8080], {server-v1}}}
+  server-v2: {{service: server, version: v2, replicas: {replicas}, command: [python3, server.py, v2, "8080"], ports: [8080], {server-v2}}}
   client:
-    command: [python3, client.py, "http://server:8080", "{threads}", "{pause}", "{record}"]
+    command: [python3, client.py, "http://server:8080", "{threads}", "{pause}", "{record}", {more}]
     depends_on: [server-v1, server-v2]
     restart: always
+    {client}
 gateways:
   ingressgateway:
     publish: ["127.0.0.1:0:8080"]
+    {ingressgateway}
 apply: [start.yaml]
 """
+
+CHAINED = """\
+  relay: {{command: [python3, server.py, relay, "8081", "http://server:8080"], ports: [8081], depends_on: [server-v1, server-v2], {relay}}}
+  caller:
+    command: [python3, client.py, "http://relay:8081", "{threads}", "{pause}", "{record}", "--prefix", "chained-"]
+    depends_on: [relay]
+    restart: always
+    {caller}
+"""
+"""Programs of a mesh whose callers also call through another program, and so through four proxies."""
+
+STREAMS = """\
+  echo-v1: {{service: echo, version: v1, command: {streamed}, ports: {streamed_ports}, {echo-v1}}}
+  echo-v2: {{service: echo, version: v2, command: {streamed}, ports: {streamed_ports}, {echo-v2}}}
+  streams: {{command: {streams_command}, depends_on: [echo-v1, echo-v2], restart: always, {streams}}}
+  streams-2: {{command: {streams_command}, depends_on: [echo-v1, echo-v2], restart: always, {streams-2}}}
+"""
+"""Programs that speak gRPC, TCP and WebSocket."""
+
+STREAMED_PORTS = "[{number: 9101, protocol: GRPC}, {number: 9102, protocol: TCP}, 9103]"
+NAMES = (
+    *("server-v1", "server-v2", "client", "relay", "caller", "ingressgateway"),
+    *("echo-v1", "echo-v2", "streams", "streams-2"),
+)
 
 SUBSETS = """\
 apiVersion: networking.istio.io/v1
@@ -128,7 +154,7 @@ class Loaded:
     traffic: Traffic
     client: Client
     size: int
-    data_plane: str
+    _data_planes: dict[str, str] = field(default_factory=dict)
 
     def apply(self, *documents: str, wait: float = 30.0) -> int:
         """Apply, wait until every affected proxy has acknowledged, and return the revision."""
@@ -138,9 +164,10 @@ class Loaded:
         self.acknowledged(done["revision"], wait)
         return int(done["revision"])
 
-    def delete(self, kind: str, name: str, wait: float = 30.0) -> None:
-        done = self.client.post("/v1/delete", {"keys": [{"kind": kind, "namespace": "default", "name": name}]})
-        self.acknowledged(done["revision"], wait)
+    def delete(self, *objects: tuple[str, str], wait: float = 30.0) -> None:
+        """Delete objects, (kind, name) each, at once, and wait as `apply` does."""
+        keys = [{"kind": kind, "namespace": "default", "name": name} for kind, name in objects]
+        self.acknowledged(self.client.post("/v1/delete", {"keys": keys})["revision"], wait)
 
     def acknowledged(self, revision: int, wait: float = 30.0) -> None:
         """Wait for every proxy that *revision* is about."""
@@ -167,22 +194,29 @@ class Loaded:
                     return int(entry.name)
         return 0
 
+    def data_plane(self, workload: str) -> str:
+        """What stands beside *workload*."""
+        if workload not in self._data_planes:
+            self._data_planes[workload] = self.status()[workload]["data_plane"]
+        return self._data_planes[workload]
+
     def held(self, workload: str) -> Held:
         """What the proxy of *workload* itself says that it holds."""
+        data_plane = self.data_plane(workload)
         connection = UnixConnection(self.paths.workload(workload).admin_socket, 30)
         try:
-            connection.request("GET", DUMPS.get(self.data_plane, "/config_dump"))
-            return of_dump(self.data_plane, json.loads(connection.getresponse().read()))
+            connection.request("GET", DUMPS.get(data_plane, "/config_dump"))
+            return of_dump(data_plane, json.loads(connection.getresponse().read()))
         finally:
             connection.close()  # Envoy would keep it
 
     def published(self, workload: str) -> Held:
         """The same of what `translate` made for it."""
-        return of_published(self.data_plane, self.client.get(f"/v1/proxies/{workload}/resources"))
+        return of_published(self.data_plane(workload), self.client.get(f"/v1/proxies/{workload}/resources"))
 
     def is_saved(self, workload: str) -> bool:
         """Whether weft-proxy has written down what was published to it, which it does a moment later; Envoy's agent has."""
-        if self.data_plane == ENVOY:
+        if self.data_plane(workload) == ENVOY:
             return True
         saved = b"".join(file.read_bytes() for file in self.paths.workload(workload).proxy_state.iterdir())
         return all(version.encode() in saved for version in self.published(workload).values())
@@ -196,10 +230,17 @@ class Loaded:
         unready = [name for name, item in self.workloads().items() if not item["ready"]]
         return unready or self.differences() or True
 
-    def differences(self) -> dict[str, list[Any]]:
-        """What any proxy holds and should not, or should and does not."""
+    def behind(self) -> list[str]:
+        """Whose proxies have not all that was published to them; costs little, beside `differences`."""
+        return [workload for workload, status in self.status().items() if not status["synced"]]
+
+    def differences(self, *workloads: str) -> dict[str, list[Any]]:
+        """What any proxy, or only those of *workloads*, holds and should not, or should and does not."""
         found: dict[str, list[Any]] = {}
         for workload, status in self.status().items():
+            if workloads and workload not in workloads:
+                continue
+            self._data_planes[workload] = status["data_plane"]  # the name of a program that has left may be another's
             if not status["synced"]:
                 found[workload] = [f"not synced, connected: {status['connected']}, refused: {status['refused']}"]
                 continue
@@ -220,19 +261,41 @@ def loaded(
     start: str = SUBSETS,
     environment: Mapping[str, str] | None = None,
     wrapper: tuple[str, ...] = (),
+    chained: bool = False,
+    streams: bool = False,
+    more: tuple[str, ...] = (),
+    envoys: Collection[str] | None = None,
 ) -> Iterator[Loaded]:
-    """Run a mesh of servers and callers until the block is left."""
+    """
+    Run a mesh of servers and callers until the block is left.
+
+    Args:
+        chained: Some callers call by way of `relay`.
+        streams: Others speak gRPC, TCP and WebSocket.
+        more: Further arguments of the client that calls the servers directly.
+        envoys: Programs and gateways that have an Envoy, while the others have weft-proxy; None: what the person's meshes have.
+    """
     directory = person.write(f"{name}/start.yaml", start).parent
     for program in PROGRAMS.iterdir():
         if program.suffix == ".py":
             shutil.copy(program, directory)
     record = directory / "record.jsonl"
-    text = MESH.format(name=name, replicas=replicas, threads=threads, pause=pause, record=record)
-    person.write(f"{name}/weft.yaml", text)
+    also = (CHAINED if chained else "") + (STREAMS if streams else "")
+    text = MESH.replace("gateways:\n", also + "gateways:\n")
+    planes = dict.fromkeys(NAMES, f"proxy: {person.data_plane}")
+    if envoys is not None:
+        planes = {name: f"proxy: {ENVOY if name in envoys else WEFT_PROXY}" for name in NAMES}
+    values = {"name": name, "replicas": replicas, "threads": threads, "pause": pause, "record": record}
+    values |= {"more": json.dumps(more)[1:-1], "streamed_ports": STREAMED_PORTS}
+    values["streamed"] = '[python3, streamed.py, "9101", "9102", "9103"]'
+    values["streams_command"] = f'[python3, streams.py, echo, "9101", "9102", "9103", "0.05", "{record}"]'
+    person.write(f"{name}/weft.yaml", text.format_map(values | planes))
     with person.mesh(str(directory), environment=environment, wrapper=wrapper) as mesh:
         runtime = person.runtime / "weft" / name
         paths = MeshPaths(name, runtime, person.home / ".local/state/weft" / name)
-        it = Loaded(mesh, paths, Traffic(record), Client(paths.api_socket), 2 * replicas + 2, person.data_plane)
+        it = Loaded(
+            mesh, paths, Traffic(record), Client(paths.api_socket), 2 * replicas + 2 + 2 * chained + 4 * streams
+        )
         it.traffic.wait_for(threads * 5)
         yield it
 

@@ -109,7 +109,7 @@ def test_control_plane(mesh: Loaded) -> None:
         assert [item["key"]["name"] for item in mesh.client.get("/v1/config", kind="VirtualService")] == ["kept"]
     assert mesh.traffic.failures() == []
     assert {line["who"] for line in mesh.traffic.seen} == {"v2"}
-    mesh.delete("VirtualService", "kept")
+    mesh.delete(("VirtualService", "kept"))
 
 
 def test_control_plane_in_the_middle_of_an_apply(mesh: Loaded) -> None:
@@ -135,7 +135,7 @@ def test_control_plane_in_the_middle_of_an_apply(mesh: Loaded) -> None:
         stored = [item["key"]["name"] for item in mesh.client.get("/v1/config", kind="VirtualService")]
         assert stored == [name] if answered else stored in ([], [name])
         if stored:
-            mesh.delete("VirtualService", name)
+            mesh.delete(("VirtualService", name))
 
 
 def test_control_plane_in_the_middle_of_a_change_of_mode(mesh: Loaded) -> None:
@@ -157,7 +157,7 @@ def test_control_plane_in_the_middle_of_a_change_of_mode(mesh: Loaded) -> None:
         until_steady(lambda revision=revision: steps_since(mesh, revision) == 2, "both further steps are published")
         until_steady(mesh.is_whole, "all proxies are synced again")
     assert mesh.traffic.failures() == []
-    mesh.delete("PeerAuthentication", "default")
+    mesh.delete(("PeerAuthentication", "default"))
 
 
 def mode_in_force(mesh: Loaded) -> str:

@@ -10,12 +10,14 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import REPOSITORY, Person, Started, eventually
+from tests.e2e.conftest import DATA_PLANES, REPOSITORY, Person, Started, eventually
 from tests.resilience.conftest import Loaded, loaded, until_steady
 from tests.resilience.test_crashes import ROUTE
+from weft.data_plane import ENVOY
 from weft.errors import WeftError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -33,6 +35,35 @@ taken = socket.create_server(("0.0.0.0", int(sys.argv[2])))
 print("taken", flush=True)
 sys.stdin.read()
 """
+
+
+LONG_REGEX = "/plain/(" + "|".join(f"item-{number}-of-many" for number in range(40)) + "|[0-9]+)"
+"""Envoy by itself takes only what compiles to a hundred instructions."""
+
+AUTHORS = f"""\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: server}}
+spec:
+  hosts: [server]
+  http:
+  - match: [{{uri: {{regex: "{LONG_REGEX}"}}}}]
+    route: [{{destination: {{host: server, subset: v2}}}}]
+  - route: [{{destination: {{host: server, subset: v2}}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: relay}}
+spec:
+  hosts: [relay]
+  http:
+  - headers: {{request: {{set: {{x-of: "%NO_SUCH_COMMAND%"}}}}}}
+    route: [{{destination: {{host: relay}}}}]
+"""
+"""The second one is refused by both data planes: which commands (`%...%`) there are is known to the proxy of that version alone."""
+
+LINE = "rules.yaml:17:5"
+"""Of its route."""
 
 
 def fill(file: Path) -> None:
@@ -109,6 +140,58 @@ def test_a_clock_that_is_set(person: Person, days: int) -> None:
 def not_after(mesh: Loaded, workload: str) -> datetime:
     """When the certificate of *workload* expires."""
     return datetime.fromisoformat(mesh.status()[workload]["certificate"]["not_after"])
+
+
+@pytest.mark.parametrize("data_plane", DATA_PLANES)
+def test_what_an_author_wrote_and_a_proxy_refuses(person: Person, data_plane: str) -> None:
+    """
+    The routes with it are refused by name and line, the rest of that very apply is in force, and what was refused stays as it
+    was; the receipt tells all of it, also when everybody has forgotten the apply.
+    """
+    planes = {"server-v1", "server-v2", "client", "caller", "relay"} if data_plane == ENVOY else set()
+    with loaded(person, f"authors-{data_plane}", threads=THREADS, chained=True, envoys=planes) as mesh:
+        here = mesh.traffic.record.parent
+        (here / "rules.yaml").write_text(AUTHORS)
+        os.chown(here / "rules.yaml", person.uid, person.uid)
+        mesh.traffic.forget()
+        done = person.weft("apply", "-m", mesh.paths.mesh, "-f", "rules.yaml", cwd=here)
+        assert done.returncode == 6, (done.stdout, done.stderr)
+        assert "NO_SUCH_COMMAND" in done.stderr, done.stderr
+        assert LINE in done.stderr, done.stderr
+        applied = time.monotonic()
+        revision = str(mesh.client.get("/v1/version")["revision"])
+
+        until_steady(lambda: not receipt(mesh, revision)["silent"], "every proxy has answered")
+        told = receipt(mesh, revision)
+        # Who could call `relay` refuses its routes; the gateway has none of them and nothing to refuse.
+        assert {item["workload"] for item in told["refused"]} == set(mesh.status()) - {"ingressgateway-0"}, told
+        for item in told["refused"]:
+            (part,) = item["resources"]
+            # Envoy names no field, so all that the routes come from is told.
+            assert part["name"] == "8081", part
+            assert any(place.endswith(f"/{LINE}") for place in part["origins"]), part
+        shown = person.weft("status", "-m", mesh.paths.mesh, "--revision", revision, cwd=here)
+        assert shown.returncode == 0, shown.stderr
+        for item in told["refused"]:
+            assert any(
+                f"refused  {item['workload']}: 8081: " in line and LINE in line for line in shown.stdout.splitlines()
+            ), shown.stdout
+        waited = person.weft("wait", "-m", mesh.paths.mesh, "--revision", revision, cwd=here)
+        assert waited.returncode == 6, waited.stdout
+        assert LINE in waited.stderr, waited.stderr
+
+        mesh.traffic.wait_for(THREADS * 40, applied)
+        assert {line["who"] for line in mesh.traffic.seen if line["start"] > applied} == {"v2"}
+        mended = AUTHORS.replace("%NO_SUCH_COMMAND%", "%PROTOCOL%")
+        (here / "rules.yaml").write_text(mended)
+        done = person.weft("apply", "-m", mesh.paths.mesh, "-f", "rules.yaml", cwd=here)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        until_steady(mesh.is_whole, "every proxy holds what it should")
+        assert mesh.traffic.failures() == []
+
+
+def receipt(mesh: Loaded, revision: str) -> Any:
+    return mesh.client.get(f"/v1/revisions/{revision}")
 
 
 def test_a_resource_that_a_proxy_refuses(person: Person) -> None:

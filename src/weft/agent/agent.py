@@ -369,7 +369,7 @@ async def replacing(member: Member, proxy: Proxy) -> AsyncIterator[Callable[[int
 async def relaying(member: Member, proxy: Proxy) -> AsyncIterator[None]:
     """Carry the proxy's bytes to and from the host while the context lasts."""
     limits.raise_open_files()
-    relay = Relay(member.mesh.edge_socket, member.registered.workload)
+    relay = Relay(member.mesh.edge_socket, member.registered.workload, refused=member.stream.outside_refused)
     try:
         await relay.open_outside(member.files.outside_socket)
         for item in member.spec.published:

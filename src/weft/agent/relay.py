@@ -39,6 +39,11 @@ LISTENER_POLL_SECONDS = 0.02
 REFUSED_PAUSE_SECONDS = 5.0
 """Before the edge is asked again for a port that it could not have; it is told each time."""
 
+TELL_AGAIN_SECONDS = 1.0
+"""Before the same refusal is told again: a program may try a place that is down many times a second."""
+
+Tell = Callable[[str, str], None]
+
 ReadAlong = Callable[[memoryview], None]
 
 _ABORT = struct.pack("ii", 1, 0)  # linger for no time: close sends a reset (socket(7))
@@ -51,10 +56,14 @@ class Relay:
     Args:
         edge_socket: The edge.
         workload: Under whose name connections are asked for.
+        refused: Called with a destination and the reason why the edge made no connection to it, which the proxy cannot
+            know; each pair at most once in `TELL_AGAIN_SECONDS`.
     """
 
-    def __init__(self, edge_socket: Path, workload: str) -> None:
+    def __init__(self, edge_socket: Path, workload: str, *, refused: Tell = lambda _destination, _reason: None) -> None:
         self._edge, self._workload = edge_socket, workload
+        self._refused = refused
+        self._told: dict[tuple[str, str], float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: list[socket.socket] = []
 
@@ -171,15 +180,28 @@ class Relay:
             rest = await _exactly(connection, proxy_protocol.rest_bytes(fixed) - 1)
             last = await _peek(connection)
         _, destination = proxy_protocol.decode(fixed + rest + last)
+        called = str(destination)
         if ip_address(destination.address).is_loopback:
             # A port of the host's loopback stands on both of the program's; on the host it is the usual one.
             destination = Endpoint("127.0.0.1", destination.port)
         request = {"dial": str(destination), "workload": self._workload, "timeout_ms": DIAL_MILLISECONDS}
-        _, outside = await edge.ask(self._edge, request)
+        try:
+            _, outside = await edge.ask(self._edge, request)
+        except EdgeRefused as refusal:
+            self._tell(called, str(refusal))
+            raise
         assert outside is not None, "the edge sends a socket with its consent"
         with outside:
             await _exactly(connection, 1)
             await carry(connection, outside)
+
+    def _tell(self, destination: str, reason: str) -> None:
+        now = asyncio.get_running_loop().time()
+        recent = {known: when for known, when in self._told.items() if now - when < TELL_AGAIN_SECONDS}
+        if (destination, reason) not in recent:
+            recent[destination, reason] = now
+            self._refused(destination, reason)
+        self._told = recent
 
     async def _carry_in(self, connection: socket.socket, path: Path) -> None:
         header = proxy_protocol.encode(Endpoint(*connection.getpeername()[:2]), Endpoint(*connection.getsockname()[:2]))

@@ -177,6 +177,11 @@ class AgentStream:
             self._write(message | {"known": known})
         return news
 
+    def outside_refused(self, destination: str, reason: str) -> None:
+        """Tell why a connection out of the mesh was not made, for `weft why`; lost while the control plane is away."""
+        if self._writer is not None:
+            self._write({"type": "outside_refused", "destination": destination, "reason": reason})
+
     async def leave(self, *, patience: float) -> None:
         """Have the workload's endpoints withdrawn, and wait at most *patience* seconds until no proxy uses them."""
         if self._writer is not None:

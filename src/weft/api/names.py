@@ -108,6 +108,13 @@ def header_name_fault(name: str) -> str | None:
     return None if _HEADER.match(name) else f"`{name}` is no header name."
 
 
+def control_character_fault(value: str) -> str | None:
+    """RFC 9110 4.1, 5.5: neither a target nor a header holds a control character, whoever writes it."""
+    if any(character < " " or character == "\x7f" for character in value):
+        return f"{value!r} holds a control character."
+    return None
+
+
 def header_value_fault(value: str) -> str | None:
     """
     A value to set, in Envoy's format: `%VARIABLE%` and `%VARIABLE(arguments)%` are replaced, `%%` is a percent sign.

@@ -13,15 +13,19 @@ import asyncio
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weft.agent.relay import TELL_AGAIN_SECONDS
 from weft.controlplane.events import Events
 from weft.errors import WeftError
 from weft.registry import Programs, Registration, RegistrationRefused
+from weft.telemetry import Record
 
 GRACE_SECONDS = 3.0
 """For an agent that is alive and lost its connection; it tries again within a second."""
@@ -38,6 +42,12 @@ ANSWER_SECONDS = 5.0
 KEPT_NOTICES = 20
 """Distinct notices of one workload that `weft status` shows."""
 
+CLOCK_SECONDS = 0.5
+"""A proxy tells milliseconds, and an agent's word comes when a busy machine lets it."""
+
+KEPT_REFUSALS = 100
+"""Of connections of one workload out of the mesh, the newest."""
+
 Key = tuple[str, str]
 """(namespace, workload name)."""
 
@@ -49,6 +59,26 @@ class Notice:
     text: str
     code: str
     count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class OutsideRefusal:
+    """A connection out of the mesh that an agent could not make for its proxy; `time` in seconds since 1970."""
+
+    time: float
+    destination: str
+    reason: str
+
+
+def outside_refusal(record: Record, refusals: Iterable[OutsideRefusal]) -> str:
+    """Return the reason of the last one that can be why *record* ended as it did; empty if there is none."""
+    earliest = record.start - TELL_AGAIN_SECONDS - CLOCK_SECONDS  # the same reason is not told each time
+    reasons = [
+        refusal.reason
+        for refusal in refusals
+        if refusal.destination == record.listener and earliest <= refusal.time <= record.end + CLOCK_SECONDS
+    ]
+    return f"the edge refused: {reasons[-1]}" if reasons and {"UC", "UR"} & set(record.flags) else ""
 
 
 @dataclass
@@ -107,6 +137,7 @@ class AgentServer:
         self._expiries: dict[Key, asyncio.TimerHandle] = {}
         self.sessions: dict[Key, Session] = {}
         self.notices: dict[Key, list[Notice]] = {}
+        self.outside_refusals: dict[Key, deque[OutsideRefusal]] = {}
         self.certificates: dict[Key, str] = {}
         """When the certificate last given to a workload ends, RFC 3339."""
 
@@ -223,6 +254,8 @@ class AgentServer:
         elif kind == "hot_restarted":
             if (answer := session.answers.get(int(message["number"]))) is not None and not answer.done():
                 answer.set_result(message)
+        elif kind == "outside_refused":
+            self._outside_refused(key, message)
         else:
             self._report(key, kind, message)
 
@@ -327,6 +360,10 @@ class AgentServer:
         if not message.get("known"):
             self._events.emit("notice", workload=key[1], namespace=key[0], text=text, code=code)
 
+    def _outside_refused(self, key: Key, message: Mapping[str, Any]) -> None:
+        refusal = OutsideRefusal(time.time(), str(message["destination"]), str(message["reason"]))
+        self.outside_refusals.setdefault(key, deque(maxlen=KEPT_REFUSALS)).append(refusal)
+
     async def _leave(self, session: Session, key: Key) -> None:
         """Withdraw the endpoints first, and answer when no proxy sends requests there any more."""
         self._registry.report(key, leaving=True)
@@ -371,6 +408,7 @@ class AgentServer:
             expiry.cancel()
         del self.sessions[key]
         self.notices.pop(key, None)
+        self.outside_refusals.pop(key, None)
         self.certificates.pop(key, None)
         self._registry.release(key)
         self._wake()

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from weft._native import RecordStore
-from weft.controlplane.agents import AgentServer
+from weft.controlplane.agents import AgentServer, outside_refusal
 from weft.controlplane.blame import field_of, origins_of
 from weft.controlplane.change import ControlPlane, Outcome
 from weft.controlplane.edit import Document, Edit, key_to_json, problem_to_json
@@ -32,8 +32,9 @@ from weft.errors import InvalidConfiguration, NotFound, UsageError, WeftError
 from weft.model import ConfigKey, ConfigObject, Proxy, ProxyKind
 from weft.registry import Programs
 from weft.store import Author, Store
-from weft.telemetry import History, read
+from weft.telemetry import History, Record, read
 from weft.translate import shortfalls
+from weft.translate.names import is_outside
 from weft.version import weft_version
 from weft.xds import ProxyStatus, Publisher, Receipt, RefusedResource
 
@@ -243,11 +244,21 @@ class Api:
         records = [record for item in found if (record := read(*item)) is not None]
         return {
             "records": [
-                replace(record, revision=self._history.revision(record.node, record.start)).to_json()
+                replace(
+                    record,
+                    revision=self._history.revision(record.node, record.start),
+                    transport_failure=record.transport_failure or self._refused_outside(record),
+                ).to_json()
                 for record in records
             ],
             "store": self._records.status(),
         }
+
+    def _refused_outside(self, record: Record) -> str:
+        """Return why the agent made no connection out of the mesh for a proxy that calls through it; empty if it did."""
+        name, namespace = record.owner
+        refusals = self._agents.outside_refusals.get((namespace, name), ())
+        return outside_refusal(record, refusals) if is_outside(record.cluster) else ""
 
     async def history(self, request: Request) -> Any:
         query = request.query_params

@@ -263,6 +263,15 @@ TABLE = (
     # Outside of the mesh. Envoy's way there leads through a socket of its agent, which it always reaches.
     Row(
         "outside-failed",
+        "No connection out of the mesh was made for {workload}: {reason}.",
+        "Check address and port from this machine, outside of the mesh: `curl -v {url}`; a port of its loopback has to be among "
+        "`host_ports` of the program in weft.yaml.",
+        flags=frozenset({"UC", "UR"}),
+        failure="^the edge refused: ",
+        cluster=r"^PassthroughCluster$|^host\|",
+    ),
+    Row(
+        "outside-failed",
         "{destination} is outside of the mesh, and could not be reached or closed the connection without an answer.",
         "Check that it can be reached from this machine: `curl -v {url}` outside of the mesh.",
         flags=frozenset({"UC", "UR"}),

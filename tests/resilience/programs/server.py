@@ -1,5 +1,7 @@
 """
-An ordinary HTTP server: `server.py NAME PORT`. Answers each path with its own bytes, and each POST with the digest of its body.
+An ordinary HTTP server: `server.py NAME PORT [URL]`. Answers each path with its own bytes, and each POST with the digest of its body.
+
+With a URL it passes every request on to there, each connection's by one of its own, and the answer back; 599 says that none came.
 
 On SIGTERM it finishes what it has begun, as well-behaved servers do.
 """
@@ -7,15 +9,20 @@ On SIGTERM it finishes what it has begun, as well-behaved servers do.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import http.server
 import os
 import signal
+import socket
 import socketserver
 import sys
 import threading
 import time
+from urllib.parse import urlsplit
 
 from content import body
+
+URL = urlsplit(sys.argv[3]) if len(sys.argv) > 3 else None
 
 GRACE_SECONDS, QUIET_SECONDS = 0.8, 0.15
 """At most so long after SIGTERM, and until no request has begun or been under way for so long."""
@@ -28,20 +35,50 @@ class Handler(http.server.BaseHTTPRequestHandler):
     busy, last = 0, 0.0
     lock = threading.Lock()
 
+    onward: http.client.HTTPConnection | None = None
+
     def do_GET(self) -> None:
-        self._answer(body(self.path))
+        self._answer(*(self._pass_on(None) if URL else (200, sys.argv[1], body(self.path))))
 
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers["content-length"]))
-        self._answer(hashlib.sha256(content).hexdigest().encode())
+        digest = hashlib.sha256(content).hexdigest().encode()
+        self._answer(*(self._pass_on(content) if URL else (200, sys.argv[1], digest)))
 
-    def _answer(self, content: bytes) -> None:
+    def _pass_on(self, content: bytes | None) -> tuple[int, str, bytes]:
+        """Return status, server and body of the answer from there."""
+        headers = {name: self.headers[name] for name in ("end-user", "x-request-id") if name in self.headers}
+        try:
+            if self.onward is None:
+                self.onward = http.client.HTTPConnection(URL.hostname or "", URL.port, timeout=20)
+                self.onward.connect()
+                self.onward.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.onward.request(self.command, self.path, content, headers)
+            response = self.onward.getresponse()
+            data = response.read()
+            if response.will_close:
+                self._forget()
+            return response.status, response.getheader("x-served-by", ""), data
+        except (OSError, http.client.HTTPException) as error:
+            self._forget()
+            return 599, "", repr(error).encode()
+
+    def _forget(self) -> None:
+        if self.onward is not None:
+            self.onward.close()
+        self.onward = None
+
+    def finish(self) -> None:
+        self._forget()
+        super().finish()
+
+    def _answer(self, status: int, who: str, content: bytes) -> None:
         with Handler.lock:
             Handler.busy += 1
         try:
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("content-length", str(len(content)))
-            self.send_header("x-served-by", sys.argv[1])
+            self.send_header("x-served-by", who)
             self.end_headers()
             self.wfile.write(content)
             self.wfile.flush()

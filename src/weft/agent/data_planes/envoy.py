@@ -27,6 +27,9 @@ OLDEST = (1, 40)
 
 REMEDY = "Install it with `pip install 'weft[envoy]'`, or name one with WEFT_ENVOY."
 
+LARGEST_REGEX = 32_768
+"""Instructions of a compiled regular expression; Envoy's own limit of 100 refuses many an ordinary one. istiod's value."""
+
 RECORDS_FLUSH_MILLISECONDS = 100
 """Envoy's own 10 s would keep `weft logs -f` waiting."""
 
@@ -64,7 +67,7 @@ class Envoy:
         """
         Return weft-proxy's, and what Envoy does otherwise unless told.
 
-        It would serve without configuration when the control plane is silent for 15 s.
+        It would serve without configuration when the control plane is silent for 15 s, and refuse long regular expressions.
         """
         content = bootstrap(
             place.node,
@@ -79,6 +82,8 @@ class Envoy:
                 **content["dynamic_resources"][source],
                 "initial_fetch_timeout": "0s",
             }
+        limits = {"re2.max_program_size.error_level": LARGEST_REGEX}
+        content["layered_runtime"] = {"layers": [{"name": "weft", "static_layer": limits}]}
         return content
 
     def command(self, executable: str, place: Place) -> list[str]:

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from weft.api.check import Finding
 from weft.api.names import (
     PSEUDO_HEADERS,
+    control_character_fault,
     header_name_fault,
     header_value_fault,
     host_fault,
@@ -318,7 +319,15 @@ def _destination(path: Path, destination: Destination) -> Iterator[Finding]:
         yield Finding((*path, "port", "number"), fault, code="bad-port", at_value=True)
 
 
+def _printable(path: Path, **values: str) -> Iterator[Finding]:
+    """Refuse control characters in what becomes part of a request or of `location`."""
+    for name, value in values.items():
+        if (fault := control_character_fault(value)) is not None:
+            yield Finding((*path, name), fault, code="bad-host" if name == "authority" else "bad-path", at_value=True)
+
+
 def _redirect(path: Path, redirect: HTTPRedirect, matches: Sequence[HTTPMatchRequest]) -> Iterator[Finding]:
+    yield from _printable(path, uri=redirect.uri, prefixRewrite=redirect.prefix_rewrite, authority=redirect.authority)
     if redirect.port is not None and redirect.derive_port is not None:
         message = "a redirect has either `port` or `derivePort`, not both."
         yield Finding((*path, "derivePort"), message, "Keep one of them.", "conflict", concerns=())
@@ -378,6 +387,7 @@ def _status(path: Path, status: int) -> Iterator[Finding]:
 
 
 def _rewrite(path: Path, rewrite: HTTPRewrite) -> Iterator[Finding]:
+    yield from _printable(path, uri=rewrite.uri, authority=rewrite.authority)
     regex = rewrite.uri_regex_rewrite
     if rewrite.uri and regex is not None:
         message = "a rewrite has either `uri` or `uriRegexRewrite`, not both."
