@@ -25,6 +25,9 @@ pub struct Counts {
     no_rebuilds: u64,
 }
 
+/// Name, what it counts, and where.
+type Row = (&'static str, &'static str, fn(&Counts) -> u64);
+
 /// A cluster that is followed, as long as this lives.
 struct Following {
     dns: Arc<Dns>,
@@ -87,7 +90,7 @@ impl Followers {
 
     /// The counts in Prometheus's text format, under Envoy's names.
     pub fn render(&self, out: &mut String) {
-        let rows: [(&str, &str, fn(&Counts) -> u64); 4] = [
+        let rows: [Row; 4] = [
             ("envoy_cluster_update_attempt", "Lookups of the names of a cluster.", |it| it.attempts),
             ("envoy_cluster_update_success", "Lookups that were answered.", |it| it.successes),
             ("envoy_cluster_update_failure", "Lookups that failed.", |it| it.failures),
