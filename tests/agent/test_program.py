@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,14 @@ class Child:
         os.killpg(self.pid, signal.SIGKILL)
 
 
-async def states_of(script: str, policy: Restart, enough: int) -> tuple[int, list[tuple[str, int | None, bool]], Life]:
+async def states_of(
+    script: str, policy: Restart, enough: int, *, begun: Callable[[], bool] = lambda: True
+) -> tuple[int, list[tuple[str, int | None, bool]], Life]:
+    """Run *script* until *enough* states were told and it has *begun*, and stop it; return code, states and the life."""
     seen: list[tuple[str, int | None, bool]] = []
     life = Life(lambda: Child(script), policy, own_session=True, on_state=lambda *state: seen.append(state))  # type: ignore[arg-type, return-value]
     running = asyncio.create_task(life.run())
-    while not running.done() and len(seen) < enough:
+    while not running.done() and not (len(seen) >= enough and begun()):
         await asyncio.sleep(0.005)
     await life.stop()
     return await running, seen, life
@@ -98,8 +102,10 @@ def test_stopping_asks_the_whole_group_and_does_not_start_it_again() -> None:
     assert seen[-1] == ("exited", -signal.SIGTERM, False)
 
 
-def test_a_program_that_ignores_the_request_is_killed() -> None:
-    code, _, _ = asyncio.run(states_of("trap '' TERM; while :; do sleep 0.05; done", Restart.NEVER, 2))
+def test_a_program_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
+    deaf = tmp_path / "deaf"
+    script = f"trap '' TERM; : > {deaf}; while :; do sleep 0.05; done"
+    code, _, _ = asyncio.run(states_of(script, Restart.NEVER, 2, begun=deaf.exists))
     assert code == -signal.SIGKILL
 
 

@@ -235,13 +235,13 @@ def test_unhealthy_endpoints_are_shown_and_get_nothing() -> None:
 
 def test_what_cannot_be_honoured_is_refused_by_resource_and_field_or_collected() -> None:
     odd = cluster_pb2.Cluster(name="odd")
-    odd.wait_for_warm_on_init.value = True
-    with pytest.raises(ValueError, match=r"odd: Cluster\.wait_for_warm_on_init: "):
+    odd.connection_pool_per_downstream_connection = True
+    with pytest.raises(ValueError, match=r"odd: Cluster\.connection_pool_per_downstream_connection: "):
         Engine([resource(odd, "odd")])
     type_url, name, value = resource(odd, "odd")
-    assert [path for path, _ in validate(type_url, value)] == ["Cluster.wait_for_warm_on_init"]
+    assert [path for path, _ in validate(type_url, value)] == ["Cluster.connection_pool_per_downstream_connection"]
     collected = Engine([(type_url, name, value)], strict=False).not_applied
-    assert [item[:3] for item in collected] == [(type_url, "odd", "Cluster.wait_for_warm_on_init")]
+    assert [item[:3] for item in collected] == [(type_url, "odd", "Cluster.connection_pool_per_downstream_connection")]
 
 
 @pytest.mark.parametrize(
