@@ -59,6 +59,7 @@ class Agent:
             admin=place.admin,
             log=directory / "proxy.log",
             drain=plane.drain,
+            retire=plane.retire,
             on_ready=self.told_ready.append,
             on_notice=self.notices.append,
             keeper=self.parent,
@@ -184,13 +185,19 @@ def test_without_shared_memory_of_its_layout_it_runs_alone(tmp_path: Path, monke
     asyncio.run(test())
 
 
+def memories() -> set[Path]:
+    return set(Path("/dev/shm").glob("envoy_shared_memory_*"))
+
+
 def test_nothing_is_left_in_shared_memory(tmp_path: Path) -> None:
     async def test() -> None:
+        before = memories()
         async with Agent(tmp_path).running() as agent:
             publisher = Publisher(tmp_path / "xds.sock")
             publisher.publish({NODE: everything(free_port(), 9)}, 1)
             await agent.proxy.ready()
-            assert not Path(f"/dev/shm/envoy_shared_memory_{os.getpid()}0").exists()
+            assert memories() == before
             publisher.close()
+        assert memories() == before
 
     asyncio.run(test())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import re
 import shutil
@@ -101,7 +100,7 @@ class Envoy:
             async with asyncio.timeout_at(latest):
                 for call in DRAIN_CALLS:
                     await questions.ask(admin, call, method="POST")
-                while await _open(OPEN_REQUESTS, admin):
+                while await open_requests(admin):
                     await asyncio.sleep(DRAIN_POLL_SECONDS)
             await asyncio.sleep(RECORDS_SENT_SECONDS)  # it ends at once, and what it has not sent ends with it
         except (OSError, TimeoutError):
@@ -111,7 +110,7 @@ class Envoy:
             os.kill(pid, signal.SIGTERM)
 
     async def retire(self, pid: int, admin: Path, patience: float) -> None:
-        await questions.finish(admin, DRAIN_CALLS, functools.partial(_open, OPEN_CONNECTIONS), patience)
+        await questions.finish(admin, DRAIN_CALLS, open_connections, patience)
         await asyncio.sleep(RECORDS_SENT_SECONDS)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
@@ -144,13 +143,23 @@ def version_of(path: str) -> str:
     return ".".join(found.groups())
 
 
-async def _open(pattern: str, admin: Path) -> int:
+async def open_requests(admin: Path) -> int:
     """
-    Return the sum of the gauges that match *pattern*: what is under way.
+    Return how many requests and carried connections are under way.
 
     Raises:
         OSError, TimeoutError: As `weft.agent.admin.ask`.
     """
+    return await _sum_of(OPEN_REQUESTS, admin)
+
+
+async def open_connections(admin: Path) -> int:
+    """Return how many connections are open, at rest or not; raises as `open_requests`."""
+    return await _sum_of(OPEN_CONNECTIONS, admin)
+
+
+async def _sum_of(pattern: str, admin: Path) -> int:
+    """Return the sum of the gauges whose names match *pattern*."""
     _, text = await questions.ask(admin, f"/stats?filter={pattern}")
     lines = (line.rpartition(": ") for line in text.decode().splitlines())
     return sum(int(value) for name, _, value in lines if name and not name.startswith(OWN_QUESTIONS))
