@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,19 @@ def test_no_request_is_lost_while_every_proxy_is_replaced(mesh: Loaded) -> None:
         until_steady(mesh.is_whole, "every proxy has everything again")
         mesh.traffic.wait_for(len(mesh.traffic.seen) + THREADS * 10)
     assert mesh.traffic.failures() == []
+
+
+def test_who_comes_anew_is_taken_by_the_successor_and_by_the_one_after_its_death(mesh: Loaded) -> None:
+    """No pooled connection helps a caller that has just joined; and the agent still keeps the sockets."""
+    caller = ("run", "--", "curl", "-s", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", "http://server:8080/")
+    (done, _) = hot_restart(mesh, "server-v1-0", "server-v2-0", "--drain", "5m")
+    for _ in range(4):
+        assert mesh.mesh.person.weft(*caller).stdout == "200"
+    os.kill(done["new"], signal.SIGKILL)
+    for _ in range(4):
+        assert mesh.mesh.person.weft(*caller).stdout == "200"
+    until_steady(mesh.is_whole, "every proxy has everything again")
+    mesh.traffic.forget()  # what was under way through the one that was killed is lost
 
 
 def test_a_process_that_is_replaced_ends_when_its_clients_have_gone(mesh: Loaded) -> None:

@@ -319,7 +319,10 @@ impl Configurator {
         if how > self.draining {
             self.draining = how;
             self.tell(|| Command::Drain(how));
-            self.sockets.close_held();
+            match how {
+                Draining::Ending => self.sockets.close_held(),
+                Draining::Gracefully | Draining::No => self.sockets.leave(),
+            }
         }
     }
 

@@ -123,6 +123,13 @@ impl Sockets {
         self.open.retain(|_, state| matches!(state, State::Given));
     }
 
+    /// Leave all to the process that accepts from now on: the keeper and the edge keep for it what they have.
+    pub fn leave(&mut self) {
+        self.keeper = None;
+        self.edge = None;
+        self.close_held();
+    }
+
     /// How many addresses are listened on.
     pub fn len(&self) -> usize {
         self.open.len()

@@ -246,7 +246,10 @@ async fn work(start: Start) {
             }
             Command::Drain(how) => {
                 for (_, left) in listening.drain() {
-                    left.end(&worker);
+                    match how {
+                        Draining::Ending => left.end(&worker),
+                        Draining::Gracefully | Draining::No => left.leave(),
+                    }
                 }
                 worker.drain(how);
             }
@@ -292,6 +295,11 @@ impl Listening {
                 None
             }
         }
+    }
+
+    /// Close it here, and nothing more: it is another process's too, and who waits in its queue is that one's.
+    fn leave(self) {
+        self.task.abort();
     }
 
     /// Accept who waits in the kernel's queue, whom closing the socket would reset, and close it.
