@@ -4,7 +4,7 @@ mod support;
 
 use quickcheck::quickcheck;
 use support::{any, prefix, to};
-use weft_core::compile::Strictness;
+use weft_core::compile::{Compiled, Problems, Strictness};
 use weft_core::honoured::walk;
 use weft_core::plan::Resource;
 use weft_protos::envoy::config::cluster::v3::{self as envoy_cluster, Cluster, OutlierDetection, cluster};
@@ -145,18 +145,22 @@ fn what_is_not_applied_is_accepted_and_reported_where_it_may_stand() {
     }
 }
 
+/// A cluster whose upstreams are reached by TLS with *parameters*.
+fn compile_tls(parameters: TlsParameters) -> Result<Compiled<Resource>, Problems> {
+    let context = UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext { tls_params: Some(parameters), ..Default::default() }),
+        ..Default::default()
+    };
+    let cluster = Cluster { name: "c".into(), transport_socket: tls_socket(&context), ..Default::default() };
+    Resource::compile(type_url::CLUSTER, &cluster.encode_to_vec(), Strictness::Refuse)
+}
+
 #[test]
 fn cipher_suites_are_narrowed_to_what_is_offered_and_unknown_ones_refused() {
     let compile = |suites: &[&str]| {
         let parameters =
             TlsParameters { cipher_suites: suites.iter().map(|it| (*it).into()).collect(), ..Default::default() };
-        let context = UpstreamTlsContext {
-            common_tls_context: Some(CommonTlsContext { tls_params: Some(parameters), ..Default::default() }),
-            ..Default::default()
-        };
-        let cluster =
-            Cluster { name: "c".into(), transport_socket: tls_socket(&context), ..Default::default() }.encode_to_vec();
-        Resource::compile(type_url::CLUSTER, &cluster, Strictness::Refuse)
+        compile_tls(parameters)
             .map(|compiled| compiled.not_applied.into_iter().map(|it| it.reason).collect::<Vec<_>>())
             .map_err(|problems| problems.to_string())
     };
@@ -182,14 +186,7 @@ fn curves_that_are_not_offered_are_refused_by_name() {
     let compile = |curves: &[&str]| {
         let parameters =
             TlsParameters { ecdh_curves: curves.iter().map(|it| (*it).into()).collect(), ..Default::default() };
-        let context = UpstreamTlsContext {
-            common_tls_context: Some(CommonTlsContext { tls_params: Some(parameters), ..Default::default() }),
-            ..Default::default()
-        };
-        let cluster =
-            Cluster { name: "c".into(), transport_socket: tls_socket(&context), ..Default::default() }.encode_to_vec();
-        let compiled = Resource::compile(type_url::CLUSTER, &cluster, Strictness::Refuse);
-        compiled.map(|_| ()).map_err(|problems| problems.to_string())
+        compile_tls(parameters).map(|_| ()).map_err(|problems| problems.to_string())
     };
     assert_eq!(compile(&["X25519MLKEM768", "X25519", "P-256", "P-384"]), Ok(()));
     let path = "Cluster.transport_socket.typed_config.common_tls_context.tls_params.ecdh_curves[1]";

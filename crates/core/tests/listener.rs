@@ -44,6 +44,20 @@ fn address(text: &str) -> Option<Address> {
     Some(Address { address: Some(AddressKind::SocketAddress(socket(text))) })
 }
 
+/// A chain that terminates TLS by *context*.
+fn secured(name: &str, context: &tls::DownstreamTlsContext) -> proto::FilterChain {
+    proto::FilterChain {
+        transport_socket: Some(TransportSocket {
+            name: "envoy.transport_sockets.tls".into(),
+            config_type: Some(transport_socket::ConfigType::TypedConfig(any(
+                "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                context,
+            ))),
+        }),
+        ..chain(name, proto::FilterChainMatch::default())
+    }
+}
+
 fn chain(name: &str, conditions: proto::FilterChainMatch) -> proto::FilterChain {
     let filter = tcp::TcpProxy {
         stat_prefix: name.into(),
@@ -280,14 +294,7 @@ fn sessions(change: impl FnOnce(&mut tls::DownstreamTlsContext)) -> Result<Vec<S
         ..Default::default()
     };
     change(&mut context);
-    let mut inbound = chain("inbound", proto::FilterChainMatch::default());
-    inbound.transport_socket = Some(TransportSocket {
-        name: "envoy.transport_sockets.tls".into(),
-        config_type: Some(transport_socket::ConfigType::TypedConfig(any(
-            "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-            &context,
-        ))),
-    });
+    let inbound = secured("inbound", &context);
     let compiled = Listener::compile(&listener("a", "10.0.0.1:80", vec![inbound]), Strictness::Refuse);
     compiled
         .map(|compiled| compiled.not_applied.iter().map(ToString::to_string).collect())
@@ -345,14 +352,7 @@ fn mutual_tls_is_read_with_its_secrets_and_names() {
         }),
         ..Default::default()
     };
-    let mut inbound = chain("inbound", proto::FilterChainMatch::default());
-    inbound.transport_socket = Some(TransportSocket {
-        name: "envoy.transport_sockets.tls".into(),
-        config_type: Some(transport_socket::ConfigType::TypedConfig(any(
-            "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-            &context,
-        ))),
-    });
+    let inbound = secured("inbound", &context);
     let listener = compile(&listener("inbound|9080", "10.244.0.7:9080", vec![inbound]));
     let sds = Some(Arc::from("sds-grpc"));
     assert_eq!(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 TIMEOUT_SECONDS = 2.0
-
-FINISH_POLL_SECONDS = 0.1
 
 
 async def ask(admin: Path, path: str, *, method: str = "GET") -> tuple[int, bytes]:
@@ -43,17 +42,27 @@ async def is_ready(admin: Path) -> bool:
 
 
 async def finish(
-    admin: Path, calls: Sequence[str], count_open: Callable[[Path], Awaitable[int]], patience: float
-) -> None:
-    """POST *calls*, with which the proxy accepts no more; wait until it has nothing open, or *patience* seconds."""
-    try:
+    admin: Path, calls: Sequence[str], count_open: Callable[[Path], Awaitable[int]], *, patience: float, poll: float
+) -> bool:
+    """
+    POST *calls*, with which the proxy accepts no more, and wait until it has nothing open.
+
+    Args:
+        calls: Paths.
+        count_open: What is open; asked every *poll* seconds.
+        patience: Seconds that all of it may take.
+
+    Returns:
+        Whether it came to that: else it hangs, has ended, has not begun, or something in it never ends.
+    """
+    with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(patience):
             for call in calls:
                 await ask(admin, call, method="POST")
             while await count_open(admin):
-                await asyncio.sleep(FINISH_POLL_SECONDS)
-    except (OSError, TimeoutError):
-        pass  # it hangs or has ended, or something in it never ends
+                await asyncio.sleep(poll)
+            return True
+    return False
 
 
 def _joined(body: bytes) -> bytes:

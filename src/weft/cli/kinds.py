@@ -9,6 +9,7 @@ import click
 
 from weft.cli.client import Client
 from weft.cli.main import unknown
+from weft.cli.output import check_name
 from weft.errors import UsageError
 
 SHORT = {
@@ -92,12 +93,8 @@ def namespace_option(function: Any) -> Any:
 
 
 def _checked(_context: click.Context, _parameter: click.Parameter, namespace: str | None) -> str | None:
-    from weft.agent.paths import is_name
-
-    if namespace is not None and not is_name(namespace):
-        from weft.api.names import label_fault  # brings all models of the API along; only a mistake needs it
-
-        raise UsageError(f"--namespace {namespace!r}: {label_fault(namespace, 'a namespace')}")
+    if namespace is not None:
+        check_name("--namespace", namespace, "a namespace")
     return namespace
 
 

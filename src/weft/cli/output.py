@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from weft.data_plane import ENVOY, WEFT_PROXY
+from weft.errors import UsageError
 from weft.model import shown
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -104,3 +105,18 @@ def duration(seconds: float) -> str:
 def plural(count: int, noun: str, many: str = "") -> str:
     """Return `1 proxy`, `4 proxies`."""
     return f"{count} {noun if count == 1 else many or noun + 's'}"
+
+
+def check_name(option: str, name: str, what: str) -> None:
+    """
+    Let pass what can be a name: a label of RFC 1123.
+
+    Raises:
+        UsageError: It cannot; says so of *option* and of *what* it names (`a namespace`).
+    """
+    from weft.agent.paths import is_name
+
+    if not is_name(name):
+        from weft.api.names import label_fault  # brings all models of the API along; only a mistake needs it
+
+        raise UsageError(f"{option} {name!r}: {label_fault(name, what)}")

@@ -14,7 +14,7 @@ import click
 
 from weft.cli.capabilities import cap_add_option
 from weft.cli.main import ExampleCommand
-from weft.cli.output import mesh_option, plural, proxy_option
+from weft.cli.output import check_name, mesh_option, plural, proxy_option
 from weft.errors import UsageError, WeftError
 
 if TYPE_CHECKING:
@@ -223,18 +223,14 @@ def service_name(program: str) -> str:
 
 def named(option: str, name: str | None, what: str) -> str:
     """
-    Return what *option* says if it can be a name (a label of RFC 1123), and nothing if the option is absent.
+    Return what *option* says if it can be a name, and nothing if the option is absent.
 
     Raises:
         UsageError: It cannot.
     """
-    from weft.agent.paths import is_name
-
-    if name is None or is_name(name) or (not name and option in MAY_BE_EMPTY):
-        return name or ""
-    from weft.api.names import label_fault  # brings all models of the API along; only a mistake needs it
-
-    raise UsageError(f"{option} {name!r}: {label_fault(name, what)}")
+    if name or (name is not None and option not in MAY_BE_EMPTY):
+        check_name(option, name, what)
+    return name or ""
 
 
 def label(text: str) -> tuple[str, str]:

@@ -182,15 +182,14 @@ class AgentServer:
         for session in self.sessions.values():
             session.send(type="renew")
 
-    async def hot_restart(self, key: Key, *, patience: float, drain: float) -> Mapping[str, Any]:
+    async def hot_restart(self, session: Session, *, patience: float, drain: float) -> Mapping[str, Any]:
         """
-        Have the agent of *key* replace its proxy's process; return what it says: `old` and `new` pid, or `problem`.
+        Have the agent of *session* replace its proxy's process; return what it says: `old` and `new` pid, or `problem`.
 
         Args:
             patience: Seconds within which the new process must serve.
             drain: Seconds that the old one has for what it has open; they are not waited for.
         """
-        session = self.sessions[key]
         number = next(self._numbers)
         answer: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
         session.answers[number] = answer

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -39,6 +39,8 @@ from weft.version import weft_version
 from weft.xds import ProxyStatus, Publisher, Receipt, RefusedResource
 
 log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 LONGEST_WAIT_SECONDS = 600.0
 """What `?wait=` may ask for."""
@@ -205,10 +207,7 @@ class Api:
 
     async def resources(self, request: Request) -> Any:
         workload, wanted = request.path_params["workload"], request.query_params.get("type", "")
-        found = [proxy for (_, name), proxy in self._plane.proxies.items() if name == workload]
-        if not found:
-            known = ", ".join(sorted(name for _, name in self._plane.proxies)) or "none"
-            raise NotFound(f"There is no proxy of a workload {workload!r}. There are: {known}.")
+        proxy = _of_workload(workload, self._plane.proxies)
         return [
             {
                 "type_url": resource.type_url,
@@ -216,18 +215,15 @@ class Api:
                 "version": resource.version,
                 "value": base64.b64encode(resource.value).decode(),
             }
-            for resource in self._publisher.resources(found[0].node_id) or ()
+            for resource in self._publisher.resources(proxy.node_id) or ()
             if wanted in ("", resource.type_url)
         ]
 
     async def hot_restart(self, request: Request) -> Any:
         workload, body = request.path_params["workload"], await _body(request)
         patience, drain = (_seconds(str(body.get(name))) for name in ("patience", "drain"))
-        found = [key for key in self._agents.sessions if key[1] == workload]
-        if not found:
-            known = ", ".join(sorted(name for _, name in self._agents.sessions)) or "none"
-            raise NotFound(f"There is no proxy of a workload {workload!r}. There are: {known}.")
-        outcome = await self._agents.hot_restart(found[0], patience=patience, drain=drain)
+        session = _of_workload(workload, self._agents.sessions)
+        outcome = await self._agents.hot_restart(session, patience=patience, drain=drain)
         said = {name: outcome[name] for name in ("old", "new", "problem") if name in outcome}
         self._events.emit("hot-restart", workload=workload, **said)
         return {"workload": workload, **said}
@@ -499,6 +495,20 @@ def _answer(handler: Callable[[Request], Awaitable[Any]]) -> Callable[[Request],
 
 async def _no_such_call(request: Request, _error: Exception) -> Response:
     return JSONResponse({"error": f"There is no call {request.method} {request.url.path}."}, 404)
+
+
+def _of_workload(workload: str, found: Mapping[tuple[str, str], Found]) -> Found:
+    """
+    Return what is *found* of *workload*, by namespace and name.
+
+    Raises:
+        NotFound: Nothing; names those of whom there is.
+    """
+    for (_, name), value in found.items():
+        if name == workload:
+            return value
+    known = ", ".join(sorted(name for _, name in found)) or "none"
+    raise NotFound(f"There is no proxy of a workload {workload!r}. There are: {known}.")
 
 
 async def _body(request: Request) -> Mapping[str, Any]:

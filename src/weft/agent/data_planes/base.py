@@ -12,6 +12,9 @@ from weft.errors import WeftError
 DRAIN_SECONDS = 0.5
 """How long open requests may take once the program has stopped; the whole mesh must be gone within two seconds."""
 
+RETIRE_POLL_SECONDS = 0.1
+"""Between looks at what a process that is replaced has open: it has seconds or minutes."""
+
 
 class ProxyMissing(WeftError):
     """The executable of a data plane is not on this machine."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from weft.agent import admin as questions
 from weft.agent.bootstrap import bootstrap
-from weft.agent.data_planes.base import DRAIN_SECONDS, Executable, Place, ProxyMissing, ProxyTooOld
+from weft.agent.data_planes.base import DRAIN_SECONDS, RETIRE_POLL_SECONDS, Executable, Place, ProxyMissing, ProxyTooOld
 
 OLDEST = (1, 40)
 """The oldest version that every e2e test runs with; before 1.35 there is no `network_namespace_filepath`."""
@@ -94,26 +94,20 @@ class Envoy:
 
     async def drain(self, pid: int, admin: Path) -> None:
         """Have answers say `connection: close`, wait until none is open, and end it."""
-        loop = asyncio.get_running_loop()
-        latest = loop.time() + DRAIN_SECONDS
-        try:
-            async with asyncio.timeout_at(latest):
-                for call in DRAIN_CALLS:
-                    await questions.ask(admin, call, method="POST")
-                while await open_requests(admin):
-                    await asyncio.sleep(DRAIN_POLL_SECONDS)
+        if await questions.finish(admin, DRAIN_CALLS, open_requests, patience=DRAIN_SECONDS, poll=DRAIN_POLL_SECONDS):
             await asyncio.sleep(RECORDS_SENT_SECONDS)  # it ends at once, and what it has not sent ends with it
-        except (OSError, TimeoutError):
-            pass  # it hangs, has not begun, or has requests that never end
-        # As `/quitquitquit`, and an Envoy that does not answer hears it too.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+        _end(pid)
 
     async def retire(self, pid: int, admin: Path, patience: float) -> None:
-        await questions.finish(admin, DRAIN_CALLS, open_connections, patience)
+        await questions.finish(admin, DRAIN_CALLS, open_connections, patience=patience, poll=RETIRE_POLL_SECONDS)
         await asyncio.sleep(RECORDS_SENT_SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+        _end(pid)
+
+
+def _end(pid: int) -> None:
+    """As `/quitquitquit`, and an Envoy that does not answer hears it too."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
 
 
 def packaged() -> str:

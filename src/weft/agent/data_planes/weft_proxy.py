@@ -12,7 +12,7 @@ from typing import Any
 
 from weft.agent import admin as questions
 from weft.agent.bootstrap import bootstrap
-from weft.agent.data_planes.base import DRAIN_SECONDS, Executable, Place, ProxyMissing
+from weft.agent.data_planes.base import DRAIN_SECONDS, RETIRE_POLL_SECONDS, Executable, Place, ProxyMissing
 
 EXECUTABLE = "weft-proxy"
 
@@ -61,7 +61,8 @@ class WeftProxy:
             os.kill(pid, signal.SIGTERM)
 
     async def retire(self, pid: int, admin: Path, patience: float) -> None:
-        await questions.finish(admin, ["/drain_listeners?graceful"], _open_connections, patience)
+        calls = ["/drain_listeners?graceful"]
+        await questions.finish(admin, calls, _open_connections, patience=patience, poll=RETIRE_POLL_SECONDS)
         await self.drain(pid, admin)
 
 
