@@ -28,6 +28,7 @@ from typing import IO, Any, TypeVar
 
 import pytest
 
+from tests.e2e import typist
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -105,6 +106,13 @@ class Person:
 
     def weft(self, *argv: str, timeout: float = PATIENCE_SECONDS, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run `weft ARGV` and return what it said."""
+        if argv[0] in typist.TYPED and not options:
+            try:
+                return typist.run(
+                    argv, uid=self.uid, environment=self.environment, directory=str(self.home), timeout=timeout
+                )
+            except subprocess.TimeoutExpired as error:
+                pytest.fail(f"weft {' '.join(argv)} did not end within {timeout} s\n{error.output}\n{error.stderr}")
         with self.start(*argv, **options) as process:
             try:
                 output, errors = process.communicate(timeout=timeout)

@@ -156,6 +156,7 @@ def test_the_gateway_serves_what_its_virtual_service_says(person: Person, mesh: 
     with pytest.raises((ConnectionError, TimeoutError, OSError)):
         mesh.get("/productpage")
     apply(person, readable(person, samples / "bookinfo-gateway.yaml"))
+    eventually(mesh.is_reached, "the gateway's port is listened on", seconds=2.0)
     assert mesh.get("/productpage")[0] == 200
     assert mesh.get("/nothing-there")[0] == 404
 
