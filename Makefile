@@ -79,12 +79,12 @@ test-one: build ## one test: make test-one T=tests/api/test_yaml.py
 
 .PHONY: e2e
 e2e: build ## whole meshes of real processes, as root and as an unprivileged user
-	$(PYTEST) -q -m e2e tests
+	$(PYTEST) -q -m e2e tests/e2e
 
 CRASHES ?= 25
 CHANGES ?= 3000
 .PHONY: resilience
-resilience: build ## crashes and changes under load, the long form; CRASHES=25 CHANGES=3000
+resilience: build ## crashes and changes under load, the long form; CRASHES=25 CHANGES=3000 (CI: 2 and 40)
 	WEFT_CRASHES=$(CRASHES) WEFT_CHANGES=$(CHANGES) $(PYTEST) -q -m e2e tests/resilience
 
 SECONDS ?= 3600
@@ -131,6 +131,7 @@ check: ## exactly what CI runs
 	$(MAKE) test PYTEST=tools/pytest-twice
 	$(MAKE) conformance PYTEST=tools/pytest-twice
 	$(MAKE) e2e PYTEST=tools/pytest-twice
+	$(MAKE) resilience CRASHES=2 CHANGES=40 PYTEST=tools/pytest-twice
 	$(MAKE) soak SECONDS=120
 	$(MAKE) fuzz SECONDS_EACH=10
 	tools/generate --check
