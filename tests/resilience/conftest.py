@@ -156,6 +156,13 @@ class Loaded:
     size: int
     _data_planes: dict[str, str] = field(default_factory=dict)
 
+    def lost(self) -> list[dict[str, Any]]:
+        """The traffic's failures. If there are any they are printed whole, with weft's own account of the last one."""
+        failures = self.traffic.failures()
+        if failures:
+            print(*map(json.dumps, failures), self.mesh.person.weft("why", "--last-failed").stdout, sep="\n")
+        return failures
+
     def apply(self, *documents: str, wait: float = 30.0) -> int:
         """Apply, wait until every affected proxy has acknowledged, and return the revision."""
         done = self.client.post(

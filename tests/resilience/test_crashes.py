@@ -107,7 +107,7 @@ def test_control_plane(mesh: Loaded) -> None:
         until_steady(mesh.is_whole, "all proxies are synced again")
         assert {workload: mesh.held(workload) for workload in mesh.status()} == before
         assert [item["key"]["name"] for item in mesh.client.get("/v1/config", kind="VirtualService")] == ["kept"]
-    assert mesh.traffic.failures() == []
+    assert mesh.lost() == []
     assert {line["who"] for line in mesh.traffic.seen} == {"v2"}
     mesh.delete(("VirtualService", "kept"))
 
@@ -156,7 +156,7 @@ def test_control_plane_in_the_middle_of_a_change_of_mode(mesh: Loaded) -> None:
             mesh.apply(MODE.format(mode=mode))
         until_steady(lambda revision=revision: steps_since(mesh, revision) == 2, "both further steps are published")
         until_steady(mesh.is_whole, "all proxies are synced again")
-    assert mesh.traffic.failures() == []
+    assert mesh.lost() == []
     mesh.delete(("PeerAuthentication", "default"))
 
 
@@ -250,7 +250,7 @@ def test_edge(mesh: Loaded) -> None:
         eventually(lambda pid=pid: mesh.mesh.pids()["edge"] != pid, "another edge")
         traffic_goes_on(mesh, moment)
         assert mesh.mesh.get("/")[0] == 404
-    assert mesh.traffic.failures() == []
+    assert mesh.lost() == []
 
 
 def test_gateway_proxy_after_the_edge(mesh: Loaded) -> None:

@@ -76,7 +76,7 @@ def test_no_request_is_lost_while_every_proxy_is_replaced(mesh: Loaded) -> None:
         assert {item["workload"]: item["new"] for item in done} == {it: mesh.pid_of_proxy(it) for it in before}
         until_steady(mesh.is_whole, "every proxy has everything again")
         mesh.traffic.wait_for(len(mesh.traffic.seen) + THREADS * 10)
-    assert mesh.traffic.failures() == []
+    assert mesh.lost() == []
 
 
 def test_who_comes_anew_is_taken_by_the_successor_and_by_the_one_after_its_death(mesh: Loaded) -> None:
@@ -139,7 +139,7 @@ def test_a_new_process_that_does_not_come_to_serve_changes_nothing(mesh: Loaded,
     assert after["old"] == before
     eventually(lambda: not is_running(before), "the old proxy has ended")
     mesh.traffic.wait_for(len(mesh.traffic.seen) + THREADS * 10)
-    assert mesh.traffic.failures() == []
+    assert mesh.lost() == []
 
 
 def test_mistakes_are_told(mesh: Loaded) -> None:

@@ -103,7 +103,7 @@ def test_a_full_disk(person: Person) -> None:
         filler.unlink()
         mesh.apply(ROUTE.format(name="after", subset="v1"))
         until_steady(mesh.is_whole, "every proxy holds what it should")
-        assert mesh.traffic.failures() == []
+        assert mesh.lost() == []
 
 
 @pytest.mark.parametrize("days", [3, -3])
@@ -187,7 +187,7 @@ def test_what_an_author_wrote_and_a_proxy_refuses(person: Person, data_plane: st
         done = person.weft("apply", "-m", mesh.paths.mesh, "-f", "rules.yaml", cwd=here)
         assert done.returncode == 0, (done.stdout, done.stderr)
         until_steady(mesh.is_whole, "every proxy holds what it should")
-        assert mesh.traffic.failures() == []
+        assert mesh.lost() == []
 
 
 def receipt(mesh: Loaded, revision: str) -> Any:
@@ -222,4 +222,4 @@ def test_a_resource_that_a_proxy_refuses(person: Person) -> None:
                 assert done.returncode == 0, done.stderr
                 joined.terminate()
                 joined.communicate(timeout=30)
-        assert mesh.traffic.failures() == []
+        assert mesh.lost() == []
