@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from bench import peers, report
+from bench import peers, plot, report
 from bench.measure import OUT, Cores, Run, Table
 from bench.role import OPTIONAL
 
@@ -66,6 +66,7 @@ def main() -> None:
             (OUT / "latest.json").write_text(report.as_json(tables, about))
     if goals := report.goals(tables):
         print(goals, end="\n\n")
+    (OUT / "cost.svg").write_text(plot.picture(tables))
     print(f"### For README.md\n\n{report.readme(tables, options.rounds, options.seconds)}")
     if about["failed"]:
         sys.exit(f"bench: failed: {', '.join(about['failed'])}")

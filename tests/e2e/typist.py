@@ -26,7 +26,24 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NoReturn
 
-TYPED = frozenset("apply ca delete diff exec get logs metrics proxy-config ps status version wait why".split())
+TYPED = frozenset(
+    [
+        "apply",
+        "ca",
+        "delete",
+        "diff",
+        "exec",
+        "get",
+        "logs",
+        "metrics",
+        "proxy-config",
+        "ps",
+        "status",
+        "version",
+        "wait",
+        "why",
+    ]
+)
 """The commands that it types: no process of weft's stays behind them."""
 
 LARGEST_COMMAND = 1 << 20
