@@ -108,6 +108,19 @@ def mutual(snapshot: Snapshot, port: int) -> bool:
     return "envoy.transport_socket_match" in found["metadata"]["filterMetadata"]
 
 
+def test_a_cluster_is_another_one_when_its_servers_turn_to_or_from_plain_text() -> None:
+    """With a cluster a proxy lets go of its connections, of those also that it has opened and not used yet."""
+
+    def clusters(*documents: str) -> dict[str, Any]:
+        found = read(translate(mesh(*documents), SIDECAR), KINDS["clusters"])
+        return {port: found[f"outbound|{port}||{REVIEWS_SERVICE.hostname}"] for port in (9080, 80, 9000)}
+
+    assert clusters(MESH_STRICT) == clusters(PERMISSIVE) == clusters()
+    turned = clusters(policy("one", labels=REVIEWS, ports={9080: "DISABLE"}))
+    assert [port for port, cluster in turned.items() if cluster != clusters()[port]] == [9080, 80]
+    assert turned[80]["metadata"]["filterMetadata"]["weft"]["plain_text"] == "all"
+
+
 def test_each_mode_has_its_filter_chains() -> None:
     """STRICT has one with TLS, DISABLE one without; PERMISSIVE tells them apart, and TCP lets the program's own TLS by."""
     strict, plain = [("any", False, True)], [("any", False, False)]

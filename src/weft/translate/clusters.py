@@ -18,7 +18,7 @@ from weft.data_plane import ENVOY
 from weft.model import Interception, Protocol, Service, ServicePort
 from weft.translate import names
 from weft.translate.destinations import Destination, destination
-from weft.translate.endpoints import assignment
+from weft.translate.endpoints import assignment, takes_plain_text_only
 from weft.translate.fragments import Reading
 from weft.translate.origin import annotate, describe, describe_default
 from weft.translate.policies.circuit_breaker import apply as circuit_breaker
@@ -45,7 +45,15 @@ def service_clusters(reading: Reading, hostname: str) -> tuple[Resource, ...]:
     subsets = ("", *(subset.name for _, _, subset in rules.subsets))
     identities = reading.identities(hostname)
     return tuple(
-        _outbound(service, port, subset, rules, identities=identities, http=reading.speaks_http(port.protocol))
+        _outbound(
+            service,
+            port,
+            subset,
+            rules,
+            identities=identities,
+            http=reading.speaks_http(port.protocol),
+            plain_text=_plain_text(reading, service, port),
+        )
         for port in service.ports
         for subset in subsets
     )
@@ -70,8 +78,30 @@ def _chosen_by_caller(rules: Destination, port: ServicePort, subset: str) -> boo
     return balancer is not None and balancer.simple == "PASSTHROUGH"
 
 
+def _plain_text(reading: Reading, service: Service, port: ServicePort) -> str:
+    """
+    Return how many of the sidecars behind *port* take plain text only: "", "some" or "all".
+
+    A cluster says it, so that it is another one when a policy changes that: connections go with it. What an endpoint's
+    metadata says is for new ones only, and a proxy may have one that it has opened in plain text and not used yet, which
+    a server that has turned to mutual TLS meanwhile would refuse with the first request.
+    """
+    if not reading.peer_authentications(service.namespace):
+        return ""
+    sidecars = [workload for workload in reading.serving(service.hostname) if workload.meshed]
+    plain = [workload for workload in sidecars if takes_plain_text_only(reading, workload, port.target)]
+    return "" if not plain else "all" if len(plain) == len(sidecars) else "some"
+
+
 def _outbound(
-    service: Service, port: ServicePort, subset: str, rules: Destination, *, identities: tuple[str, ...], http: bool
+    service: Service,
+    port: ServicePort,
+    subset: str,
+    rules: Destination,
+    *,
+    identities: tuple[str, ...],
+    http: bool,
+    plain_text: str,
 ) -> Resource:
     """Return one cluster; *http* says whether the proxy reads HTTP on this port."""
     name = names.outbound_cluster(service.hostname, port.number, subset)
@@ -95,6 +125,8 @@ def _outbound(
         message.transport_socket.CopyFrom(message.transport_socket_matches[0].transport_socket)
         del message.transport_socket_matches[:]
     annotate(message.metadata, _described(rules, subset, policy.origins))
+    if plain_text and not (policy.tls and policy.tls.mode):
+        annotate(message.metadata, {"plain_text": plain_text})
     return resource(CLUSTER, name, serialise(message))
 
 

@@ -48,9 +48,14 @@ def assignment(
         locality.locality.SetInParent()
         locality.load_balancing_weight.value = sum(workload.weight for workload in chosen)
         for workload in chosen:
-            mutual = workload.meshed and reading.accepted(workload, port.target).mode is not Mode.DISABLE
+            mutual = workload.meshed and not takes_plain_text_only(reading, workload, port.target)
             _fill(locality.lb_endpoints.add(), workload, port.target, mutual=mutual)
     return resource(CLUSTER_LOAD_ASSIGNMENT, name, serialise(message))
+
+
+def takes_plain_text_only(reading: Reading, workload: Workload, port: int) -> bool:
+    """Whether a policy says that *workload* does not take mutual TLS on *port*."""
+    return reading.accepted(workload, port).mode is Mode.DISABLE
 
 
 def _answers(workload: Workload, port: int) -> bool:

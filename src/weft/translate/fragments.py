@@ -102,9 +102,12 @@ class Reading:
 
     def accepted(self, workload: Workload, port: int) -> Accepted:
         """Return what *workload* accepts on *port* by the policies that hold for it."""
-        namespaces = dict.fromkeys((ROOT_NAMESPACE, workload.namespace))
-        policies = [item for namespace in namespaces for item in self._look("peer_authentications", namespace) or ()]
-        return accepted(policies, workload.labels, port)
+        return accepted(self.peer_authentications(workload.namespace), workload.labels, port)
+
+    def peer_authentications(self, namespace: str) -> tuple[ConfigObject, ...]:
+        """Return those that can be about a workload of *namespace*: of the mesh, and its own."""
+        namespaces = dict.fromkeys((ROOT_NAMESPACE, namespace))
+        return tuple(item for name in namespaces for item in self._look("peer_authentications", name) or ())
 
     def accepting_both(self, namespace: str, name: str) -> frozenset[int]:
         return self._look("accepting_both", (namespace, name)) or frozenset()

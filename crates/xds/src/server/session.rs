@@ -62,6 +62,9 @@ pub(crate) enum RequestError {
     NoType,
 }
 
+/// `Node.user_agent_name` of Envoy.
+const ENVOY: &str = "envoy";
+
 /// The types that go in turns.
 const ORDERED: [&str; 4] = [CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION];
 
@@ -74,6 +77,9 @@ pub(crate) struct Session {
     /// How long to wait for a subscription that ought to follow from what was sent.
     patience: Duration,
     view: Option<Arc<View>>,
+    /// Whether a cluster that it accepted is not at work before its endpoints have been sent after it: Envoy's warming. The
+    /// stream before this one may have ended between the two, and what such a client says of the endpoints that it has does not tell.
+    warms_clusters: bool,
     types: BTreeMap<String, Subscription>,
     nonces: u64,
     /// Endpoints which accepted clusters need and the client had not asked for.
@@ -148,6 +154,7 @@ impl Session {
             variant,
             patience,
             view: None,
+            warms_clusters: false,
             types: BTreeMap::new(),
             nonces: 0,
             awaited: BTreeSet::new(),
@@ -179,7 +186,11 @@ impl Session {
             return Err(RequestError::NoType);
         }
         self.acknowledge(&type_url, &request.response_nonce, request.error_detail.as_ref());
+        if let Some(node) = request.node {
+            self.warms_clusters = node.user_agent_name == ENVOY;
+        }
         let first = !self.types.contains_key(&type_url);
+        let is_waited_for = type_url == CLUSTER_LOAD_ASSIGNMENT && self.warms_clusters;
         let subscription = self.types.entry(type_url).or_default();
         subscription.plan = None;
         for (name, version) in request.initial_resource_versions {
@@ -195,7 +206,7 @@ impl Session {
             }
             let name: Arc<str> = name.into();
             // What the client says it has on a new stream is not sent again. Later, asking for a name means wanting it.
-            if !(first && subscription.has.contains_key(&name)) {
+            if !(first && subscription.has.contains_key(&name)) || is_waited_for {
                 subscription.again.insert(name.clone());
             }
             subscription.names.insert(name);
