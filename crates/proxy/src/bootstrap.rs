@@ -131,6 +131,7 @@ mod outline {
     use weft_protos::Message;
     use weft_protos::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
     use weft_protos::envoy::config::core::v3 as core;
+    use weft_protos::envoy::config::overload::v3::OverloadManager;
 
     /// `envoy.config.bootstrap.v3.Bootstrap`
     #[derive(Clone, PartialEq, Message)]
@@ -147,6 +148,8 @@ mod outline {
         pub(super) admin: Option<Admin>,
         #[prost(bytes = "vec", optional, tag = "13")]
         pub(super) stats_config: Option<Vec<u8>>,
+        #[prost(message, optional, tag = "15")]
+        pub(super) overload_manager: Option<OverloadManager>,
         #[prost(bytes = "vec", optional, tag = "17")]
         pub(super) layered_runtime: Option<Vec<u8>>,
     }
@@ -226,16 +229,7 @@ impl Bootstrap {
     /// # Errors
     /// Everything in it that cannot be honoured.
     pub fn compile(value: &Value) -> Result<Bootstrap, Problems> {
-        let mut value = value.clone();
-        // Read beside the messages: its thresholds are compiled where they act.
-        let overload = match value.as_object_mut().and_then(|bootstrap| bootstrap.remove("overload_manager")) {
-            None => overload::Config::by_default(),
-            Some(manager) => serde_json::from_value(manager)
-                .map_err(|error| format!("overload_manager: {error}"))
-                .and_then(overload::Config::from_file)
-                .map_err(|reason| Problems::one("Bootstrap", &reason))?,
-        };
-        let bytes = json::encode(TYPE_URL, &value).map_err(Problems)?;
+        let bytes = json::encode(TYPE_URL, value).map_err(Problems)?;
         let bootstrap = outline::Bootstrap::decode(bytes.as_slice())
             .map_err(|error| Problems::one("Bootstrap", &error.to_string()))?;
         let mut context = Context::new("Bootstrap");
@@ -245,7 +239,6 @@ impl Bootstrap {
         let mut bootstrap = compiled.value;
         bootstrap.metadata = metadata.cloned().unwrap_or_default();
         bootstrap.not_applied.extend(compiled.not_applied);
-        bootstrap.overload = overload;
         Ok(bootstrap)
     }
 
@@ -311,7 +304,9 @@ impl Bootstrap {
             clusters: clusters.into_iter().filter_map(|(name, place)| Some((name, place?))).collect(),
             resources,
             not_applied,
-            overload: overload::Config::by_default(),
+            overload: bootstrap.overload_manager.map_or_else(overload::Config::by_default, |manager| {
+                context.at("overload_manager", |context| overload::Config::compile(context, &manager))
+            }),
         }
     }
 }

@@ -11,9 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
+use weft_core::compile::Context;
+use weft_protos::Message;
+use weft_protos::envoy::config::overload::v3::resource_monitor::ConfigType;
+use weft_protos::envoy::config::overload::v3::trigger::TriggerOneof;
+use weft_protos::envoy::config::overload::v3::{OverloadAction, OverloadManager, ThresholdTrigger};
+use weft_protos::envoy::extensions::resource_monitors::downstream_connections::v3::DownstreamConnectionsConfig;
+use weft_protos::envoy::extensions::resource_monitors::fixed_heap::v3::FixedHeapConfig;
+use weft_protos::google::protobuf::Any;
 
 use crate::worker::Command;
 
@@ -30,6 +36,9 @@ const STOP_ACCEPTING_REQUESTS: &str = "envoy.overload_actions.stop_accepting_req
 const DISABLE_HTTP_KEEPALIVE: &str = "envoy.overload_actions.disable_http_keepalive";
 const FIXED_HEAP: &str = "envoy.resource_monitors.fixed_heap";
 const DOWNSTREAM_CONNECTIONS: &str = "envoy.resource_monitors.global_downstream_max_connections";
+const FIXED_HEAP_TYPE: &str = "envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig";
+const CONNECTIONS_TYPE: &str =
+    "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig";
 
 /// Something that is done under pressure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,127 +159,99 @@ impl Config {
         }
     }
 
-    /// What *file* asks for.
-    ///
-    /// # Errors
-    /// The first thing that cannot be honoured, with its path.
-    pub fn from_file(file: File) -> Result<Config, String> {
+    /// What *manager* asks for; what it says nothing about is as by default.
+    pub fn compile(context: &mut Context, manager: &OverloadManager) -> Config {
         let mut config = Config::by_default();
-        if let Some(text) = &file.refresh_interval {
-            config.refresh = duration(text)
-                .ok_or_else(|| format!("overload_manager.refresh_interval: {text:?} is no duration like \"0.25s\""))?;
-        }
-        for (index, monitor) in file.resource_monitors.iter().enumerate() {
-            let at = format!("overload_manager.resource_monitors[{index}]");
-            match monitor.name.as_str() {
-                FIXED_HEAP => config.memory_bytes = Some(monitor.number(&at, "max_heap_size_bytes")?),
-                DOWNSTREAM_CONNECTIONS => {
-                    config.connections = monitor.number(&at, "max_active_downstream_connections")?;
-                }
-                other => {
-                    return Err(format!(
-                        "{at}.name: weft-proxy knows {FIXED_HEAP} and {DOWNSTREAM_CONNECTIONS}, and not {other:?}"
-                    ));
-                }
+        if let Some(refresh) = context.duration("refresh_interval", manager.refresh_interval.as_ref()) {
+            if refresh.is_zero() {
+                context.refuse_at("refresh_interval", "must be more than nothing");
             }
+            config.refresh = refresh;
         }
-        if !file.actions.is_empty() {
-            config.rules = rules(&file.actions)?;
-        }
-        Ok(config)
-    }
-}
-
-fn rules(actions: &[ActionFile]) -> Result<Vec<Rule>, String> {
-    let mut rules = Vec::new();
-    for (index, file) in actions.iter().enumerate() {
-        let at = format!("overload_manager.actions[{index}]");
-        let action = Action::from_envoy(&file.name).ok_or_else(|| {
-            format!(
-                "{at}.name: weft-proxy knows {STOP_ACCEPTING_CONNECTIONS}, {STOP_ACCEPTING_REQUESTS} and \
-                 {DISABLE_HTTP_KEEPALIVE}, and not {:?}",
-                file.name
-            )
-        })?;
-        for (place, trigger) in file.triggers.iter().enumerate() {
-            let at = format!("{at}.triggers[{place}]");
-            let resource = match trigger.name.as_str() {
-                FIXED_HEAP => Resource::Memory,
-                DOWNSTREAM_CONNECTIONS => Resource::Connections,
-                other => return Err(format!("{at}.name: there is no resource monitor {other:?}")),
+        context.each("resource_monitors", &manager.resource_monitors, |context, monitor| {
+            let Some(ConfigType::TypedConfig(any)) = &monitor.config_type else {
+                context.refuse_at("typed_config", "required");
+                return;
             };
-            let threshold = trigger.threshold.value;
-            if !(0.0..=1.0).contains(&threshold) {
-                return Err(format!("{at}.threshold.value: {threshold} is no share from 0 to 1"));
+            match monitor.name.as_str() {
+                FIXED_HEAP => {
+                    let limit = context.at("typed_config", |context| {
+                        let heap: FixedHeapConfig = decode(context, any, FIXED_HEAP_TYPE);
+                        at_least_one(context, "max_heap_size_bytes", heap.max_heap_size_bytes)
+                    });
+                    config.memory_bytes = limit.or(config.memory_bytes);
+                }
+                DOWNSTREAM_CONNECTIONS => {
+                    let limit = context.at("typed_config", |context| {
+                        let connections: DownstreamConnectionsConfig = decode(context, any, CONNECTIONS_TYPE);
+                        let count = connections.max_active_downstream_connections;
+                        at_least_one(context, "max_active_downstream_connections", u64::try_from(count).unwrap_or(0))
+                    });
+                    config.connections = limit.unwrap_or(config.connections);
+                }
+                other => context.refuse_at(
+                    "name",
+                    format!("weft-proxy knows {FIXED_HEAP} and {DOWNSTREAM_CONNECTIONS}, and not {other:?}"),
+                ),
             }
-            rules.push(Rule { action, resource, threshold });
-            if action == Action::StopAcceptingRequests {
-                // Half of the way from there to the end belongs to what matters most.
-                let threshold = threshold + (1.0 - threshold) / 2.0;
-                rules.push(Rule { action: Action::StopAcceptingHighPriority, resource, threshold });
-            }
+        });
+        if !manager.actions.is_empty() {
+            config.rules = context.each("actions", &manager.actions, rules).concat();
         }
-    }
-    Ok(rules)
-}
-
-/// `overload_manager` of a bootstrap.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct File {
-    refresh_interval: Option<String>,
-    #[serde(default)]
-    resource_monitors: Vec<MonitorFile>,
-    #[serde(default)]
-    actions: Vec<ActionFile>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MonitorFile {
-    name: String,
-    typed_config: serde_json::Map<String, Value>,
-}
-
-impl MonitorFile {
-    /// The value of *field*, the only one of this monitor's configuration.
-    fn number(&self, at: &str, field: &str) -> Result<u64, String> {
-        if let Some(unknown) = self.typed_config.keys().find(|key| *key != field && *key != "@type") {
-            return Err(format!("{at}.typed_config.{unknown}: weft-proxy does not honour this field"));
-        }
-        let value = self.typed_config.get(field).unwrap_or(&Value::Null);
-        // 64-bit numbers are strings in the JSON of protobuf.
-        let number = value.as_u64().or_else(|| value.as_str()?.parse().ok());
-        number
-            .filter(|number| *number > 0)
-            .ok_or_else(|| format!("{at}.typed_config.{field}: a number of at least 1 is needed, not {value}"))
+        config
     }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ActionFile {
-    name: String,
-    triggers: Vec<TriggerFile>,
+/// The configuration of a monitor, which must be the one that its name asks for.
+fn decode<M: Message + Default>(context: &mut Context, any: &Any, name: &str) -> M {
+    if any.type_url.rsplit('/').next() != Some(name) {
+        context.refuse(format!("expected {name}, not `{}`", any.type_url));
+        return M::default();
+    }
+    M::decode(any.value.as_ref()).unwrap_or_else(|error| {
+        context.refuse(error.to_string());
+        M::default()
+    })
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TriggerFile {
-    name: String,
-    threshold: ThresholdFile,
+fn at_least_one(context: &mut Context, field: &str, value: u64) -> Option<u64> {
+    if value == 0 {
+        context.refuse_at(field, "a number of at least 1 is needed");
+    }
+    (value > 0).then_some(value)
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ThresholdFile {
-    value: f64,
-}
-
-/// `0.25s`
-fn duration(text: &str) -> Option<Duration> {
-    let seconds = text.strip_suffix('s')?.parse().ok()?;
-    Duration::try_from_secs_f64(seconds).ok().filter(|duration| !duration.is_zero())
+fn rules(context: &mut Context, file: &OverloadAction) -> Vec<Rule> {
+    let Some(action) = Action::from_envoy(&file.name) else {
+        let known = format!("{STOP_ACCEPTING_CONNECTIONS}, {STOP_ACCEPTING_REQUESTS} and {DISABLE_HTTP_KEEPALIVE}");
+        context.refuse_at("name", format!("weft-proxy knows {known}, and not {:?}", file.name));
+        return Vec::new();
+    };
+    let of_triggers = context.each("triggers", &file.triggers, |context, trigger| {
+        let resource = match trigger.name.as_str() {
+            FIXED_HEAP => Resource::Memory,
+            DOWNSTREAM_CONNECTIONS => Resource::Connections,
+            other => {
+                context.refuse_at("name", format!("there is no resource monitor {other:?}"));
+                return Vec::new();
+            }
+        };
+        let Some(TriggerOneof::Threshold(ThresholdTrigger { value: threshold })) = trigger.trigger_oneof else {
+            context.refuse_at("threshold", "required");
+            return Vec::new();
+        };
+        if !(0.0..=1.0).contains(&threshold) {
+            context.refuse_at("threshold.value", format!("{threshold} is no share from 0 to 1"));
+        }
+        let mut rules = vec![Rule { action, resource, threshold }];
+        if action == Action::StopAcceptingRequests {
+            // Half of the way from there to the end belongs to what matters most.
+            let threshold = threshold + (1.0 - threshold) / 2.0;
+            rules.push(Rule { action: Action::StopAcceptingHighPriority, resource, threshold });
+        }
+        rules
+    });
+    of_triggers.concat()
 }
 
 /// What the workers and the main thread share.
@@ -475,10 +456,19 @@ fn group_limit(line: &str, mount: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use serde_json::Value;
 
+    use super::*;
+    use crate::bootstrap::Bootstrap;
+
+    const HEAP: &str = "type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig";
+    const CONNECTIONS: &str =
+        "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig";
+
+    /// As the bootstrap's `overload_manager`; what is wrong with it, one line for each.
     fn config(text: Value) -> Result<Config, String> {
-        serde_json::from_value(text).map_err(|error| error.to_string()).and_then(Config::from_file)
+        let bootstrap = serde_json::json!({"node": {"id": "n"}, "overload_manager": text});
+        Bootstrap::compile(&bootstrap).map(|bootstrap| bootstrap.overload).map_err(|problems| problems.to_string())
     }
 
     fn names(actions: Actions) -> Vec<&'static str> {
@@ -520,8 +510,8 @@ mod tests {
         let read = config(serde_json::json!({
             "refresh_interval": "0.5s",
             "resource_monitors": [
-                {"name": FIXED_HEAP, "typed_config": {"@type": "t", "max_heap_size_bytes": "1048576"}},
-                {"name": DOWNSTREAM_CONNECTIONS, "typed_config": {"@type": "t", "max_active_downstream_connections": 7}},
+                {"name": FIXED_HEAP, "typed_config": {"@type": HEAP, "max_heap_size_bytes": "1048576"}},
+                {"name": DOWNSTREAM_CONNECTIONS, "typed_config": {"@type": CONNECTIONS, "max_active_downstream_connections": 7}},
             ],
             "actions": [{"name": STOP_ACCEPTING_REQUESTS, "triggers": [{"name": FIXED_HEAP, "threshold": {"value": 0.8}}]}],
         }))
@@ -542,18 +532,20 @@ mod tests {
         let action =
             |name: &str, trigger: Value| serde_json::json!({"actions": [{"name": name, "triggers": [trigger]}]});
         let threshold = serde_json::json!({"value": 0.5});
+        let heap = |field: &str, value: u64| serde_json::json!({"@type": HEAP, field: value});
         for (text, expected) in [
             (
-                monitor("envoy.resource_monitors.cpu", serde_json::json!({})),
+                monitor("envoy.resource_monitors.cpu", heap("max_heap_size_bytes", 1)),
                 "resource_monitors[0].name: weft-proxy knows",
             ),
             (
-                monitor(FIXED_HEAP, serde_json::json!({})),
-                "[0].typed_config.max_heap_size_bytes: a number of at least 1 is needed, not null",
+                monitor(FIXED_HEAP, serde_json::json!({"@type": HEAP})),
+                "[0].typed_config.max_heap_size_bytes: a number of at least 1 is needed",
             ),
+            (monitor(FIXED_HEAP, heap("more", 2)), "[0].typed_config.more"),
             (
-                monitor(FIXED_HEAP, serde_json::json!({"max_heap_size_bytes": 1, "more": 2})),
-                "[0].typed_config.more: weft-proxy does not honour",
+                monitor(DOWNSTREAM_CONNECTIONS, heap("max_heap_size_bytes", 1)),
+                "[0].typed_config: expected envoy.extensions",
             ),
             (
                 action(
@@ -572,10 +564,15 @@ mod tests {
             ),
             (
                 action(STOP_ACCEPTING_REQUESTS, serde_json::json!({"name": FIXED_HEAP, "scaled": {}})),
-                "unknown field `scaled`",
+                "triggers[0].scaled",
             ),
-            (serde_json::json!({"refresh_interval": "often"}), "refresh_interval: \"often\" is no duration"),
-            (serde_json::json!({"loadshed_points": []}), "unknown field `loadshed_points`"),
+            (
+                action(STOP_ACCEPTING_REQUESTS, serde_json::json!({"name": FIXED_HEAP})),
+                "triggers[0].threshold: required",
+            ),
+            (serde_json::json!({"refresh_interval": "often"}), "overload_manager.refresh_interval"),
+            (serde_json::json!({"refresh_interval": "0s"}), "overload_manager.refresh_interval: must be more"),
+            (serde_json::json!({"loadshed_points": [{"name": "x"}]}), "overload_manager.loadshed_points"),
         ] {
             let error = config(text).unwrap_err();
             assert!(error.contains(expected), "{error}");

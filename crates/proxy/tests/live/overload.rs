@@ -14,7 +14,10 @@ use crate::kit::resources::{CLUSTER, any, network_filter, seconds, to};
 use crate::kit::{Mesh, Peer, Setup, Upstream, until};
 
 const HEAP: &str = "envoy.resource_monitors.fixed_heap";
+const HEAP_TYPE: &str = "type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig";
 const CONNECTIONS: &str = "envoy.resource_monitors.global_downstream_max_connections";
+const CONNECTIONS_TYPE: &str =
+    "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig";
 
 /// A proxy that may have *most* connections and does *action* from *threshold* of them on.
 fn pressed(most: u64, action: &str, threshold: f64, change: impl FnOnce(&mut Setup)) -> Mesh {
@@ -22,7 +25,7 @@ fn pressed(most: u64, action: &str, threshold: f64, change: impl FnOnce(&mut Set
         json!({
             "refresh_interval": "0.02s",
             "resource_monitors": [{"name": CONNECTIONS, "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                "@type": CONNECTIONS_TYPE,
                 "max_active_downstream_connections": most}}],
             "actions": [{"name": format!("envoy.overload_actions.{action}"), "triggers": [
                 {"name": CONNECTIONS, "threshold": {"value": threshold}}]}],
@@ -60,7 +63,7 @@ fn connections_beyond_the_limit_of_the_process_are_refused_counted_and_recorded(
     // Nobody looks at the pressure, so nothing is done about it.
     let mesh = overloaded(
         json!({"refresh_interval": "3600s", "resource_monitors": [
-            {"name": CONNECTIONS, "typed_config": {"max_active_downstream_connections": "2"}}]}),
+            {"name": CONNECTIONS, "typed_config": {"@type": CONNECTIONS_TYPE, "max_active_downstream_connections": "2"}}]}),
         |_| {},
     );
     let (mut first, mut second) = (mesh.client(), mesh.client());
@@ -85,7 +88,7 @@ fn connections_beyond_the_limit_of_the_process_are_refused_counted_and_recorded(
 #[test]
 fn a_listener_may_be_left_out_of_the_limit_of_the_process() {
     let mesh = overloaded(
-        json!({"resource_monitors": [{"name": CONNECTIONS, "typed_config": {"max_active_downstream_connections": 1}}]}),
+        json!({"resource_monitors": [{"name": CONNECTIONS, "typed_config": {"@type": CONNECTIONS_TYPE, "max_active_downstream_connections": 1}}]}),
         |setup| setup.listener.ignore_global_conn_limit = true,
     );
     let mut clients = silent(&mesh, 3);
@@ -198,7 +201,7 @@ fn connections_close_after_their_answers_when_room_gets_scarce() {
 fn memory_is_watched_by_default_and_what_is_done_is_told() {
     let mesh = overloaded(
         json!({"refresh_interval": "0.02s", "resource_monitors": [
-            {"name": HEAP, "typed_config": {"max_heap_size_bytes": 1}}]}),
+            {"name": HEAP, "typed_config": {"@type": HEAP_TYPE, "max_heap_size_bytes": 1}}]}),
         |_| {},
     );
     let all = "stop_accepting_connections, disable_http_keepalive, stop_accepting_requests, \
