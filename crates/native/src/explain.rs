@@ -58,6 +58,7 @@ struct Dice {
     fault_abort: Option<f64>,
     weight: Option<f64>,
     route: Option<f64>,
+    cors: Option<f64>,
 }
 
 impl Random for Dice {
@@ -67,6 +68,7 @@ impl Random for Dice {
             Draw::FaultAbort => self.fault_abort,
             Draw::Weight => self.weight,
             Draw::RouteFraction => self.route,
+            Draw::Cors => self.cors,
             Draw::Mirror | Draw::Balance | Draw::BackOff | Draw::Ejection => None,
         };
         // 2^64 does not fit; the conversion saturates just below it.
@@ -138,6 +140,7 @@ impl Question {
             ("fault_abort", &mut dice.fault_abort),
             ("weight", &mut dice.weight),
             ("route", &mut dice.route),
+            ("cors", &mut dice.cors),
         ] {
             match value.get("random").and_then(|random| random.get(name)) {
                 None | Some(Value::Null) => {}
