@@ -326,7 +326,7 @@ impl Standing {
     }
 }
 
-/// Names under which a filter counts: Envoy's, in Prometheus's spelling.
+/// Names under which a filter counts, with their labels: as Envoy's Prometheus endpoint spells them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CounterNames {
     /// Let in by the rules.

@@ -357,8 +357,14 @@ fn render_rbac(workers: &[Arc<Shared>], out: &mut String) {
             }
         }
     }
-    for (name, (help, value)) in sums {
-        head(out, &name, help, "counter");
+    let mut told = "";
+    for (name, (help, value)) in &sums {
+        // Those of one name stand together, whatever their labels: `{` is behind all that a name is made of.
+        let metric = name.split('{').next().unwrap_or(name);
+        if metric != told {
+            head(out, metric, help, "counter");
+            told = metric;
+        }
         let _ = writeln!(out, "{name} {value}");
     }
 }

@@ -44,7 +44,7 @@ impl HttpRbac {
         Self {
             name: name.into(),
             rbac: Arc::new(Rbac::compile(context, filter)),
-            counters: counters("envoy_http_rbac_", &filter.rules_stat_prefix, &filter.shadow_rules_stat_prefix),
+            counters: http_counters(&filter.rules_stat_prefix, &filter.shadow_rules_stat_prefix),
             shadow_keys: shadow_keys(HTTP_FILTER, &filter.shadow_rules_stat_prefix),
         }
     }
@@ -55,38 +55,53 @@ impl NetworkRbac {
         if filter.stat_prefix.is_empty() {
             context.refuse_at("stat_prefix", "required");
         }
-        let prefix = format!("envoy_{}_rbac_", prometheus(filter.stat_prefix.trim_end_matches('.')));
         Self {
             rbac: Rbac {
                 rules: rules(context, "rules", filter.rules.as_ref(), Scope::Connections),
                 shadow_rules: rules(context, "shadow_rules", filter.shadow_rules.as_ref(), Scope::Connections),
             },
             delay_deny: context.duration("delay_deny", filter.delay_deny.as_ref()).filter(|delay| !delay.is_zero()),
-            counters: counters(&prefix, "", &filter.shadow_rules_stat_prefix),
+            counters: network_counters(&filter.stat_prefix, &filter.shadow_rules_stat_prefix),
             shadow_keys: shadow_keys(NETWORK_FILTER, &filter.shadow_rules_stat_prefix),
         }
     }
 }
 
-/// Envoy's names of statistics as its Prometheus endpoint spells them.
-fn prometheus(name: &str) -> String {
-    name.replace(|character: char| !character.is_ascii_alphanumeric() && character != '_', "_")
+/// What Envoy's endpoint makes labels of are the prefixes: those of an HTTP filter's rules, that of a network filter itself.
+fn http_counters(rules: &str, shadow_rules: &str) -> Arc<CounterNames> {
+    let labels = |prefix: &str| match prefix.trim_end_matches('.') {
+        "" => String::new(),
+        prefix => format!("{{envoy_rbac_http_prefix=\"{}\"}}", escaped(prefix)),
+    };
+    let (rules, shadow_rules) = (labels(rules), labels(shadow_rules));
+    Arc::new(CounterNames {
+        allowed: format!("envoy_http_rbac_allowed{rules}").into(),
+        denied: format!("envoy_http_rbac_denied{rules}").into(),
+        shadow_allowed: format!("envoy_http_rbac_shadow_allowed{shadow_rules}").into(),
+        shadow_denied: format!("envoy_http_rbac_shadow_denied{shadow_rules}").into(),
+    })
 }
 
-fn counters(prefix: &str, rules: &str, shadow_rules: &str) -> Arc<CounterNames> {
-    // A prefix is a step of the name, whether it ends in a dot or not.
-    let step = |prefix: &str| match prefix {
+fn network_counters(prefix: &str, shadow_rules: &str) -> Arc<CounterNames> {
+    let labels = format!("{{envoy_rbac_prefix=\"{}\"}}", escaped(prefix.trim_end_matches('.')));
+    let step = match shadow_rules.trim_end_matches('.') {
         "" => String::new(),
-        prefix => format!("{}_", prometheus(prefix.strip_suffix('.').unwrap_or(prefix))),
+        prefix => {
+            let spelled = |character: char| !character.is_ascii_alphanumeric() && character != '_';
+            format!("{}_", prefix.replace(spelled, "_"))
+        }
     };
-    let name = |step: &str, what: &str| format!("{prefix}{step}{what}").into();
-    let (rules, shadow_rules) = (step(rules), step(shadow_rules));
     Arc::new(CounterNames {
-        allowed: name(&rules, "allowed"),
-        denied: name(&rules, "denied"),
-        shadow_allowed: name(&shadow_rules, "shadow_allowed"),
-        shadow_denied: name(&shadow_rules, "shadow_denied"),
+        allowed: format!("envoy_rbac_allowed{labels}").into(),
+        denied: format!("envoy_rbac_denied{labels}").into(),
+        shadow_allowed: format!("envoy_rbac_{step}shadow_allowed{labels}").into(),
+        shadow_denied: format!("envoy_rbac_{step}shadow_denied{labels}").into(),
     })
+}
+
+/// A label's value in Prometheus's text format.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 fn shadow_keys(namespace: &'static str, prefix: &str) -> Arc<ShadowKeys> {
