@@ -64,8 +64,7 @@ def http_manager(reading: Reading, direction: Direction, statistics: str, *, loc
     if local_caller is not None:
         _add_filter(manager, LOCAL_CALLER, local_caller)
     _add_filter(manager, FAULT, fault_pb2.HTTPFault())
-    if able(reading.data_plane, Capability.CORS):
-        _add_filter(manager, CORS, cors_pb2.Cors())
+    _add_filter(manager, CORS, cors_pb2.Cors())
     router = router_pb2.Router()
     add_try_logs(reading, router.upstream_log, direction)
     _add_filter(manager, ROUTER, router)
