@@ -78,7 +78,7 @@ SCENARIOS = (
     "tcp-echo-weighted",
     "tcp-echo-weighted-mesh",
 )
-WITHOUT_REQUESTS = ("bookinfo-mtls", "grpc-echo", "httpbin-mirror", "httpbin-retries-timeout-circuit-breaker")
+WITHOUT_REQUESTS = ("bookinfo-mtls", "grpc-echo", "httpbin-mirror")
 """Every cluster there has TLS or HTTP/2, or all routes need a feature that is missing."""
 
 KINDS = ("clusters", "endpoints", "listeners", "routes")
