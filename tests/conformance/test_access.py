@@ -566,7 +566,8 @@ def proxies(
                     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                         break
                     said = (made.folder / "output").read_text()
-                    assert process.poll() is None and time.monotonic() < deadline, f"{name} does not listen: {said}"
+                    assert process.poll() is None, f"{name} has ended: {said}"
+                    assert time.monotonic() < deadline, f"{name} does not listen: {said}"
                     time.sleep(0.01)
         yield running
 
@@ -944,7 +945,7 @@ def test_both_proxies_close_the_same_connections(proxies: dict[str, Configuratio
             assert answer.answered == expected, f"{name}: {listener} as {identity}: {answer}"
         # Of bytes each connection has a record; of HTTP only the request that was let in.
         wanted = len(cases) - 1
-        found = records(where, lambda found, earlier=earlier: len(found) >= earlier + wanted)[earlier:]
+        found = records(where, lambda found, whole=earlier + wanted: len(found) >= whole)[earlier:]
         told[name] = sorted(json.dumps(record, sort_keys=True) for record in found)
         differences = {key: value - before.get(key, 0) for key, value in counters(where).items()}
         counted[name] = {key: value for key, value in differences.items() if value}

@@ -18,7 +18,6 @@ from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from weft.data_plane import ENVOY
 from weft.translate import names
 from weft.translate.access_log import Direction, add_connection_logs, add_request_logs, add_try_logs
-from weft.translate.capabilities import Capability, able
 from weft.translate.clusters import over_ads
 from weft.translate.extensions import LOCAL_CALLER
 from weft.translate.fragments import Reading
