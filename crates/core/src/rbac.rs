@@ -205,26 +205,34 @@ pub struct Rules {
     /// What is done.
     pub action: Action,
     /// By name, which is the order in which they are asked.
-    policies: Box<[(Arc<str>, Condition<Question>)]>,
+    policies: Box<[Policy<Question>]>,
+}
+
+/// A named condition.
+#[derive(Debug, Clone)]
+struct Policy<L> {
+    name: Arc<str>,
+    condition: Condition<L>,
 }
 
 /// What is left of rules for the requests of one connection: no policy that cannot take any of them, and none behind one that takes all.
 #[derive(Debug, Clone)]
 pub struct OpenRules {
     action: Action,
-    policies: Box<[(Arc<str>, Condition<Arc<RequestQuestion>>)]>,
+    policies: Box<[Policy<Arc<RequestQuestion>>]>,
 }
 
 impl Rules {
     fn given(&self, connection: &Connection<'_>) -> OpenRules {
         let mut policies = Vec::new();
-        for (name, condition) in &self.policies {
+        for Policy { name, condition } in &self.policies {
             let condition = condition.given(connection);
             if matches!(condition, Condition::Never) {
                 continue;
             }
             let takes_all = matches!(condition, Condition::Always);
-            policies.push((Arc::clone(name), condition));
+            // A text of its own: each verdict counts its users, and workers are not to do that in the same place.
+            policies.push(Policy { name: Arc::from(&**name), condition });
             if takes_all {
                 break;
             }
@@ -264,14 +272,14 @@ impl OpenRules {
 
     /// Decide about a request of *client*, the peer or whom it speaks for.
     pub fn verdict<R: RequestHead + ?Sized>(&self, request: &R, client: IpAddr) -> Verdict {
-        let taken = self.policies.iter().find(|(_, condition)| condition.holds(request, client));
+        let taken = self.policies.iter().find(|policy| policy.condition.holds(request, client));
         Verdict {
             allowed: match self.action {
                 Action::Allow => taken.is_some(),
                 Action::Deny => taken.is_none(),
                 Action::Log => true,
             },
-            policy: taken.map(|(name, _)| Arc::clone(name)),
+            policy: taken.map(|policy| Arc::clone(&policy.name)),
         }
     }
 }

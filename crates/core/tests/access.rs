@@ -10,6 +10,7 @@ use support::{Fixed, request};
 use weft_core::compile::{Compiled, Problems, Strictness};
 use weft_core::cors::{Cors, CrossOrigin, Treatment};
 use weft_core::decide::{Decision, Step, decide};
+use weft_core::format::{Command, Format, Piece};
 use weft_core::honoured::json::encode;
 use weft_core::http_manager::{HttpFilter, HttpManager};
 use weft_core::listener::{FilterChain, Listener, NetworkFilter};
@@ -270,6 +271,24 @@ fn shadow_rules_only_tell() {
     assert_eq!(&*filter.counters.allowed, "envoy_http_rbac_allowed");
     assert_eq!(&*filter.counters.shadow_denied, "envoy_http_rbac_shadow_denied{envoy_rbac_http_prefix=\"dry_\"}");
     assert_eq!(&*filter.shadow_keys.policy, "dry_shadow_effective_policy_id");
+}
+
+#[test]
+fn records_know_what_shadow_rules_tell_and_no_other_metadata() {
+    let command = |text: &str| Format::parse(text).map(|format| format.0);
+    let parsed = command("%DYNAMIC_METADATA(envoy.filters.http.rbac:shadow_engine_result):3%").expect("known");
+    let [Piece::Value(Command::DynamicMetadata { namespace, key, length })] = &*parsed else {
+        panic!("one command: {parsed:?}")
+    };
+    assert_eq!((&**namespace, &**key, *length), ("envoy.filters.http.rbac", "shadow_engine_result", Some(3)));
+    assert!(command("%DYNAMIC_METADATA(envoy.filters.network.rbac:shadow_effective_policy_id)%").is_ok());
+    for unknown in [
+        "%DYNAMIC_METADATA(envoy.filters.http.jwt_authn:payload)%",
+        "%DYNAMIC_METADATA(envoy.filters.http.rbac)%",
+        "%DYNAMIC_METADATA(envoy.filters.http.rbac:a:b)%",
+    ] {
+        assert!(command(unknown).is_err(), "{unknown}");
+    }
 }
 
 #[test]

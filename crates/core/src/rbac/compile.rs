@@ -11,8 +11,8 @@ use weft_protos::envoy::r#type::matcher::v3::path_matcher::Rule as PathRule;
 use weft_protos::envoy::r#type::matcher::v3::{PathMatcher, StringMatcher};
 
 use super::{
-    Action, Condition, ConnectionQuestion, CounterNames, HTTP_FILTER, HttpRbac, NETWORK_FILTER, NetworkRbac, Question,
-    Rbac, RequestQuestion, Rules, ShadowKeys,
+    Action, Condition, ConnectionQuestion, CounterNames, HTTP_FILTER, HttpRbac, NETWORK_FILTER, NetworkRbac, Policy,
+    Question, Rbac, RequestQuestion, Rules, ShadowKeys,
 };
 use crate::address::Cidr;
 use crate::compile::Context;
@@ -125,7 +125,7 @@ fn rules(context: &mut Context, field: &str, rules: Option<&proto::Rbac>, scope:
     };
     let policies = rules.policies.iter().filter_map(|(name, policy)| {
         let condition = context.at(&format!("{field}.policies[{name}]"), |context| condition(context, policy, scope));
-        Some((name.as_str().into(), condition?))
+        Some(Policy { name: name.as_str().into(), condition: condition? })
     });
     Some(Rules { action, policies: policies.collect() })
 }

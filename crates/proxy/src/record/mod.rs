@@ -315,7 +315,11 @@ impl Variables for Entry<'_> {
 
 /// The beginning of a text, so many bytes of it as fit without half a character.
 fn cut(text: &str, length: Option<usize>) -> &str {
-    length.map_or(text, |most| &text[..text.floor_char_boundary(most)])
+    let mut end = length.map_or(text.len(), |most| most.min(text.len()));
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 fn hostname() -> &'static str {
