@@ -14,7 +14,6 @@ from typing import Any
 
 from bench import peers, plot, report
 from bench.measure import OUT, Cores, Run, Table
-from bench.role import OPTIONAL
 
 SCENARIOS = ("s1", "s2", "s3", "s4", "s5", "s6", "s9", "s10", "memory", "start", "demo", "latency", "growth")
 
@@ -25,14 +24,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3, help="length of one run (default 3)")
     parser.add_argument("--peers", default=",".join(peers.ALL), help="which ones, by comma (default all)")
     parser.add_argument("--only", choices=SCENARIOS, action="append", help="only these scenarios")
-    parser.add_argument(
-        "--with",
-        dest="extra",
-        choices=sorted(OPTIONAL),
-        action="append",
-        default=[],
-        help="mesh features that not every peer has; name the --peers that do",
-    )
     options = parser.parse_args()
     names = tuple(options.peers.split(","))
     if unknown := [name for name in names if name not in peers.ALL]:
@@ -43,15 +34,12 @@ def main() -> None:
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
         "rounds": options.rounds,
         "seconds": options.seconds,
-        "extra": options.extra,
         "failed": {},
     }
     OUT.mkdir(exist_ok=True)
     tables: list[Table] = []
     with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
-        run = Run(
-            Path(folder), names, options.rounds, options.seconds, Cores.of_this_machine(), frozenset(options.extra)
-        )
+        run = Run(Path(folder), names, options.rounds, options.seconds, Cores.of_this_machine())
         for scenario in options.only or SCENARIOS:
             try:
                 found = importlib.import_module(f"bench.scenarios.{scenario}").run(run)

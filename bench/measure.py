@@ -66,8 +66,6 @@ class Run:
     rounds: int
     seconds: float
     cores: Cores
-    extra: frozenset[str] = frozenset()
-    """Names of optional features that are on."""
 
     def folder(self, name: str) -> Path:
         """Return a new folder; short, because paths of Unix sockets end after 107 bytes."""

@@ -42,14 +42,13 @@ OUTBOUND_MESH = BARE | {
     Feature.LEAST_REQUEST,
     Feature.PATH_NORMALISATION,
     Feature.FAULT,
+    Feature.RBAC,
+    Feature.CORS,
 }
 """Of the sidecar beside the caller, which is also the only proxy of a scenario with one."""
 
-INBOUND_MESH = BARE | {Feature.PATH_NORMALISATION, Feature.FAULT, Feature.CLIENT_CERTIFICATE}
+INBOUND_MESH = BARE | {Feature.PATH_NORMALISATION, Feature.FAULT, Feature.CLIENT_CERTIFICATE, Feature.RBAC}
 """Of the sidecar beside the called program. Istio gives it one route without retries, and no outlier detection."""
-
-OPTIONAL = frozenset({Feature.RBAC, Feature.CORS})
-"""Left out unless asked for (`--with`): weft-proxy does not have them yet, and what one peer lacks no peer carries."""
 
 HOSTS = 50
 DOMAINS_EACH = 5

@@ -70,6 +70,11 @@ def _http(role: Role, port: int, home: Path, access_log: Path) -> Iterator[str]:
     if role.has(Feature.CANARY):
         name, value = what.CANARY_HEADER
         yield f'map $http_{name.replace("-", "_")} $canary {{ default ""; {value} "-canary"; }}'
+    if role.has(Feature.RBAC):
+        denied = ("~^DELETE:", "~^POST:/admin", f"~^GET:{what.FORBIDDEN_PATH}")
+        yield f'map "$request_method:$uri" $denied {{ default 0; {" ".join(f"{each} 1;" for each in denied)} }}'
+    if role.has(Feature.CORS):
+        yield f'map $http_origin $origin {{ default ""; {what.CORS_ORIGIN} $http_origin; }}'
     if role.has(Feature.REQUEST_ID):
         yield 'map $http_x_request_id $id { default $http_x_request_id; "" $request_id; }'
     ports = role.ports
@@ -119,6 +124,11 @@ def _server(role: Role, name: str, listen: str, names: tuple[str, ...]) -> Itera
     if role.has(Feature.FAULT) and name == "faulty":
         header, value = what.FAULT_HEADER
         yield f"  if ($http_{header.replace('-', '_')} = {value}) {{ return {what.FAULT_STATUS}; }}"
+    if role.has(Feature.RBAC):
+        yield "  if ($denied) { return 403; }"
+    if role.has(Feature.CORS):
+        # Without a value there is no such header.
+        yield "  add_header access-control-allow-origin $origin always;"
     module = "grpc" if role.upstream_http2 else "proxy"
     canary = "$canary" if role.has(Feature.CANARY) and name in role.services else ""
     path = "$uri$is_args$args" if role.has(Feature.PATH_NORMALISATION) else ""

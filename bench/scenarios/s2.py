@@ -7,7 +7,7 @@ from bench.contest import contest
 from bench.load import Load, wrk
 from bench.measure import Run, Table
 from bench.peers import Peer
-from bench.role import Feature, Role
+from bench.role import Role
 
 BODY_BYTES = 1024
 CONNECTIONS = 64
@@ -32,11 +32,10 @@ BROWSER_HEADERS = (
 
 def run(run: Run) -> list[Table]:
     work = run.folder("s2")
-    features = role.OUTBOUND_MESH | {Feature(each) for each in run.extra}
-    among = [each for each in ("weft-proxy", "envoy", "haproxy", "nginx") if not (run.extra and each == "nginx")]
+    among = ("weft-proxy", "envoy", "haproxy", "nginx")
     tables = []
     with backends.http(work, length=BODY_BYTES, cores=run.cores.rest) as ports:
-        mesh = Role(ports, features)
+        mesh = Role(ports, role.OUTBOUND_MESH)
         for count, extra in ((1, ()), (14, BROWSER_HEADERS)):
             headers = (f"Host: {role.host(mesh.target)}", *extra)
 

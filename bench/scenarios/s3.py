@@ -23,9 +23,10 @@ def roles(run: Run, ports: role.Ports, *, http2: bool) -> tuple[Role, Role]:
     """Return the roles of the caller's proxy and of the called one's; the former's backend is filled in by the pair."""
     authority = Authority(run.folder("certificates"))
     caller, called = authority.issue("caller", peer="called"), authority.issue("called", peer="caller")
-    extra = {Feature(each) for each in run.extra}
-    outbound = Role(ports, role.OUTBOUND_MESH | extra, upstream_tls=caller, upstream_http2=http2)
-    inbound = Role(ports, role.INBOUND_MESH | extra, inbound=True, hosts=1, downstream_tls=called)
+    # Of a pair the called side asks who may call.
+    features = role.OUTBOUND_MESH - {Feature.RBAC}
+    outbound = Role(ports, features, upstream_tls=caller, upstream_http2=http2)
+    inbound = Role(ports, role.INBOUND_MESH, inbound=True, hosts=1, downstream_tls=called)
     return outbound, inbound
 
 

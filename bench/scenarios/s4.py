@@ -7,7 +7,7 @@ from bench.contest import contest
 from bench.load import Load, h2load
 from bench.measure import Run, Table
 from bench.peers import Peer
-from bench.role import Feature, Role
+from bench.role import Role
 
 MESSAGE_BYTES = 1024
 CONNECTIONS = 16
@@ -27,7 +27,7 @@ def run(run: Run) -> list[Table]:
     with backends.grpc(work, length=MESSAGE_BYTES, cores=run.cores.rest) as ports:
         for name, features, among in (
             ("bare", role.BARE, ("weft-proxy", "envoy", "haproxy", "nginx")),
-            ("mesh", role.OUTBOUND_MESH | {Feature(each) for each in run.extra}, ("weft-proxy", "envoy", "haproxy")),
+            ("mesh", role.OUTBOUND_MESH, ("weft-proxy", "envoy", "haproxy")),
         ):
             mesh = Role(ports, features, downstream_http2=True, upstream_http2=True, path=backends.GRPC_PATH)
             host = role.host(mesh.target)

@@ -50,12 +50,21 @@ spec:
     fault:
       delay: {fixedDelay: 1s, percentage: {value: 0.5}}
       abort: {httpStatus: 503, percentage: {value: 12.5}}
+    corsPolicy:
+      allowOrigins: [{exact: "https://shop.example"}, {prefix: "https://a."}, {regex: "https://s[0-9]"}]
+      allowMethods: [GET, PUT]
+      allowHeaders: [x-a]
+      exposeHeaders: [x-b]
+      maxAge: 24h
+      allowCredentials: true
+      unmatchedPreflights: IGNORE
     headers: {request: {set: {a: "%REQ(:path)%"}, add: {c: d}, remove: [e]}, response: {set: {a: b}, remove: [e]}}
   - name: regex
     match: [{uri: {regex: "/r/[^/]+"}}]
     route: [{destination: {host: service-0}}]
     rewrite: {uriRegexRewrite: {match: "/r/(.*)", rewrite: '/\\1'}}
     fault: {delay: {fixedDelay: 1s, percent: 5}}
+    corsPolicy: {allowOrigin: ["https://shop.example"]}
   - match: [{uri: {exact: /old}}]
     redirect: {uri: /new, authority: other.example.com, port: 8080, scheme: https, redirectCode: 308}
   - match: [{uri: {prefix: /prefix}}]

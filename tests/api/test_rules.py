@@ -342,6 +342,48 @@ VIRTUAL_SERVICES = {
         "retryOn",
         "POST and PATCH as well",
     ),
+    "pages of both lists": (
+        rule(f"corsPolicy: {{allowOrigin: [a], allowOrigins: [{{exact: a}}]}}, {TO}"),
+        "http[0].corsPolicy.allowOrigin",
+        "conflict",
+        "allowOrigin",
+        "no effect beside it",
+    ),
+    "page whose origin is no regex": (
+        rule(f"corsPolicy: {{allowOrigins: [{{regex: '('}}]}}, {TO}"),
+        "http[0].corsPolicy.allowOrigins[0].regex",
+        "bad-regex",
+        "'('",
+        "",
+    ),
+    "method of no HTTP": (
+        rule(f"corsPolicy: {{allowMethods: [GET, get]}}, {TO}"),
+        "http[0].corsPolicy.allowMethods[1]",
+        "unknown-value",
+        "get",
+        "no method of HTTP",
+    ),
+    "header that is none": (
+        rule(f"corsPolicy: {{allowHeaders: ['a b']}}, {TO}"),
+        "http[0].corsPolicy.allowHeaders[0]",
+        "bad-header",
+        "'a b'",
+        "",
+    ),
+    "part of a second": (
+        rule(f"corsPolicy: {{maxAge: 1500ms}}, {TO}"),
+        "http[0].corsPolicy.maxAge",
+        "out-of-range",
+        "1500ms",
+        "whole seconds",
+    ),
+    "pages of a redirect": (
+        rule("corsPolicy: {allowOrigins: [{exact: a}]}, redirect: {uri: /a}"),
+        "http[0].corsPolicy",
+        "conflict",
+        "corsPolicy",
+        "no effect beside `redirect`",
+    ),
     "empty fault": (rule(f"fault: {{}}, {TO}"), "http[0].fault", "missing-field", "fault", "`delay`, an `abort`"),
     "percentage beyond 100": (
         rule(f"fault: {{delay: {{fixedDelay: 1s, percentage: {{value: 100.5}}}}}}, {TO}"),
@@ -441,6 +483,9 @@ FINE = {
     "status to retry on": rule(f"retries: {{attempts: 1, retryOn: '503,cancelled'}}, {TO}"),
     "retries of what is idempotent": rule(
         f"match: [{{method: {{exact: GET}}}}, {{method: {{exact: PUT}}}}], retries: {{attempts: 1, retryOn: '5xx'}}, {TO}"
+    ),
+    "pages of any origin": rule(
+        f'corsPolicy: {{allowOrigins: [{{exact: "*"}}], allowMethods: ["*"], allowHeaders: ["*"], maxAge: 24h}}, {TO}'
     ),
     "no retries at all": rule(f"retries: {{attempts: 0}}, {TO}"),
     "no retries": rule(f"retries: {{attempts: 0}}, {TO}"),

@@ -57,6 +57,9 @@ def _actions(answer: dict[str, Any], workloads: dict[str, frozenset[str]]) -> Po
             return [(1.0, Outcome("redirect", status=answer["status"], location=answer.get("location", "")))]
         case "direct_response" | "no_route" | "refused":
             return [(1.0, Outcome("respond", status=answer["status"]))]
+        case "preflight" | "denied":
+            headers = dict(answer.get("cors", {}).get("response_headers", []))
+            return [(1.0, Outcome("respond", status=answer["status"], response_headers=headers))]
         case "no_cluster":
             return [(1.0, Outcome("respond", status=answer.get("status", 503)))]
     retry = answer.get("retry") or {}

@@ -126,7 +126,13 @@ def agrees(answer: Answer, outcome: Outcome) -> bool:
     if answer.seconds < outcome.delay_seconds * 0.95:
         return False
     if outcome.kind == "respond":
-        return answer.status == outcome.status and answer.echo is None and outcome.body in answer.body.decode()
+        return (
+            answer.status == outcome.status
+            and answer.echo is None
+            and outcome.body in answer.body.decode()
+            and all(answer.headers.get(name) == value for name, value in outcome.response_headers.items())
+            and not any(name in answer.headers for name in outcome.removed_response_headers)
+        )
     if outcome.kind == "redirect":
         return (answer.status, normal(answer.headers.get("location", ""))) == (outcome.status, normal(outcome.location))
     if answer.echo is None or answer.echo["workload"] not in outcome.workloads:

@@ -73,7 +73,7 @@ class Upstreams:
                 self.end_headers()
                 self.wfile.write(body)
 
-            do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815 - the names that http.server calls
+            do_GET = do_POST = do_PUT = do_DELETE = do_OPTIONS = answer  # noqa: N815 - the names that http.server calls
 
             def log_message(self, *_: object) -> None:
                 """Say nothing: the proxies' access records tell more."""

@@ -13,7 +13,7 @@ from bench.goals import judged
 from bench.measure import Series, Table
 from bench.process import program
 from bench.report import readme
-from bench.role import OPTIONAL, Feature, Ports, Role
+from bench.role import Feature, Ports, Role
 
 PORTS = Ports((1001, 1002), canary=1003, echo=(1004, 1005), failing=1006, busy=1007)
 
@@ -24,7 +24,7 @@ def roles(tmp_path):
     caller, called = authority.issue("caller", peer="called"), authority.issue("called", peer="caller")
     return {
         "bare": Role(PORTS, role.BARE),
-        "mesh": Role(PORTS, role.OUTBOUND_MESH | OPTIONAL, upstream_tls=caller, upstream_http2=True),
+        "mesh": Role(PORTS, role.OUTBOUND_MESH, upstream_tls=caller, upstream_http2=True),
         "inbound": Role(PORTS, role.INBOUND_MESH, inbound=True, hosts=1, downstream_tls=called),
         "tcp": Role(PORTS, frozenset({Feature.ACCESS_RECORD}), tcp=True),
     }
@@ -42,7 +42,7 @@ def test_haproxy_accepts_its_configuration(roles, name, tmp_path):
 
 
 @pytest.mark.conformance
-@pytest.mark.parametrize("name", ["bare", "inbound"])
+@pytest.mark.parametrize("name", ["bare", "mesh", "inbound"])
 def test_nginx_accepts_its_configuration(roles, name, tmp_path):
     file = tmp_path / "nginx.conf"
     wanted = replace(roles[name], features=roles[name].features - {Feature.CLIENT_CERTIFICATE})

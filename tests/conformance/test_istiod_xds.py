@@ -78,7 +78,7 @@ SCENARIOS = (
     "tcp-echo-weighted",
     "tcp-echo-weighted-mesh",
 )
-WITHOUT_REQUESTS = ("bookinfo-mtls", "grpc-echo", "httpbin-mirror", "httpbin-retries-timeout-circuit-breaker")
+WITHOUT_REQUESTS = ("bookinfo-mtls", "grpc-echo", "httpbin-mirror")
 """Every cluster there has TLS or HTTP/2, or all routes need a feature that is missing."""
 
 KINDS = ("clusters", "endpoints", "listeners", "routes")
@@ -86,11 +86,8 @@ PROXYLESS = "grpc"
 """`GENERATOR` of a gRPC client that is its own proxy: its resources are not for a proxy to serve."""
 
 UNSUPPORTED = {
-    "extensions.filters.http.rbac.v3.RBAC": "http_filters",
-    "extensions.filters.network.rbac.v3.RBAC": "filters",
     "extensions.filters.http.jwt_authn.v3.JwtAuthentication": "http_filters",
     "extensions.filters.http.ext_authz.v3.ExtAuthz": "http_filters",
-    "extensions.filters.http.cors.v3.CorsPolicy": "typed_per_filter_config",
     '"hashPolicy"': "hash_policy",
     '"RING_HASH"': "lb_policy",
     '"MAGLEV"': "lb_policy",

@@ -56,6 +56,14 @@ spec:
     - uri: {prefix: /old}
     redirect: {uri: /new}
   - match:
+    - uri: {prefix: /pages}
+    corsPolicy:
+      allowOrigins: [{exact: "https://shop.example"}, {prefix: "https://a."}]
+      allowMethods: [GET, PUT]
+      maxAge: 1h
+      allowCredentials: true
+    route: [{destination: {host: ratings}}]
+  - match:
     - uri: {exact: /teapot}
     directResponse: {status: 418}
 ---

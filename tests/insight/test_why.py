@@ -19,6 +19,13 @@ QUESTIONS = {
     "header": Question("productpage", "http://reviews:9080/reviews/0", headers=(("end-user", "jason"),)),
     "weights": Question("productpage", "http://reviews:9080/reviews/0"),
     "fault": Question("productpage-v1-0", "http://reviews.default:9080/x?beta=yes"),
+    "page": Question("reviews-v2-0", "http://ratings:9080/pages", headers=(("origin", "https://shop.example"),)),
+    "preflight": Question(
+        "reviews-v2-0",
+        "http://ratings:9080/pages",
+        method="OPTIONS",
+        headers=(("origin", "https://shop.example"), ("access-control-request-method", "PUT")),
+    ),
     "redirect": Question("reviews", "http://ratings:9080/old/7"),
     "direct-response": Question("reviews-v2-0", "http://ratings:9080/teapot", method="POST"),
     "no-route": Question("productpage", "http://ratings:9080/ratings/0"),

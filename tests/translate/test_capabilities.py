@@ -19,7 +19,6 @@ ROUTE = [{"destination": {"host": "service-0"}}]
     [
         ({"mirror": {"host": "service-1"}}, "spec.http[0].mirror", Capability.MIRROR),
         ({"mirrors": [{"destination": {"host": "service-1"}}]}, "spec.http[0].mirrors", Capability.MIRROR),
-        ({"corsPolicy": {"allowMethods": ["GET"]}}, "spec.http[0].corsPolicy", Capability.CORS),
     ],
 )
 def test_rules_that_weft_proxy_cannot_follow_are_refused(
@@ -52,7 +51,7 @@ def test_policies_that_weft_proxy_cannot_follow_are_refused_at_every_level() -> 
 def test_an_unknown_data_plane_is_a_mistake() -> None:
     """Nobody is told that something unknown can do everything."""
     with pytest.raises(KeyError):
-        able("nginx", Capability.CORS)
+        able("nginx", Capability.MIRROR)
 
 
 @pytest.mark.parametrize("data_plane", ["weft-proxy", "envoy"])

@@ -45,7 +45,7 @@ def test_recorded_scenarios_are_honoured(native: Any, corpus: Path, name: str) -
 
 def test_what_is_refused_would_not_be_honoured(native: Any, corpus: Path) -> None:
     """The table of capabilities says no more than the proxy does: without it these would be refused on arrival."""
-    for name in ("httpbin-mirror", "consistent-hash-header", "httpbin-retries-timeout-circuit-breaker"):
+    for name in ("httpbin-mirror", "consistent-hash-header"):
         scenario = load(corpus / "istiod-xds" / name)
         assert any(refusals(item, "weft-proxy") for item in scenario.snapshot.config.values())
         assert not_honoured(native, scenario.snapshot, scenario.proxies["curl"]) != []

@@ -1,13 +1,15 @@
-//! One HTTP request, top to bottom: route, cluster, fault. What happens then (pick, connect, forward) needs sockets and is the caller's.
+//! One HTTP request, top to bottom: route, cluster, and the filters that act on it in their order. What happens then (pick, connect, forward) needs sockets and is the caller's.
 
 use std::sync::Arc;
 
 use crate::cluster::Cluster;
+use crate::cors::Cors;
 use crate::fault::{Fault, FaultOutcome};
 use crate::header_edit::HeaderEdits;
 use crate::http_manager::{HttpFilter, HttpManager};
 use crate::plan::Plan;
 use crate::random::Random;
+use crate::rbac::{HttpRbac, Rbac, RbacOverride};
 use crate::request::RequestHead;
 use crate::respond::{Cause, LocalReply};
 use crate::route::{
@@ -29,6 +31,17 @@ pub struct Decision<'p> {
     pub fault: Option<&'p Arc<Fault>>,
     /// What to do after the fault.
     pub outcome: Outcome<'p>,
+}
+
+/// A filter that acts on a request, with what it goes by.
+#[derive(Debug, Clone, Copy)]
+pub enum Step<'p> {
+    /// Ask these rules, which are the filter's or the route's.
+    Rbac(&'p HttpRbac, &'p Arc<Rbac>),
+    /// Consider the request by this policy.
+    Cors(&'p Arc<Cors>),
+    /// Throw the dice of [`Decision::strike`].
+    Fault,
 }
 
 /// What to do with a request.
@@ -136,6 +149,41 @@ impl<'p> Decision<'p> {
         self.fault.map_or_else(FaultOutcome::default, |fault| fault.strike(random))
     }
 
+    /// The filters that act on the request, in the order of the manager. What each of them finds may end the request.
+    pub fn steps(&self, manager: &'p HttpManager) -> impl Iterator<Item = Step<'p>> {
+        manager.filters.iter().filter_map(|filter| match filter {
+            HttpFilter::Rbac(filter) => self.rules_of(filter).map(|rules| Step::Rbac(filter, rules)),
+            HttpFilter::Cors => self.target().and_then(|target| target.cors.as_ref()).map(Step::Cors),
+            HttpFilter::Fault { .. } => self.fault.map(|_| Step::Fault),
+            HttpFilter::GrpcStats | HttpFilter::GrpcWeb | HttpFilter::LocalCaller(_) | HttpFilter::Router { .. } => {
+                None
+            }
+        })
+    }
+
+    /// The rules of the most specific level that names the filter, else the filter's; `None`: it is turned off.
+    fn rules_of(&self, filter: &'p HttpRbac) -> Option<&'p Arc<Rbac>> {
+        let own = self
+            .overrides()
+            .find_map(|level| level.rbac.iter().find(|(name, _)| **name == *filter.name).map(|(_, rules)| rules));
+        match own {
+            Some(RbacOverride::Rbac(rules)) => Some(rules),
+            Some(RbacOverride::Disabled) => None,
+            None => Some(&filter.rbac),
+        }
+    }
+
+    /// What the levels say about filters, the most specific first: weighted cluster, route, virtual host, route configuration.
+    fn overrides(&self) -> impl Iterator<Item = &'p FilterOverrides> + use<'p> {
+        let levels: [Option<&'p FilterOverrides>; 4] = [
+            self.target().map(|target| &target.overrides),
+            self.route.map(|route| &route.overrides),
+            self.virtual_host.map(|host| &host.overrides),
+            self.table.map(|table| &table.overrides),
+        ];
+        levels.into_iter().flatten()
+    }
+
     /// The fault of the most specific level that names one: weighted cluster, route, virtual host, route configuration, filter.
     fn fault_of(&self, manager: &'p HttpManager) -> Option<&'p Arc<Fault>> {
         // Without the filter in the manager no level's setting means anything.
@@ -143,13 +191,7 @@ impl<'p> Decision<'p> {
             HttpFilter::Fault { fault, .. } => Some(fault.as_ref()),
             _ => None,
         })?;
-        let levels: [Option<&'p FilterOverrides>; 4] = [
-            self.target().map(|target| &target.overrides),
-            self.route.map(|route| &route.overrides),
-            self.virtual_host.map(|host| &host.overrides),
-            self.table.map(|table| &table.overrides),
-        ];
-        match levels.into_iter().flatten().find_map(|level| level.fault.as_ref()) {
+        match self.overrides().find_map(|level| level.fault.as_ref()) {
             Some(FaultOverride::Fault(fault)) => Some(fault),
             Some(FaultOverride::Disabled) => None,
             None => own,

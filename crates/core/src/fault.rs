@@ -70,9 +70,7 @@ impl Fault {
 
     pub(crate) fn compile(context: &mut Context, fault: &proto::HttpFault) -> Self {
         // An absent percentage means never, as in Envoy.
-        let share = |percentage: Option<&FractionalPercent>| {
-            percentage.map_or(Fraction { numerator: 0, denominator: 100 }, Fraction::compile)
-        };
+        let share = |percentage: Option<&FractionalPercent>| percentage.map_or(Fraction::NEVER, Fraction::compile);
         let delay = fault.delay.as_ref().and_then(|delay| {
             context.at("delay", |context| match &delay.fault_delay_secifier {
                 Some(FaultDelaySecifier::FixedDelay(duration)) => {

@@ -1,6 +1,7 @@
 //! Envoy's substitution format: `%REQ(:METHOD)% %RESPONSE_CODE%`, for access records and header values.
 
 use crate::compile::Context;
+use crate::rbac;
 
 /// One value that a format can ask for. The commands listed here are those that weft honours; another one refuses the resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub enum Command {
     FilterChainName,
     /// `%HOSTNAME%`
     Hostname,
+    /// `%DYNAMIC_METADATA(NAMESPACE:KEY):LENGTH%`: of what shadow rules of RBAC tell, which is all there is.
+    DynamicMetadata { namespace: Box<str>, key: Box<str>, length: Option<usize> },
 }
 
 /// A piece of a format: text that stands as it is, or a value.
@@ -185,6 +188,13 @@ fn command(text: &str) -> Result<Command, String> {
             "START_TIME" if length.is_none() => Ok(Command::StartTime(Some(argument.into()))),
             "REQ" => Ok(Command::RequestHeader { name: header(), otherwise, length }),
             "RESP" => Ok(Command::ResponseHeader { name: header(), otherwise, length }),
+            "DYNAMIC_METADATA" => match argument.split_once(':') {
+                // Nobody else makes any, and a key within a value that is text leads nowhere.
+                Some((namespace @ (rbac::HTTP_FILTER | rbac::NETWORK_FILTER), key)) if !key.contains(':') => {
+                    Ok(Command::DynamicMetadata { namespace: namespace.into(), key: key.into(), length })
+                }
+                _ => Err(unknown()),
+            },
             "TRAILER" => Ok(Command::ResponseTrailer { name: header(), otherwise, length }),
             _ => Err(unknown()),
         };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use weft_protos::Message as _;
 use weft_protos::envoy::config::core::v3::HttpProtocolOptions;
 use weft_protos::envoy::extensions::filters::http::fault::v3::HttpFault;
+use weft_protos::envoy::extensions::filters::http::rbac::v3::Rbac;
 use weft_protos::envoy::extensions::filters::http::router::v3::Router;
 use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3 as proto;
 use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
@@ -18,10 +19,12 @@ use weft_protos::weft::extensions::filters::v1 as proto_filters;
 use crate::access_log::AccessLog;
 use crate::address::Cidr;
 use crate::compile::Context;
+use crate::cors::CORS_FILTER;
 use crate::fault::Fault;
 use crate::honoured;
 use crate::http2::Http2Options;
 use crate::local_caller::LocalCaller;
+use crate::rbac::HttpRbac;
 use crate::route::RouteTable;
 use crate::upgrade::{Upgrade, refuse_repeated};
 
@@ -50,7 +53,9 @@ pub enum RouteSource {
 pub enum HttpFilter {
     /// Delay and abort. Its own fault applies where no route says otherwise. `name` is the key of `typed_per_filter_config`.
     Fault { name: Arc<str>, fault: Option<Arc<Fault>> },
-    /// Accepted; acts only where a route has a CORS policy (which is not supported yet and refused).
+    /// Lets in whom its rules, or the route's, let in.
+    Rbac(HttpRbac),
+    /// Acts where a route has a CORS policy.
     Cors,
     /// Accepted; counts gRPC messages, nothing on the request path.
     GrpcStats,
@@ -466,7 +471,19 @@ fn http_filter(context: &mut Context, filter: &proto::HttpFilter) -> Option<Http
                 None
             }
         },
-        "envoy.extensions.filters.http.cors.v3.Cors" => Some(HttpFilter::Cors),
+        "envoy.extensions.filters.http.rbac.v3.RBAC" => match Rbac::decode(any.value.as_ref()) {
+            Ok(rbac) => Some(HttpFilter::Rbac(HttpRbac::compile(context, &filter.name, &rbac))),
+            Err(error) => {
+                context.refuse(error.to_string());
+                None
+            }
+        },
+        "envoy.extensions.filters.http.cors.v3.Cors" => {
+            if filter.name != CORS_FILTER {
+                context.refuse(format!("the CORS filter must have the name {CORS_FILTER}"));
+            }
+            Some(HttpFilter::Cors)
+        }
         "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => Some(HttpFilter::GrpcWeb),
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => Some(HttpFilter::GrpcStats),
         other => {

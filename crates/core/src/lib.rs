@@ -8,7 +8,7 @@
 //!
 //! 1. [`plan::Plan`]: all resources of one proxy, compiled; which listener takes a connection.
 //! 2. [`decide`]: one request, top to bottom.
-//! 3. [`route`], [`fault`], [`balance`], [`retry`]: the rooms it walks through.
+//! 3. [`route`], [`rbac`], [`cors`], [`fault`], [`balance`], [`retry`]: the rooms it walks through.
 //! 4. [`respond`]: every answer that a proxy gives by itself, in one ordered table.
 //! 5. [`honoured`]: why a field that weft does not implement is refused instead of ignored.
 
@@ -22,6 +22,7 @@ pub mod balance;
 pub mod breaker;
 pub mod cluster;
 pub mod compile;
+pub mod cors;
 pub mod decide;
 pub mod dns;
 pub mod endpoint;
@@ -38,6 +39,7 @@ pub mod metadata;
 pub mod outlier;
 pub mod plan;
 pub mod random;
+pub mod rbac;
 pub mod request;
 pub mod respond;
 pub mod retry;

@@ -12,6 +12,8 @@ pub enum Draw {
     RouteFraction,
     /// Which of several weighted clusters.
     Weight,
+    /// Whether the CORS filter is on.
+    Cors,
     /// Whether the fault filter delays.
     FaultDelay,
     /// Whether the fault filter aborts.
@@ -82,6 +84,9 @@ pub struct Fraction {
 impl Fraction {
     /// Every request.
     pub const ALWAYS: Self = Self { numerator: 100, denominator: 100 };
+
+    /// No request.
+    pub const NEVER: Self = Self { numerator: 0, denominator: 100 };
 
     /// Whether this request is one of the share.
     pub fn strikes<R: Random + ?Sized>(self, purpose: Draw, random: &mut R) -> bool {

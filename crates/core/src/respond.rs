@@ -162,6 +162,10 @@ pub enum Cause {
     // While the request is routed.
     /// No virtual host or route.
     RouteNotFound,
+    /// No RBAC policy lets the request in, or one refuses it.
+    AccessDenied,
+    /// A browser asks what a page of another site may do.
+    CorsPreflight,
     /// A redirect of the configuration.
     Redirect,
     /// An answer of the configuration.
@@ -316,6 +320,9 @@ pub const TABLE: &[Row] = {
         row(Overload, 503, Some(F::OverloadManager), "overload", "envoy overloaded"),
         // Nobody serves this: 404.
         row(RouteNotFound, 404, Some(F::NoRouteFound), "route_not_found", ""),
+        // The policy's name follows the details: see `rbac::Verdict`.
+        row(AccessDenied, 403, None, "rbac_access_denied_matched_policy", "RBAC: access denied"),
+        row(CorsPreflight, 200, None, "cors_response", ""),
         // The next three carry the configuration's own status.
         row(Redirect, 301, None, "direct_response", ""),
         row(DirectResponse, 200, None, "direct_response", ""),

@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use weft_core::balance::Balancer;
 use weft_core::cluster::{Cluster, Discovery, TransportSocket};
-use weft_core::decide::{Decision, Outcome, decide};
+use weft_core::cors::{Cors, Treatment};
+use weft_core::decide::{Decision, Outcome, Step, decide};
 use weft_core::fault::Fault;
 use weft_core::format::{Command, Format, Piece};
 use weft_core::header_edit::{AppendAction, HeaderEdits};
@@ -18,7 +19,8 @@ use weft_core::listener::{Direction, FilterChain, Listener, NetworkFilter, Openi
 use weft_core::metadata::Metadata;
 use weft_core::plan::Plan;
 use weft_core::random::{Draw, Random};
-use weft_core::request::OwnedRequest;
+use weft_core::rbac::{self, Names, Rbac, Rules, Verdict, Verdicts};
+use weft_core::request::{OwnedRequest, RequestHead as _};
 use weft_core::respond::{Cause, Flags, ResponseFlag};
 use weft_core::retry::RetryPolicy;
 use weft_core::route::{Action, Forward, Target};
@@ -43,6 +45,10 @@ struct Question {
     destination: SocketAddr,
     source: SocketAddr,
     opening: Opening,
+    /// Names in the client's certificate, where the connection is known to be TLS.
+    names: Option<Names>,
+    /// The client, where a proxy that is believed stands before this one.
+    client: IpAddr,
     /// Whether the client speaks TLS, where the question says so; then a listener that takes something else refuses it.
     tls: Option<bool>,
     request: OwnedRequest,
@@ -58,6 +64,7 @@ struct Dice {
     fault_abort: Option<f64>,
     weight: Option<f64>,
     route: Option<f64>,
+    cors: Option<f64>,
 }
 
 impl Random for Dice {
@@ -67,6 +74,7 @@ impl Random for Dice {
             Draw::FaultAbort => self.fault_abort,
             Draw::Weight => self.weight,
             Draw::RouteFraction => self.route,
+            Draw::Cors => self.cors,
             Draw::Mirror | Draw::Balance | Draw::BackOff | Draw::Ejection => None,
         };
         // 2^64 does not fit; the conversion saturates just below it.
@@ -92,8 +100,10 @@ pub fn answer(plan: &Plan, text: &str, mode: Mode) -> Result<String, String> {
         None => refuse(&mut answer, "refused", Cause::FilterChainNotFound, None),
         Some(chain) => {
             answer.insert("filter_chain".into(), json!(&*chain.name));
+            let denied = !question.is_in_plain_text_to(chain) && admit(chain, &question, &mut answer).is_some();
             match &chain.filter {
                 _ if question.is_in_plain_text_to(chain) => refuse_plain_text(&mut answer),
+                _ if denied => {}
                 NetworkFilter::Tcp(filter) => tcp(plan, filter, &question, &mut answer),
                 NetworkFilter::Http(_) if question.is_in_tls_to(chain) => {
                     refuse(&mut answer, "refused", Cause::MalformedRequest, None);
@@ -138,6 +148,7 @@ impl Question {
             ("fault_abort", &mut dice.fault_abort),
             ("weight", &mut dice.weight),
             ("route", &mut dice.route),
+            ("cors", &mut dice.cors),
         ] {
             match value.get("random").and_then(|random| random.get(name)) {
                 None | Some(Value::Null) => {}
@@ -153,7 +164,9 @@ impl Question {
             .map(|names| names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect::<Vec<_>>());
         let tls = value.get("tls").and_then(Value::as_bool);
         let sni = string("sni");
-        let opening = if tls.unwrap_or(sni.is_some() || string("source_principal").is_some()) {
+        let principal = string("source_principal");
+        let source = address("source")?.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
+        let opening = if tls.unwrap_or(sni.is_some() || principal.is_some()) {
             // What weft-proxy and Istio's proxies offer to each other.
             let sidecars = || ["istio-http/1.1", "istio", "http/1.1"].map(str::to_owned).to_vec();
             Opening::Tls { server_name: sni, application_protocols: alpn.unwrap_or_else(sidecars) }
@@ -164,7 +177,14 @@ impl Question {
         Ok(Self {
             direction,
             destination: address("destination")?.ok_or("destination: required")?,
-            source: address("source")?.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)),
+            source,
+            names: matches!(opening, Opening::Tls { .. })
+                .then(|| Names { uris: principal.into_iter().map(Into::into).collect(), ..Names::default() }),
+            client: match string("client").map(|text| text.parse()) {
+                None => source.ip(),
+                Some(Ok(client)) => client,
+                Some(Err(_)) => return Err("client: not an IP address: 203.0.113.9".to_owned()),
+            },
             opening,
             tls,
             request: OwnedRequest {
@@ -210,6 +230,20 @@ impl Question {
             })
     }
 
+    /// What RBAC rules may ask about the connection.
+    fn connection(&self) -> rbac::Connection<'_> {
+        rbac::Connection {
+            source: self.source.ip(),
+            direct: self.source.ip(),
+            destination: self.destination,
+            server_name: match &self.opening {
+                Opening::Tls { server_name, .. } => server_name.as_deref(),
+                Opening::Http(_) => None,
+            },
+            names: self.names.as_ref(),
+        }
+    }
+
     /// Whether the filter chain shakes hands, and the client is known not to.
     fn is_in_plain_text_to(&self, chain: &FilterChain) -> bool {
         chain.tls.is_some() && self.tls == Some(false)
@@ -234,6 +268,114 @@ fn refuse(answer: &mut Map<String, Value>, outcome: &str, cause: Cause, status: 
     answer.insert("status".into(), json!(status.unwrap_or(row.status)));
     answer.insert("response_flags".into(), json!(row.flag.map_or("-", ResponseFlag::code)));
     answer.insert("explanation".into(), json!(row.flag.map_or(row.details, ResponseFlag::explanation)));
+}
+
+/// What the network filters of a chain say; the first refusal.
+fn admit(chain: &FilterChain, question: &Question, answer: &mut Map<String, Value>) -> Option<Verdict> {
+    for filter in &chain.rbac {
+        let verdicts = filter.verdicts(&question.connection());
+        note_rules(rbac::NETWORK_FILTER, &filter.rbac, &verdicts, answer);
+        if let Some(refusal) = verdicts.refusal() {
+            deny(refusal, Value::Null, answer);
+            return Some(refusal.clone());
+        }
+    }
+    None
+}
+
+/// One more RBAC filter was asked.
+fn note_rules(filter: &str, rules: &Rbac, verdicts: &Verdicts, answer: &mut Map<String, Value>) {
+    let told = |rules: &Option<Rules>, verdict: &Option<Verdict>| match (rules, verdict) {
+        (Some(rules), Some(verdict)) => {
+            json!({"action": rules.action.name(), "allowed": verdict.allowed, "policy": verdict.policy.as_deref()})
+        }
+        _ => Value::Null,
+    };
+    let note = json!({
+        "filter": filter,
+        "rules": told(&rules.rules, &verdicts.rules),
+        "shadow_rules": told(&rules.shadow_rules, &verdicts.shadow_rules),
+    });
+    if let Some(notes) = answer.entry("rbac").or_insert_with(|| json!([])).as_array_mut() {
+        notes.push(note);
+    }
+}
+
+fn deny(refusal: &Verdict, status: Value, answer: &mut Map<String, Value>) {
+    answer.insert("outcome".into(), json!("denied"));
+    answer.insert("status".into(), status);
+    answer.insert("response_flags".into(), json!("-"));
+    answer.insert("explanation".into(), json!(refusal.details()));
+}
+
+/// The policy in words, and what it makes of the request; true: the proxy answers it.
+fn consider_origin(policy: &Cors, question: &Question, answer: &mut Map<String, Value>) -> bool {
+    let found = policy.consider(&question.request, &mut question.dice.clone());
+    let mut described = json!({
+        "origins": policy.origins.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "any_origin": policy.any_origin,
+        "percent": policy.enabled.percent(),
+        "allowed": found.map(|found| found.allowed),
+        "treatment": found.map(|found| match found.treatment {
+            Treatment::Counted => "counted",
+            Treatment::PassedOn => "passed_on",
+            Treatment::Answered => "answered",
+        }),
+    });
+    let mut headers = Vec::new();
+    if let Some(found) = found.filter(|found| found.treatment != Treatment::Counted) {
+        if found.treatment == Treatment::Answered {
+            let own = policy.preflight_headers(&question.request);
+            headers.extend(own.into_iter().map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned())));
+        }
+        let origin = question.request.header("origin").filter(|_| found.allowed);
+        for (name, value) in origin.iter().flat_map(|origin| policy.answer_headers(origin)) {
+            headers.retain(|(known, _)| *known != name);
+            headers.push((name, String::from_utf8_lossy(value).into_owned()));
+        }
+    }
+    headers.sort();
+    described["response_headers"] = json!(headers);
+    answer.insert("cors".into(), described);
+    found.is_some_and(|found| found.treatment == Treatment::Answered)
+}
+
+/// What the filters that act on a request make of it, in their order; what ends the request is the outcome.
+fn filter(
+    manager: &HttpManager,
+    decision: &Decision<'_>,
+    question: &Question,
+    mode: Mode,
+    answer: &mut Map<String, Value>,
+) {
+    for step in decision.steps(manager) {
+        match step {
+            Step::Rbac(filter, rules) => {
+                let verdicts = rules.given(&question.connection()).verdicts(&question.request, question.client);
+                note_rules(&filter.name, rules, &verdicts, answer);
+                if let Some(refusal) = verdicts.refusal() {
+                    return deny(refusal, json!(refusal.reply().status), answer);
+                }
+            }
+            Step::Cors(policy) => {
+                if consider_origin(policy, question, answer) {
+                    let row = Cause::CorsPreflight.row();
+                    answer.insert("outcome".into(), json!("preflight"));
+                    answer.insert("status".into(), json!(row.status));
+                    answer.insert("response_flags".into(), json!("-"));
+                    answer.insert("explanation".into(), json!(row.details));
+                    return;
+                }
+            }
+            Step::Fault => {
+                answer.insert("fault".into(), decision.fault.map_or(Value::Null, |fault| describe_fault(fault)));
+                strike(decision, question, mode, answer);
+                if answer.get("outcome").is_some_and(|outcome| outcome == "fault") {
+                    return;
+                }
+            }
+        }
+    }
 }
 
 /// Bytes have no status: the connection is reset, and the flag tells why.
@@ -349,10 +491,7 @@ fn http(
             }
         }
     }
-    if let Some(fault) = decision.fault {
-        answer.insert("fault".into(), describe_fault(fault));
-        strike(&decision, question, mode, answer);
-    }
+    filter(manager, &decision, question, mode, answer);
     Ok(())
 }
 
@@ -367,7 +506,12 @@ fn need_dice(decision: &Decision<'_>, dice: &Dice) -> Result<(), String> {
     let uncertain = |share: weft_core::random::Fraction| share.numerator > 0 && share.numerator < share.denominator;
     let delay = decision.fault.and_then(|fault| fault.delay).is_some_and(|delay| uncertain(delay.share));
     let abort = decision.fault.and_then(|fault| fault.abort).is_some_and(|abort| uncertain(abort.share));
+    let cors = decision
+        .target()
+        .and_then(|target| target.cors.as_ref())
+        .is_some_and(|cors| uncertain(cors.enabled) || cors.enabled.numerator == 0 && uncertain(cors.shadow_enabled));
     for (needed, given, name) in [
+        (cors, dice.cors, "cors"),
         (weighted, dice.weight, "weight"),
         (delay, dice.fault_delay, "fault_delay"),
         (abort, dice.fault_abort, "fault_abort"),

@@ -17,6 +17,7 @@ use crate::codec::proxy_protocol::{Expected, HeaderError, Reader as HeaderReader
 use crate::identify::{Ends, Facts};
 use crate::io::Io;
 use crate::plan::{ChainContext, WorkerPlan};
+use crate::rbac;
 use crate::serve::Socket;
 use crate::server_first::{self, Early, Raced};
 use crate::tcp;
@@ -41,6 +42,9 @@ pub enum DetectError {
     /// One too many for its filter chain, to be held so long before it is closed.
     #[error("connection_limit")]
     Limit { delay: Option<Duration> },
+    /// RBAC rules of its filter chain do not let it in; to be held so long before it is closed.
+    #[error("{details}")]
+    Denied { details: String, delay: Option<Duration>, chain: Arc<FilterChain> },
     #[error("listener_filter_timeout")]
     Silent,
     #[error("proxy_protocol_error:{0}")]
@@ -131,6 +135,7 @@ pub async fn detect(
     let early = match raced {
         Raced::Server(Early { context, opened }) => {
             let _place = take_place(&context)?;
+            authorise(worker, &context.chain, facts)?;
             return Ok(Detected { context, early: Some(opened), _place });
         }
         Raced::Client(early) => early,
@@ -149,8 +154,20 @@ pub async fn detect(
         let work = shake_hands(io, buffer, tls, facts);
         alarm.limit(Some(Instant::now() + limit), work).await.map_err(|_| DetectError::HandshakeTimeout)??;
         worker.metrics.counters().secured(io.with_session(Session::is_resumed).unwrap_or(false));
+        if chain.asks_for_identity() {
+            facts.learn_names(io);
+        }
     }
+    authorise(worker, &context.chain, facts)?;
     Ok(Detected { context, early, _place })
+}
+
+fn authorise(worker: &Worker, chain: &Arc<FilterChain>, facts: &mut Facts) -> Result<(), DetectError> {
+    rbac::admit(&worker.metrics, chain, facts).map_err(|(verdict, delay)| DetectError::Denied {
+        details: verdict.details(),
+        delay,
+        chain: Arc::clone(chain),
+    })
 }
 
 fn take_place(context: &ChainContext) -> Result<Option<Place>, DetectError> {

@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 
 use rustls_pki_types::CertificateDer;
 use weft_core::listener::Listener;
+use weft_core::rbac::{Connection, Names};
 
 use crate::io::{self as sockets, Io};
-use crate::tls::san;
+use crate::rbac::Shadow;
+use crate::tls::{san, subject};
 use std::os::fd::AsRawFd;
 
 /// The two ends of an accepted connection.
@@ -78,6 +80,10 @@ pub struct Facts {
     pub mutual: bool,
     /// A number for the peer's identity, to tell metrics apart; 0 without one.
     pub peer_key: u64,
+    /// All names of the client's certificate, where rules may ask for them.
+    pub names: Option<Box<Names>>,
+    /// What shadow rules of network filters say about the connection.
+    pub shadows: Vec<Shadow>,
     /// What `x-forwarded-client-cert` says about the client on each of its requests, if anything; see `filter::client_certificate`.
     pub client_certificate: Box<str>,
 }
@@ -97,6 +103,8 @@ impl Facts {
             local_uri: None,
             mutual: false,
             peer_key: 0,
+            names: None,
+            shadows: Vec::new(),
             client_certificate: Box::default(),
         }
     }
@@ -109,6 +117,30 @@ impl Facts {
             self.mutual = true;
             self.peer_uri = principal(&leaf);
             self.peer_key = principal_key(self.peer_uri.as_deref());
+        }
+    }
+
+    /// Read all names from the client's certificate; there are none if it showed none.
+    pub fn learn_names(&mut self, io: &Io) {
+        self.names = Some(Box::new(peer_leaf(io).map_or_else(Names::default, |leaf| {
+            let alternative = san::names(&leaf);
+            let boxed = |names: Vec<String>| names.into_iter().map(Into::into).collect();
+            Names {
+                uris: boxed(alternative.uris),
+                dns: boxed(alternative.dns),
+                subject: subject::subject(&leaf).into(),
+            }
+        })));
+    }
+
+    /// What RBAC rules may ask.
+    pub fn connection(&self) -> Connection<'_> {
+        Connection {
+            source: self.remote.ip(),
+            direct: self.direct.ip(),
+            destination: self.local,
+            server_name: self.server_name.as_deref(),
+            names: self.names.as_deref(),
         }
     }
 

@@ -50,6 +50,7 @@ mod normalise;
 mod overload;
 mod pick;
 mod plan;
+mod rbac;
 mod record;
 mod respond;
 mod route;

@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use weft_core::listener::Direction;
+use weft_core::rbac::CounterNames;
 
 use crate::connect::Peer;
 use crate::labels::Protocol;
-use crate::plan::AddressHasher;
+use crate::plan::{AddressHasher, ByAddress, address_of};
 use crate::record::Outcome;
 
 /// Upper bounds of the histograms' buckets, as Envoy exports them; milliseconds or bytes.
@@ -140,6 +141,9 @@ pub struct WorkerCounters {
     pub overload_refused: Counter,
     pub overload_keepalive_disabled: Counter,
     pub protocol_errors: Counter,
+    /// Requests from pages of other sites, by whether a CORS policy allows theirs.
+    pub cors_origin_valid: Counter,
+    pub cors_origin_invalid: Counter,
     pub upstream_connections: Counter,
     pub upstream_connect_failures: Counter,
     pub upstream_handshakes: Counter,
@@ -168,10 +172,22 @@ impl WorkerCounters {
     }
 }
 
+/// What RBAC filters of the same names decide.
+#[derive(Debug)]
+pub struct RbacCounts {
+    names: Arc<CounterNames>,
+    pub allowed: Counter,
+    pub denied: Counter,
+    pub shadow_allowed: Counter,
+    pub shadow_denied: Counter,
+}
+
 /// One worker's counts, shared with whoever scrapes.
 #[derive(Debug, Default)]
 pub struct Shared {
     pub counters: WorkerCounters,
+    /// Locked as `series` is.
+    rbac: Mutex<Vec<Arc<RbacCounts>>>,
     /// Locked when a series is new, and when somebody scrapes.
     series: Mutex<Vec<Arc<Series>>>,
 }
@@ -180,11 +196,13 @@ pub struct Shared {
 pub struct WorkerMetrics {
     pub shared: Arc<Shared>,
     known: RefCell<HashMap<Key, Arc<Series>, BuildHasherDefault<AddressHasher>>>,
+    /// By the address of the names.
+    rbac: RefCell<ByAddress<Arc<RbacCounts>>>,
 }
 
 impl WorkerMetrics {
     pub fn new(shared: Arc<Shared>) -> WorkerMetrics {
-        WorkerMetrics { shared, known: RefCell::default() }
+        WorkerMetrics { shared, known: RefCell::default(), rbac: RefCell::default() }
     }
 
     pub fn counters(&self) -> &WorkerCounters {
@@ -211,9 +229,30 @@ impl WorkerMetrics {
         series
     }
 
+    /// The counts of an RBAC filter.
+    pub fn rbac(&self, names: &Arc<CounterNames>) -> Arc<RbacCounts> {
+        if let Some(counts) = self.rbac.borrow().get(&address_of(names)) {
+            return Arc::clone(counts);
+        }
+        let mut all = lock(&self.shared.rbac);
+        let counts = match all.iter().find(|counts| counts.names == *names) {
+            Some(counts) => Arc::clone(counts),
+            None => {
+                let [allowed, denied, shadow_allowed, shadow_denied] = Default::default();
+                let names = Arc::clone(names);
+                let counts = Arc::new(RbacCounts { names, allowed, denied, shadow_allowed, shadow_denied });
+                all.push(Arc::clone(&counts));
+                counts
+            }
+        };
+        self.rbac.borrow_mut().insert(address_of(names), Arc::clone(&counts));
+        counts
+    }
+
     /// Forget keys of plans that are gone; their addresses may be used again for other things.
     pub fn forget_keys(&self) {
         self.known.borrow_mut().clear();
+        self.rbac.borrow_mut().clear();
     }
 }
 
@@ -294,11 +333,40 @@ pub fn render(workers: &[Arc<Shared>], gauges: &[(&str, &str, f64)]) -> String {
         head(&mut out, name, help, kind);
         let _ = writeln!(out, "{name} {value}");
     }
+    render_rbac(workers, &mut out);
     for (name, help, value) in gauges {
         head(&mut out, name, help, "gauge");
         let _ = writeln!(out, "{name} {value}");
     }
     out
+}
+
+/// What RBAC filters decided; filters of the same names together.
+fn render_rbac(workers: &[Arc<Shared>], out: &mut String) {
+    let mut sums: BTreeMap<String, (&str, u64)> = BTreeMap::new();
+    for worker in workers {
+        for counts in lock(&worker.rbac).iter() {
+            let CounterNames { allowed, denied, shadow_allowed, shadow_denied } = &*counts.names;
+            for (name, help, counter) in [
+                (allowed, "Let in by RBAC rules.", &counts.allowed),
+                (denied, "Refused by RBAC rules.", &counts.denied),
+                (shadow_allowed, "What RBAC shadow rules would let in.", &counts.shadow_allowed),
+                (shadow_denied, "What RBAC shadow rules would refuse.", &counts.shadow_denied),
+            ] {
+                sums.entry(name.to_string()).or_insert((help, 0)).1 += counter.read();
+            }
+        }
+    }
+    let mut told = "";
+    for (name, (help, value)) in &sums {
+        // Those of one name stand together, whatever their labels: `{` is behind all that a name is made of.
+        let metric = name.split('{').next().unwrap_or(name);
+        if metric != told {
+            head(out, metric, help, "counter");
+            told = metric;
+        }
+        let _ = writeln!(out, "{name} {value}");
+    }
 }
 
 const ACTIVE: &str = "envoy_http_downstream_cx_active";
@@ -307,12 +375,18 @@ const ACTIVE: &str = "envoy_http_downstream_cx_active";
 type Row = (&'static str, &'static str, fn(&WorkerCounters) -> &Counter);
 
 /// The counts without labels.
-const COUNTERS: [Row; 23] = [
+const COUNTERS: [Row; 25] = [
     ("envoy_http_downstream_cx_total", "Connections accepted.", |it| &it.downstream_connections),
     (ACTIVE, "Connections accepted and open.", |it| &it.downstream_active),
     ("envoy_http_downstream_rq_total", "Requests begun.", |it| &it.downstream_requests),
     ("envoy_http_downstream_cx_protocol_error", "Connections ended for bytes that are no HTTP.", |it| {
         &it.protocol_errors
+    }),
+    ("envoy_http_cors_origin_valid", "Requests from pages whose origin a CORS policy allows.", |it| {
+        &it.cors_origin_valid
+    }),
+    ("envoy_http_cors_origin_invalid", "Requests from pages whose origin no CORS policy allows.", |it| {
+        &it.cors_origin_invalid
     }),
     ("envoy_listener_ssl_handshake", "TLS handshakes with clients.", |it| &it.handshakes),
     ("envoy_listener_ssl_session_reused", "TLS handshakes with clients that resumed a session.", |it| {

@@ -21,6 +21,7 @@ use crate::forward::Replay;
 use crate::identify::{self, Facts};
 use crate::io::{self as sockets, Io};
 use crate::plan::{ChainContext, SocketKey, WorkerPlan, address_of};
+use crate::rbac::Standings;
 use crate::record::{Entry, Outcome, Subject};
 use crate::worker::Worker;
 use crate::{caller, http, tcp};
@@ -66,6 +67,8 @@ pub struct Downstream {
     pub direction: Direction,
     /// Bytes that the listener lets wait for each connection and direction; 0: no limit.
     pub buffer_limit: u32,
+    /// What RBAC rules leave open for the requests.
+    pub standings: Standings,
 }
 
 /// The connection itself.
@@ -113,7 +116,9 @@ pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>,
             Ok(detected) => detected,
             Err(error) => {
                 refused(&worker, &plan, &listener, &facts, began, &error);
-                if let DetectError::Limit { delay: Some(delay) } = error {
+                if let DetectError::Limit { delay: Some(delay) } | DetectError::Denied { delay: Some(delay), .. } =
+                    error
+                {
                     tokio::time::sleep(delay).await;
                 }
                 return;
@@ -122,7 +127,8 @@ pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>,
         let (direction, buffer_limit) = (listener.direction, listener.buffer_limit_bytes);
         drop(plan);
         let chain = Arc::clone(&context.chain);
-        let downstream = Downstream { worker: Rc::clone(&worker), context, facts, direction, buffer_limit };
+        let standings = Standings::default();
+        let downstream = Downstream { worker: Rc::clone(&worker), context, facts, direction, buffer_limit, standings };
         let after = match &chain.filter {
             NetworkFilter::Http(manager) => http::serve(downstream, socket, manager).await,
             NetworkFilter::Tcp(_) if foreign => {
@@ -150,7 +156,15 @@ fn refused(
     error: &DetectError,
 ) {
     count_refused(worker, error);
-    let Some(logs) = plan.active.connection_logs.get(&address_of(listener)) else { return };
+    let of_listener = plan.active.connection_logs.get(&address_of(listener));
+    // Of bytes there is a record whatever became of them; of HTTP only if something was asked.
+    let of_chain = match error {
+        DetectError::Denied { chain, .. } if matches!(chain.filter, NetworkFilter::Tcp(_)) => plan.chain(chain),
+        _ => None,
+    };
+    if of_listener.is_none() && of_chain.is_none() {
+        return;
+    }
     let mut outcome = Outcome { duration: began.elapsed(), ..Outcome::default() };
     match error {
         DetectError::NoChain => outcome.end(Cause::FilterChainNotFound),
@@ -159,6 +173,7 @@ fn refused(
         DetectError::Header(_) | DetectError::Plaintext | DetectError::Handshake(_) | DetectError::HandshakeTimeout => {
             outcome.downstream_failure = Some(error.to_string());
         }
+        DetectError::Denied { details, .. } => outcome.termination = Some(details.clone().into()),
         // It never said what it wanted.
         DetectError::Silent | DetectError::Gone => return,
     }
@@ -171,9 +186,15 @@ fn refused(
         request: None,
         version: None,
         response: None,
-        chain_name: "",
+        chain_name: match error {
+            DetectError::Denied { chain, .. } => &chain.name,
+            _ => "",
+        },
     };
-    worker.record(logs, &entry);
+    let logs = [of_listener.map(|logs| &**logs), of_chain.map(|context| &*context.logs)];
+    for logs in logs.into_iter().flatten() {
+        worker.record(logs, &entry);
+    }
 }
 
 fn count_refused(worker: &Worker, error: &DetectError) {
@@ -185,6 +206,8 @@ fn count_refused(worker: &Worker, error: &DetectError) {
         DetectError::Header(_) => counters.proxy_protocol_refused.add(1),
         DetectError::Plaintext => counters.plaintext_refused.add(1),
         DetectError::Handshake(_) | DetectError::HandshakeTimeout => counters.handshake_failures.add(1),
+        // Whoever refused it has counted it.
+        DetectError::Denied { .. } => {}
         DetectError::Silent | DetectError::Gone => {}
     }
 }

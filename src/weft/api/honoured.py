@@ -58,6 +58,7 @@ _VIRTUAL_SERVICE: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_under("http.retries", "attempts perTryTimeout retryOn backoff"), ()),
     **dict.fromkeys(_under("http.fault.delay", "fixedDelay percentage percent"), ()),
     **dict.fromkeys(_under("http.fault.abort", "httpStatus percentage"), ()),
+    "http.corsPolicy": (),
     "http.headers": (),
     "tcp.match.port": (),
     "tcp.route": (),

@@ -72,7 +72,8 @@ class Decision:
     What one proxy does with a request.
 
     Attributes:
-        outcome: `forward`, `direct_response`, `redirect`, `no_route`, `no_cluster`, `tcp`, `refused`, `fault`.
+        outcome: `forward`, `direct_response`, `redirect`, `no_route`, `no_cluster`, `tcp`, `refused`, `fault`,
+            `denied` (by RBAC rules), `preflight` (a browser is told what a page of another site may do).
         status: HTTP status, where the proxy itself answers.
         route: Metadata of the route that matched; empty if none did.
         origins: For each setting of that route the place that set it, or `default`.

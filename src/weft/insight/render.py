@@ -20,6 +20,10 @@ OUTSIDE = {
 """What Istio's names for the outside world mean."""
 
 
+ANSWERED = frozenset({"denied", "preflight"})
+"""Outcomes that a filter of the proxy decides, and that no program sees."""
+
+
 Place = Callable[[str], str]
 """Makes of where something is written what the reader may open."""
 
@@ -35,9 +39,10 @@ def render(explanation: Explanation, place: Place = str) -> str:
         _request(explanation),
         _verdict(explanation),
         _rule(decision, place),
-        _destinations(decision, explanation.target.scheme, place),
+        # A rule that forwards has destinations even where its filters answer.
+        "" if decision.outcome in ANSWERED else _destinations(decision, explanation.target.scheme, place),
         _settings(decision, place),
-        _identities(explanation),
+        "" if decision.outcome in ANSWERED else _identities(explanation),
         _section("Assumed", explanation.assumptions),
     ]
     return "\n\n".join(block for block in blocks if block)
@@ -66,6 +71,14 @@ def _verdict(explanation: Explanation) -> str:
         return f"The proxy answers {decision.status} itself and sends the caller to {raw.get('location', '')}."
     if decision.outcome == "direct_response":
         return f"The proxy answers {decision.status} itself; no program sees the request."
+    if decision.outcome == "preflight":
+        return (
+            f"The proxy answers {decision.status} itself: a browser asks what a page of another site may do."
+            " No program sees the request."
+        )
+    if decision.outcome == "denied":
+        end = f"answers {decision.status} itself" if decision.status is not None else "closes the connection"
+        return f"The proxy {end}: its rules do not let this in ({decision.explanation})."
     if decision.outcome == "fault":
         return f"The proxy answers {decision.status} itself: a fault is injected."
     if decision.outcome == "no_route":
@@ -169,6 +182,10 @@ def _settings(decision: Decision, place: Place) -> str:
         lines.append(("idle timeout", _ms(raw["idle_timeout_ms"]), "default"))
     for text in _faults(raw.get("fault") or {}):
         add("fault", text, "fault")
+    for text in _cors(raw.get("cors") or {}):
+        add("cors", text, "corsPolicy")
+    for text, name in _access(raw.get("rbac") or ()):
+        lines.append(("access", text, name))
     for side, name in (("request_headers", "request header"), ("response_headers", "response header")):
         for text in _edits(raw.get(side) or {}):
             add(name, text, "headers")
@@ -252,6 +269,29 @@ def _faults(fault: Mapping[str, Any]) -> Iterator[str]:
         yield f"{fault['delay_percent']:g} % of requests wait {_ms(fault['delay_ms'])}"
     if fault.get("abort_percent"):
         yield f"{fault['abort_percent']:g} % of requests are answered {fault['abort_status']}"
+
+
+def _cors(cors: Mapping[str, Any]) -> Iterator[str]:
+    if not cors:
+        return
+    origins = "" if cors["any_origin"] else f" whose origin is {' or '.join(cors['origins']) or 'none at all'}"
+    share = "" if cors["percent"] >= 100 else f", for {cors['percent']:g} % of requests"
+    yield f"pages of other sites{origins} may see the answer{share}"
+    if cors["allowed"] is not None and cors["treatment"] != "counted":
+        yield f"this request is of a page that is {'' if cors['allowed'] else 'not '}one of them"
+    for name, value in cors["response_headers"]:
+        yield f"the answer says {name}: {value}"
+
+
+def _access(filters: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield what each RBAC filter says, and its name."""
+    for item in filters:
+        for key, would in (("rules", ""), ("shadow_rules", "would be ")):
+            verdict = item[key]
+            if verdict is not None:
+                end = "let in" if verdict["allowed"] else "refused"
+                by = f"by the policy {verdict['policy']}" if verdict["policy"] else "since no policy takes it"
+                yield f"{would}{end} {by} ({verdict['action']})", item["filter"]
 
 
 def _edits(edits: Mapping[str, Any]) -> Iterator[str]:

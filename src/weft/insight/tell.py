@@ -122,6 +122,7 @@ POLICIES = {
     "timeout": ("timeout", "timeout"),
     "try-timeout": ("retries", "retries.perTryTimeout"),
     "circuit-open": ("connectionPool", "connectionPool"),
+    "preflight-answered": ("corsPolicy", "corsPolicy"),
 }
 """Finding -> the key in a route's or cluster's origins, and its name in what people write."""
 

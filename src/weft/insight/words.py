@@ -94,6 +94,17 @@ TABLE = (
         "Take the fault out of the rule when it has done its work.",
         flags=frozenset({"FI"}),
     ),
+    Row(
+        "access-denied",
+        "RBAC rules of {workload}'s proxy do not let the request in; no program was asked.",
+        "The name in brackets is the policy that refuses it; `none`: no policy lets it in.",
+        details=r"rbac_access_denied_matched_policy\[",
+    ),
+    Row(
+        "preflight-answered",
+        "A browser asked what a page of another site may do, and a corsPolicy answered {status}; no program was asked.",
+        details="^cors_response",
+    ),
     Row("configured-answer", "The rule itself answers {status}; no program was asked.", details=r"^direct_response"),
     # Explicit mode: who called was not the program beside the proxy, or did not show it.
     Row(

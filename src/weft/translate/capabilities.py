@@ -21,7 +21,6 @@ class Capability(StrEnum):
     """What a document may ask for that some data plane cannot do; the value is how people name it."""
 
     CONSISTENT_HASH = "consistent hashing"
-    CORS = "CORS policies"
     HTTP2 = "HTTP/2"
     MIRROR = "mirroring"
     ORIGINAL_DESTINATION = "load balancing by the caller's address (PASSTHROUGH)"
@@ -114,8 +113,6 @@ def _asked(item: ConfigObject) -> Iterator[tuple[tuple[str | int, ...], Capabili
                 yield (*at, "mirror"), Capability.MIRROR
             if route.mirrors:
                 yield (*at, "mirrors"), Capability.MIRROR
-            if route.cors_policy is not None:
-                yield (*at, "corsPolicy"), Capability.CORS
     elif item.key.kind == "HTTPRoute":
         for index, rule_ in enumerate(item.spec.rules):
             for place, filter_ in enumerate(rule_.filters):
@@ -126,7 +123,7 @@ def _asked(item: ConfigObject) -> Iterator[tuple[tuple[str | int, ...], Capabili
             yield from _asked_of_policy(at, policy)
 
 
-_FILTERS = {"RequestMirror": Capability.MIRROR, "CORS": Capability.CORS}
+_FILTERS = {"RequestMirror": Capability.MIRROR}
 """Filters of an HTTPRoute that not every data plane can do."""
 
 

@@ -18,7 +18,6 @@ from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from weft.data_plane import ENVOY
 from weft.translate import names
 from weft.translate.access_log import Direction, add_connection_logs, add_request_logs, add_try_logs
-from weft.translate.capabilities import Capability, able
 from weft.translate.clusters import over_ads
 from weft.translate.extensions import LOCAL_CALLER
 from weft.translate.fragments import Reading
@@ -64,8 +63,7 @@ def http_manager(reading: Reading, direction: Direction, statistics: str, *, loc
     if local_caller is not None:
         _add_filter(manager, LOCAL_CALLER, local_caller)
     _add_filter(manager, FAULT, fault_pb2.HTTPFault())
-    if able(reading.data_plane, Capability.CORS):
-        _add_filter(manager, CORS, cors_pb2.Cors())
+    _add_filter(manager, CORS, cors_pb2.Cors())
     router = router_pb2.Router()
     add_try_logs(reading, router.upstream_log, direction)
     _add_filter(manager, ROUTER, router)

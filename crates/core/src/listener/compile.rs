@@ -14,6 +14,7 @@ use weft_protos::envoy::config::listener::v3::listener_filter_chain_match_predic
 use weft_protos::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol as ProtoProxyProtocol;
 use weft_protos::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit as ProtoConnectionLimit;
 use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use weft_protos::envoy::extensions::filters::network::rbac::v3::Rbac as ProtoRbac;
 use weft_protos::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy as ProtoTcpProxy;
 use weft_protos::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
 use weft_protos::weft::extensions::filters::v1::CallerUid;
@@ -28,6 +29,7 @@ use crate::compile::Context;
 use crate::honoured;
 use crate::http_manager::{HttpManager, is_true};
 use crate::metadata::Metadata;
+use crate::rbac::NetworkRbac;
 use crate::tcp_proxy::TcpProxy;
 use crate::tls::DownstreamTls;
 use std::sync::Arc;
@@ -195,18 +197,20 @@ fn filter_chain(context: &mut Context, chain: &proto::FilterChain) -> Option<Fil
         Some(Some(Filter::Last(last))) => Some(last),
         // It was told already why it is none.
         Some(None) => None,
-        Some(Some(Filter::Limit(_) | Filter::PassedOver)) | None => {
+        Some(Some(Filter::Limit(_) | Filter::Rbac(_) | Filter::PassedOver)) | None => {
             context.refuse_at("filters", "a filter chain ends in an HTTP connection manager or a TCP proxy");
             None
         }
     };
     let mut connection_limit = None;
+    let mut rbac = Vec::new();
     for filter in filters.into_iter().flatten() {
         match filter {
             Filter::Last(_) => {
                 context.refuse_at("filters", "an HTTP connection manager or TCP proxy must be the last filter");
             }
             Filter::PassedOver => {}
+            Filter::Rbac(filter) => rbac.push(filter),
             Filter::Limit(limit) if connection_limit.is_none() => connection_limit = Some(limit),
             Filter::Limit(_) => context.refuse_at("filters", "a filter chain has one connection_limit at most"),
         }
@@ -219,6 +223,7 @@ fn filter_chain(context: &mut Context, chain: &proto::FilterChain) -> Option<Fil
             .duration("transport_socket_connect_timeout", chain.transport_socket_connect_timeout.as_ref())
             .filter(|timeout| !timeout.is_zero()),
         connection_limit,
+        rbac: rbac.into(),
         filter: filter?,
         metadata: Metadata::compile(chain.metadata.as_ref()),
     })
@@ -226,8 +231,10 @@ fn filter_chain(context: &mut Context, chain: &proto::FilterChain) -> Option<Fil
 
 /// A filter of a chain.
 enum Filter {
-    /// One that others may follow.
+    /// How many may connect.
     Limit(ConnectionLimit),
+    /// Who may connect.
+    Rbac(NetworkRbac),
     /// One that is not applied, which was told.
     PassedOver,
     /// The one that does something with the bytes.
@@ -257,6 +264,8 @@ fn network_filter(context: &mut Context, filter: &proto::Filter) -> Option<Filte
                 ProtoConnectionLimit::decode(any.value.as_ref())
                     .map(|limit| connection_limit(context, &limit).map(Filter::Limit))
             }
+            "envoy.extensions.filters.network.rbac.v3.RBAC" => ProtoRbac::decode(any.value.as_ref())
+                .map(|filter| Some(Filter::Rbac(NetworkRbac::compile(context, &filter)))),
             other => match honoured::not_applied(any) {
                 Some(reason) => {
                     context.pass_over(format!("the filter {} is passed over: {reason}", filter.name));

@@ -10,8 +10,9 @@ use weft_protos::envoy::config::listener::v3 as proto;
 use crate::access_log::AccessLog;
 use crate::address::{BindAddress, Cidr};
 use crate::compile::{Compiled, Context, Problems, Strictness};
-use crate::http_manager::HttpManager;
+use crate::http_manager::{HttpFilter, HttpManager};
 use crate::metadata::Metadata;
+use crate::rbac::NetworkRbac;
 use crate::tcp_proxy::TcpProxy;
 use crate::tls::{DownstreamTls, SecretName};
 use crate::trace::{Subject, Trace};
@@ -128,10 +129,23 @@ pub struct FilterChain {
     pub tls_handshake_timeout: Option<Duration>,
     /// How many at once.
     pub connection_limit: Option<ConnectionLimit>,
+    /// Who may connect: each must let a connection in, in this order.
+    pub rbac: Box<[NetworkRbac]>,
     /// What is done with the bytes.
     pub filter: NetworkFilter,
     /// Where it comes from.
     pub metadata: Metadata,
+}
+
+impl FilterChain {
+    /// Whether rules may ask who the client is.
+    pub fn asks_for_identity(&self) -> bool {
+        let by_request = match &self.filter {
+            NetworkFilter::Http(manager) => manager.filters.iter().any(|filter| matches!(filter, HttpFilter::Rbac(_))),
+            NetworkFilter::Tcp(_) => false,
+        };
+        by_request || !self.rbac.is_empty()
+    }
 }
 
 /// Destination ports for which an inspector does not run; empty: it always runs.

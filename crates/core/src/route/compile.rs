@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weft_protos::Message as _;
 use weft_protos::envoy::config::core::v3::data_source::Specifier;
 use weft_protos::envoy::config::core::v3::{HeaderValueOption, RoutingPriority, RuntimeFractionalPercent};
 use weft_protos::envoy::config::route::v3 as proto;
@@ -13,7 +12,9 @@ use weft_protos::envoy::config::route::v3::route_action::{
     ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier,
 };
 use weft_protos::envoy::config::route::v3::weighted_cluster::cluster_weight;
+use weft_protos::envoy::extensions::filters::http::cors::v3::CorsPolicy as ProtoCorsPolicy;
 use weft_protos::envoy::extensions::filters::http::fault::v3::HttpFault;
+use weft_protos::envoy::extensions::filters::http::rbac::v3::RbacPerRoute;
 use weft_protos::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use weft_protos::google::protobuf::Any;
 
@@ -24,11 +25,13 @@ use super::{
     PathRewrite, Redirect, Route, RouteTable, StreamDuration, Target, VirtualHost,
 };
 use crate::compile::{Compiled, Context, Problems, Strictness};
+use crate::cors::{CORS_FILTER, Cors, CorsOverride, CorsPolicy};
 use crate::fault::Fault;
 use crate::header_edit::HeaderEdits;
 use crate::matching::{HeaderMatch, PathMatch, QueryMatch, build_regex};
 use crate::metadata::Metadata;
 use crate::random::Fraction;
+use crate::rbac::{Rbac, RbacOverride};
 use crate::retry::RetryPolicy;
 use crate::upgrade::{Upgrade, refuse_repeated};
 
@@ -37,6 +40,28 @@ struct Inherited<'a> {
     max_body_bytes: usize,
     retry: Option<&'a Arc<RetryPolicy>>,
     mirrors: &'a [proto::route_action::RequestMirrorPolicy],
+    cors: InheritedCors<'a>,
+}
+
+/// What the levels around a route say about CORS, and the policy where it says nothing itself: most routes do not.
+struct InheritedCors<'a> {
+    levels: [Option<&'a CorsOverride>; 2],
+    policy: Option<Arc<Cors>>,
+}
+
+impl<'a> InheritedCors<'a> {
+    /// Of these levels, the more specific one first.
+    fn of(levels: [Option<&'a CorsOverride>; 2]) -> Self {
+        Self { levels, policy: Cors::merge(levels).map(Arc::new) }
+    }
+
+    /// The policy of a level within.
+    fn with(&self, own: &[Option<&CorsOverride>]) -> Option<Arc<Cors>> {
+        if own.iter().all(Option::is_none) {
+            return self.policy.clone();
+        }
+        Cors::merge(own.iter().copied().chain(self.levels)).map(Arc::new)
+    }
 }
 
 impl RouteTable {
@@ -61,6 +86,7 @@ impl RouteTable {
             .max_direct_response_body_size_bytes
             .as_ref()
             .map_or(DEFAULT_MAX_BODY_BYTES, |limit| limit.value as usize);
+        let overrides = overrides(context, &configuration.typed_per_filter_config);
         let mut mirrors = Vec::new();
         let virtual_hosts: Box<[Arc<VirtualHost>]> = context
             .each("virtual_hosts", &configuration.virtual_hosts, |context, host| {
@@ -72,7 +98,7 @@ impl RouteTable {
                     &host.request_mirror_policies
                 };
                 mirrors.extend_from_slice(inherited);
-                Arc::new(virtual_host(context, host, &mirrors, max_body_bytes))
+                Arc::new(virtual_host(context, host, &mirrors, max_body_bytes, overrides.cors.as_ref()))
             })
             .into();
         Self {
@@ -87,7 +113,7 @@ impl RouteTable {
                 &configuration.response_headers_to_remove,
             ),
             most_specific_wins: configuration.most_specific_header_mutations_wins,
-            overrides: overrides(context, &configuration.typed_per_filter_config),
+            overrides,
             metadata: Metadata::compile(configuration.metadata.as_ref()),
         }
     }
@@ -98,6 +124,7 @@ fn virtual_host(
     host: &proto::VirtualHost,
     mirrors: &[proto::route_action::RequestMirrorPolicy],
     max_body_bytes: usize,
+    cors: Option<&CorsOverride>,
 ) -> VirtualHost {
     if host.domains.is_empty() {
         context.refuse_at("domains", "a virtual host needs a domain");
@@ -106,7 +133,9 @@ fn virtual_host(
         .retry_policy
         .as_ref()
         .map(|policy| Arc::new(context.at("retry_policy", |context| RetryPolicy::compile(context, policy))));
-    let inherited = Inherited { retry: retry.as_ref(), mirrors, max_body_bytes };
+    let overrides = overrides(context, &host.typed_per_filter_config);
+    let cors = InheritedCors::of([overrides.cors.as_ref(), cors]);
+    let inherited = Inherited { retry: retry.as_ref(), mirrors, max_body_bytes, cors };
     let routes: Box<[Arc<Route>]> = context
         .each("routes", &host.routes, |context, item| route(context, item, &inherited).map(Arc::new))
         .into_iter()
@@ -124,7 +153,7 @@ fn virtual_host(
             &host.response_headers_to_add,
             &host.response_headers_to_remove,
         ),
-        overrides: overrides(context, &host.typed_per_filter_config),
+        overrides,
         request_attempt_count: host.include_request_attempt_count,
         response_attempt_count: host.include_attempt_count_in_response,
         metadata: Metadata::compile(host.metadata.as_ref()),
@@ -140,10 +169,11 @@ fn route(context: &mut Context, route: &proto::Route, inherited: &Inherited<'_>)
             None
         }
     };
+    let overrides = overrides(context, &route.typed_per_filter_config);
     let action = match &route.action {
-        Some(proto::route::Action::Route(action)) => {
-            context.at("route", |context| forward(context, action, inherited)).map(Action::Forward)
-        }
+        Some(proto::route::Action::Route(action)) => context
+            .at("route", |context| forward(context, action, inherited, overrides.cors.as_ref()))
+            .map(Action::Forward),
         Some(proto::route::Action::Redirect(action)) => {
             Some(Action::Redirect(context.at("redirect", |context| redirect(context, action))))
         }
@@ -166,7 +196,7 @@ fn route(context: &mut Context, route: &proto::Route, inherited: &Inherited<'_>)
             &route.response_headers_to_add,
             &route.response_headers_to_remove,
         ),
-        overrides: overrides(context, &route.typed_per_filter_config),
+        overrides,
         metadata: Metadata::compile(route.metadata.as_ref()),
     })
 }
@@ -201,18 +231,24 @@ fn runtime_fraction(context: &mut Context, share: &RuntimeFractionalPercent) -> 
     }
 }
 
-fn forward(context: &mut Context, action: &proto::RouteAction, inherited: &Inherited<'_>) -> Option<Forward> {
+fn forward(
+    context: &mut Context,
+    action: &proto::RouteAction,
+    inherited: &Inherited<'_>,
+    cors: Option<&CorsOverride>,
+) -> Option<Forward> {
     let targets = match &action.cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => vec![Target {
             cluster: name.as_str().into(),
             weight: 1,
             edits: Edits::default(),
             overrides: FilterOverrides::default(),
+            cors: inherited.cors.with(&[cors]),
             host_rewrite: None,
             metadata: Metadata::default(),
         }],
         Some(ClusterSpecifier::WeightedClusters(weighted)) => {
-            context.at("weighted_clusters", |context| weighted_clusters(context, weighted))
+            context.at("weighted_clusters", |context| weighted_clusters(context, weighted, inherited, cors))
         }
         _ => {
             context.refuse("a route needs a cluster or weighted_clusters");
@@ -301,7 +337,13 @@ fn stream_duration(context: &mut Context, own: &proto::route_action::MaxStreamDu
     }
 }
 
-fn weighted_clusters(context: &mut Context, weighted: &proto::WeightedCluster) -> Vec<Target> {
+fn weighted_clusters(
+    context: &mut Context,
+    weighted: &proto::WeightedCluster,
+    inherited: &Inherited<'_>,
+    cors: Option<&CorsOverride>,
+) -> Vec<Target> {
+    let of_route = inherited.cors.with(&[cors]);
     context.each("clusters", &weighted.clusters, |context, cluster| {
         if cluster.name.is_empty() {
             context.refuse_at("name", "required");
@@ -311,6 +353,7 @@ fn weighted_clusters(context: &mut Context, weighted: &proto::WeightedCluster) -
         if cluster.metadata_match.iter().any(|metadata| metadata.filter_metadata.keys().any(|key| key != "weft")) {
             context.refuse_at("metadata_match", "weft-proxy has no subsets of a cluster's endpoints");
         }
+        let overrides = overrides(context, &cluster.typed_per_filter_config);
         Target {
             cluster: cluster.name.as_str().into(),
             weight: cluster.weight.as_ref().map_or(0, |weight| weight.value),
@@ -321,7 +364,11 @@ fn weighted_clusters(context: &mut Context, weighted: &proto::WeightedCluster) -
                 &cluster.response_headers_to_add,
                 &cluster.response_headers_to_remove,
             ),
-            overrides: overrides(context, &cluster.typed_per_filter_config),
+            cors: match &overrides.cors {
+                None => of_route.clone(),
+                own => inherited.cors.with(&[own.as_ref(), cors]),
+            },
+            overrides,
             host_rewrite: cluster.host_rewrite_specifier.as_ref().map(|specifier| match specifier {
                 cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host) => host.as_str().into(),
             }),
@@ -465,38 +512,75 @@ fn edits(
 /// The key is the filter's name in the manager; the type decides which filter is meant.
 fn overrides(context: &mut Context, configurations: &BTreeMap<String, Any>) -> FilterOverrides {
     let mut overrides = FilterOverrides::default();
+    let mut rbac = Vec::new();
     for (name, any) in configurations {
-        context.at(&format!("typed_per_filter_config[{name}]"), |context| {
-            overrides.fault = filter_override(context, name, any).or(overrides.fault.take());
-        });
+        let own =
+            context.at(&format!("typed_per_filter_config[{name}]"), |context| filter_override(context, name, any));
+        match own {
+            Some(FilterOverride::Fault(own)) => overrides.fault = Some(own),
+            Some(FilterOverride::Rbac(own)) => rbac.push((name.as_str().into(), own)),
+            Some(FilterOverride::Cors(own)) => overrides.cors = Some(own),
+            None => {}
+        }
     }
+    overrides.rbac = rbac.into();
     overrides
 }
 
-fn filter_override(context: &mut Context, name: &str, any: &Any) -> Option<FaultOverride> {
+/// What a level says about one filter.
+enum FilterOverride {
+    Fault(FaultOverride),
+    Rbac(RbacOverride),
+    Cors(CorsOverride),
+}
+
+fn filter_override(context: &mut Context, name: &str, any: &Any) -> Option<FilterOverride> {
     match any.type_url.rsplit('/').next().unwrap_or_default() {
-        "envoy.extensions.filters.http.fault.v3.HTTPFault" => match HttpFault::decode(any.value.as_ref()) {
-            Ok(fault) => Some(FaultOverride::Fault(Arc::new(Fault::compile(context, &fault)))),
-            Err(error) => {
-                context.refuse(format!("not an HTTPFault: {error}"));
-                None
+        "envoy.extensions.filters.http.fault.v3.HTTPFault" => {
+            let fault: HttpFault = decode(context, any)?;
+            Some(FilterOverride::Fault(FaultOverride::Fault(Arc::new(Fault::compile(context, &fault)))))
+        }
+        "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
+            let rules: RbacPerRoute = decode(context, any)?;
+            let rbac = rules.rbac.unwrap_or_default();
+            if !rbac.rules_stat_prefix.is_empty() || !rbac.shadow_rules_stat_prefix.is_empty() {
+                context.refuse_at("rbac", "prefixes of statistics are the filter's, not the route's");
             }
-        },
-        "envoy.config.route.v3.FilterConfig" => match proto::FilterConfig::decode(any.value.as_ref()) {
-            Ok(filter) if filter.disabled && name == crate::http_manager::FAULT_FILTER => Some(FaultOverride::Disabled),
-            Ok(filter) if filter.disabled => {
-                context.refuse_at("disabled", "only the fault filter can be disabled for a route");
-                None
+            let rbac = context.at("rbac", |context| Rbac::compile(context, &rbac));
+            Some(FilterOverride::Rbac(RbacOverride::Rbac(Arc::new(rbac))))
+        }
+        "envoy.extensions.filters.http.cors.v3.CorsPolicy" => {
+            if name != CORS_FILTER {
+                context.refuse(format!("the CORS filter has the name {CORS_FILTER}"));
             }
-            Ok(filter) => filter.config.as_ref().and_then(|any| filter_override(context, name, any)),
-            Err(error) => {
-                context.refuse(format!("not a FilterConfig: {error}"));
-                None
+            let policy: ProtoCorsPolicy = decode(context, any)?;
+            let policy = CorsPolicy::compile(context, &policy);
+            Some(FilterOverride::Cors(CorsOverride::Policy(Arc::new(policy))))
+        }
+        "envoy.config.route.v3.FilterConfig" => {
+            let filter: proto::FilterConfig = decode(context, any)?;
+            match (filter.disabled, name) {
+                (true, crate::http_manager::FAULT_FILTER) => Some(FilterOverride::Fault(FaultOverride::Disabled)),
+                (true, CORS_FILTER) => Some(FilterOverride::Cors(CorsOverride::Disabled)),
+                (true, crate::rbac::HTTP_FILTER) => Some(FilterOverride::Rbac(RbacOverride::Disabled)),
+                (true, _) => {
+                    context.refuse_at(
+                        "disabled",
+                        "only the filters fault, cors and rbac can be disabled for a route, by the names that Envoy gives them",
+                    );
+                    None
+                }
+                (false, _) => filter.config.as_ref().and_then(|any| filter_override(context, name, any)),
             }
-        },
+        }
         other => {
             context.refuse(format!("no filter of weft-proxy takes `{other}` for a route"));
             None
         }
     }
+}
+
+fn decode<M: weft_protos::Message + Default>(context: &mut Context, any: &Any) -> Option<M> {
+    let kind = any.type_url.rsplit('.').next().unwrap_or_default();
+    M::decode(any.value.as_ref()).map_err(|error| context.refuse(format!("not a {kind}: {error}"))).ok()
 }

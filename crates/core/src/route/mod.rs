@@ -4,11 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cors::{Cors, CorsOverride};
 use crate::fault::Fault;
 use crate::header_edit::HeaderEdits;
 use crate::matching::{HeaderMatch, PathMatch, QueryMatch};
 use crate::metadata::Metadata;
 use crate::random::{Draw, Fraction, Random};
+use crate::rbac::RbacOverride;
 use crate::request::{RequestHead, path_only, query_parameter};
 use crate::retry::RetryPolicy;
 use crate::trace::{Subject, Trace};
@@ -57,6 +59,10 @@ pub struct Edits {
 pub struct FilterOverrides {
     /// Replaces the fault of the filter or of a less specific level.
     pub fault: Option<FaultOverride>,
+    /// Replaces the rules of the RBAC filter of that name, or of a less specific level.
+    pub rbac: Box<[(Box<str>, RbacOverride)]>,
+    /// A part of [`Target::cors`].
+    pub cors: Option<CorsOverride>,
 }
 
 /// What a level says about the fault filter.
@@ -143,6 +149,8 @@ pub struct Target {
     pub edits: Edits,
     /// Filter settings of this level.
     pub overrides: FilterOverrides,
+    /// The CORS policy of all levels together.
+    pub cors: Option<Arc<Cors>>,
     /// Host to send instead of the route's.
     pub host_rewrite: Option<Arc<str>>,
     /// Where it comes from.

@@ -47,6 +47,9 @@ impl Exchange<'_> {
             web.answer(&mut self.scratch.response);
         }
         self.edit_response(decision);
+        if let Some(granted) = &self.granted {
+            granted.tell(&mut self.scratch.response);
+        }
         self.finish_head(decision);
         if upgraded {
             return self.tunnel(server).await;

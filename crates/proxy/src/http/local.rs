@@ -47,9 +47,12 @@ impl Exchange<'_> {
         self.send_local(body).await
     }
 
-    async fn send_local(&mut self, body: &[u8]) -> Next {
+    pub(super) async fn send_local(&mut self, body: &[u8]) -> Next {
         if let Some(web) = &mut self.web {
             web.answer(&mut self.scratch.response);
+        }
+        if let Some(granted) = &self.granted {
+            granted.tell(&mut self.scratch.response);
         }
         filter::finish(&mut self.scratch.response, self.manager, &self.down.worker.clock, Instant::now());
         // What of the request's body is here already can be passed over; for more the client is not made to wait.

@@ -12,9 +12,10 @@
 //! - [`client::Client`], the exchange's end towards the client, and [`server::Server`], its end towards the upstream;
 //! - [`crate::message`], the readers and writers of single messages that both ends hand out.
 //!
-//! `tries` picks, connects and forwards, `attempt` is one try of it; `answer` hands the response on; `local` holds the answers of
-//! our own.
+//! `access` asks who is let in; `tries` picks, connects and forwards, `attempt` is one try of it; `answer` hands the response on; `local`
+//! holds the answers of our own.
 
+mod access;
 mod answer;
 mod attempt;
 mod client;
@@ -32,7 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use weft_core::decide::Outcome as Action;
+use weft_core::decide::{Outcome as Action, Step};
 use weft_core::http_manager::{HttpFilter, HttpManager};
 use weft_core::respond::{Cause, LocalReply, ResponseFlag};
 
@@ -50,6 +51,7 @@ use crate::respond;
 use crate::route::{self, View};
 use crate::serve::{Downstream, Scratch};
 
+use access::Granted;
 use client::Client;
 use grpc_web::GrpcWeb;
 
@@ -107,6 +109,8 @@ struct Exchange<'a> {
     upstream: Option<Rc<WorkerUpstream>>,
     /// It is a call of gRPC-Web.
     web: Option<Box<GrpcWeb>>,
+    /// It is from a page of another site, which may see the answer.
+    granted: Option<Granted>,
 }
 
 impl<'a> Exchange<'a> {
@@ -142,6 +146,7 @@ impl<'a> Exchange<'a> {
             course: Course::default(),
             upstream: None,
             web: None,
+            granted: None,
         }
     }
 
@@ -219,15 +224,31 @@ impl Exchange<'_> {
             return self.respond(Cause::UpgradeRefused.into()).await;
         }
         // filter
-        let fault = decision.strike(&mut *self.down.worker.random.borrow_mut());
-        if let Some(delay) = fault.delay {
-            self.outcome.flag(ResponseFlag::DelayInjected);
-            if !self.pause(delay).await {
-                return self.gone();
+        for step in decision.steps(manager) {
+            match step {
+                Step::Rbac(filter, rules) => {
+                    if let Err(reply) = self.authorise(filter, rules) {
+                        return self.respond(reply).await;
+                    }
+                }
+                Step::Cors(policy) => {
+                    if self.consider_origin(policy) {
+                        return self.answer_preflight(policy).await;
+                    }
+                }
+                Step::Fault => {
+                    let fault = decision.strike(&mut *self.down.worker.random.borrow_mut());
+                    if let Some(delay) = fault.delay {
+                        self.outcome.flag(ResponseFlag::DelayInjected);
+                        if !self.pause(delay).await {
+                            return self.gone();
+                        }
+                    }
+                    if let Some(status) = fault.abort {
+                        return self.respond(LocalReply::from(Cause::FaultAbort).with_status(status)).await;
+                    }
+                }
             }
-        }
-        if let Some(status) = fault.abort {
-            return self.respond(LocalReply::from(Cause::FaultAbort).with_status(status)).await;
         }
         match &decision.outcome {
             Action::Redirect(redirect) => {

@@ -26,6 +26,7 @@ use crate::clock::{self, Clock};
 use crate::codec::{Head, Version, decimal};
 use crate::connect::{Destination, Peer};
 use crate::identify::Facts;
+use crate::rbac::Shadow;
 
 use journal::Journal;
 use service::{Dispatch, Services};
@@ -139,6 +140,8 @@ pub struct Outcome {
     pub upstream_local: Option<SocketAddr>,
     pub attempts: u32,
     pub transport_failure: Option<String>,
+    /// What shadow rules say about the request.
+    pub shadows: Vec<Shadow>,
     /// Why the client's connection was refused before anything was asked.
     pub downstream_failure: Option<String>,
     pub bytes_received: u64,
@@ -300,8 +303,23 @@ impl Variables for Entry<'_> {
             Command::DownstreamLocalUriSan => write_text(self.facts.local_uri.as_deref(), out),
             Command::FilterChainName => write_text(Some(self.chain_name), out),
             Command::Hostname => write_text(Some(hostname()), out),
+            Command::DynamicMetadata { namespace, key, length } => {
+                let shadows = if self.subject == Subject::Connection { &self.facts.shadows } else { &outcome.shadows };
+                // What comes later overwrites what was said before.
+                let value = shadows.iter().rev().find_map(|shadow| shadow.value(namespace, key));
+                write_text(value.map(|value| cut(value, *length)), out)
+            }
         }
     }
+}
+
+/// The beginning of a text, so many bytes of it as fit without half a character.
+fn cut(text: &str, length: Option<usize>) -> &str {
+    let mut end = length.map_or(text.len(), |most| most.min(text.len()));
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 fn hostname() -> &'static str {

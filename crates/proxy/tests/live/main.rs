@@ -5,6 +5,7 @@
 
 mod kit;
 
+mod access;
 mod bootstrap;
 mod callers;
 mod configuration;

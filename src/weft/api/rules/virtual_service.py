@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from http import HTTPStatus
 
 from weft.api.check import Finding
@@ -21,6 +22,7 @@ from weft.api.names import (
 )
 from weft.api.nearest import did_you_mean
 from weft.api.networking import (
+    CorsPolicy,
     Destination,
     HeaderOperations,
     Headers,
@@ -167,6 +169,8 @@ def _http_route(path: Path, route: HTTPRoute) -> Iterator[Finding]:
         yield from _unsafe_retries((*path, "retries"), route.retries, route.match)
     if route.fault is not None:
         yield from _fault((*path, "fault"), route.fault)
+    if route.cors_policy is not None:
+        yield from _cors((*path, "corsPolicy"), route.cors_policy)
 
 
 def _one_action(path: Path, route: HTTPRoute) -> Iterator[Finding]:
@@ -185,7 +189,7 @@ def _one_action(path: Path, route: HTTPRoute) -> Iterator[Finding]:
         yield Finding((*path, name), message, "Keep one of them.", "conflict", concerns=())
     if route.redirect is not None or route.direct_response is not None:
         answer = "redirect" if route.redirect is not None else "directResponse"
-        for name, there in (("fault", route.fault), ("rewrite", route.rewrite)):
+        for name, there in (("fault", route.fault), ("rewrite", route.rewrite), ("corsPolicy", route.cors_policy)):
             if there is not None:
                 message = f"`{name}` has no effect beside `{answer}`: nothing is forwarded."
                 yield Finding((*path, name), message, "Remove one of them.", "conflict", concerns=())
@@ -403,6 +407,30 @@ def _rewrite(path: Path, rewrite: HTTPRewrite) -> Iterator[Finding]:
                 yield Finding(place, f"`{name}` is missing.", code="missing-field", concerns=(name,))
         if regex.match:
             yield from shared.regex((*place, "match"), regex.match)
+
+
+METHODS = IDEMPOTENT_METHODS | {"POST", "PATCH", "CONNECT"}
+"""RFC 9110 9.3 and RFC 5789."""
+
+
+def _cors(path: Path, cors: CorsPolicy) -> Iterator[Finding]:
+    if cors.allow_origin and cors.allow_origins:
+        message = "`allowOrigin` is the old way to write `allowOrigins`, and has no effect beside it."
+        yield Finding((*path, "allowOrigin"), message, "Move its origins to `allowOrigins`.", "conflict", concerns=())
+    for index, origin in enumerate(cors.allow_origins):
+        yield from _string_match((*path, "allowOrigins", index), origin)
+    for index, method in enumerate(cors.allow_methods):
+        if method != "*" and method not in METHODS:
+            message = f"`{method}` is no method of HTTP."
+            meant = did_you_mean(method.upper(), METHODS)
+            yield Finding((*path, "allowMethods", index), message, meant, "unknown-value", at_value=True)
+    for field, values in (("allowHeaders", cors.allow_headers), ("exposeHeaders", cors.expose_headers)):
+        for index, name in enumerate(values):
+            if name != "*" and (fault := header_name_fault(name)) is not None:
+                yield Finding((*path, field, index), fault, code="bad-header", at_value=True)
+    if cors.max_age is not None and cors.max_age % timedelta(seconds=1):
+        message = "`maxAge` has whole seconds: browsers read no other."
+        yield Finding((*path, "maxAge"), message, code="out-of-range", at_value=True)
 
 
 def _retries(path: Path, retries: HTTPRetry) -> Iterator[Finding]:

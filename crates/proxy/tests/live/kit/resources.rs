@@ -25,7 +25,7 @@ use weft_xds::server::Published;
 pub const CLUSTER: &str = "outbound|9080||up.default.svc.cluster.local";
 
 /// What an access record holds, `docs/reference/interfaces.md` 4.6.
-const RECORD: [(&str, &str); 22] = [
+const RECORD: [(&str, &str); 23] = [
     ("start_time", "%START_TIME%"),
     ("method", "%REQ(:METHOD)%"),
     ("authority", "%REQ(:AUTHORITY)%"),
@@ -34,6 +34,7 @@ const RECORD: [(&str, &str); 22] = [
     ("response_code", "%RESPONSE_CODE%"),
     ("response_flags", "%RESPONSE_FLAGS%"),
     ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
+    ("connection_termination_details", "%CONNECTION_TERMINATION_DETAILS%"),
     ("route_name", "%ROUTE_NAME%"),
     ("upstream_cluster", "%UPSTREAM_CLUSTER%"),
     ("upstream_host", "%UPSTREAM_HOST%"),
