@@ -10,8 +10,10 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from bench import peers, probes
+from bench.goals import US
 from bench.load import Load
 from bench.measure import CPU, Run, Series, alternate
 from bench.peers import Peer
@@ -79,6 +81,8 @@ def contest(
 
 
 def _start(run: Run, name: str, peer: str, role: Role, behind: Role | None) -> AbstractContextManager[Peer]:
+    if peer != US:
+        role = replace(role, upstream_default=False)
     if behind is None:
         return peers.start(peer, role, run.folder(name), run.cores.proxy)
     return peers.pair(peer, role, behind, run.folder(name), run.cores.proxy)

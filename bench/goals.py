@@ -39,9 +39,9 @@ GOALS = (
     Goal("s3.h2.64", 1.0, "haproxy"),
     Goal("s3.h1.1", 1.0, "haproxy"),
     Goal("s3.h1.64", 1.0, "haproxy"),
-    # What weft ships (an HTTP/1.1 link, as of today) beside what Istio ships.
-    Goal("s3.h1.1", 0.25, "envoy"),
-    Goal("s3.h1.64", 0.25, "envoy"),
+    # What weft ships (HTTP/2, decision 0012) beside what Istio ships (HTTP/1.1).
+    Goal("s3.default.1", 0.25, "envoy"),
+    Goal("s3.default.64", 0.25, "envoy"),
     Goal("s4.bare", 0.42, "envoy"),
     Goal("s4.bare", 0.85, "haproxy"),
     Goal("s4.mesh", 0.35, "envoy"),

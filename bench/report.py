@@ -18,6 +18,7 @@ README_COLUMNS = (
     ("s2.14", "the same, 14 headers"),
     ("s3.h1.64", "mTLS pair, HTTP/1.1 link"),
     ("s3.h2.64", "mTLS pair, HTTP/2 link"),
+    ("s3.default.64", "mTLS pair, each its default link"),
     ("s4.bare", "gRPC"),
     ("s4.mesh", "gRPC, mesh features"),
     ("s5.small", "TCP, 1 KiB"),

@@ -136,6 +136,8 @@ class Role:
     upstream_tls: Tls | None = None
     downstream_http2: bool = False
     upstream_http2: bool = False
+    upstream_default: bool = False
+    """As each peer's mesh ships it: weft-proxy offers both versions of HTTP, the others speak HTTP/1.1."""
     workers: int = 1
     path: str = "/"
     """What the load asks for."""

@@ -314,8 +314,15 @@ def _cluster(role: Role, name: str, *, under_load: bool = False) -> dict[str, An
     if under_load and role.upstream_http2:
         options = {"@type": f"type.googleapis.com/{HTTP_OPTIONS}", "explicit_http_config": _http2()}
         cluster["typed_extension_protocol_options"] = {HTTP_OPTIONS: options}
+    if under_load and role.upstream_default:
+        options = {
+            "@type": f"type.googleapis.com/{HTTP_OPTIONS}",
+            "auto_config": {"http_protocol_options": {}, **_http2()},
+        }
+        cluster["typed_extension_protocol_options"] = {HTTP_OPTIONS: options}
     if under_load and role.upstream_tls:
-        context = _tls_context(role.upstream_tls, ["h2" if role.upstream_http2 else "http/1.1"])
+        offered = ["h2", "http/1.1"] if role.upstream_default else ["h2" if role.upstream_http2 else "http/1.1"]
+        context = _tls_context(role.upstream_tls, offered)
         names = [{"san_type": "URI", "matcher": {"exact": role.upstream_tls.peer}}]
         context["validation_context"]["match_typed_subject_alt_names"] = names
         cluster["transport_socket"] = {

@@ -20,7 +20,7 @@ def run(run: Run) -> list[Table]:
     work = run.folder("s6")
     tables = []
     with backends.http(work, length=BODY_BYTES, cores=run.cores.rest) as ports:
-        target = s3.roles(run, ports, http2=False)[0].target
+        target = s3.roles(run, ports, "h1")[0].target
 
         def apply(peer: Peer, seconds: float) -> Load:
             return wrk.apply(
@@ -38,7 +38,7 @@ def run(run: Run) -> list[Table]:
         series = contest(run, "s6-plain", bare, apply, among=among, unit=CPU_PER_GIB, scale=SCALE)
         tables.append(Table("s6.plain", "S6: 1 MiB answers over HTTP/1.1, bare", series))
         for link, key in (("h1", "s6.pair"), ("h2", "s6.pair.h2")):
-            outbound, inbound = s3.roles(run, ports, http2=link == "h2")
+            outbound, inbound = s3.roles(run, ports, link)
             series = contest(
                 run,
                 f"s6-{link}",

@@ -91,7 +91,7 @@ spec:
       loadBalancer: {simple: LEAST_REQUEST}
       connectionPool:
         tcp: {maxConnections: 10, connectTimeout: 1s}
-        http: {http1MaxPendingRequests: 1, http2MaxRequests: 2, maxRequestsPerConnection: 3, maxRetries: 4}
+        http: {http1MaxPendingRequests: 1, http2MaxRequests: 2, maxRequestsPerConnection: 3, maxRetries: 4, h2UpgradePolicy: UPGRADE}
       outlierDetection:
         consecutive5xxErrors: 3
         consecutiveGatewayErrors: 2

@@ -69,14 +69,22 @@ class Member:
         outbound: Service port -> the port on 127.0.0.1 where its proxy answers for it.
     """
 
-    def __init__(self, mesh: Mesh, service: str, data_plane: str, ports: dict[str, int], number: int) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        service: str,
+        data_plane: str,
+        ports: dict[str, int],
+        number: int,
+        program: type[Program] = Program,
+    ) -> None:
         self.mesh, self.service, self.data_plane = mesh, service, data_plane
         self.notices: list[str] = []
         self.outbound = {port: free_port() for port in ports.values()}
         self._address = f"127.129.0.{number}"
         self._port = ports[service]
         self.process: subprocess.Popen[bytes] | None = None
-        self.program = Program(self._address, self._port)
+        self.program = program(self._address, self._port)
 
     async def start(self) -> None:
         """Join, get a certificate, start proxy and program."""
@@ -223,12 +231,15 @@ class LiveMesh:
 
 
 @contextlib.asynccontextmanager
-async def live_mesh(members: Sequence[tuple[str, str]], **declaration: Any) -> AsyncIterator[LiveMesh]:
+async def live_mesh(
+    members: Sequence[tuple[str, str]], *, program: type[Program] = Program, **declaration: Any
+) -> AsyncIterator[LiveMesh]:
     """
     Run a mesh while the block lasts; every member serves one port and can call all others.
 
     Args:
         members: (service, data plane).
+        program: What each of them runs.
         declaration: See docs/reference/interfaces.md, 4.3a.
     """
     mesh = Mesh({"mesh_cidr": MESH_CIDR, "interception": "explicit", **declaration})
@@ -237,7 +248,7 @@ async def live_mesh(members: Sequence[tuple[str, str]], **declaration: Any) -> A
     try:
         await asyncio.to_thread(mesh.start)
         for number, (service, data_plane) in enumerate(members, start=1):
-            running[service] = Member(mesh, service, data_plane, ports, number)
+            running[service] = Member(mesh, service, data_plane, ports, number, program)
         live = LiveMesh(mesh, running, ports)
         for member in running.values():
             await member.start()

@@ -30,6 +30,7 @@ SHOWN = {
     "matching": (ProxyKind.SIDECAR, {"routes": ("9080",)}),
     "load_balancing": (ProxyKind.SIDECAR, {"clusters": ("outbound|",), "endpoints": ("",)}),
     "circuit_breaker": (ProxyKind.SIDECAR, {"clusters": ("outbound|9080|", "inbound|9080")}),
+    "http_version": (ProxyKind.SIDECAR, {"clusters": ("outbound|", "inbound|9080")}),
     "outlier_detection": (ProxyKind.SIDECAR, {"clusters": ("outbound|9080|",)}),
     "tls": (ProxyKind.SIDECAR, {"clusters": ("outbound|9080|",), "listeners": ("inbound|9080",)}),
     "peer_authentication": (ProxyKind.SIDECAR, {"endpoints": ("outbound|9080",), "listeners": ("inbound|",)}),

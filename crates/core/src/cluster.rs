@@ -75,6 +75,19 @@ pub enum UpstreamProtocol {
     Auto,
 }
 
+/// How the version of HTTP for one request comes about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VersionChoice {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// The endpoint chooses, by ALPN.
+    Endpoint,
+    /// HTTP/1.1, of those that the endpoint may choose.
+    OfferHttp1,
+}
+
 /// HTTP settings of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamHttp {
@@ -90,6 +103,25 @@ pub struct UpstreamHttp {
     pub max_connection_duration: Option<Duration>,
     /// Of responses. Default 80 KiB, 100 headers.
     pub head_limits: HeadLimits,
+}
+
+impl UpstreamHttp {
+    /// The version for a request over *transport*. *http2*: its client speaks HTTP/2; *tunnel*: it asks for another protocol.
+    pub fn version_for(&self, transport: &TransportSocket, http2: bool, tunnel: bool) -> VersionChoice {
+        let secure = transport.tls.is_some();
+        let offers_http1 = |tls: &UpstreamTls| tls.common.alpn.iter().any(|name| **name == *b"http/1.1");
+        match self.protocol {
+            UpstreamProtocol::Http2 => VersionChoice::Http2,
+            UpstreamProtocol::Downstream if http2 => VersionChoice::Http2,
+            // In HTTP/2 a 2xx that means no change of protocol cannot be told from one that does (RFC 8441 5).
+            UpstreamProtocol::Auto if tunnel && transport.tls.as_deref().is_some_and(offers_http1) => {
+                VersionChoice::OfferHttp1
+            }
+            UpstreamProtocol::Auto if secure => VersionChoice::Endpoint,
+            // Without TLS nobody can be asked, and where the configuration names the version nobody is, whatever ALPN offers.
+            UpstreamProtocol::Auto | UpstreamProtocol::Downstream | UpstreamProtocol::Http1 => VersionChoice::Http1,
+        }
+    }
 }
 
 /// Which version of the PROXY protocol.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use weft_core::balance::Balancer;
-use weft_core::cluster::{Cluster, Discovery, TransportSocket};
+use weft_core::cluster::{Cluster, Discovery, TransportSocket, UpstreamProtocol, VersionChoice};
 use weft_core::cors::{Cors, Treatment};
 use weft_core::decide::{Decision, Outcome, Step, decide};
 use weft_core::fault::Fault;
@@ -20,7 +20,7 @@ use weft_core::metadata::Metadata;
 use weft_core::plan::Plan;
 use weft_core::random::{Draw, Random};
 use weft_core::rbac::{self, Names, Rbac, Rules, Verdict, Verdicts};
-use weft_core::request::{OwnedRequest, RequestHead as _};
+use weft_core::request::{OwnedRequest, RequestHead};
 use weft_core::respond::{Cause, Flags, ResponseFlag};
 use weft_core::retry::RetryPolicy;
 use weft_core::route::{Action, Forward, Target};
@@ -402,7 +402,7 @@ fn tcp(plan: &Plan, filter: &TcpProxy, question: &Question, answer: &mut Map<Str
         names
             .into_iter()
             .filter_map(|name| plan.clusters.get(name))
-            .flat_map(|cluster| endpoints(plan, cluster, question))
+            .flat_map(|cluster| endpoints(plan, cluster, question, false))
             .collect(),
     );
     if let Some(name) = chosen {
@@ -580,7 +580,7 @@ fn describe_forward(
     let eligible = chosen
         .iter()
         .filter_map(|target| plan.clusters.get(&target.cluster))
-        .flat_map(|cluster| endpoints(plan, cluster, question));
+        .flat_map(|cluster| endpoints(plan, cluster, question, true));
     answer.insert("endpoints".into(), eligible.collect());
     answer.insert("timeout_ms".into(), millis(forward.timeout_for(&question.request)));
     answer.insert("idle_timeout_ms".into(), millis(forward.idle_timeout.unwrap_or(manager.stream_idle_timeout)));
@@ -657,8 +657,9 @@ fn no_endpoint(plan: &Plan, cluster: &Cluster) -> bool {
     }
 }
 
-/// The endpoints that the balancer may choose, and those that it may not.
-fn endpoints(plan: &Plan, cluster: &Cluster, question: &Question) -> Vec<Value> {
+/// The endpoints that the balancer may choose, and those that it may not; with the version of HTTP if it is *http* that goes there.
+fn endpoints(plan: &Plan, cluster: &Cluster, question: &Question, http: bool) -> Vec<Value> {
+    let version = |transport| if http { version(cluster, transport, question) } else { Value::Null };
     let Some(assignment) = plan.assignment_of(cluster) else {
         if matches!(cluster.discovery, Discovery::OriginalDst) {
             return vec![json!({
@@ -669,6 +670,7 @@ fn endpoints(plan: &Plan, cluster: &Cluster, question: &Question) -> Vec<Value> 
                 "share": 1.0,
                 "metadata": {},
                 "tls": transport(&cluster.transport),
+                "http": version(&cluster.transport),
             })];
         }
         return Vec::new();
@@ -686,9 +688,22 @@ fn endpoints(plan: &Plan, cluster: &Cluster, question: &Question) -> Vec<Value> 
             "share": share,
             "metadata": host.endpoint.metadata.istio.as_deref().map_or_else(|| json!({}), parse),
             "tls": transport(cluster.transport_for(&host.endpoint)),
+            "http": version(cluster.transport_for(&host.endpoint)),
         })
     });
     described.collect()
+}
+
+/// The version of HTTP over this transport, and where that is written.
+fn version(cluster: &Cluster, transport: &TransportSocket, question: &Question) -> Value {
+    let tunnel = question.request.method == "CONNECT" || question.request.header("upgrade").is_some();
+    let name = match cluster.http.version_for(transport, false, tunnel) {
+        _ if cluster.http.protocol == UpstreamProtocol::Downstream => "downstream",
+        VersionChoice::Http1 | VersionChoice::OfferHttp1 => "HTTP/1.1",
+        VersionChoice::Http2 => "HTTP/2",
+        VersionChoice::Endpoint => "endpoint",
+    };
+    json!({"version": name, "origin": metadata(&cluster.metadata)["origins"]["h2UpgradePolicy"]})
 }
 
 fn transport(socket: &TransportSocket) -> Value {

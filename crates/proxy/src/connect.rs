@@ -3,8 +3,9 @@
 //! Each worker has its own pool for each cluster. A pooled connection is used last-in first-out, so that those which are
 //! not needed grow old and close. Limits (circuit breakers) are shared by all workers.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::BuildHasherDefault;
 use std::io;
 use std::net::SocketAddr;
@@ -17,7 +18,6 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use rustls::{ClientConfig, ClientConnection};
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use weft_core::address::PeerAddress;
 use weft_core::balance::Host;
@@ -26,6 +26,7 @@ use weft_core::cluster::{Cluster, Keepalive, ProxyProtocolVersion, TransportSock
 use weft_core::respond::Cause;
 
 use crate::buffer::Buffer;
+use crate::codec::h2::Body;
 use crate::codec::proxy_protocol;
 use crate::edge::Edge;
 use crate::identify::{Ends, peer_leaf, principal, principal_key};
@@ -45,6 +46,8 @@ pub struct Standing {
 }
 
 mod shared;
+
+use shared::Made;
 
 pub use shared::{Connected, Shared, Want, connect_http, http2_limits};
 
@@ -135,6 +138,21 @@ impl ConnectError {
             ConnectError::Timeout(_) => Cause::ConnectTimeout,
             ConnectError::Remote(_) | ConnectError::Tls(_) => Cause::RemoteConnectionFailure,
             ConnectError::Local(_) => Cause::LocalConnectionFailure,
+        }
+    }
+
+    /// The same, for another request that waited for the same connection.
+    fn again(&self) -> ConnectError {
+        let copy = |error: &io::Error| match error.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(error.kind(), error.to_string()),
+        };
+        match self {
+            ConnectError::Overflow => ConnectError::Overflow,
+            ConnectError::Timeout(limit) => ConnectError::Timeout(*limit),
+            ConnectError::Remote(error) => ConnectError::Remote(copy(error)),
+            ConnectError::Local(error) => ConnectError::Local(copy(error)),
+            ConnectError::Tls(error) => ConnectError::Tls(copy(error)),
         }
     }
 
@@ -235,8 +253,10 @@ pub struct Pool {
     idle: RefCell<HashMap<Key, Vec<Idle>, BuildHasherDefault<AddressHasher>>>,
     /// Connections of HTTP/2; the last is the newest.
     shared: RefCell<HashMap<Key, Vec<Rc<Shared>>, BuildHasherDefault<AddressHasher>>>,
-    /// Endpoints to which a connection of HTTP/2 is being made: one at a time, others wait for it.
-    making: RefCell<HashMap<Key, Rc<Notify>, BuildHasherDefault<AddressHasher>>>,
+    /// Endpoints to which a connection is being made that may come to be shared: one at a time, others wait for it.
+    making: RefCell<HashMap<Key, Rc<Made>, BuildHasherDefault<AddressHasher>>>,
+    /// Endpoints that chose HTTP/1.1 when they were asked last.
+    http1: RefCell<HashSet<Key, BuildHasherDefault<AddressHasher>>>,
     /// Tasks that wait because the cluster may have no more connections.
     waiting: RefCell<VecDeque<(Waker, Rc<Cell<Turn>>)>>,
     /// Connections that exist, idle or not.
@@ -258,12 +278,12 @@ impl Pool {
         None
     }
 
-    /// A connection of HTTP/2 that takes another request.
-    fn find_shared(&self, key: &Key) -> Option<Rc<Shared>> {
+    /// A connection of HTTP/2 that takes another request with this body.
+    fn find_shared(&self, key: &Key, body: Body) -> Option<Rc<Shared>> {
         let mut shared = self.shared.borrow_mut();
         let connections = shared.get_mut(key)?;
         connections.retain(|connection| !connection.session.is_worn());
-        connections.iter().rev().find(|connection| connection.session.can_open()).cloned()
+        connections.iter().rev().find(|connection| connection.session.can_take(body)).cloned()
     }
 
     fn put(&self, connection: Connection) {
@@ -322,7 +342,7 @@ impl Pool {
     pub fn keep_only(&self, upstream: &Upstream) {
         let Some(balancer) = &upstream.balancer else { return };
         let (mut idle, mut shared) = (self.idle.borrow_mut(), self.shared.borrow_mut());
-        if idle.is_empty() && shared.is_empty() {
+        if idle.is_empty() && shared.is_empty() && self.http1.borrow().is_empty() {
             return;
         }
         let known: Vec<usize> = balancer.hosts().iter().map(|host| address_of(&host.counters)).collect();
@@ -334,11 +354,20 @@ impl Pool {
             }
             is_known
         });
+        self.http1.borrow_mut().retain(|key| known.contains(&key.host));
     }
 
     pub fn open_count(&self) -> usize {
         self.open.get()
     }
+}
+
+/// What of the versions of HTTP in a resource's ALPN list is offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    All,
+    /// All but HTTP/2, if HTTP/1.1 is among them.
+    Http1,
 }
 
 /// Get a connection to *destination*: a pooled one unless *fresh* asks for a new one. *ends* are the client's, for endpoints that want
@@ -354,6 +383,7 @@ pub async fn connect(
     ends: Ends,
     standing: &Standing,
     fresh: bool,
+    offer: Offer,
 ) -> Result<Connection, ConnectError> {
     let cluster = &upstream.shared.cluster;
     let transport = destination.transport(cluster);
@@ -386,7 +416,7 @@ pub async fn connect(
         }
     };
     let deadline = cluster.connect_timeout;
-    let work = pin!(open(upstream, destination, transport, ends, standing));
+    let work = pin!(open(upstream, destination, transport, ends, standing, offer));
     let io = match tokio::time::timeout(deadline, work).await {
         Ok(result) => result?,
         Err(_) => return Err(ConnectError::Timeout(deadline)),
@@ -448,10 +478,11 @@ async fn open(
     transport: &TransportSocket,
     ends: Ends,
     standing: &Standing,
+    offer: Offer,
 ) -> Result<Io, ConnectError> {
     let io = reach(upstream, destination, transport, ends, standing).await?;
     let Some(context) = upstream.shared.tls_for(transport) else { return Ok(io) };
-    let io = shake_hands(io, &context.config, context).await?;
+    let io = shake_hands(io, &offered(&context.config, offer), context).await?;
     // What a resumed session knows of the server was verified when it was new. Nothing has been sent to it yet.
     let is_stale = |session: &Session| session.is_resumed() && !context.still_trusts(session.peer_certificates());
     if !io.with_session(is_stale).unwrap_or(false) {
@@ -459,7 +490,17 @@ async fn open(
     }
     drop(io);
     let io = reach(upstream, destination, transport, ends, standing).await?;
-    shake_hands(io, &context.config_afresh, context).await
+    shake_hands(io, &offered(&context.config_afresh, offer), context).await
+}
+
+fn offered(config: &Arc<ClientConfig>, offer: Offer) -> Cow<'_, Arc<ClientConfig>> {
+    let speaks = |name: &[u8]| config.alpn_protocols.iter().any(|protocol| protocol == name);
+    if offer == Offer::All || !speaks(b"h2") || !speaks(b"http/1.1") {
+        return Cow::Borrowed(config);
+    }
+    let mut config = ClientConfig::clone(config);
+    config.alpn_protocols.retain(|protocol| protocol != b"h2");
+    Cow::Owned(Arc::new(config))
 }
 
 async fn shake_hands(mut io: Io, config: &Arc<ClientConfig>, context: &ClientContext) -> Result<Io, ConnectError> {

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker};
 use tokio::time::Instant;
 
 use crate::buffer::Buffer;
-use crate::codec::h2::{Breach, ByStream, Code, Connection, Event, Limits, Role, StreamId};
+use crate::codec::h2::{Body, Breach, ByStream, Code, Connection, Event, Limits, Role, StreamId};
 use crate::codec::{Framing, Head};
 use crate::io::Io;
 
@@ -66,6 +66,7 @@ pub struct Session {
     /// Tasks that wait for them.
     unsettled: RefCell<Vec<Waker>>,
     tls_refusal: RefCell<Option<String>>,
+    role: Role,
     /// TLS is under it.
     secure: bool,
     /// While more than this waits to be written, streams and the peer wait.
@@ -84,6 +85,11 @@ impl Session {
     /// Whether another request may be sent on it now.
     pub fn can_open(&self) -> bool {
         !self.over.get() && self.codec.borrow().can_open()
+    }
+
+    /// Whether a request with this body may be sent on it now, and nobody's reading or not reading of another body can stop it.
+    pub fn can_take(&self, body: Body) -> bool {
+        self.can_open() && self.codec.borrow().has_room(body)
     }
 
     /// Whether no request can ever be sent on it again.
@@ -113,7 +119,14 @@ impl Session {
     pub fn stream(self: &Rc<Self>) -> Stream {
         let first = self.requests.get() == 0;
         self.requests.set(self.requests.get() + 1);
-        Stream { session: Rc::clone(self), id: Cell::new(0), first, inbox: Rc::default(), finished: Cell::new(false) }
+        Stream {
+            session: Rc::clone(self),
+            id: Cell::new(0),
+            first,
+            inbox: Rc::default(),
+            finished: Cell::new(false),
+            held: Cell::new(0),
+        }
     }
 
     /// Send no more requests on it; it closes when the last has ended.
@@ -145,6 +158,19 @@ impl Session {
         self.unsettled.take().into_iter().for_each(Waker::wake);
     }
 
+    /// Whether so much waits to be written that nothing more should be read.
+    ///
+    /// If both ends of a connection stopped reading when they have much to say, they would wait for each other for ever. So a client goes
+    /// on: what comes are answers, which have windows; what it says to anything else is little, but not without a bound.
+    fn is_choked(&self) -> bool {
+        let most = if self.role == Role::Client { 4 * self.output_bytes } else { self.output_bytes };
+        let choked = self.codec.borrow().output().len() >= most;
+        if choked {
+            self.crowded.set(true);
+        }
+        choked
+    }
+
     fn is_crowded(&self) -> bool {
         let crowded = self.codec.borrow().output().len() >= self.output_bytes;
         if crowded {
@@ -171,6 +197,8 @@ pub struct Stream {
     inbox: Rc<RefCell<Inbox>>,
     /// Our side has sent all of its message.
     finished: Cell<bool>,
+    /// Bytes that were taken from the inbox and not handed on yet: they count against the peer's windows.
+    held: Cell<usize>,
 }
 
 impl Stream {
@@ -235,6 +263,7 @@ impl Stream {
         let mut inbox = self.inbox.borrow_mut();
         if !inbox.data.is_empty() {
             std::mem::swap(&mut inbox.data, data);
+            self.held.set(self.held.get() + data.len());
             return Poll::Ready(Ok(true));
         }
         if inbox.ended {
@@ -250,6 +279,7 @@ impl Stream {
 
     /// Received bytes were handed on: the peer may send as many again.
     pub fn release(&self, bytes: usize) {
+        self.held.set(self.held.get() - bytes);
         self.session.codec.borrow_mut().release(self.id.get(), bytes);
         if !self.session.codec.borrow().output().is_empty() {
             self.session.wake();
@@ -346,7 +376,8 @@ impl Drop for Stream {
         let mut codec = self.session.codec.borrow_mut();
         // RFC 9113 8.1: who has answered in full may stop the rest of the request without blame.
         codec.reset(id, if self.finished.get() { Code::NO_ERROR } else { Code::CANCEL });
-        codec.release(id, self.inbox.borrow().data.len());
+        // What nobody will hand on must not count against the connection's window, which others share.
+        codec.release(id, self.inbox.borrow().data.len() + self.held.get());
         drop(codec);
         self.session.wake();
     }
@@ -401,6 +432,7 @@ impl Driver {
             settled: Cell::new(false),
             unsettled: RefCell::default(),
             tls_refusal: RefCell::default(),
+            role,
             secure,
             output_bytes: limits.output_bytes,
             requests: Cell::new(0),
@@ -438,7 +470,7 @@ impl Driver {
             Poll::Ready(Ok(())) if self.broken => return self.over(ConnectionEnd::Broken),
             _ => {}
         }
-        if self.broken || self.session.is_crowded() {
+        if self.broken || self.session.is_choked() {
             return Poll::Pending;
         }
         loop {
@@ -624,7 +656,14 @@ impl Driver {
         let session = Rc::clone(&self.session);
         session.requests.set(session.requests.get() + 1);
         let inbox = session.inbox(stream).unwrap_or_default();
-        Stream { session, id: Cell::new(stream), first: stream == 1, inbox, finished: Cell::new(false) }
+        Stream {
+            session,
+            id: Cell::new(stream),
+            first: stream == 1,
+            inbox,
+            finished: Cell::new(false),
+            held: Cell::new(0),
+        }
     }
 
     /// Say that the connection is going to close, and ask for a sign that the peer knows.
@@ -650,5 +689,81 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.session.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const WINDOW_BYTES: u32 = 65_535;
+
+    /// Let *from* say what it has to say to *to*.
+    fn pass(from: &RefCell<Connection>, to: &mut impl FnMut(&[u8])) {
+        let mut bytes = Vec::new();
+        from.borrow_mut().swap_output(&mut bytes);
+        to(&bytes);
+    }
+
+    #[test]
+    fn what_was_taken_and_not_handed_on_is_given_back_with_its_stream() {
+        let limits =
+            Limits { stream_window_bytes: WINDOW_BYTES, connection_window_bytes: WINDOW_BYTES, ..Limits::default() };
+        let client = RefCell::new(Connection::new(Role::Client, limits));
+        let mut driver = Driver::new(Role::Server, limits, false);
+        let session = Rc::clone(&driver.session);
+        let mut buffer = Buffer::default();
+        let mut head = Head::default();
+        head.set_method(b"POST");
+        head.set_path(b"/");
+        head.set_authority(b"up");
+        head.framing = Framing::Chunked;
+        for round in 0..3 {
+            let id = client.borrow_mut().request(&head, false, false);
+            let mut left = WINDOW_BYTES as usize;
+            let mut stream = None;
+            let mut taken = Vec::new();
+            while left > 0 {
+                let count = client.borrow_mut().data(id, &vec![b'x'; left.min(10_000)], false);
+                assert!(count > 0, "round {round}: the window is not open, {left} bytes are left");
+                left -= count;
+                pass(&client, &mut |bytes| buffer.push(bytes));
+                while let Some(turn) = driver.receive(&mut buffer) {
+                    assert!(matches!(turn, Turn::Request { stream, .. } if stream == id));
+                    stream = Some(driver.take_request(id, &mut Head::default()));
+                }
+                if taken.is_empty() {
+                    // One span is at hand, and more come behind it.
+                    let mut context = Context::from_waker(Waker::noop());
+                    assert!(stream.as_ref().unwrap().poll_data(&mut context, &mut taken).is_ready());
+                }
+            }
+            assert!(client.borrow().sendable(id) == 0 && !taken.is_empty());
+            drop(stream);
+            pass(&session.codec, &mut |mut bytes| {
+                while !bytes.is_empty() {
+                    let (used, _) = client.borrow_mut().receive(bytes, Duration::ZERO, &mut Head::default()).unwrap();
+                    bytes = &bytes[used..];
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn of_two_ends_that_have_much_to_say_one_goes_on_reading() {
+        let limits = Limits { output_bytes: 200, ..Limits::default() };
+        for (role, pings, crowded, choked) in [
+            (Role::Server, 5, false, false),
+            (Role::Server, 20, true, true),
+            (Role::Client, 20, true, false),
+            (Role::Client, 60, true, true),
+        ] {
+            let mut driver = Driver::new(role, limits, false);
+            driver.session.codec.borrow_mut().swap_output(&mut Vec::new());
+            (0..pings).for_each(|_| driver.ping([0; 8]));
+            let session = &driver.session;
+            assert_eq!((session.is_crowded(), session.is_choked()), (crowded, choked), "{role:?}, {pings}");
+        }
     }
 }

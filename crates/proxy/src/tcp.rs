@@ -11,7 +11,7 @@ use weft_core::respond::Cause;
 use weft_core::tcp_proxy::TcpProxy;
 
 use crate::clock;
-use crate::connect::{self, Connection};
+use crate::connect::{self, Connection, Offer};
 use crate::forward::{self, Totals, TunnelEnd};
 use crate::identify::Ends;
 use crate::labels::{self, Protocol};
@@ -153,7 +153,7 @@ async fn connect(
         outcome.destination = Some(destination.clone());
         let active = destination.host().map(|host| host.begin());
         // connect
-        let result = connect::connect(upstream, &destination, ends, &worker.standing, true).await;
+        let result = connect::connect(upstream, &destination, ends, &worker.standing, true, Offer::All).await;
         observe(
             upstream,
             &destination,

@@ -70,7 +70,7 @@ _PORT_POLICY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         _under(
             "connectionPool.http",
-            "http1MaxPendingRequests http2MaxRequests maxRequestsPerConnection maxRetries",
+            "http1MaxPendingRequests http2MaxRequests maxRequestsPerConnection maxRetries h2UpgradePolicy",
         ),
         (),
     ),

@@ -13,6 +13,9 @@ from typing import Any
 DEFAULT = "default"
 """The origin of what nobody wrote."""
 
+BY_CALLER, BY_ENDPOINT = "downstream", "endpoint"
+"""Versions of HTTP that the caller's program, or the endpoint's proxy, decides about."""
+
 Metadata = Mapping[str, Any]
 """`filter_metadata["weft"]`: kind, namespace, name, origin, rule, origins."""
 
@@ -56,6 +59,8 @@ class Endpoint:
         workload: Name of the workload there; empty if it is none of the mesh.
         share: Of the requests to its cluster, 0 to 1; 0 if it is not eligible.
         tls: How it is called: sni, names (what its certificate must say), ...; None in plaintext.
+        version: `HTTP/1.1`, `HTTP/2`, `BY_CALLER`, `BY_ENDPOINT`; empty for bytes.
+        version_origin: Where that is written, or `default`.
     """
 
     cluster: str
@@ -64,6 +69,8 @@ class Endpoint:
     healthy: bool
     share: float
     tls: Mapping[str, Any] | None
+    version: str = ""
+    version_origin: str = DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +144,8 @@ def _endpoint(item: Mapping[str, Any]) -> Endpoint:
         healthy=bool(item.get("healthy", True)),
         share=float(item.get("share", 0.0)),
         tls=item.get("tls"),
+        version=str((item.get("http") or {}).get("version") or ""),
+        version_origin=str((item.get("http") or {}).get("origin") or DEFAULT),
     )
 
 

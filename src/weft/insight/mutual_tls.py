@@ -25,14 +25,21 @@ class Acceptance:
     What a port takes of its callers.
 
     Attributes:
+        alpn: Protocols that it takes in mutual TLS, the preferred one first.
         policy: What asks for it (`weft` metadata of the filter chains); empty where that is not known.
         place: Makes of an origin what the reader may open.
     """
 
     mutual: bool = False
     plain: bool = False
+    alpn: tuple[str, ...] = ()
     policy: Metadata = field(default_factory=dict)
     place: Callable[[str], str] = str
+
+    def version(self, offered: Sequence[str]) -> str:
+        """Return the HTTP that a caller that offers these protocols, and leaves the choice to this side, speaks."""
+        agreed = next((protocol for protocol in self.alpn if protocol in offered), "")  # RFC 7301 3.2
+        return "HTTP/2" if agreed == "h2" else "HTTP/1.1"
 
     @property
     def written(self) -> str:
@@ -56,6 +63,7 @@ def acceptance(
 ) -> Acceptance:
     """Return what the inbound listener of that name takes; *place* makes of an origin what the reader may open."""
     mutual = plain = False
+    alpn: tuple[str, ...] = ()
     policy: Metadata = {}
     for type_url, name, value in published:
         if not type_url.endswith(".Listener") or name != listener:
@@ -66,10 +74,11 @@ def acceptance(
                 context = DownstreamTlsContext()
                 packed.Unpack(context)
                 mutual |= context.require_client_certificate.value
+                alpn = tuple(context.common_tls_context.alpn_protocols)
             else:
                 plain |= chain.filter_chain_match.transport_protocol != "tls"
             policy = MessageToDict(chain.metadata).get("filterMetadata", {}).get("weft", {})
-    return Acceptance(mutual, plain, policy, place)
+    return Acceptance(mutual, plain, alpn, policy, place)
 
 
 def client_rule(published: Sequence[tuple[str, str, bytes]], cluster: str, place: Callable[[str], str] = str) -> str:

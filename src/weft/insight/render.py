@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from weft.insight.decision import DEFAULT, Considered, Decision, Metadata, Share, cluster_parts
+from weft.insight.decision import BY_CALLER, BY_ENDPOINT, DEFAULT, Considered, Decision, Metadata, Share, cluster_parts
 from weft.insight.mutual_tls import Refusal
 from weft.insight.why import Explanation, InboundSide
 from weft.translate.names import host_cluster
@@ -41,7 +41,7 @@ def render(explanation: Explanation, place: Place = str) -> str:
         _rule(decision, place),
         # A rule that forwards has destinations even where its filters answer.
         "" if decision.outcome in ANSWERED else _destinations(decision, explanation.target.scheme, place),
-        _settings(decision, place),
+        _settings(explanation, place),
         "" if decision.outcome in ANSWERED else _identities(explanation),
         _section("Assumed", explanation.assumptions),
     ]
@@ -166,8 +166,9 @@ def _destinations(decision: Decision, scheme: str, place: Place) -> str:
     return _section("Destinations", lines)
 
 
-def _settings(decision: Decision, place: Place) -> str:
+def _settings(explanation: Explanation, place: Place) -> str:
     """Return everything that is done to the request or the answer, each with the place that says so."""
+    decision = explanation.outbound
     raw, lines = decision.raw, []
 
     def add(name: str, text: str, key: str) -> None:
@@ -178,6 +179,8 @@ def _settings(decision: Decision, place: Place) -> str:
         timeout = raw.get("timeout_ms")
         add("timeout", "none" if timeout in (None, 0) else _ms(timeout), "timeout")
         add("retries", _retries(raw.get("retry")), "retries")
+    for text, origin in _links(explanation):
+        lines.append(("link", text, "default" if origin == DEFAULT else place(origin)))
     if raw.get("idle_timeout_ms"):
         lines.append(("idle timeout", _ms(raw["idle_timeout_ms"]), "default"))
     for text in _faults(raw.get("fault") or {}):
@@ -202,6 +205,25 @@ def _settings(decision: Decision, place: Place) -> str:
         "On the way",
         [f"{name:{widths[0]}}  {text:{widths[1]}}  {_from(origin)}" for name, text, origin in lines],
     )
+
+
+def _links(explanation: Explanation) -> list[tuple[str, str]]:
+    """Return each version of HTTP in which proxies of endpoints are called, or that somebody asked for, and who says so."""
+    endpoints = [item for item in explanation.outbound.endpoints if item.version and item.share > 0]
+    agreed = {side.address: side.version for side in explanation.inbound}
+    by_cluster = {item.cluster: agreed[item.address] for item in endpoints if item.address in agreed}
+    found: dict[tuple[str, str], None] = {}
+    for item in endpoints:
+        if item.tls is None and item.version_origin == DEFAULT:
+            continue
+        text = item.version
+        if item.version == BY_CALLER:
+            text = "in the version that the program speaks"
+        elif item.version == BY_ENDPOINT:
+            version = by_cluster.get(item.cluster, "HTTP/2 or HTTP/1.1")
+            text = f"{version}, as the proxy there chooses"
+        found[text, item.version_origin] = None
+    return list(found)
 
 
 def _from(origin: str) -> str:

@@ -21,7 +21,7 @@ from weft.api.nearest import nearest
 from weft.data_plane import WEFT_PROXY
 from weft.errors import NotFound, UsageError, WeftError
 from weft.insight import home
-from weft.insight.decision import Decision, Endpoint
+from weft.insight.decision import BY_ENDPOINT, Decision, Endpoint
 from weft.insight.mutual_tls import Acceptance, Refusal, acceptance, client_rule, foreign_tls, refusal
 from weft.model import Interception, loopback
 from weft.translate import names
@@ -95,6 +95,7 @@ class InboundSide:
         accepted: What it takes of its callers.
         refusal: Why it does not take this one; None if it does.
         decision: What becomes of a request that it takes.
+        version: The HTTP in which it comes; empty for bytes.
     """
 
     workload: str
@@ -104,6 +105,7 @@ class InboundSide:
     accepted: Acceptance
     refusal: Refusal | None
     decision: Decision
+    version: str = ""
 
     @property
     def requires_tls(self) -> bool:
@@ -504,9 +506,19 @@ def _inbound_sides(
         )
         if refused is None and decision.outcome == "refused":
             refused = foreign_tls(server=endpoint.workload, own=target.scheme == "https" and endpoint.tls is None)
+        version = endpoint.version
+        if version == BY_ENDPOINT:
+            version = accepted.version((endpoint.tls or {}).get("alpn") or ())
         sides.append(
             InboundSide(
-                endpoint.workload, workload["identity"], endpoint.address, endpoint.tls, accepted, refused, decision
+                endpoint.workload,
+                workload["identity"],
+                endpoint.address,
+                endpoint.tls,
+                accepted,
+                refused,
+                decision,
+                version,
             )
         )
     return tuple(sides)

@@ -15,13 +15,14 @@ from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
 from weft.data_plane import ENVOY
-from weft.model import Interception, Protocol, Service, ServicePort
+from weft.model import Interception, Service, ServicePort
 from weft.translate import names
 from weft.translate.destinations import Destination, destination
 from weft.translate.endpoints import assignment, takes_plain_text_only
 from weft.translate.fragments import Reading
 from weft.translate.origin import annotate, describe, describe_default
 from weft.translate.policies.circuit_breaker import apply as circuit_breaker
+from weft.translate.policies.http_version import apply as http_version
 from weft.translate.policies.load_balancing import apply as load_balancing
 from weft.translate.policies.outlier_detection import apply as outlier_detection
 from weft.translate.policies.tls import apply as tls
@@ -53,6 +54,7 @@ def service_clusters(reading: Reading, hostname: str) -> tuple[Resource, ...]:
             identities=identities,
             http=reading.speaks_http(port.protocol),
             plain_text=_plain_text(reading, service, port),
+            data_plane=reading.data_plane,
         )
         for port in service.ports
         for subset in subsets
@@ -102,15 +104,16 @@ def _outbound(
     identities: tuple[str, ...],
     http: bool,
     plain_text: str,
+    data_plane: str,
 ) -> Resource:
-    """Return one cluster; *http* says whether the proxy reads HTTP on this port."""
+    """Return one cluster; *http* says whether the proxy, a *data_plane*, reads HTTP on this port."""
     name = names.outbound_cluster(service.hostname, port.number, subset)
     policy = rules.policy(port.number, subset)
     message = cluster_pb2.Cluster(name=name, type=cluster_pb2.Cluster.EDS)
     message.eds_cluster_config.service_name = name
     over_ads(message.eds_cluster_config.eds_config)
-    http2 = http and port.protocol is not Protocol.HTTP
-    circuit_breaker.apply(policy.connection_pool, message, http2=http2)
+    version = http_version.choose(policy, port.protocol, reads_http=http, data_plane=data_plane)
+    circuit_breaker.apply(policy.connection_pool, message, version.version)
     load_balancing.apply(policy.load_balancer, message)
     outlier_detection.apply(policy.outlier_detection, message)
     tls.apply(
@@ -118,13 +121,14 @@ def _outbound(
         message,
         server_name=names.server_name(service.hostname, port.number, subset),
         identities=identities,
-        alpn=tls.ALPN_HTTP2 if http2 else tls.ALPN_HTTP1 if http else tls.ALPN_TCP,
+        alpn=version.alpn,
     )
     if message.type == cluster_pb2.Cluster.ORIGINAL_DST and message.transport_socket_matches:
         # Without endpoints there is no metadata to match on; a destination of the mesh speaks mutual TLS.
         message.transport_socket.CopyFrom(message.transport_socket_matches[0].transport_socket)
         del message.transport_socket_matches[:]
-    annotate(message.metadata, _described(rules, subset, policy.origins))
+    origins = {**policy.origins, http_version.FIELD: version.origin} if http else policy.origins
+    annotate(message.metadata, _described(rules, subset, origins))
     if plain_text and not (policy.tls and policy.tls.mode):
         annotate(message.metadata, {"plain_text": plain_text})
     return resource(CLUSTER, name, serialise(message))
@@ -206,8 +210,8 @@ def _speak_as_the_caller(message: Any, idle_seconds: int) -> None:
     options.common_http_protocol_options.idle_timeout.seconds = idle_seconds
     options.use_downstream_protocol_config.http_protocol_options.SetInParent()
     options.use_downstream_protocol_config.http2_protocol_options.SetInParent()
-    packed = message.typed_extension_protocol_options[circuit_breaker.HTTP_OPTIONS]
-    packed.type_url = f"type.googleapis.com/{circuit_breaker.HTTP_OPTIONS}"
+    packed = message.typed_extension_protocol_options[http_version.HTTP_OPTIONS]
+    packed.type_url = f"type.googleapis.com/{http_version.HTTP_OPTIONS}"
     packed.value = serialise(options)
 
 

@@ -33,14 +33,26 @@ class Policy:
     The policy in force for one subset and port.
 
     Attributes:
-        origins: For each part by its field's YAML name, the place that set it, or `"default"`.
+        sources: For each part that is set, the rule and the path in it.
     """
 
     load_balancer: LoadBalancerSettings | None
     connection_pool: ConnectionPoolSettings | None
     outlier_detection: OutlierDetection | None
     tls: ClientTLSSettings | None
-    origins: dict[str, str]
+    sources: dict[str, tuple[ConfigObject, Path]]
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """For each part by its field's YAML name, the place that set it, or `"default"`."""
+        return {name: self.locate(part) for part, name in _PARTS.items()}
+
+    def locate(self, part: str, *path: str) -> str:
+        """Return the place of *path* within *part*, which the policy's attribute names; `"default"` if it is not set."""
+        if part not in self.sources:
+            return DEFAULT
+        item, at = self.sources[part]
+        return str(item.locate(*at, *path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +84,23 @@ class Destination:
         found = self.subset(subset) if subset else None
         if found is not None and found[2].traffic_policy is not None:
             levels.append((found[0], ("spec", "subsets", found[1], "trafficPolicy"), found[2].traffic_policy))
-        parts: dict[str, tuple[object, str]] = {}
+        parts: dict[str, tuple[object, tuple[ConfigObject, Path]]] = {}
         for item, path, level in levels:
             for field, name in _PARTS.items():
                 value = getattr(level, field)
                 if value is not None:
-                    parts[field] = (value, str(item.locate(*path, name)))
+                    parts[field] = (value, (item, (*path, name)))
             at = _port_level(level, port)
             if at is not None:
                 index, settings = at
                 parts = {
-                    field: (getattr(settings, field), str(item.locate(*path, "portLevelSettings", index, name)))
+                    field: (getattr(settings, field), (item, (*path, "portLevelSettings", index, name)))
                     for field, name in _PARTS.items()
                     if getattr(settings, field) is not None
                 }
         return Policy(
             **{field: parts[field][0] if field in parts else None for field in _PARTS},  # type: ignore[arg-type]
-            origins={name: parts[field][1] if field in parts else DEFAULT for field, name in _PARTS.items()},
+            sources={field: source for field, (_, source) in parts.items()},
         )
 
 

@@ -46,11 +46,12 @@ def http_manager(reading: Reading, direction: Direction, statistics: str, *, loc
     manager.server_header_transformation = http_connection_manager_pb2.HttpConnectionManager.PASS_THROUGH
     manager.normalize_path.value = True
     manager.path_with_escaped_slashes_action = http_connection_manager_pb2.HttpConnectionManager.KEEP_UNCHANGED
-    if reading.data_plane == ENVOY:
-        manager.proxy_100_continue = True  # or it would answer `Expect: 100-continue` for the program
+    manager.proxy_100_continue = True  # or it would answer `Expect: 100-continue` for the program
     manager.stream_idle_timeout.SetInParent()  # zero: no limit. Envoy's 5 minutes would cut quiet streams
     manager.generate_request_id.value = True
     manager.upgrade_configs.add(upgrade_type="websocket")
+    if reading.data_plane == ENVOY:
+        manager.http2_protocol_options.allow_connect = True  # RFC 8441, or a WebSocket could not come by HTTP/2
     manager.use_remote_address.value = direction == "gateway"
     if direction == "inbound":
         manager.forward_client_cert_details = http_connection_manager_pb2.HttpConnectionManager.APPEND_FORWARD

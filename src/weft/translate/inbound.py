@@ -26,6 +26,7 @@ from weft.translate.listeners import TLS_INSPECTOR, inspect
 from weft.translate.origin import annotate, describe, describe_default
 from weft.translate.peer_authentication import Accepted, Mode
 from weft.translate.policies.circuit_breaker import apply as circuit_breaker
+from weft.translate.policies.http_version.apply import Version
 from weft.translate.policies.timeout import apply as timeout
 from weft.translate.policies.tls import apply as tls
 from weft.translate.resource import CLUSTER, LISTENER, Resource, resource, serialise
@@ -123,8 +124,9 @@ def _cluster(reading: Reading, workload: Workload, port: WorkloadPort) -> Resour
     name = names.inbound_cluster(port.number)
     message = cluster_pb2.Cluster(name=name, type=cluster_pb2.Cluster.STATIC)
     pool, description = _limits(reading, workload, port)
+    # What the program declared, whatever its callers' proxies speak to this one.
     http2 = reading.speaks_http(port.protocol) and port.protocol is not Protocol.HTTP
-    circuit_breaker.apply(pool, message, http2=http2)
+    circuit_breaker.apply(pool, message, Version.HTTP2 if http2 else Version.HTTP1)
     message.load_assignment.cluster_name = name
     address = port.listening or LOOPBACK
     # In EXPLICIT mode the loopback is everybody's: who listens there at this port may be somebody else's program.

@@ -1,23 +1,28 @@
 //! Ways to endpoints for requests of HTTP: by HTTP/2, over connections that requests share, or by HTTP/1.1.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
-use weft_core::cluster::{Cluster, UpstreamProtocol};
+use weft_core::cluster::{Cluster, VersionChoice};
 use weft_core::http_manager::HeadLimits;
 use weft_core::http2::Http2Options;
 
 use crate::alarm::Alarm;
-use crate::codec::h2::{Floods, Limits, Role};
+use crate::codec::h2::{Body, Floods, Limits, Role};
 use crate::identify::Ends;
 use crate::multiplex::{ConnectionEnd, Driver, Session, Turn};
 use crate::plan::WorkerUpstream;
 use crate::tls::session::Session as TlsSession;
 
-use super::{ConnectError, Connection, Destination, Key, Peer, Pool, Standing, connect};
+use super::{ConnectError, Connection, Destination, Key, Offer, Peer, Pool, Standing, connect};
+
+/// RFC 9113 6.9.1
+const MOST_WINDOW_BYTES: u32 = (1 << 31) - 1;
 
 /// A connection of HTTP/2 to an endpoint, which requests share.
 pub struct Shared {
@@ -38,14 +43,17 @@ pub enum Connected {
     Shared(Rc<Shared>),
 }
 
-/// What the client speaks, for clusters that follow it.
+/// What a request asks of its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Want {
-    Http1,
-    Http2,
+pub struct Want {
+    /// The client speaks HTTP/2, for clusters that follow it.
+    pub http2: bool,
+    /// The request asks for another protocol.
+    pub tunnel: bool,
+    pub body: Body,
 }
 
-/// Get a way to *destination* for a request of HTTP: a pooled one unless *fresh* asks for a new one. *want* is what the client speaks.
+/// Get a way to *destination* for a request of HTTP: a pooled one unless *fresh* asks for a new one.
 ///
 /// # Errors
 /// [`ConnectError`].
@@ -60,70 +68,96 @@ pub async fn connect_http(
     let cluster = &upstream.shared.cluster;
     let transport = destination.transport(cluster);
     let key = destination.key(transport, ends);
-    let always = match cluster.http.protocol {
-        UpstreamProtocol::Http2 => true,
-        UpstreamProtocol::Downstream => want == Want::Http2,
-        UpstreamProtocol::Http1 | UpstreamProtocol::Auto => false,
-    };
-    // Without TLS nobody can be asked, and where the configuration names the version nobody is, whatever ALPN offers.
-    let asks = transport.tls.is_some() && cluster.http.protocol == UpstreamProtocol::Auto;
-    if !always && !asks {
-        return connect(upstream, destination, ends, standing, fresh).await.map(Connected::Own);
+    let choice = cluster.http.version_for(transport, want.http2, want.tunnel);
+    let offer = if choice == VersionChoice::OfferHttp1 { Offer::Http1 } else { Offer::All };
+    if matches!(choice, VersionChoice::Http1 | VersionChoice::OfferHttp1) {
+        return connect(upstream, destination, ends, standing, fresh, offer).await.map(Connected::Own);
     }
     let mut fresh = fresh;
-    let _making = loop {
-        if !fresh && let Some(shared) = upstream.pool.find_shared(&key) {
+    let (making, is_http1) = loop {
+        if !fresh && let Some(shared) = upstream.pool.find_shared(&key, want.body) {
             return Ok(Connected::Shared(shared));
         }
-        if !always {
-            break None;
+        if choice == VersionChoice::Endpoint && upstream.pool.http1.borrow().contains(&key) {
+            break (None, true);
         }
         let other = upstream.pool.making.borrow().get(&key).cloned();
         match other {
-            None => break Some(Making::begin(Rc::clone(&upstream.pool), key)),
+            None => break (Some(Making::begin(Rc::clone(&upstream.pool), key)), false),
             // What the other task makes is as fresh as anybody can ask.
-            Some(done) => {
+            Some(made) => {
                 fresh = false;
-                done.notified().await;
+                made.done.notified().await;
+                if let Some(error) = made.error.borrow().as_ref() {
+                    return Err(error.again());
+                }
             }
         }
     };
-    // A connection that is to be shared is never taken from those that are not.
-    let connection = connect(upstream, destination, ends, standing, fresh || always).await?;
-    if !always && (connection.reused || !connection.io.speaks_http2()) {
+    // A connection that may come to be shared is never taken from those that are not.
+    let connection = match connect(upstream, destination, ends, standing, fresh || !is_http1, offer).await {
+        Ok(connection) => connection,
+        Err(error) => {
+            if let Some(making) = making {
+                making.fail(&error);
+            }
+            return Err(error);
+        }
+    };
+    if choice == VersionChoice::Endpoint && (connection.reused || !connection.io.speaks_http2()) {
+        upstream.pool.http1.borrow_mut().insert(key);
         return Ok(Connected::Own(connection));
     }
+    upstream.pool.http1.borrow_mut().remove(&key);
     Ok(Connected::Shared(share(upstream, connection)))
+}
+
+/// What became of a connection of HTTP/2 that a task made, for those that waited for it.
+#[derive(Default)]
+pub(super) struct Made {
+    done: Notify,
+    error: RefCell<Option<ConnectError>>,
 }
 
 /// A connection of HTTP/2 that is being made; whoever waits for it is woken when this is dropped.
 struct Making {
     pool: Rc<Pool>,
     key: Key,
+    made: Rc<Made>,
 }
 
 impl Making {
     fn begin(pool: Rc<Pool>, key: Key) -> Making {
-        pool.making.borrow_mut().insert(key, Rc::default());
-        Making { pool, key }
+        let made = Rc::<Made>::default();
+        pool.making.borrow_mut().insert(key, Rc::clone(&made));
+        Making { pool, key, made }
+    }
+
+    /// There will be none: whoever waits would be told the same, one after the other.
+    fn fail(self, error: &ConnectError) {
+        *self.made.error.borrow_mut() = Some(error.again());
     }
 }
 
 impl Drop for Making {
     fn drop(&mut self) {
-        if let Some(done) = self.pool.making.borrow_mut().remove(&self.key) {
-            done.notify_waiters();
-        }
+        self.pool.making.borrow_mut().remove(&self.key);
+        self.made.done.notify_waiters();
     }
 }
 
 /// Speak HTTP/2 on *connection*, in a task of its own.
 fn share(upstream: &Rc<WorkerUpstream>, connection: Connection) -> Rc<Shared> {
     let cluster = Arc::clone(&upstream.shared.cluster);
-    let limits = Limits {
+    let mut limits = Limits {
         output_bytes: connection.buffer.limit(),
         ..http2_limits(&cluster.http.http2, &cluster.http.head_limits)
     };
+    if cluster.http.http2.connection_window_bytes.is_none() {
+        // Each answer waits in its own window, and there are as many as we have asked for. A window for all of them would let clients that
+        // do not read stop those that do, which connections of HTTP/1.1 never let them.
+        limits.connection_window_bytes = MOST_WINDOW_BYTES;
+    }
     let driver = Driver::new(Role::Client, limits, connection.io.is_secure());
     let shared = Rc::new(Shared {
         session: Rc::clone(&driver.session),

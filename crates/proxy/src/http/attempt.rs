@@ -11,6 +11,7 @@ use weft_core::respond::Cause;
 use weft_core::retry::{RetryPolicy, TryResult};
 
 use crate::codec::Version;
+use crate::codec::h2::Body;
 use crate::connect::{ConnectError, Destination, Want};
 use crate::filter::{self};
 use crate::forward::{Course, Flow, FlowError};
@@ -36,9 +37,11 @@ impl Exchange<'_> {
         let try_deadline = policy.and_then(|policy| policy.per_try_timeout).map(|limit| Instant::now() + limit);
         // connect
         let deadline = earliest(earliest(try_deadline, self.deadline(timeout)), self.expires);
-        let want = match self.client_version {
-            Version::Http2 => Want::Http2,
-            Version::Http10 | Version::Http11 => Want::Http1,
+        let request = &self.scratch.request;
+        let want = Want {
+            http2: self.client_version == Version::Http2,
+            tunnel: request.wants_tunnel(),
+            body: Body::of(request),
         };
         let (ends, standing) = (self.down.facts.ends(), &self.down.worker.standing);
         let connecting = Server::connect(upstream, destination, ends, standing, fresh, want);
@@ -70,7 +73,7 @@ impl Exchange<'_> {
                 Err(_) => return self.timed_out(try_deadline, timeout),
             }
             let random = &mut *self.down.worker.random.borrow_mut();
-            websocket::prepare(&mut self.scratch.request, &server, random);
+            self.own_key |= websocket::prepare(&mut self.scratch.request, &server, random);
         }
         // forward: the request
         self.begin_request(&mut server, decision);
@@ -156,7 +159,7 @@ impl Exchange<'_> {
                 }
                 Awaited::Response if !self.scratch.request.upgrade().is_empty() => {
                     let Scratch { request, response, .. } = &mut *self.scratch;
-                    let good = websocket::accept(request, response, server, &self.client);
+                    let good = websocket::accept(request, response, server, &self.client, self.own_key);
                     return if good { Awaited::Response } else { Awaited::Malformed };
                 }
                 Awaited::Response if self.scratch.request.is_connect() => {

@@ -100,6 +100,8 @@ struct Exchange<'a> {
     /// The connection closes after this answer.
     last: bool,
     expects_continue: bool,
+    /// The key of its WebSocket was made here.
+    own_key: bool,
     /// How long nothing may move: the manager's limit, or the route's.
     idle: Option<Duration>,
     /// When the request must be over, its answer included: `max_stream_duration`.
@@ -128,6 +130,7 @@ impl<'a> Exchange<'a> {
             // RFC 9110 10.1.1: the expectation of a client of HTTP/1.0 is ignored.
             expects_continue: request.expects_continue && request.version != Version::Http10,
             last: request.close,
+            own_key: false,
             client_version: request.version,
             idle: manager.stream_idle_timeout,
             expires: None,

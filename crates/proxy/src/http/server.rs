@@ -9,7 +9,7 @@ use weft_core::cluster::Cluster;
 use crate::buffer::Buffer;
 use crate::codec::h2::Code;
 use crate::codec::http1::Limits;
-use crate::connect::{self, ConnectError, Connected, Connection, Destination, Peer, Shared, Standing, Want};
+use crate::connect::{self, ConnectError, Connected, Connection, Destination, Offer, Peer, Shared, Standing, Want};
 use crate::identify::Ends;
 use crate::io::Io;
 use crate::message::{Reader, Writer, http1, http2};
@@ -35,7 +35,7 @@ pub enum Server {
 }
 
 impl Server {
-    /// Get a way to *destination*: a pooled one unless *fresh* asks for a new one. *want* is what the client speaks.
+    /// Get a way to *destination*: a pooled one unless *fresh* asks for a new one. *want* is what the request asks of it.
     ///
     /// # Errors
     /// [`ConnectError`].
@@ -68,7 +68,7 @@ impl Server {
         ends: Ends,
         standing: &Standing,
     ) -> Result<Server, ConnectError> {
-        let connection = connect::connect(upstream, destination, ends, standing, true).await?;
+        let connection = connect::connect(upstream, destination, ends, standing, true, Offer::All).await?;
         Ok(Server::own(connection, &upstream.shared.cluster))
     }
 

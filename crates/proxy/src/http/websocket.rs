@@ -3,7 +3,8 @@
 //! Other protocols that HTTP/1.1 upgrades to go the same way, without keys.
 //!
 //! The rest of the proxy sees an upgrade: GET, `upgrade`, and 101. Keys prove in HTTP/1.1 that both sides mean WebSocket; in HTTP/2
-//! the protocol's name does, so keys end where HTTP/2 begins and are made where it ends.
+//! the protocol's name does, and nobody looks at them. So a key is made where HTTP/2 ends, if there is none. A client's own goes
+//! all the way, and so does its answer: Envoy makes neither, and behind one of the two ends there may be HTTP/1.1 again.
 
 use aws_lc_rs::digest;
 use weft_core::random::{Draw, Random};
@@ -17,12 +18,11 @@ use super::server::Server;
 const KEY: &str = "sec-websocket-key";
 const ACCEPT: &str = "sec-websocket-accept";
 
-/// Make the upgrade in *request* what *server* understands.
-pub(super) fn prepare(request: &mut Head, server: &Server, random: &mut impl Random) {
+/// Make the upgrade in *request* what *server* understands. Returns whether the key in it is ours.
+pub(super) fn prepare(request: &mut Head, server: &Server, random: &mut impl Random) -> bool {
     match server {
-        // The key of a client of HTTP/1.1 stays for its answer: the encoder leaves it out of HTTP/2.
-        Server::Http2 { .. } => {}
-        Server::Http1 { .. } if !is_websocket(request) || request.get(KEY.as_bytes()).is_some() => {}
+        Server::Http2 { .. } => false,
+        Server::Http1 { .. } if !is_websocket(request) || request.get(KEY.as_bytes()).is_some() => false,
         Server::Http1 { .. } => {
             let mut key = [0; 16];
             key[..8].copy_from_slice(&random.draw(Draw::Balance).to_be_bytes());
@@ -30,12 +30,14 @@ pub(super) fn prepare(request: &mut Head, server: &Server, random: &mut impl Ran
             let mut text = Vec::new();
             base64::encode(&key, &mut text);
             request.set(Name::new(KEY), &text);
+            true
         }
     }
 }
 
-/// Make the answer of *server* to an upgrade the one that *client* understands. False: the upstream did not do what it was asked.
-pub(super) fn accept(request: &Head, response: &mut Head, server: &Server, client: &Client<'_>) -> bool {
+/// Make the answer of *server* to an upgrade the one that *client* understands; *own_key* says that the key was ours. False: the upstream
+/// did not do what it was asked.
+pub(super) fn accept(request: &Head, response: &mut Head, server: &Server, client: &Client<'_>, own_key: bool) -> bool {
     match server {
         Server::Http2 { .. } if matches!(response.status, 200..300) => {
             response.status = 101;
@@ -50,17 +52,19 @@ pub(super) fn accept(request: &Head, response: &mut Head, server: &Server, clien
                 return false;
             }
         }
+        // It answers as if nobody had asked. In HTTP/2 that would say that it agrees, and its answer would be taken for the tunnel's bytes.
+        Server::Http1 { .. } if matches!(response.status, 200..300) && client.is_stream() => return false,
         _ => return true,
     }
     match client {
-        Client::Http2 { .. } => {
+        Client::Http2 { .. } if own_key => {
             response.remove(ACCEPT.as_bytes());
         }
         Client::Http1 { .. } if matches!(server, Server::Http2 { .. }) && is_websocket(request) => {
             let key = request.get(KEY.as_bytes()).unwrap_or_default();
             response.set(Name::new(ACCEPT), &accept_of(key));
         }
-        Client::Http1 { .. } => {}
+        Client::Http1 { .. } | Client::Http2 { .. } => {}
     }
     true
 }

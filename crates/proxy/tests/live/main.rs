@@ -11,6 +11,7 @@ mod callers;
 mod configuration;
 mod connect;
 mod downgrade;
+mod either_version;
 mod failures;
 mod grpc_web;
 mod http;

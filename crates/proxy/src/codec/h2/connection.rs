@@ -151,6 +151,10 @@ pub struct Connection {
     decoder: Decoder,
     pub(super) encoder: Encoder,
     pub(super) send_window: SendWindow,
+    /// The most that the window has been: what the peer has room for.
+    pub(super) widest: u64,
+    /// What bodies of ours may take up of it.
+    pub(super) claimed: u64,
     receive_window: ReceiveWindow,
     resets: Allowance,
     pub(super) idle_frames: Allowance,
@@ -201,6 +205,8 @@ impl Connection {
             decoder: Decoder::new(local.header_table_bytes.max(DEFAULT_HEADER_TABLE_BYTES) as usize),
             encoder,
             send_window: SendWindow::new(DEFAULT_WINDOW_BYTES),
+            widest: DEFAULT_WINDOW_BYTES.into(),
+            claimed: 0,
             receive_window: ReceiveWindow::new(limits.connection_window_bytes.max(DEFAULT_WINDOW_BYTES)),
             resets: Allowance::new(limits.resets),
             idle_frames: Allowance::new(limits.idle_frames),
@@ -362,7 +368,7 @@ impl Connection {
     /// Forget *stream* if both sides are done.
     pub(super) fn settle(&mut self, stream: StreamId) {
         if self.streams.get(&stream).is_some_and(Stream::is_over) {
-            self.streams.remove(&stream);
+            self.forget(stream);
             self.closed.note(stream);
             // Whole exchanges pay for those that were given up.
             self.resets.earn(1);
@@ -371,8 +377,15 @@ impl Connection {
 
     /// Forget *stream* because we reset it.
     pub(super) fn abandon(&mut self, stream: StreamId) {
-        self.streams.remove(&stream);
+        self.forget(stream);
         self.abandoned.note(stream);
+    }
+
+    /// Returns whether there was such a stream.
+    fn forget(&mut self, stream: StreamId) -> bool {
+        let gone = self.streams.remove(&stream);
+        self.claimed -= gone.as_ref().map_or(0, |stream| stream.claim);
+        gone.is_some()
     }
 
     /// Reset *stream* for a rule that the peer broke. Counts like a reset of the peer's: it made us do it (CVE-2025-8671).
@@ -734,7 +747,7 @@ impl Connection {
         if self.is_idle(header.stream) {
             return fatal(Code::PROTOCOL_ERROR, "RST_STREAM on an idle stream");
         }
-        if self.streams.remove(&header.stream).is_none() {
+        if !self.forget(header.stream) {
             self.spend_idle(now)?;
             return Ok(None);
         }
@@ -820,6 +833,7 @@ impl Connection {
             if !self.send_window.widen(increment) {
                 return fatal(Code::FLOW_CONTROL_ERROR, "the connection's window is larger than 2^31-1");
             }
+            self.widest = self.widest.max(self.send_window.available() as u64);
             return Ok(Some(Event::Writable { stream: 0 }));
         }
         if self.is_idle(header.stream) {

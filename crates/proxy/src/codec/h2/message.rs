@@ -22,7 +22,7 @@ pub enum MessageError {
     Authority,
     #[error("content-length is not one number")]
     Length,
-    #[error("the status is not a number from 100 to 599, or 101")]
+    #[error("the status is not a number from 100 to 999, or it is 101")]
     Status,
 }
 
@@ -336,5 +336,5 @@ fn parse_status(value: &[u8]) -> Option<u16> {
     let &[a, b, c] = value else { return None };
     let digit = |byte: u8| byte.is_ascii_digit().then(|| u16::from(byte - b'0'));
     let status = digit(a)? * 100 + digit(b)? * 10 + digit(c)?;
-    (100..600).contains(&status).then_some(status)
+    (100..1000).contains(&status).then_some(status)
 }

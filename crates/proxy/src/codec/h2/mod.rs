@@ -17,6 +17,7 @@ mod stream;
 pub use connection::{Breach, ByStream, Connection, Event, Role};
 pub use frame::{Code, StreamId};
 pub use limits::{Floods, Limits};
+pub use send::Body;
 
 #[cfg(test)]
 mod tests;

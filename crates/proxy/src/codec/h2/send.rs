@@ -20,6 +20,24 @@ mod index {
         [(200, 8), (204, 9), (206, 10), (304, 11), (400, 12), (404, 13), (500, 14)];
 }
 
+/// How much a message may bring after its head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    Known(u64),
+    Unknown,
+}
+
+impl Body {
+    /// That of a request.
+    pub fn of(head: &Head) -> Body {
+        match head.framing {
+            Framing::None if !head.wants_tunnel() => Body::Known(0),
+            Framing::Length(length) => Body::Known(length),
+            Framing::None | Framing::Chunked | Framing::UntilClose => Body::Unknown,
+        }
+    }
+}
+
 impl Connection {
     /// What is to be written to the peer.
     pub fn output(&self) -> &[u8] {
@@ -60,6 +78,20 @@ impl Connection {
         !self.is_worn() && self.streams.len() < most
     }
 
+    /// Whether the peer has room for this body beside those that are on their way, even if it reads none of them: then none of them can
+    /// stop another. A connection that carries no other body always has.
+    pub fn has_room(&self, body: Body) -> bool {
+        self.claimed == 0 || self.claimed + self.claim(body) <= self.widest
+    }
+
+    fn claim(&self, body: Body) -> u64 {
+        let window = u64::from(self.remote.initial_window_bytes);
+        match body {
+            Body::Known(length) => length.min(window),
+            Body::Unknown => window,
+        }
+    }
+
     /// Whether no request may ever be sent on it again.
     pub fn is_worn(&self) -> bool {
         self.peer_is_leaving || self.accept_up_to != StreamId::MAX || i64::from(self.next_local) > MOST_WINDOW
@@ -75,6 +107,8 @@ impl Connection {
         self.next_local += 2;
         let mut stream = Stream::new(self.remote.initial_window_bytes, self.limits.stream_window_bytes);
         stream.to_head = head.is_head_request();
+        stream.claim = self.claim(Body::of(head));
+        self.claimed += stream.claim;
         stream.sending = if ended { Progress::Ended } else { Progress::Body };
         self.streams.insert(id, stream);
         let begin = self.begin_block();
@@ -134,16 +168,13 @@ impl Connection {
 
     fn fields(&mut self, head: &Head, framing: Framing) {
         let (out, encoder) = (&mut self.out, &mut self.encoder);
-        let upgrading = !head.upgrade().is_empty();
         for field in head.fields_marked() {
             // What concerns a connection of HTTP/1.1 must not be here, whoever added it (RFC 9113 8.2.2).
             let connection_specific = matches!(
                 field.known,
                 Known::Connection | Known::KeepAlive | Known::ProxyConnection | Known::Te | Known::Upgrade
             );
-            // RFC 8441 5: keys are HTTP/1.1's.
-            let key = upgrading && (field.name.eq_ignore_ascii_case(b"sec-websocket-key"));
-            if !connection_specific && !key {
+            if !connection_specific {
                 encoder.field(out, field.name, field.value.trim_ascii(), field.never_indexed);
             }
         }

@@ -27,6 +27,8 @@ pub struct Stream {
     pub expected: Option<u64>,
     /// The answer to a HEAD request has no body, whatever its length says.
     pub to_head: bool,
+    /// Bytes of the peer's window for the whole connection that our body can take up at most, while nobody reads it.
+    pub claim: u64,
 }
 
 impl Stream {
@@ -38,6 +40,7 @@ impl Stream {
             receive_window: ReceiveWindow::new(receive_window),
             expected: None,
             to_head: false,
+            claim: 0,
         }
     }
 

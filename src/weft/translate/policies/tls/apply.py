@@ -22,7 +22,8 @@ MODE_KEY, MODE_MUTUAL = "tlsMode", "istio"
 ALPN_TCP = ("istio",)
 ALPN_HTTP1 = ("istio", "http/1.1")
 ALPN_HTTP2 = ("istio", "h2")
-"""What a sidecar offers to another. `istio` is Istio's; the second is what the other side's listener takes."""
+ALPN_EITHER = ("istio", "h2", "http/1.1")
+"""What a sidecar offers to another. `istio` is Istio's; the others are what the other side's listener takes."""
 
 ALPN_PEERS = ("istio", "istio-peer-exchange", "istio-http/1.0", "istio-http/1.1", "istio-h2")
 """By one of these a server that accepts plain text too tells a sidecar from a program that speaks TLS itself."""
