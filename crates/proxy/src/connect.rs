@@ -32,6 +32,7 @@ use crate::identify::{Ends, peer_leaf, principal, principal_key};
 use crate::io::{self as sockets, Io};
 use crate::netns;
 use crate::plan::{AddressHasher, Upstream, WorkerUpstream, address_of};
+use crate::rpc::session::Session as CallSession;
 use crate::tls::context::ClientContext;
 use crate::tls::session::Session;
 
@@ -44,8 +45,10 @@ pub struct Standing {
     pub source: Option<SocketAddr>,
 }
 
+mod calls;
 mod shared;
 
+pub use calls::{CallWay, connect_call};
 pub use shared::{Connected, Shared, Want, connect_http, http2_limits};
 
 /// Where a request goes.
@@ -203,6 +206,11 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// How long it may be idle.
+    pub fn idle_timeout(&self, cluster: &Cluster) -> Option<Duration> {
+        self.key.idle_timeout(cluster)
+    }
+
     /// Give the connection back for the next request. The message on it must be complete in both directions.
     pub fn release(mut self, cluster: &Cluster) {
         let worn = cluster.http.max_requests_per_connection.is_some_and(|most| self.requests >= most)
@@ -235,7 +243,9 @@ pub struct Pool {
     idle: RefCell<HashMap<Key, Vec<Idle>, BuildHasherDefault<AddressHasher>>>,
     /// Connections of HTTP/2; the last is the newest.
     shared: RefCell<HashMap<Key, Vec<Rc<Shared>>, BuildHasherDefault<AddressHasher>>>,
-    /// Endpoints to which a connection of HTTP/2 is being made: one at a time, others wait for it.
+    /// Connections that calls of RPC protocols share; the last is the newest.
+    calls: RefCell<HashMap<Key, Vec<Rc<CallSession>>, BuildHasherDefault<AddressHasher>>>,
+    /// Endpoints to which a connection that will be shared is being made: one at a time, others wait for it.
     making: RefCell<HashMap<Key, Rc<Notify>, BuildHasherDefault<AddressHasher>>>,
     /// Tasks that wait because the cluster may have no more connections.
     waiting: RefCell<VecDeque<(Waker, Rc<Cell<Turn>>)>>,
@@ -315,6 +325,10 @@ impl Pool {
             connections.retain(|connection| !connection.session.is_worn());
             !connections.is_empty()
         });
+        self.calls.borrow_mut().retain(|_, sessions| {
+            sessions.retain(|session| !session.is_worn());
+            !sessions.is_empty()
+        });
         left
     }
 
@@ -322,7 +336,8 @@ impl Pool {
     pub fn keep_only(&self, upstream: &Upstream) {
         let Some(balancer) = &upstream.balancer else { return };
         let (mut idle, mut shared) = (self.idle.borrow_mut(), self.shared.borrow_mut());
-        if idle.is_empty() && shared.is_empty() {
+        let mut calls = self.calls.borrow_mut();
+        if idle.is_empty() && shared.is_empty() && calls.is_empty() {
             return;
         }
         let known: Vec<usize> = balancer.hosts().iter().map(|host| address_of(&host.counters)).collect();
@@ -331,6 +346,13 @@ impl Pool {
             let is_known = known.contains(&key.host);
             if !is_known {
                 connections.iter().for_each(|connection| connection.session.retire());
+            }
+            is_known
+        });
+        calls.retain(|key, sessions| {
+            let is_known = known.contains(&key.host);
+            if !is_known {
+                sessions.iter().for_each(|session| session.retire());
             }
             is_known
         });

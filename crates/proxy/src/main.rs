@@ -53,6 +53,7 @@ mod plan;
 mod record;
 mod respond;
 mod route;
+mod rpc;
 mod serve;
 mod server_first;
 mod state;

@@ -12,6 +12,7 @@ use crate::address::{BindAddress, Cidr};
 use crate::compile::{Compiled, Context, Problems, Strictness};
 use crate::http_manager::HttpManager;
 use crate::metadata::Metadata;
+use crate::rpc::RpcProxy;
 use crate::tcp_proxy::TcpProxy;
 use crate::tls::{DownstreamTls, SecretName};
 use crate::trace::{Subject, Trace};
@@ -39,6 +40,8 @@ pub enum NetworkFilter {
     Http(Arc<HttpManager>),
     /// Bytes.
     Tcp(Arc<TcpProxy>),
+    /// Calls of an RPC protocol.
+    Rpc(Arc<RpcProxy>),
 }
 
 /// Conditions of a filter chain; an empty one means "any".
@@ -256,6 +259,7 @@ impl Listener {
         let of_chains = self.all_chains().flat_map(|chain| match &chain.filter {
             NetworkFilter::Http(manager) => manager.access_logs.iter().chain(manager.upstream_logs()),
             NetworkFilter::Tcp(proxy) => proxy.access_logs.iter().chain(&[]),
+            NetworkFilter::Rpc(proxy) => proxy.access_logs.iter().chain(&[]),
         });
         self.access_logs.iter().chain(of_chains)
     }

@@ -96,14 +96,14 @@ pub async fn connect_http(
     Ok(Connected::Shared(share(upstream, connection)))
 }
 
-/// A connection of HTTP/2 that is being made; whoever waits for it is woken when this is dropped.
-struct Making {
+/// A connection that will be shared, while it is being made; whoever waits for it is woken when this is dropped.
+pub(super) struct Making {
     pool: Rc<Pool>,
     key: Key,
 }
 
 impl Making {
-    fn begin(pool: Rc<Pool>, key: Key) -> Making {
+    pub(super) fn begin(pool: Rc<Pool>, key: Key) -> Making {
         pool.making.borrow_mut().insert(key, Rc::default());
         Making { pool, key }
     }
