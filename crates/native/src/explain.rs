@@ -342,7 +342,7 @@ fn call(
     // Where a die would decide and none was given, no cluster is said to be the one.
     let is_certain = question.dice.weight.is_some() || decision.route.is_none_or(|route| route.targets.len() == 1);
     if mode == Mode::Decide && !is_certain {
-        return Err("random.weight: required, because the route has several clusters".to_owned());
+        return Err("random.weight: the decision depends on it".to_owned());
     }
     if let Some(target) = decision.target.filter(|_| is_certain) {
         answer.insert("cluster".into(), json!(&**target));

@@ -350,10 +350,9 @@ impl Exchange {
     /// What the caller's log will show.
     fn explain(&self, cause: Cause, reply: &LocalReply) -> String {
         let codec = &self.active.caller.codec;
-        let name = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         match (cause, codec.call(&self.message)) {
             (Cause::RouteNotFound, Ok(call)) => {
-                format!("no route for {}.{}", name(&call.service), name(&call.method))
+                format!("no route for {}", String::from_utf8_lossy(&whole_name(&call, b'.')))
             }
             _ if reply.body.is_empty() => reply.details.clone().into_owned(),
             _ => reply.body.clone().into_owned(),
@@ -389,9 +388,7 @@ impl Exchange {
         let mut head = Head::default();
         if let Ok(call) = caller.codec.call(&self.message) {
             head.set_authority(&call.service);
-            // A name of TMultiplexedProtocol has the service in it.
-            let method = call.method.strip_prefix(&*call.service).and_then(|rest| rest.strip_prefix(b":"));
-            head.set_path(&[b"/", &*call.service, b"/", method.unwrap_or(&call.method)].concat());
+            head.set_path(&[b"/", &*whole_name(&call, b'/')].concat());
         }
         let entry = Entry {
             subject: Subject::Request,
@@ -406,6 +403,14 @@ impl Exchange {
         };
         down.worker.record(&down.context.logs, &entry);
     }
+}
+
+/// Service and method, as far as there are.
+fn whole_name(call: &codec::Call<'_>, separator: u8) -> Vec<u8> {
+    // A name of Thrift's TMultiplexedProtocol has the service in it.
+    let method = call.method.strip_prefix(&*call.service).and_then(|rest| rest.strip_prefix(b":"));
+    let method = method.unwrap_or(&call.method);
+    if call.service.is_empty() { method.to_vec() } else { [&*call.service, &[separator], method].concat() }
 }
 
 /// A call as routes see it.

@@ -7,6 +7,7 @@ mod kit;
 
 mod bootstrap;
 mod callers;
+mod calls;
 mod configuration;
 mod connect;
 mod downgrade;
