@@ -184,7 +184,8 @@ fn version_group_method_headers_and_arguments_must_all_hold() {
 
 #[test]
 fn weights_share_calls_and_a_cluster_that_is_missing_is_told() {
-    let weighted = json!({"clusters": [{"name": "a", "weight": 1}, {"name": "b", "weight": 3}, {"name": "z", "weight": 0}]});
+    let weighted =
+        json!({"clusters": [{"name": "a", "weight": 1}, {"name": "b", "weight": 3}, {"name": "z", "weight": 0}]});
     let routes = json!([{"match": {}, "route": {"weighted_clusters": weighted}}]);
     let plan = plan(&dubbo(json!({"route_config": [{"interface": "*", "routes": routes}]})), &["a"]).unwrap();
     assert_eq!(outcome(&plan, &call("S", "m"), 0.2), Ok("a".to_owned()));
@@ -197,11 +198,11 @@ fn weights_share_calls_and_a_cluster_that_is_missing_is_told() {
 
 #[test]
 fn several_route_configurations_are_tried_in_order() {
-    let table = |interface: &str, cluster: &str| {
-        json!({"interface": interface, "routes": [{"match": {"method": {"name": {"exact": "m"}}}, "route": {"cluster": cluster}}]})
-    };
+    let table = |interface: &str, cluster: &str| json!({"interface": interface, "routes": [{"match": {"method": {"name": {"exact": "m"}}}, "route": {"cluster": cluster}}]});
     let tables = json!([table("S", "a"), table("*", "b")]);
-    for content in [json!({"route_config": tables}), json!({"multiple_route_config": {"name": "n", "route_config": tables}})] {
+    for content in
+        [json!({"route_config": tables}), json!({"multiple_route_config": {"name": "n", "route_config": tables}})]
+    {
         let plan = plan(&dubbo(content), &["a", "b"]).unwrap();
         assert_eq!(outcome(&plan, &call("S", "m"), 0.0), Ok("a".to_owned()));
         assert_eq!(outcome(&plan, &call("T", "m"), 0.0), Ok("b".to_owned()));
@@ -264,7 +265,10 @@ fn what_is_not_honoured_is_refused_by_name() {
         (route(json!({"cluster": "a", "metadata_match": {}})), "routes[0].route.metadata_match: "),
         (cluster(json!({"host_rewrite_literal": "x"})), "weighted_clusters.clusters[0]: only name and weight"),
         (cluster(json!({"weight": 0})), "weighted_clusters with names and not all of weight zero"),
-        (json!({"dubbo_filters": [{"name": "x", "config": filter}]}), "dubbo_filters[0].config: weft-proxy has no filter"),
+        (
+            json!({"dubbo_filters": [{"name": "x", "config": filter}]}),
+            "dubbo_filters[0].config: weft-proxy has no filter",
+        ),
         (
             json!({"route_config": [{"interface": "*"}], "multiple_route_config": {}}),
             "route_config: has no effect beside multiple_route_config",
@@ -277,7 +281,8 @@ fn what_is_not_honoured_is_refused_by_name() {
         let refused = plan(&dubbo(content), &[]).err().unwrap_or_else(|| panic!("accepted: {expected}"));
         assert!(refused.contains(expected) && refused.contains(filter_path), "{expected} is not in {refused}");
     }
-    let table = |matcher: Value, route: Value| json!({"route_config": {"routes": [{"match": matcher, "route": route}]}});
+    let table =
+        |matcher: Value, route: Value| json!({"route_config": {"routes": [{"match": matcher, "route": route}]}});
     let good = json!({"cluster": "a"});
     for (content, expected) in [
         (json!({"transport": "UNFRAMED"}), "transport: UNFRAMED has no lengths"),
@@ -287,8 +292,14 @@ fn what_is_not_honoured_is_refused_by_name() {
         (table(json!({}), good.clone()), "match: a route of Thrift needs method_name or service_name"),
         (table(json!({"method_name": "", "invert": true}), good.clone()), "match.invert: nothing is left"),
         (table(json!({"method_name": "m"}), json!({"cluster_header": "h"})), "cluster_header: "),
-        (table(json!({"method_name": "m"}), json!({"cluster": "a", "strip_service_name": true})), "strip_service_name: "),
-        (json!({"thrift_filters": [{"name": "x", "typed_config": filter}]}), "weft-proxy has no filter for calls but the router"),
+        (
+            table(json!({"method_name": "m"}), json!({"cluster": "a", "strip_service_name": true})),
+            "strip_service_name: ",
+        ),
+        (
+            json!({"thrift_filters": [{"name": "x", "typed_config": filter}]}),
+            "weft-proxy has no filter for calls but the router",
+        ),
     ] {
         let refused = plan(&thrift(content), &[]).err().unwrap_or_else(|| panic!("accepted: {expected}"));
         assert!(refused.contains(expected) && refused.contains(filter_path), "{expected} is not in {refused}");

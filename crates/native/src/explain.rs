@@ -352,8 +352,9 @@ fn call(
             let targets = decision.route.map_or(&[][..], |route| &*route.targets);
             let total: f64 = targets.iter().map(|(_, weight)| f64::from(*weight)).sum();
             let share = |weight: u32| f64::from(weight) / total;
-            let clusters =
-                targets.iter().map(|(name, weight)| json!({"name": &**name, "weight": weight, "share": share(*weight)}));
+            let clusters = targets
+                .iter()
+                .map(|(name, weight)| json!({"name": &**name, "weight": weight, "share": share(*weight)}));
             answer.insert("clusters".into(), clusters.collect());
         }
         Ok(cluster) => {

@@ -420,7 +420,7 @@ const RPC_COUNTERS: [&[RpcRow]; rpc::Protocol::NAMES.len()] = [
         ("envoy_dubbo_response_decoding_error", "Connections to endpoints closed for bytes that are no Dubbo.", |it| {
             it.response_decoding_error.read()
         }),
-        ("envoy_dubbo_local_response_error", "Errors that the proxy answered by itself.", |it| {
+        ("envoy_dubbo_local_response_business_exception", "Errors that the proxy answered by itself.", |it| {
             it.local_response_error.read()
         }),
         ("envoy_dubbo_cx_destroy_local_with_active_rq", "Connections closed by us with calls under way.", |it| {
@@ -443,15 +443,19 @@ const RPC_COUNTERS: [&[RpcRow]; rpc::Protocol::NAMES.len()] = [
             it.response_exception.read()
         }),
         ("envoy_thrift_response_exception", "Answers that are a TApplicationException.", |it| it.response_error.read()),
-        ("envoy_thrift_response_decoding_error", "Connections to endpoints closed for bytes that are no Thrift.", |it| {
-            it.response_decoding_error.read()
-        }),
+        (
+            "envoy_thrift_response_decoding_error",
+            "Connections to endpoints closed for bytes that are no Thrift.",
+            |it| it.response_decoding_error.read(),
+        ),
         ("envoy_thrift_cx_destroy_local_with_active_rq", "Connections closed by us with calls under way.", |it| {
             it.destroyed_local.read()
         }),
-        ("envoy_thrift_cx_destroy_remote_with_active_rq", "Connections closed by callers with calls under way.", |it| {
-            it.destroyed_remote.read()
-        }),
+        (
+            "envoy_thrift_cx_destroy_remote_with_active_rq",
+            "Connections closed by callers with calls under way.",
+            |it| it.destroyed_remote.read(),
+        ),
     ],
 ];
 

@@ -199,7 +199,10 @@ fn filter_chain(context: &mut Context, chain: &proto::FilterChain) -> Option<Fil
         // It was told already why it is none.
         Some(None) => None,
         Some(Some(Filter::Limit(_) | Filter::PassedOver)) | None => {
-            context.refuse_at("filters", "a filter chain ends in an HTTP connection manager, or a proxy for TCP, Dubbo or Thrift");
+            context.refuse_at(
+                "filters",
+                "a filter chain ends in an HTTP connection manager, or a proxy for TCP, Dubbo or Thrift",
+            );
             None
         }
     };
@@ -207,7 +210,10 @@ fn filter_chain(context: &mut Context, chain: &proto::FilterChain) -> Option<Fil
     for filter in filters.into_iter().flatten() {
         match filter {
             Filter::Last(_) => {
-                context.refuse_at("filters", "an HTTP connection manager or a proxy for TCP, Dubbo or Thrift must be the last filter");
+                context.refuse_at(
+                    "filters",
+                    "an HTTP connection manager or a proxy for TCP, Dubbo or Thrift must be the last filter",
+                );
             }
             Filter::PassedOver => {}
             Filter::Limit(limit) if connection_limit.is_none() => connection_limit = Some(limit),
@@ -256,12 +262,11 @@ fn network_filter(context: &mut Context, filter: &proto::Filter) -> Option<Filte
                     compiled.map(|filter| Filter::Last(NetworkFilter::Tcp(Arc::new(filter))))
                 })
             }
-            "envoy.extensions.filters.network.dubbo_proxy.v3.DubboProxy" => {
-                ProtoDubboProxy::decode(any.value.as_ref()).map(|filter| {
+            "envoy.extensions.filters.network.dubbo_proxy.v3.DubboProxy" => ProtoDubboProxy::decode(any.value.as_ref())
+                .map(|filter| {
                     let compiled = RpcProxy::compile_dubbo(context, &filter);
                     Some(Filter::Last(NetworkFilter::Rpc(Arc::new(compiled))))
-                })
-            }
+                }),
             "envoy.extensions.filters.network.thrift_proxy.v3.ThriftProxy" => {
                 ProtoThriftProxy::decode(any.value.as_ref()).map(|filter| {
                     let compiled = RpcProxy::compile_thrift(context, &filter);

@@ -9,9 +9,7 @@ use weft_protos::envoy::extensions::filters::network::thrift_proxy::router::v3::
 use weft_protos::envoy::extensions::filters::network::thrift_proxy::v3 as thrift;
 use weft_protos::google::protobuf::Any;
 
-use super::{
-    Conditions, ParameterMatch, Protocol, Route, RpcProxy, ServiceMatch, ThriftEncoding, ThriftTransport,
-};
+use super::{Conditions, ParameterMatch, Protocol, Route, RpcProxy, ServiceMatch, ThriftEncoding, ThriftTransport};
 use crate::access_log::AccessLog;
 use crate::compile::Context;
 use crate::matching::{HeaderMatch, StringMatch};
@@ -62,7 +60,8 @@ impl RpcProxy {
             thrift::TransportType::Framed => Some(ThriftTransport::Framed),
             thrift::TransportType::Header => Some(ThriftTransport::Header),
             thrift::TransportType::Unframed => {
-                context.refuse_at("transport", "UNFRAMED has no lengths: only framed and header transport are supported");
+                context
+                    .refuse_at("transport", "UNFRAMED has no lengths: only framed and header transport are supported");
                 None
             }
         };
@@ -224,13 +223,7 @@ fn thrift_route(context: &mut Context, name: &str, route: &thrift::Route) -> Opt
     });
     Some(Route {
         name: name.into(),
-        conditions: Conditions {
-            service,
-            method,
-            invert: matcher.invert,
-            headers: headers?,
-            ..Conditions::default()
-        },
+        conditions: Conditions { service, method, invert: matcher.invert, headers: headers?, ..Conditions::default() },
         targets: targets?,
     })
 }

@@ -160,13 +160,7 @@ pub struct Decision<'p> {
 }
 
 /// Decide one call. Throws dice for the weighted cluster only.
-pub fn decide<'p, C, D, T>(
-    plan: &'p Plan,
-    proxy: &'p RpcProxy,
-    call: &C,
-    random: &mut D,
-    trace: &mut T,
-) -> Decision<'p>
+pub fn decide<'p, C, D, T>(plan: &'p Plan, proxy: &'p RpcProxy, call: &C, random: &mut D, trace: &mut T) -> Decision<'p>
 where
     C: Call + ?Sized,
     D: Random + ?Sized,
@@ -209,7 +203,8 @@ impl Conditions {
     fn compare<C: Call + ?Sized>(&self, call: &C) -> Result<(), Mismatch<'_>> {
         let service = self.service.as_ref().is_none_or(|service| service.is_match(call.service()));
         // Envoy: a call without a method takes no route that asks for one, whatever it asks.
-        let method = self.method.as_ref().is_none_or(|method| !call.method().is_empty() && method.is_match(call.method()));
+        let method =
+            self.method.as_ref().is_none_or(|method| !call.method().is_empty() && method.is_match(call.method()));
         match self.invert {
             true if service && method => return Err(Mismatch::Inverted),
             false if !service => return Err(Mismatch::Service),

@@ -15,8 +15,8 @@ use super::{ConnectError, Connection, Destination, Standing, connect};
 pub enum CallWay {
     /// For one call at a time.
     Own(Connection),
-    /// For many.
-    Shared(Rc<Session>),
+    /// For many; *made*: it was made for this one.
+    Shared { session: Rc<Session>, made: bool },
 }
 
 /// Get a way to *destination* for a call. *ends* are the caller's, for endpoints that want to be told.
@@ -41,7 +41,7 @@ pub async fn connect_call(
             sessions.last().cloned()
         });
         if let Some(session) = known {
-            return Ok(CallWay::Shared(session));
+            return Ok(CallWay::Shared { session, made: false });
         }
         let other = upstream.pool.making.borrow().get(&key).cloned();
         match other {
@@ -57,5 +57,5 @@ pub async fn connect_call(
     let session = session::begin(codec, set_id, connection, cluster);
     upstream.pool.calls.borrow_mut().entry(key).or_default().push(Rc::clone(&session));
     drop(making);
-    Ok(CallWay::Shared(session))
+    Ok(CallWay::Shared { session, made: true })
 }

@@ -87,7 +87,8 @@ impl Exchange {
         let worker = &caller.down.worker;
         let plan = worker.plan();
         let overload = worker.overload.actions();
-        if overload.contains(Overloaded::StopAcceptingRequests) || overload.contains(Overloaded::StopAcceptingHighPriority)
+        if overload.contains(Overloaded::StopAcceptingRequests)
+            || overload.contains(Overloaded::StopAcceptingHighPriority)
         {
             worker.metrics.counters().overload_refused.add(1);
             return End::Refused(Cause::Overload);
@@ -203,7 +204,10 @@ impl Exchange {
         };
         // forward
         let lost = match way {
-            CallWay::Shared(session) => {
+            CallWay::Shared { session, made } => {
+                if made {
+                    counters.connected(&session.peer);
+                }
                 self.outcome.upstream_local = session.local;
                 self.outcome.upstream_peer = Some(Rc::clone(&session.peer));
                 session.room().await;

@@ -43,8 +43,11 @@ fn to_cluster(cluster: &str) -> Option<dubbo::RouteAction> {
 }
 
 fn method(name: &str) -> Option<dubbo::MethodMatch> {
-    let name = StringMatcher { match_pattern: Some(MatchPattern::Exact(name.into())), ..Default::default() };
-    Some(dubbo::MethodMatch { name: Some(name), ..Default::default() })
+    Some(dubbo::MethodMatch { name: Some(exactly(name)), ..Default::default() })
+}
+
+fn exactly(text: &str) -> StringMatcher {
+    StringMatcher { match_pattern: Some(MatchPattern::Exact(text.into())), ..Default::default() }
 }
 
 /// Every call to the one cluster, but for what *routes* say before.
@@ -55,7 +58,12 @@ fn dubbo_with(setup: &mut Setup, routes: Vec<dubbo::Route>) {
         routes: routes.into_iter().chain([any_method]).collect(),
         ..Default::default()
     };
-    let proxy = dubbo::DubboProxy { stat_prefix: "in".into(), route_config: vec![table], ..Default::default() };
+    let tables = dubbo::MultipleRouteConfiguration { name: "all".into(), route_config: vec![table] };
+    let proxy = dubbo::DubboProxy {
+        stat_prefix: "in".into(),
+        route_specifier: Some(dubbo::dubbo_proxy::RouteSpecifier::MultipleRouteConfig(tables)),
+        ..Default::default()
+    };
     setup.calls = Some(any(DUBBO, &proxy));
 }
 
@@ -78,7 +86,8 @@ fn text(value: &str) -> Vec<u8> {
 
 /// A call with an argument of bytes and attachments.
 fn call_body(method: &str, argument: &[u8], attachments: &[(&str, &str)]) -> Vec<u8> {
-    let mut body: Vec<u8> = ["2.0.2", "demo.Greeter", "0.0.0", method, "[B"].iter().flat_map(|name| text(name)).collect();
+    let mut body: Vec<u8> =
+        ["2.0.2", "demo.Greeter", "0.0.0", method, "[B"].iter().flat_map(|name| text(name)).collect();
     let mut parts = argument.chunks(0x8000).peekable();
     while let Some(part) = parts.next() {
         body.push(if parts.peek().is_some() { b'A' } else { b'B' });
@@ -166,7 +175,7 @@ fn methods_and_attachments_choose_the_cluster() {
     let mesh = start(&[usual.address()], |setup| {
         let blue = HeaderMatcher {
             name: "tenant".into(),
-            header_match_specifier: Some(HeaderMatchSpecifier::ExactMatch("blue".into())),
+            header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(exactly("blue"))),
             ..Default::default()
         };
         let route = |matcher, cluster: &str| dubbo::Route { r#match: Some(matcher), route: to_cluster(cluster) };
@@ -174,7 +183,11 @@ fn methods_and_attachments_choose_the_cluster() {
         let by_method = |name: &str| dubbo::RouteMatch { method: method(name), ..Default::default() };
         dubbo_with(
             setup,
-            vec![route(by_header, "special"), route(by_method("special"), "special"), route(by_method("lost"), "nowhere")],
+            vec![
+                route(by_header, "special"),
+                route(by_method("special"), "special"),
+                route(by_method("lost"), "nowhere"),
+            ],
         );
         setup.more.extend(cluster_of("special", &[special.address()]));
     });
@@ -202,7 +215,7 @@ fn methods_and_attachments_choose_the_cluster() {
     assert!(expect_status(&mut client, 5, 60).contains("no route for other.Service.go"));
     assert_eq!(mesh.metric("istio_requests_total", &["response_flags=\"NR\"", "response_code=\"404\""]), 1.0);
     assert_eq!(mesh.metric("istio_requests_total", &["response_flags=\"NC\"", "response_code=\"503\""]), 1.0);
-    assert_eq!(mesh.metric("envoy_dubbo_local_response_error", &[]), 2.0);
+    assert_eq!(mesh.metric("envoy_dubbo_local_response_business_exception", &[]), 2.0);
     // Whose arguments cannot be read, of that nobody knows the attachments, by which the first route asks.
     let mut body: Vec<u8> = ["2.0.2", "demo.Greeter", "0.0.0", "go", "I"].iter().flat_map(|name| text(name)).collect();
     body.push(b'?');
@@ -512,7 +525,11 @@ fn thrift_proxy(setup: &Setup) -> thrift::ThriftProxy {
     };
     thrift::ThriftProxy {
         stat_prefix: "in".into(),
-        route_config: Some(thrift::RouteConfiguration { name: "routes".into(), routes: vec![route], ..Default::default() }),
+        route_config: Some(thrift::RouteConfiguration {
+            name: "routes".into(),
+            routes: vec![route],
+            ..Default::default()
+        }),
         access_log: setup.manager.access_log.clone(),
         ..Default::default()
     }

@@ -182,9 +182,7 @@ fn rest<'m>(body: &mut Reader<'m>) -> Result<Rest<'m>, Broken> {
     if !body.rest().is_empty() {
         body.map(|name, value| rest.headers.push((name, value)))?;
     }
-    let find = |wanted: &[u8]| {
-        rest.headers.iter().rev().find(|(name, _)| **name == *wanted).map(|(_, value)| value)
-    };
+    let find = |wanted: &[u8]| rest.headers.iter().rev().find(|(name, _)| **name == *wanted).map(|(_, value)| value);
     let group = find(b"group").cloned();
     // `DubboInvoker` tells how long it will wait: whole milliseconds.
     let timeout = find(b"timeout").and_then(|text| std::str::from_utf8(text).ok()?.parse().ok()).filter(|ms| *ms > 0);

@@ -232,9 +232,14 @@ fn nesting_without_end_is_no_stack_without_end() {
 
 #[test]
 fn types_are_counted_as_the_virtual_machine_writes_them() {
-    for (description, expected) in
-        [("", Ok(0)), ("I", Ok(1)), ("Ljava/lang/String;I[[J", Ok(3)), ("[La/B;[I", Ok(2)), ("[", Err(Broken)), ("La", Err(Broken))]
-    {
+    for (description, expected) in [
+        ("", Ok(0)),
+        ("I", Ok(1)),
+        ("Ljava/lang/String;I[[J", Ok(3)),
+        ("[La/B;[I", Ok(2)),
+        ("[", Err(Broken)),
+        ("La", Err(Broken)),
+    ] {
         assert_eq!(parameters(&Cow::Borrowed(description.as_bytes())), expected, "{description}");
     }
 }

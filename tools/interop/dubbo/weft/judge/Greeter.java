@@ -10,6 +10,12 @@ public interface Greeter {
 
     String hello(String name);
 
+    /** The name, and who answers. */
+    String greet(String name);
+
+    /** No route takes it. */
+    String hidden();
+
     /** Everything that hessian2 has a form for comes back as it went. */
     Map<String, Object> echo(List<Object> values, Map<String, Object> more);
 

@@ -86,6 +86,16 @@ public final class Judge {
         }
 
         @Override
+        public String greet(String name) {
+            return name + " from " + this.name;
+        }
+
+        @Override
+        public String hidden() {
+            return "seen";
+        }
+
+        @Override
         public Map<String, Object> echo(List<Object> values, Map<String, Object> more) {
             Map<String, Object> both = new LinkedHashMap<>(more);
             both.put("values", values);
@@ -188,6 +198,10 @@ public final class Judge {
                 return greeter.who();
             case "hello":
                 return greeter.hello(argument);
+            case "greet":
+                return greeter.greet(argument);
+            case "hidden":
+                return greeter.hidden();
             case "attachment":
                 return String.valueOf(greeter.attachment(argument));
             case "fail":
@@ -196,7 +210,8 @@ public final class Judge {
             case "slow":
                 return greeter.slow(Long.parseLong(argument));
             case "large":
-                return String.valueOf(greeter.hello(text(Integer.parseInt(argument))).equals("hello " + text(Integer.parseInt(argument))));
+                String name = text(Integer.parseInt(argument));
+                return String.valueOf(greeter.hello(name).equals("hello " + name));
             case "many":
                 return many(greeter, Integer.parseInt(argument));
             case "typed":
