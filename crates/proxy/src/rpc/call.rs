@@ -328,6 +328,9 @@ impl Exchange {
                 }
                 self.outcome.status = reply.status;
                 self.outcome.details = reply.details.clone();
+                if caller.closes_after_error {
+                    caller.last.set(true);
+                }
                 if self.answered {
                     counters.local_response_error.add(1);
                     let text = self.explain(cause, &reply);

@@ -61,6 +61,7 @@ struct Caller {
     down: Downstream,
     protocol: rpc::Protocol,
     codec: Arc<dyn Codec>,
+    closes_after_error: bool,
     /// What is to be sent to the caller.
     outbox: RefCell<Vec<u8>>,
     /// The connection's task.
@@ -68,6 +69,8 @@ struct Caller {
     /// Calls under way, and the bytes that they hold.
     active: Cell<usize>,
     held: Cell<usize>,
+    /// Its last call was read, or carried out.
+    last: Cell<bool>,
     /// The connection is gone.
     gone: Cell<bool>,
     left: Notify,
@@ -148,11 +151,13 @@ pub async fn serve(down: Downstream, socket: Socket, proxy: &RpcProxy) {
     let caller = Rc::new(Caller {
         protocol: proxy.protocol,
         codec,
+        closes_after_error: proxy.close_after_error,
         down,
         outbox: RefCell::default(),
         waker: RefCell::default(),
         active: Cell::new(0),
         held: Cell::new(0),
+        last: Cell::new(false),
         gone: Cell::new(false),
         left: Notify::new(),
     });
@@ -163,7 +168,6 @@ pub async fn serve(down: Downstream, socket: Socket, proxy: &RpcProxy) {
         done: 0,
         heard: Instant::now(),
         left_at: None,
-        last: false,
     };
     let mut taken: u32 = 0;
     let counters = caller.counters();
@@ -175,7 +179,7 @@ pub async fn serve(down: Downstream, socket: Socket, proxy: &RpcProxy) {
                     Ok(Message::Call { id, answered }) => {
                         taken += 1;
                         if proxy.max_requests_per_connection.is_some_and(|most| taken >= most) {
-                            connection.last = true;
+                            caller.last.set(true);
                         }
                         let active = Active::begin(&caller, length);
                         spawn_local(call::serve(active, message.to_vec(), id, answered));
@@ -232,8 +236,6 @@ struct Connection {
     heard: Instant,
     /// When the caller was told to go.
     left_at: Option<Instant>,
-    /// It has had as many calls as it may have.
-    last: bool,
 }
 
 impl Connection {
@@ -251,7 +253,7 @@ impl Connection {
         match self.left_at {
             None if self.leaves() => return Poll::Ready(Event::Leave),
             None => {}
-            Some(at) if is_quiet && (self.last || at + GRACE <= Instant::now()) => {
+            Some(at) if is_quiet && (self.caller.last.get() || at + GRACE <= Instant::now()) => {
                 return Poll::Ready(Event::Finished);
             }
             Some(at) => deadline = is_quiet.then_some(at + GRACE),
@@ -269,7 +271,7 @@ impl Connection {
     /// Whether it is time for the caller to go: the process ends, or the listener is gone or changed.
     fn leaves(&self) -> bool {
         let down = &self.caller.down;
-        self.last || down.worker.is_draining() || down.worker.plan().chain(&down.context.chain).is_none()
+        self.caller.last.get() || down.worker.is_draining() || down.worker.plan().chain(&down.context.chain).is_none()
     }
 
     /// Whether the next message may be read now.
@@ -281,7 +283,7 @@ impl Connection {
         };
         // Where calls do not share a connection, their answers are told apart by their order.
         let is_turn = matches!(caller.codec.sharing(), Sharing::Many { .. }) || caller.active.get() == 0;
-        is_turn && !self.last && caller.held.get() < limit && self.writing.len() + caller.outbox.borrow().len() < limit
+        is_turn && !caller.last.get() && caller.held.get() < limit && self.writing.len() + caller.outbox.borrow().len() < limit
     }
 
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Event> {

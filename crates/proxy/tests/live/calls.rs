@@ -613,8 +613,11 @@ fn errors_are_told_in_thrifts_terms() {
     client.send(thrift_message(1, "lost", 9, b"\0"));
     let content = [&b"\x0b\0\x01\0\0\0\x11no route for lost"[..], b"\x08\0\x02\0\0\0\x01\0"].concat();
     expect_thrift(&mut client, &thrift_message(3, "lost", 9, &content));
+    // Then the connection closes, where the configuration says nothing else.
+    client.expect_end();
     mesh.expect_record("/lost", 404, "NR", "route_not_found");
     // An answer to another call than the one that was sent.
+    let mut client = mesh.client();
     client.send(thrift_message(1, "add", 10, b"\0"));
     let mut peer = upstream.accept();
     expect_thrift(&mut peer, &thrift_message(1, "add", 10, b"\0"));
