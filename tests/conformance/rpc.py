@@ -63,7 +63,9 @@ class Pair:
             path = directory / f"{name}.json"
             path.write_text(json.dumps(bootstrap))
             with self.log.open("ab") as log:
-                started = subprocess.Popen([*command, "-c", str(path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                started = subprocess.Popen(
+                    [*command, "-c", str(path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
             self.processes.append(started)
 
     def wait(self) -> None:

@@ -54,7 +54,7 @@ class Consumer:
     """Dubbo's own, which carries out a line and answers with one."""
 
     def __init__(self, port: int, timeout: int, group: str = "") -> None:
-        command = [judge("dubbo"), "consumer", str(port), str(timeout), *([group] if group else [])]
+        command = [judge("dubbo", "Java and Maven"), "consumer", str(port), str(timeout), *([group] if group else [])]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
@@ -74,7 +74,7 @@ class Consumer:
 @contextlib.contextmanager
 def provider(name: str) -> Iterator[int]:
     port = free_port()
-    command = [judge("dubbo"), "provider", str(port), name]
+    command = [judge("dubbo", "Java and Maven"), "provider", str(port), name]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -102,7 +102,7 @@ def test_consumers_are_served_as_by_envoy(tmp_path: Path) -> None:
         "many 50": "ok 50",
     }
     # Of errors only the kind is compared: Envoy writes a number where Dubbo reads a text.
-    kinds = {line: "failed RpcException" for line in ("hidden", "who x to=nowhere", "who x to=dead")}
+    kinds = dict.fromkeys(("hidden", "who x to=nowhere", "who x to=dead"), "failed RpcException")
     with provider("green") as green, provider("blue") as blue:
         clusters = [endpoints("green", green), endpoints("blue", blue), endpoints("dead", free_port())]
         table = {"name": "t", "interface": SERVICE, "routes": ROUTES}
@@ -229,7 +229,10 @@ def test_single_messages_get_envoys_answers(tmp_path: Path) -> None:
                 "interface": "*",
                 "routes": [
                     route("blue", header="tenant=blue"),
-                    {"match": {"method": {"name": {"exact": "in_range"}}, "headers": [ranged]}, "route": {"cluster": "v2"}},
+                    {
+                        "match": {"method": {"name": {"exact": "in_range"}}, "headers": [ranged]},
+                        "route": {"cluster": "v2"},
+                    },
                     route("nowhere", header="to=nowhere"),
                     route("dead", header="to=dead"),
                     route("usual", method="go"),

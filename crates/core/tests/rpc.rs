@@ -296,7 +296,10 @@ fn what_is_not_honoured_is_refused_by_name() {
         (json!({"protocol": "TWITTER"}), "protocol: only BINARY and COMPACT"),
         (json!({"payload_passthrough": true}), "payload_passthrough: "),
         (json!({"trds": {}}), "trds: "),
-        (json!({"route_config": {"validate_clusters": true}}), "route_config.validate_clusters: clusters may come later"),
+        (
+            json!({"route_config": {"validate_clusters": true}}),
+            "route_config.validate_clusters: clusters may come later",
+        ),
         (table(json!({}), good.clone()), "match: a route of Thrift needs method_name or service_name"),
         (table(json!({"method_name": "", "invert": true}), good.clone()), "match.invert: nothing is left"),
         (table(json!({"method_name": "m"}), json!({"cluster_header": "h"})), "cluster_header: "),

@@ -283,7 +283,10 @@ impl Connection {
         };
         // Where calls do not share a connection, their answers are told apart by their order.
         let is_turn = matches!(caller.codec.sharing(), Sharing::Many { .. }) || caller.active.get() == 0;
-        is_turn && !caller.last.get() && caller.held.get() < limit && self.writing.len() + caller.outbox.borrow().len() < limit
+        is_turn
+            && !caller.last.get()
+            && caller.held.get() < limit
+            && self.writing.len() + caller.outbox.borrow().len() < limit
     }
 
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Event> {
