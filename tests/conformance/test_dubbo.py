@@ -103,6 +103,7 @@ def test_consumers_are_served_as_by_envoy(tmp_path: Path) -> None:
     }
     # Of errors only the kind is compared: Envoy writes a number where Dubbo reads a text.
     kinds = dict.fromkeys(("hidden", "who x to=nowhere", "who x to=dead"), "failed RpcException")
+    connections: dict[str, int] = {}
     with provider("green") as green, provider("blue") as blue:
         clusters = [endpoints("green", green), endpoints("blue", blue), endpoints("dead", free_port())]
         table = {"name": "t", "interface": SERVICE, "routes": ROUTES}
@@ -113,10 +114,13 @@ def test_consumers_are_served_as_by_envoy(tmp_path: Path) -> None:
                     assert {line: consumer(line) for line in expected} == expected, name
                     answers = {line: consumer(line) for line in kinds}
                     assert {line: answer[:19] for line, answer in answers.items()} == kinds, name
+                    connections[name] = proxies.stats(name)["envoy_cluster_upstream_cx_total"]
                     if name == "weft":
                         assert f"no route for {SERVICE}.hidden" in answers["hidden"]
                 finally:
                     consumer.stop()
+            # One to each provider, however many calls are under way; Envoy has one for each call.
+            assert connections["weft"] == 2 < connections["envoy"], connections
 
 
 @pytest.mark.timeout(120)

@@ -144,11 +144,11 @@ fn dubbo_routes(context: &mut Context, table: &dubbo::RouteConfiguration) -> Vec
     routes.into_iter().flatten().collect()
 }
 
-/// Name and parameters; `None` if a condition was not understood (a problem is noted then).
-fn dubbo_method(
-    context: &mut Context,
-    method: &dubbo::MethodMatch,
-) -> Option<(Option<StringMatch>, Vec<(usize, ParameterMatch)>)> {
+/// Conditions on the method's name, and on arguments by their places.
+type Method = (Option<StringMatch>, Vec<(usize, ParameterMatch)>);
+
+/// `None` if a condition was not understood (a problem is noted then).
+fn dubbo_method(context: &mut Context, method: &dubbo::MethodMatch) -> Option<Method> {
     use dubbo::method_match::parameter_match_specifier::ParameterMatchSpecifier as Specifier;
     let name = match &method.name {
         None => None,
@@ -178,7 +178,7 @@ fn dubbo_targets(context: &mut Context, action: &dubbo::RouteAction) -> Option<T
                 // The message is HTTP's, so its fields are known; to a call of Dubbo nothing can be done by them.
                 let plain = http::weighted_cluster::ClusterWeight {
                     name: cluster.name.clone(),
-                    weight: cluster.weight.clone(),
+                    weight: cluster.weight,
                     ..Default::default()
                 };
                 if *cluster != plain {
