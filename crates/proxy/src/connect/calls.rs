@@ -12,6 +12,8 @@ use super::shared::Making;
 use super::{ConnectError, Connection, Destination, Standing, connect};
 
 /// A way to an endpoint.
+// It is moved once and taken apart: a box would be an allocation for each call of Thrift.
+#[allow(clippy::large_enum_variant)]
 pub enum CallWay {
     /// For one call at a time.
     Own(Connection),
@@ -52,7 +54,7 @@ pub async fn connect_call(
     // Where all connections that the cluster may have are taken, none may ever be given back: sessions do not end by themselves while
     // they are used. Who waits for one is told after the time that connecting may take.
     let connecting = connect(upstream, destination, ends, standing, true);
-    let connection = tokio::time::timeout(cluster.connect_timeout * 2, connecting).await;
+    let connection = tokio::time::timeout(cluster.connect_timeout.saturating_mul(2), connecting).await;
     let connection = connection.unwrap_or(Err(ConnectError::Overflow))?;
     let session = session::begin(codec, set_id, connection, cluster);
     upstream.pool.calls.borrow_mut().entry(key).or_default().push(Rc::clone(&session));

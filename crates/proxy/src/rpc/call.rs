@@ -50,7 +50,6 @@ pub(super) async fn serve(active: Active, message: Vec<u8>, id: u64, answered: b
     let caller = Rc::clone(&active.caller);
     let counters = caller.counters();
     counters.request.add(1);
-    caller.down.worker.metrics.counters().downstream_requests.add(1);
     if !answered {
         counters.request_oneway.add(1);
     }

@@ -36,6 +36,8 @@ const GRACE: Duration = Duration::from_secs(1);
 /// A caller that has begun a message and sends nothing more of it for so long is given up: others need the memory. No protocol says
 /// how long a message may take; Dubbo's callers give up their calls after a second.
 const STALLED: Duration = Duration::from_secs(60);
+/// Bytes that are read and thrown away while a caller closes.
+const LINGER_BYTES: usize = 256 * 1024;
 /// Reads in one turn, before others get theirs.
 const READS: usize = 16;
 
@@ -211,7 +213,7 @@ pub async fn serve(down: Downstream, socket: Socket, proxy: &RpcProxy) {
                 caller.say(|out| caller.codec.go_away(out));
             }
             Event::Finished => {
-                connection.socket.io.finish().await;
+                connection.linger().await;
                 return connection.end(Who::Local);
             }
         }
@@ -248,12 +250,15 @@ impl Connection {
         if self.poll_flush(context).is_err() {
             return Poll::Ready(Event::Gone);
         }
-        let is_quiet = self.caller.active.get() == 0 && self.writing.is_empty();
+        let is_last = self.caller.last.get();
+        // What follows the last call is nobody's, be it whole or not.
+        let is_quiet =
+            self.caller.active.get() == 0 && self.writing.is_empty() && (is_last || self.socket.buffer.is_empty());
         let mut deadline = None;
         match self.left_at {
             None if self.leaves() => return Poll::Ready(Event::Leave),
             None => {}
-            Some(at) if is_quiet && (self.caller.last.get() || at + GRACE <= Instant::now()) => {
+            Some(at) if is_quiet && (is_last || at + GRACE <= Instant::now()) => {
                 return Poll::Ready(Event::Finished);
             }
             Some(at) => deadline = is_quiet.then_some(at + GRACE),
@@ -291,7 +296,8 @@ impl Connection {
 
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Event> {
         if !self.takes_more() {
-            // A reset is heard all the same; what else comes has to wait.
+            // A reset is heard all the same; what else comes has to wait, and it is not the caller who stalls.
+            self.heard = Instant::now();
             return self.socket.io.poll_reset(context).map(|()| Event::Gone);
         }
         let Socket { io, buffer, .. } = &mut self.socket;
@@ -332,6 +338,25 @@ impl Connection {
             }
             self.writing.clear();
         }
+    }
+
+    /// Close so that the caller sees what was sent last: bytes that it sends meanwhile are thrown away. A socket that is closed with unread bytes
+    /// is reset, and takes answers with it that are still on their way.
+    async fn linger(&mut self) {
+        let Socket { io, buffer, alarm } = &mut self.socket;
+        io.finish().await;
+        let mut left = LINGER_BYTES;
+        let discard = async {
+            loop {
+                buffer.consume(buffer.len());
+                match io.read(buffer).await {
+                    Ok(count) if count > 0 && count < left => left -= count,
+                    _ => return,
+                }
+            }
+        };
+        // Who does not close by then has heard all that there is to hear.
+        let _ = alarm.limit(Some(Instant::now() + GRACE), discard).await;
     }
 
     /// The connection is over; so are the calls on it that somebody waits for.

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use weft_core::cluster::Cluster;
 
 use crate::alarm::Alarm;
-use crate::codec::rpc::{Codec, Frame, Malformed, Message, Status};
+use crate::codec::rpc::{Codec, Frame, Malformed, Message, Refusal, Status};
 use crate::connect::{Connection, Peer};
 
 /// Reads in one turn, before others get theirs.
@@ -110,10 +110,14 @@ impl Session {
         self.calls.borrow().is_empty() && self.one_ways.borrow().is_empty() && self.outbox.borrow().is_empty()
     }
 
+    fn is_crowded(&self) -> bool {
+        self.outbox.borrow().len() >= self.output_bytes
+    }
+
     /// Wait until a call may be added to what is to be sent, or the session is over.
     pub async fn room(&self) {
         poll_fn(|context| {
-            if self.over.get() || self.outbox.borrow().len() < self.output_bytes {
+            if self.over.get() || !self.is_crowded() {
                 return Poll::Ready(());
             }
             self.crowd.borrow_mut().push(context.waker().clone());
@@ -166,11 +170,12 @@ impl Session {
                     slot.settle(Ok(Some(Answer { message: message.to_vec(), status })));
                 }
             }
+            // An endpoint that does not read what we say hears nothing of its heartbeats either; they must not gather.
+            Message::Ping { .. } | Message::Call { .. } if self.is_crowded() => {}
             Message::Ping { answered: true } => self.say(|out| self.codec.pong(message, out)),
             // A call of an endpoint has nobody to go to. It is told so, lest it waits.
             Message::Call { answered: true, .. } => {
-                let refusal = crate::codec::rpc::Refusal::NoRoute;
-                self.say(|out| self.codec.refuse(message, refusal, "calls go one way through a proxy", out));
+                self.say(|out| self.codec.refuse(message, Refusal::NoRoute, "calls go one way through a proxy", out));
             }
             Message::Ping { answered: false } | Message::Pong | Message::Call { answered: false, .. } => {}
             Message::GoAway => self.retired.set(true),
@@ -181,8 +186,10 @@ impl Session {
     /// Tell calls without answers that they have left: the first *written* bytes have.
     fn note_written(&self, written: u64) {
         let mut one_ways = self.one_ways.borrow_mut();
-        while let Some(slot) = one_ways.pop_front_if(|slot| slot.end <= written) {
-            slot.settle(Ok(None));
+        while one_ways.front().is_some_and(|slot| slot.end <= written) {
+            if let Some(slot) = one_ways.pop_front() {
+                slot.settle(Ok(None));
+            }
         }
         self.crowd.borrow_mut().drain(..).for_each(Waker::wake);
     }

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use weft_protos::envoy::config::cluster::v3::CircuitBreakers;
 use weft_protos::envoy::config::cluster::v3::circuit_breakers::Thresholds;
+use weft_protos::envoy::config::cluster::v3::{CircuitBreakers, OutlierDetection};
 use weft_protos::envoy::config::route::v3::HeaderMatcher;
 use weft_protos::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use weft_protos::envoy::extensions::filters::network::dubbo_proxy::v3 as dubbo;
@@ -12,9 +12,12 @@ use weft_protos::envoy::extensions::filters::network::thrift_proxy::v3 as thrift
 use weft_protos::envoy::r#type::matcher::v3::StringMatcher;
 use weft_protos::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 
+use crate::kit::certificates::{
+    Authority, OTHER, WEB, client as tls_client, downstream as tls_from, secrets, server, upstream as tls_to,
+};
 use crate::kit::mesh::expect_passed;
 use crate::kit::peer::End;
-use crate::kit::resources::{CLUSTER, any, cluster_of, number};
+use crate::kit::resources::{CLUSTER, any, cluster_of, number, seconds};
 use crate::kit::{Mesh, Peer, Setup, Upstream, content, free_address, until};
 
 const DUBBO: &str = "envoy.extensions.filters.network.dubbo_proxy.v3.DubboProxy";
@@ -506,6 +509,67 @@ fn exceptions_are_the_methods_own_and_errors_the_servers() {
     assert_eq!(mesh.metric("envoy_dubbo_response_error", &[]), 1.0);
 }
 
+#[test]
+fn calls_pass_through_mutual_tls_on_both_sides() {
+    let authority = Authority::new();
+    let upstream = Upstream::new();
+    let mesh = start(&[upstream.address()], |setup| {
+        plain(setup);
+        setup.chain.transport_socket = tls_from(&[OTHER]);
+        setup.cluster.transport_socket = tls_to(&[OTHER]);
+        setup.more = secrets(&authority.identity(WEB), &authority);
+    });
+    let mut client = Peer::over(tls_client(mesh.address, &authority, Some(&authority.identity(OTHER))));
+    client.send(call(1, "go"));
+    let mut peer = Peer::over(server(upstream.accept_socket(), &authority, &authority.identity(OTHER)));
+    for id in 1..=3 {
+        let received = receive(&mut peer);
+        peer.send(value(received.id, "done"));
+        expect_status(&mut client, id, 20);
+        client.send(call(id + 1, "go"));
+    }
+    let labels = ["request_protocol=\"dubbo\"", "destination_principal=\"spiffe://cluster.local/ns/default/sa/other\""];
+    until("they are counted", || Some(()).filter(|()| mesh.metric("istio_requests_total", &labels) == 3.0));
+}
+
+#[test]
+fn an_endpoint_that_fails_again_and_again_is_taken_out() {
+    let (bad, good) = (Upstream::new(), Upstream::new());
+    let mesh = start(&[bad.address(), good.address()], |setup| {
+        plain(setup);
+        setup.cluster.outlier_detection = Some(OutlierDetection {
+            consecutive_5xx: number(2),
+            base_ejection_time: Some(seconds(60.0)),
+            max_ejection_percent: number(50),
+            ..Default::default()
+        });
+    });
+    let mut client = mesh.client();
+    let mut peers: [Option<Peer>; 2] = [None, None];
+    let mut next = |id: u64| {
+        client.send(call(id, "go"));
+        let (at, upstream) = until("an endpoint is asked", || {
+            let mut asked = |at: usize, upstream: &Upstream| {
+                upstream.has_visitor() || peers[at].as_mut().is_some_and(|peer| !peer.arrived().is_empty())
+            };
+            [&bad, &good].into_iter().enumerate().find(|(at, upstream)| asked(*at, upstream))
+        });
+        let peer = peers[at].get_or_insert_with(|| upstream.accept());
+        let asked = receive(peer);
+        if at == 0 {
+            peer.send(message(0x02, 70, asked.id, &text("broken")));
+        } else {
+            peer.send(value(asked.id, "done"));
+        }
+        expect_status(&mut client, id, if at == 0 { 70 } else { 20 });
+        at
+    };
+    let first: Vec<usize> = (1..=4).map(&mut next).collect();
+    assert_eq!(first.iter().filter(|&&at| at == 0).count(), 2, "{first:?}");
+    let then: Vec<usize> = (5..=10).map(&mut next).collect();
+    assert_eq!(then, [1; 6]);
+}
+
 // ----------------------------------------------------------------------------------------------------------------- Thrift
 
 /// Every method but `lost` to the one cluster.
@@ -663,6 +727,8 @@ fn a_connection_closes_after_as_many_calls_as_are_allowed() {
         peer.send(&answer);
         expect_thrift(&mut client, &answer);
     }
-    client.expect_end();
+    // What it sends after its last call does not reset the connection, and with it the answer.
+    client.send(content(10_000));
+    assert_eq!(client.expect_end(), End::Finished);
     assert_eq!(mesh.metric("envoy_thrift_request", &[]), 2.0);
 }

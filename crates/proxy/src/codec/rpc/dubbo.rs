@@ -11,7 +11,6 @@
 //! Sources: dubbo.apache.org, "Dubbo2 protocol specification"; where it is silent, Dubbo's own `ExchangeCodec`, `DubboCodec` and
 //! `HeaderExchangeHandler` (3.2), and Envoy's filter `dubbo_proxy`, whose limits and whose choice of statuses these are.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use super::hessian2::{Broken, Reader, write_text};
@@ -192,9 +191,9 @@ fn rest<'m>(body: &mut Reader<'m>) -> Result<Rest<'m>, Broken> {
 }
 
 /// How many parameters a description of types has: `Ljava/lang/String;I[[J` has three (JVM specification 4.3.3).
-fn parameters(description: &Cow<'_, [u8]>) -> Result<usize, Broken> {
+fn parameters(description: &[u8]) -> Result<usize, Broken> {
     let mut count = 0;
-    let mut rest = &**description;
+    let mut rest = description;
     while let Some((&first, behind)) = rest.split_first() {
         rest = match first {
             b'[' => {

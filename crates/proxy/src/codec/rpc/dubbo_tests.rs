@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use super::*;
 
 /// What a consumer of Dubbo 3.2.16 sends for `hello("x")` of a service in the group `mygroup`, with the attachment `tenant: blue` and a timeout of 700 ms.
@@ -240,6 +242,6 @@ fn types_are_counted_as_the_virtual_machine_writes_them() {
         ("[", Err(Broken)),
         ("La", Err(Broken)),
     ] {
-        assert_eq!(parameters(&Cow::Borrowed(description.as_bytes())), expected, "{description}");
+        assert_eq!(parameters(description.as_bytes()), expected, "{description}");
     }
 }

@@ -54,8 +54,8 @@ pub trait Codec: Send + Sync {
     /// What is called, of a message that [`Codec::inspect`] found to be a call.
     ///
     /// # Errors
-    /// Not even service and method can be read. The connection is closed. What comes behind them may be beyond us:
-    /// that is [`Call::rest`] without a value, and no error.
+    /// Not even service and method can be read; the caller is told so. What comes behind them may be beyond us: that is
+    /// [`Call::rest`] without a value, and no error.
     fn call<'m>(&self, message: &'m [u8]) -> Result<Call<'m>, Malformed>;
 
     /// Append an answer of the proxy itself to the call that *message* is: an error in the protocol's own terms, with *text* for people.
@@ -171,12 +171,15 @@ pub struct Call<'m> {
     pub rest: Option<Rest<'m>>,
 }
 
+/// Names and values.
+pub type Headers<'m> = Vec<(Cow<'m, [u8]>, Cow<'m, [u8]>)>;
+
 /// What stands behind the names of a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rest<'m> {
     pub group: Option<Cow<'m, [u8]>>,
     /// Names as they were sent.
-    pub headers: Vec<(Cow<'m, [u8]>, Cow<'m, [u8]>)>,
+    pub headers: Headers<'m>,
     /// Arguments; `None` for one that is no text.
     pub parameters: Vec<Option<Cow<'m, [u8]>>>,
     /// How long the caller waits for an answer, if it tells.

@@ -14,7 +14,7 @@
 
 use std::borrow::Cow;
 
-use super::{Call, Codec, Failure, Frame, Malformed, Message, Refusal, Rest, Sharing, Status};
+use super::{Call, Codec, Failure, Frame, Headers, Malformed, Message, Refusal, Rest, Sharing, Status};
 
 /// Envoy's `FramedTransportImpl::MaxFrameSize`.
 const MOST_BYTES: u32 = 0x00fa_0000;
@@ -70,7 +70,7 @@ struct Opened<'m> {
     /// The header transport's own.
     sequence: [u8; 4],
     encoding: Encoding,
-    headers: Vec<(Cow<'m, [u8]>, Cow<'m, [u8]>)>,
+    headers: Headers<'m>,
     kind: u8,
     name: &'m [u8],
     id: u32,
@@ -188,7 +188,7 @@ impl Thrift {
 }
 
 /// The key-value headers of a header frame, whose other information is passed over as HeaderFormat.md allows.
-fn read_headers(mut reader: Reader<'_>) -> Result<Vec<(Cow<'_, [u8]>, Cow<'_, [u8]>)>, Malformed> {
+fn read_headers(mut reader: Reader<'_>) -> Result<Headers<'_>, Malformed> {
     const KEY_VALUE: u32 = 1;
     let _protocol = reader.varint()?;
     // Transformed (compressed) content cannot be read; Envoy refuses it too.
