@@ -541,33 +541,32 @@ fn an_endpoint_that_fails_again_and_again_is_taken_out() {
             consecutive_5xx: number(2),
             base_ejection_time: Some(seconds(60.0)),
             max_ejection_percent: number(50),
+            enforcing_success_rate: number(0),
             ..Default::default()
         });
     });
-    let mut client = mesh.client();
-    let mut peers: [Option<Peer>; 2] = [None, None];
-    let mut next = |id: u64| {
-        client.send(call(id, "go"));
-        let (at, upstream) = until("an endpoint is asked", || {
-            let mut asked = |at: usize, upstream: &Upstream| {
-                upstream.has_visitor() || peers[at].as_mut().is_some_and(|peer| !peer.arrived().is_empty())
-            };
-            [&bad, &good].into_iter().enumerate().find(|(at, upstream)| asked(*at, upstream))
-        });
-        let peer = peers[at].get_or_insert_with(|| upstream.accept());
-        let asked = receive(peer);
-        if at == 0 {
-            peer.send(message(0x02, 70, asked.id, &text("broken")));
-        } else {
-            peer.send(value(asked.id, "done"));
-        }
-        expect_status(&mut client, id, if at == 0 { 70 } else { 20 });
-        at
+    let answering = |upstream: Upstream, answer: fn(u64) -> Vec<u8>| {
+        std::thread::spawn(move || {
+            let mut peer = upstream.accept();
+            while !peer.first_bytes().is_empty() {
+                let asked = receive(&mut peer);
+                peer.send(answer(asked.id));
+            }
+        })
     };
-    let first: Vec<usize> = (1..=4).map(&mut next).collect();
-    assert_eq!(first.iter().filter(|&&at| at == 0).count(), 2, "{first:?}");
-    let then: Vec<usize> = (5..=10).map(&mut next).collect();
-    assert_eq!(then, [1; 6]);
+    let threads =
+        [answering(bad, |id| message(0x02, 70, id, &text("broken"))), answering(good, |id| value(id, "done"))];
+    let mut client = mesh.client();
+    let statuses = (1..=10).map(|id| {
+        client.send(call(id, "go"));
+        receive(&mut client).status
+    });
+    let statuses: Vec<u8> = statuses.collect();
+    // By turns, until the second failure in a row.
+    let failures = statuses.iter().filter(|&&status| status == 70).count();
+    assert_eq!((failures, &statuses[4..]), (2, &[20; 6][..]), "{statuses:?}");
+    drop((mesh, client));
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
 // ----------------------------------------------------------------------------------------------------------------- Thrift
