@@ -218,7 +218,8 @@ def calls(*routes: dict[str, Any]) -> tuple[str, str, bytes]:
     """A listener for calls of Dubbo."""
     table = {"name": "t", "interface": "demo.*", "routes": list(routes)}
     proxy = json_format.ParseDict(
-        {"statPrefix": "p", "multipleRouteConfig": {"name": "all", "routeConfig": [table]}}, dubbo_proxy_pb2.DubboProxy()
+        {"statPrefix": "p", "multipleRouteConfig": {"name": "all", "routeConfig": [table]}},
+        dubbo_proxy_pb2.DubboProxy(),
     )
     message = listener_pb2.Listener(name="0.0.0.0_9080", traffic_direction="OUTBOUND")
     message.address.socket_address.address = "0.0.0.0"
