@@ -224,6 +224,29 @@ impl Connection {
     }
 }
 
+#[cfg(test)]
+impl Connection {
+    /// A connection of a pool that nobody else knows.
+    pub fn over(io: Io) -> Connection {
+        let breakers = Arc::new(weft_core::breaker::Breakers::default());
+        let permit = breakers.acquire(Resource::Connection, &Default::default()).unwrap();
+        let pool = Rc::new(Pool::default());
+        pool.open.set(1);
+        Connection {
+            io,
+            buffer: Buffer::new(),
+            local: None,
+            peer: Rc::default(),
+            reused: false,
+            requests: 1,
+            since: Instant::now(),
+            key: Key { host: 0, address: None, tls: 0, said: None },
+            pool,
+            _permit: permit,
+        }
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         self.pool.open.set(self.pool.open.get() - 1);

@@ -170,6 +170,7 @@ pub async fn serve(down: Downstream, socket: Socket, proxy: &RpcProxy) {
         done: 0,
         heard: Instant::now(),
         left_at: None,
+        told: false,
     };
     let mut taken: u32 = 0;
     let counters = caller.counters();
@@ -180,7 +181,8 @@ pub async fn serve(down: Downstream, socket: Socket, proxy: &RpcProxy) {
                 match caller.codec.inspect(message) {
                     Ok(Message::Call { id, answered }) => {
                         taken += 1;
-                        if proxy.max_requests_per_connection.is_some_and(|most| taken >= most) {
+                        let is_leaving = connection.left_at.is_some() && !connection.told;
+                        if is_leaving || proxy.max_requests_per_connection.is_some_and(|most| taken >= most) {
                             caller.last.set(true);
                         }
                         let active = Active::begin(&caller, length);
@@ -210,7 +212,7 @@ pub async fn serve(down: Downstream, socket: Socket, proxy: &RpcProxy) {
             Event::Gone => return connection.end(Who::Remote),
             Event::Leave => {
                 connection.left_at = Some(Instant::now());
-                caller.say(|out| caller.codec.go_away(out));
+                caller.say(|out| connection.told = caller.codec.go_away(out));
             }
             Event::Finished => {
                 connection.linger().await;
@@ -236,8 +238,10 @@ struct Connection {
     done: usize,
     /// When something came last.
     heard: Instant,
-    /// When the caller was told to go.
+    /// Since when the caller should go.
     left_at: Option<Instant>,
+    /// It was told. One who cannot be told hears of it by the end of the connection, best behind an answer.
+    told: bool,
 }
 
 impl Connection {
@@ -254,14 +258,16 @@ impl Connection {
         // What follows the last call is nobody's, be it whole or not.
         let is_quiet =
             self.caller.active.get() == 0 && self.writing.is_empty() && (is_last || self.socket.buffer.is_empty());
+        // Who was told, and whoever is left when the process ends, is not waited for.
+        let has_grace = self.told || self.caller.down.worker.is_ending();
         let mut deadline = None;
         match self.left_at {
             None if self.leaves() => return Poll::Ready(Event::Leave),
             None => {}
-            Some(at) if is_quiet && (is_last || at + GRACE <= Instant::now()) => {
+            Some(at) if is_quiet && (is_last || has_grace && at + GRACE <= Instant::now()) => {
                 return Poll::Ready(Event::Finished);
             }
-            Some(at) => deadline = is_quiet.then_some(at + GRACE),
+            Some(at) => deadline = (is_quiet && has_grace).then_some(at + GRACE),
         }
         if let Poll::Ready(event) = self.poll_message(context) {
             return Poll::Ready(event);

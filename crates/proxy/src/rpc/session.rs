@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use tokio::task::spawn_local;
 use tokio::time::Instant;
@@ -21,6 +22,9 @@ use crate::alarm::Alarm;
 use crate::codec::rpc::{Codec, Frame, Malformed, Message, Refusal, Status};
 use crate::connect::{Connection, Peer};
 
+/// After so long without a word the endpoint is told that we are there, as Dubbo's own clients do (`heartbeat`, 60 s): its servers close
+/// connections on which nothing came for three minutes, whatever calls are under way.
+const HEARTBEAT: Duration = Duration::from_secs(60);
 /// Reads in one turn, before others get theirs.
 const READS: usize = 16;
 /// Output memory that is kept between turns.
@@ -81,7 +85,9 @@ pub struct Session {
     crowd: RefCell<Vec<Waker>>,
     /// Above this calls wait.
     output_bytes: usize,
-    begun: Cell<u64>,
+    next_id: Cell<u64>,
+    /// Calls that were ever sent.
+    begun: Cell<u32>,
     /// The connection's task.
     driver: RefCell<Option<Waker>>,
     retired: Cell<bool>,
@@ -107,7 +113,14 @@ impl Session {
     }
 
     fn is_idle(&self) -> bool {
-        self.calls.borrow().is_empty() && self.one_ways.borrow().is_empty() && self.outbox.borrow().is_empty()
+        self.calls.borrow().is_empty() && self.one_ways.borrow().is_empty()
+    }
+
+    /// An id that no other message of ours has.
+    fn next_id(&self) -> u64 {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        id
     }
 
     fn is_crowded(&self) -> bool {
@@ -128,8 +141,8 @@ impl Session {
 
     /// Send a call. *answered*: wait for its answer, else until it has left.
     pub fn send(self: &Rc<Self>, message: &[u8], answered: bool) -> Ticket {
-        let id = self.begun.get();
-        self.begun.set(id + 1);
+        let id = self.next_id();
+        self.begun.set(self.begun.get() + 1);
         let start = self.queued.get();
         let end = start + message.len() as u64;
         let slot = Rc::new(Slot { start, end, ..Slot::default() });
@@ -259,7 +272,8 @@ pub fn begin(
         crowd: RefCell::default(),
         output_bytes: connection.buffer.limit(),
         // An id of zero is a value like any other; but to those who look at messages it looks like none.
-        begun: Cell::new(1),
+        next_id: Cell::new(1),
+        begun: Cell::new(0),
         driver: RefCell::default(),
         retired: Cell::new(false),
         over: Cell::new(false),
@@ -271,6 +285,7 @@ pub fn begin(
         writing: Vec::new(),
         done: 0,
         written: 0,
+        spoken: Instant::now(),
     };
     spawn_local(driver.keep());
     session
@@ -286,6 +301,8 @@ struct Driver {
     done: usize,
     /// How much of all that was ever queued.
     written: u64,
+    /// When something was written last.
+    spoken: Instant,
 }
 
 /// Why a connection ended.
@@ -310,32 +327,39 @@ impl Driver {
             if let Poll::Ready(end) = self.poll(context) {
                 return Poll::Ready(end);
             }
-            let session = &self.session;
+            let session = Rc::clone(&self.session);
             let most = self.cluster.http.max_requests_per_connection;
-            if most.is_some_and(|most| session.begun.get() > u64::from(most))
-                || worn.is_some_and(|worn| worn <= Instant::now())
-            {
+            if most.is_some_and(|most| session.begun.get() >= most) {
                 session.retired.set(true);
             }
-            let is_idle = session.is_idle() && self.writing.is_empty();
+            let is_idle = session.is_idle();
             if std::mem::replace(&mut was_busy, !is_idle) && is_idle {
                 idle_since = Instant::now();
             }
-            if is_idle && session.retired.get() {
-                return Poll::Ready(End::Unused);
-            }
-            let idle = idle_timeout.filter(|_| is_idle).map(|most| idle_since + most);
             loop {
+                if is_idle && session.retired.get() && self.writing.is_empty() {
+                    return Poll::Ready(End::Unused);
+                }
+                let idle = idle_timeout.filter(|_| is_idle).map(|most| idle_since + most);
                 let worn = worn.filter(|_| !session.retired.get());
-                let deadline = [idle, worn].into_iter().flatten().min();
+                let silent = self.spoken + HEARTBEAT;
+                let deadline = [idle, worn, Some(silent)].into_iter().flatten().min();
                 if alarm.poll(context, deadline).is_pending() {
                     return Poll::Pending;
                 }
-                if is_idle {
+                let has_come = |limit: Option<Instant>| limit.is_some_and(|limit| limit <= Instant::now());
+                if has_come(idle) {
                     return Poll::Ready(End::Unused);
+                } else if has_come(worn) {
+                    // No more calls; those that are under way are waited for.
+                    session.retired.set(true);
+                } else {
+                    self.spoken = Instant::now();
+                    session.say(|out| session.codec.ping(session.next_id(), out));
+                    if self.poll_flush(context).is_err() {
+                        return Poll::Ready(End::Broken);
+                    }
                 }
-                // No more calls; those that are under way are waited for.
-                session.retired.set(true);
             }
         })
         .await;
@@ -385,7 +409,10 @@ impl Driver {
             }
             let before = self.done;
             let result = self.connection.io.poll_write_all(context, &self.writing, &[], &mut self.done);
-            self.written += (self.done - before) as u64;
+            if self.done > before {
+                self.written += (self.done - before) as u64;
+                self.spoken = Instant::now();
+            }
             self.session.note_written(self.written);
             match result {
                 Poll::Pending => return Ok(()),
@@ -423,5 +450,103 @@ impl Driver {
         }
         context.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use weft_core::compile::Strictness;
+    use weft_protos::envoy::config::cluster::v3 as proto;
+
+    use super::*;
+    use crate::buffer::Buffer;
+    use crate::codec::rpc::Sharing;
+    use crate::codec::rpc::dubbo::Dubbo;
+    use crate::io::Io;
+
+    /// What a session says, message by message.
+    struct Endpoint(Io, Buffer);
+
+    impl Endpoint {
+        async fn receive(&mut self) -> (Message, Vec<u8>) {
+            loop {
+                match Dubbo.frame(self.1.data()).unwrap() {
+                    Frame::Length(length) if self.1.len() >= length => {
+                        let message = self.1.data()[..length].to_vec();
+                        self.1.consume(length);
+                        return (Dubbo.inspect(&message).unwrap(), message);
+                    }
+                    _ => assert!(self.0.read(&mut self.1).await.unwrap() > 0, "the session has ended"),
+                }
+            }
+        }
+    }
+
+    /// A session, and the endpoint at its other end.
+    fn connected() -> (Rc<Session>, Endpoint) {
+        let (near, far) = UnixStream::pair().unwrap();
+        let io = |stream: UnixStream| {
+            stream.set_nonblocking(true).unwrap();
+            Io::new(stream.into()).unwrap()
+        };
+        let plain = proto::Cluster {
+            name: "c".into(),
+            cluster_discovery_type: Some(proto::cluster::ClusterDiscoveryType::Type(0)),
+            load_assignment: Some(Default::default()),
+            ..Default::default()
+        };
+        let cluster = Arc::new(Cluster::compile(&plain, Strictness::Refuse).unwrap().value);
+        let Sharing::Many { set_id } = Dubbo.sharing() else { panic!("calls of Dubbo share a connection") };
+        let codec: Arc<dyn Codec> = Arc::new(Dubbo);
+        (begin(&codec, set_id, Connection::over(io(near)), &cluster), Endpoint(io(far), Buffer::new()))
+    }
+
+    /// A call of no content, which is enough for who carries it.
+    const CALL: &[u8] = b"\xda\xbb\xc2\0\0\0\0\0\0\0\0\x09\0\0\0\x01N";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_endpoint_hears_that_we_are_there_while_a_call_lasts() {
+        let local = tokio::task::LocalSet::new();
+        let work = async {
+            let (session, mut endpoint) = connected();
+            let began = Instant::now();
+            let ticket = session.send(CALL, true);
+            let (Message::Call { id, .. }, _) = endpoint.receive().await else { panic!("the call comes first") };
+            for round in 1..=4 {
+                let (message, ping) = endpoint.receive().await;
+                assert_eq!(message, Message::Ping { answered: true });
+                assert_eq!(began.elapsed().as_secs(), round * HEARTBEAT.as_secs());
+                let mut pong = Vec::new();
+                Dubbo.pong(&ping, &mut pong);
+                endpoint.0.write_all(&pong, &[]).await.unwrap();
+            }
+            let mut answer = b"\xda\xbb\x02\x14\0\0\0\0\0\0\0\0\0\0\0\x02\x91N".to_vec();
+            answer[4..12].copy_from_slice(&id.to_be_bytes());
+            endpoint.0.write_all(&answer, &[]).await.unwrap();
+            let answer = ticket.answer().await.unwrap().unwrap();
+            assert_eq!((answer.status, session.is_worn()), (Status::Success, false));
+        };
+        local.run_until(work).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_written_when_the_connection_ended_was_not_taken() {
+        let local = tokio::task::LocalSet::new();
+        let work = async {
+            let (session, mut endpoint) = connected();
+            let seen = session.send(CALL, true);
+            endpoint.receive().await;
+            drop(endpoint);
+            // Queued, and never written: the task of the connection has not run since.
+            let unseen = session.send(CALL, true);
+            assert_eq!(seen.answer().await.unwrap_err(), Lost { taken: true, malformed: false });
+            let lost = unseen.answer().await.unwrap_err();
+            assert_eq!((lost.malformed, session.is_worn()), (false, true));
+            let late = session.send(CALL, true).answer().await.unwrap_err();
+            assert_eq!(late, Lost { taken: false, malformed: false });
+        };
+        local.run_until(work).await;
     }
 }

@@ -731,3 +731,35 @@ fn a_connection_closes_after_as_many_calls_as_are_allowed() {
     assert_eq!(client.expect_end(), End::Finished);
     assert_eq!(mesh.metric("envoy_thrift_request", &[]), 2.0);
 }
+
+#[test]
+fn a_caller_that_cannot_be_told_hears_of_a_change_behind_an_answer() {
+    let upstream = Upstream::new();
+    let mut mesh = start(&[upstream.address()], any_thrift);
+    let mut client = mesh.client();
+    let asked = |id| thrift_message(1, "add", id, b"\0");
+    let answer = |id| thrift_message(2, "add", id, RESULT);
+    client.send(asked(1));
+    let mut peer = upstream.accept();
+    expect_thrift(&mut peer, &asked(1));
+    peer.send(answer(1));
+    expect_thrift(&mut client, &answer(1));
+    mesh.change(|setup| {
+        let proxy = thrift_proxy(setup);
+        setup.calls = Some(any(THRIFT, &thrift::ThriftProxy { stat_prefix: "changed".into(), ..proxy }));
+    });
+    client.send(asked(2));
+    expect_thrift(&mut peer, &asked(2));
+    peer.send(answer(2));
+    expect_thrift(&mut client, &answer(2));
+    assert_eq!(client.expect_end(), End::Finished);
+    // When the process ends, nobody's next call is waited for.
+    let mut idle = mesh.client();
+    idle.send(asked(3));
+    expect_thrift(&mut peer, &asked(3));
+    peer.send(answer(3));
+    expect_thrift(&mut idle, &answer(3));
+    mesh.signal(libc::SIGTERM);
+    assert_eq!(idle.expect_end(), End::Finished);
+    assert!(mesh.wait_exit().success());
+}

@@ -114,6 +114,10 @@ impl Codec for Dubbo {
         write(out, HESSIAN2, status, id(message), &body);
     }
 
+    fn ping(&self, id: u64, out: &mut Vec<u8>) {
+        write(out, REQUEST | TWO_WAY | EVENT | HESSIAN2, 0, id, NULL);
+    }
+
     fn pong(&self, ping: &[u8], out: &mut Vec<u8>) {
         let serialization = ping.get(2).map_or(HESSIAN2, |flag| flag & SERIALIZATION);
         // What is null in one serialisation is not in another; the ping's own body is null in its own.
@@ -121,8 +125,9 @@ impl Codec for Dubbo {
         write(out, EVENT | serialization, status::OK, id(ping), body);
     }
 
-    fn go_away(&self, out: &mut Vec<u8>) {
+    fn go_away(&self, out: &mut Vec<u8>) -> bool {
         write(out, REQUEST | EVENT | HESSIAN2, 0, 0, READ_ONLY);
+        true
     }
 }
 

@@ -137,7 +137,10 @@ fn pings_are_answered_and_a_farewell_is_one() {
     Dubbo.pong(&message(0xe2, 0, 77, NULL), &mut out);
     assert_eq!(out, message(0x22, 20, 77, NULL));
     out.clear();
-    Dubbo.go_away(&mut out);
+    Dubbo.ping(78, &mut out);
+    assert_eq!(out, message(0xe2, 0, 78, NULL));
+    out.clear();
+    assert!(Dubbo.go_away(&mut out));
     assert_eq!(Dubbo.inspect(&out), Ok(Message::GoAway));
 }
 

@@ -7,7 +7,7 @@
 //! ```text
 //! caller's bytes --frame--> a message --inspect--> Call    --call-->  service, method, headers: a route can be chosen
 //!                                                                     no route, no endpoint, too late: refuse
-//!                                                  Ping    --pong-->  answered here, never passed on
+//!                                                  Ping    --pong-->  answered here, never passed on; `ping` asks those who are silent
 //!                                                  Answer, Pong       from a caller: nobody asked, dropped
 //!
 //! connection to an endpoint: [set_id]  the caller's id is put aside
@@ -61,11 +61,16 @@ pub trait Codec: Send + Sync {
     /// Append an answer of the proxy itself to the call that *message* is: an error in the protocol's own terms, with *text* for people.
     fn refuse(&self, message: &[u8], refusal: Refusal, text: &str, out: &mut Vec<u8>);
 
+    /// Append a message that tells a silent connection's other end that we are there, if the protocol has one.
+    fn ping(&self, _id: u64, _out: &mut Vec<u8>) {}
+
     /// Append the answer to a ping; not asked where [`Codec::inspect`] never finds any.
     fn pong(&self, _ping: &[u8], _out: &mut Vec<u8>) {}
 
-    /// Append a message after which its receiver begins no more calls on the connection, if the protocol has one.
-    fn go_away(&self, _out: &mut Vec<u8>) {}
+    /// Append a message after which its receiver begins no more calls on the connection. False: the protocol has none.
+    fn go_away(&self, _out: &mut Vec<u8>) -> bool {
+        false
+    }
 }
 
 /// See [`Codec::sharing`].
