@@ -35,6 +35,9 @@ use super::session::{Answer, Lost};
 /// Tries of one call, the first among them: as often as Dubbo's own clients try (`cluster=failover`, `retries=2`).
 const MOST_TRIES: u32 = 3;
 
+/// How often an endpoint is drawn to find one that was not tried yet.
+const DRAWS: u32 = 5;
+
 /// What becomes of a call.
 enum End {
     /// The endpoint's answer, under the caller's id; without one for a call that wants none and has left.
@@ -148,7 +151,7 @@ impl Exchange {
         loop {
             // pick
             let original = caller.down.facts.local;
-            let picked = pick::pick(upstream, original, None, &tried, &mut *worker.random.borrow_mut());
+            let picked = pick::pick_in(upstream, original, DRAWS, &tried, &mut *worker.random.borrow_mut());
             let Some(destination) = picked else { return End::Refused(Cause::NoHealthyUpstream) };
             tried.note(&destination);
             self.outcome.attempts += 1;

@@ -300,9 +300,10 @@ fn an_endpoint_that_cannot_be_reached_is_passed_over() {
     let id = receive(&mut peer).id;
     peer.send(value(id, "done"));
     expect_status(&mut client, 2, 20);
-    // Round robin meets the dead one in one of the two.
-    assert_eq!(mesh.metric("envoy_cluster_upstream_rq_retry", &[]), 1.0);
-    assert_eq!(mesh.metric("envoy_cluster_upstream_cx_connect_fail", &[]), 1.0);
+    // Round robin meets the dead one in one of the two or in both, and never twice in one.
+    let retries = mesh.metric("envoy_cluster_upstream_rq_retry", &[]);
+    assert!((1.0..=2.0).contains(&retries), "{retries}");
+    assert_eq!(mesh.metric("envoy_cluster_upstream_cx_connect_fail", &[]), retries);
 }
 
 #[test]
