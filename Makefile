@@ -99,11 +99,12 @@ soak-rotation: build ## keys of every level rotated under load, through both dat
 	WEFT_ROTATION_SECONDS=$(ROTATION_SECONDS) $(PYTEST) -q -s tests/live/test_rotation.py
 
 .PHONY: interop
-interop: ## build the judges of HTTP/2 and gRPC that are written in Go; without Go their tests are skipped
+interop: ## build the judges of HTTP/2 and gRPC that are written in Go, and Dubbo's in Java; without these their tests are skipped
 	@if command -v go >/dev/null; then tools/interop/build; else echo "weft: no Go: h2spec, gRPC interop and go-control-plane are skipped"; fi
+	@if command -v mvn >/dev/null; then tools/interop/build-dubbo; else echo "weft: no Maven: Dubbo's own consumer and provider are skipped"; fi
 
 .PHONY: conformance
-conformance: build interop ## against third-party programs: Envoy, h2spec, grpc-go, go-control-plane
+conformance: build interop ## against third-party programs: Envoy, h2spec, grpc-go, go-control-plane, Dubbo, Thrift
 	$(PYTEST) -q -m "conformance and not e2e" tests
 
 .PHONY: lint

@@ -35,12 +35,12 @@ TYPES = "type.googleapis.com/envoy.extensions"
 Resource = tuple[str, str, str, bytes]
 
 
-def judge(name: str) -> str:
-    """The program *name* that tools/interop/build makes. Where nobody has built it the test is skipped; under CI it fails."""
+def judge(name: str, needs: str = "Go") -> str:
+    """The program *name* that `make interop` makes. Where nobody has built it the test is skipped; under CI it fails."""
     path = ROOT / "target" / "interop" / name
     if not path.exists():
         refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        refuse(f"{path.relative_to(ROOT)} is not built: run `make interop` (needs Go)")
+        refuse(f"{path.relative_to(ROOT)} is not built: run `make interop` (needs {needs})")
     return str(path)
 
 

@@ -15,6 +15,7 @@ from envoy.extensions.filters.http.fault.v3 import fault_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2  # noqa: F401 - registers the type for Any
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
+from envoy.extensions.filters.network.dubbo_proxy.v3 import dubbo_proxy_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb2  # noqa: F401 - as well
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
@@ -214,6 +215,46 @@ def test_bytes_to_a_cluster_without_endpoints_are_reset() -> None:
     nowhere = cluster_pb2.Cluster(name="Passthrough", type="STATIC")
     answer = ask(Engine([*listeners(), resource(nowhere, "Passthrough")]), destination="93.184.216.34:443")
     assert (answer["outcome"], answer["response_flags"], answer.get("status")) == ("tcp", "UH", None)
+
+
+def calls(*routes: dict[str, Any]) -> tuple[str, str, bytes]:
+    """A listener for calls of Dubbo."""
+    table = {"name": "t", "interface": "demo.*", "routes": list(routes)}
+    proxy = json_format.ParseDict(
+        {"statPrefix": "p", "multipleRouteConfig": {"name": "all", "routeConfig": [table]}},
+        dubbo_proxy_pb2.DubboProxy(),
+    )
+    message = listener_pb2.Listener(name="0.0.0.0_9080", traffic_direction="OUTBOUND")
+    message.address.socket_address.address = "0.0.0.0"
+    message.address.socket_address.port_value = 9080
+    message.filter_chains.add().filters.add(name="f").typed_config.Pack(proxy)
+    return resource(message, "0.0.0.0_9080")
+
+
+def test_calls_are_asked_about_as_service_and_method() -> None:
+    """Attachments are the question's headers; an outcome says protocol and cluster, and `considered` why other routes were not taken."""
+    blue = {"match": {"headers": [{"name": "tenant", "stringMatch": {"exact": "blue"}}]}, "route": {"cluster": "v1"}}
+    split = {
+        "match": {"method": {"name": {"exact": "hello"}}},
+        "route": {"weightedClusters": {"clusters": [{"name": "v1", "weight": 1}, {"name": "v2", "weight": 3}]}},
+    }
+    engine = Engine([calls(blue, split), cluster("v1", 1), cluster("v2")])
+    answer = ask(engine, path="/demo.Greeter/hello", headers=[["Tenant", "blue"]])
+    assert (answer["outcome"], answer["protocol"], answer["cluster"]) == ("call", "dubbo", "v1")
+    assert [endpoint["address"] for endpoint in answer["endpoints"]] == ["127.0.0.1:1"]
+    answer = ask(engine, path="/demo.Greeter/hello")
+    assert [(it["name"], it["share"]) for it in answer["clusters"]] == [("v1", 0.25), ("v2", 0.75)]
+    assert "cluster" not in answer
+    assert [it["reason"] for it in answer["considered"] if "route" in it] == [
+        "wanted: header tenant equal to `blue`",
+        "service demo.*, method equal to `hello`",
+    ]
+    answer = ask(engine, path="/demo.Greeter/hello", random={"weight": 0.5})
+    assert (answer["cluster"], answer["status"], answer["response_flags"]) == ("v2", 503, "UH")
+    answer = ask(engine, path="/other.Greeter/hello")
+    assert (answer["outcome"], answer["status"], answer["response_flags"]) == ("no_route", 404, "NR")
+    with pytest.raises(ValueError, match=r"random\.weight: the decision depends on it"):
+        ask(engine, how="decide", path="/demo.Greeter/hello")
 
 
 def test_redirects_say_where_to() -> None:

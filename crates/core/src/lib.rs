@@ -44,6 +44,7 @@ pub mod request;
 pub mod respond;
 pub mod retry;
 pub mod route;
+pub mod rpc;
 pub mod tcp_proxy;
 pub mod tls;
 pub mod trace;

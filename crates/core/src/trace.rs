@@ -2,6 +2,7 @@
 
 use crate::listener::FilterChain;
 use crate::route::{Route, VirtualHost};
+use crate::rpc;
 
 /// Something that was compared with the request or connection.
 #[derive(Debug, Clone, Copy)]
@@ -12,6 +13,8 @@ pub enum Subject<'a> {
     VirtualHost(&'a VirtualHost),
     /// A route of the virtual host that matched.
     Route(&'a Route),
+    /// A route of calls.
+    RpcRoute(&'a rpc::Route),
 }
 
 /// Takes notes during a decision.

@@ -81,7 +81,7 @@ fn compiled(manager: &hcm::HttpConnectionManager) -> Arc<HttpManager> {
     let listener = Listener::compile(&resource, Strictness::Refuse).expect("honoured").value;
     match &listener.filter_chains[0].filter {
         NetworkFilter::Http(manager) => Arc::clone(manager),
-        NetworkFilter::Tcp(_) => unreachable!("the filter is HTTP"),
+        NetworkFilter::Tcp(_) | NetworkFilter::Rpc(_) => unreachable!("the filter is HTTP"),
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Everything that is decided is decided by `weft_core`; this file only asks and writes down.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use weft_core::request::{OwnedRequest, RequestHead};
 use weft_core::respond::{Cause, Flags, ResponseFlag};
 use weft_core::retry::RetryPolicy;
 use weft_core::route::{Action, Forward, Target};
+use weft_core::rpc::{self, RpcProxy};
 use weft_core::tcp_proxy::TcpProxy;
 use weft_core::tls::{CertificateSource, TrustSource, UpstreamTls};
 use weft_core::trace::{Silent, Subject, Trace};
@@ -105,6 +107,7 @@ pub fn answer(plan: &Plan, text: &str, mode: Mode) -> Result<String, String> {
                 _ if question.is_in_plain_text_to(chain) => refuse_plain_text(&mut answer),
                 _ if denied => {}
                 NetworkFilter::Tcp(filter) => tcp(plan, filter, &question, &mut answer),
+                NetworkFilter::Rpc(proxy) => call(plan, proxy, &question, mode, &mut notes, &mut answer)?,
                 NetworkFilter::Http(_) if question.is_in_tls_to(chain) => {
                     refuse(&mut answer, "refused", Cause::MalformedRequest, None);
                 }
@@ -417,6 +420,96 @@ fn tcp(plan: &Plan, filter: &TcpProxy, question: &Question, answer: &mut Map<Str
             None => refuse(answer, "no_cluster", Cause::TcpClusterNotFound, None),
         }
     }
+}
+
+/// A call is asked about like one of gRPC: the path is `/service/method`, attachments are headers.
+struct AskedCall<'q> {
+    service: &'q str,
+    method: &'q str,
+    request: &'q OwnedRequest,
+}
+
+impl<'q> AskedCall<'q> {
+    fn of(request: &'q OwnedRequest) -> Self {
+        let (service, method) = request.path.trim_start_matches('/').rsplit_once('/').unwrap_or_default();
+        Self { service, method, request }
+    }
+
+    fn text(&self, name: &str) -> Option<&[u8]> {
+        let found = self.request.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_bytes())
+    }
+}
+
+impl rpc::Call for AskedCall<'_> {
+    fn service(&self) -> &[u8] {
+        self.service.as_bytes()
+    }
+    fn version(&self) -> Option<&[u8]> {
+        self.text("version")
+    }
+    fn group(&self) -> Option<&[u8]> {
+        self.text("group")
+    }
+    fn method(&self) -> &[u8] {
+        self.method.as_bytes()
+    }
+    fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        self.request.header(name)
+    }
+    // A question has no arguments.
+    fn parameter(&self, _: usize) -> Option<Cow<'_, [u8]>> {
+        None
+    }
+    fn is_read(&self) -> bool {
+        true
+    }
+}
+
+fn call(
+    plan: &Plan,
+    proxy: &RpcProxy,
+    question: &Question,
+    mode: Mode,
+    notes: &mut Notes,
+    answer: &mut Map<String, Value>,
+) -> Result<(), String> {
+    let call = AskedCall::of(&question.request);
+    let decision = rpc::decide(plan, proxy, &call, &mut question.dice.clone(), notes);
+    answer.insert("outcome".into(), json!("call"));
+    answer.insert("protocol".into(), json!(proxy.protocol.name()));
+    if let Some(route) = decision.route {
+        answer.insert("route".into(), json!({"name": &*route.name, "match": route.conditions.to_string()}));
+    }
+    // Where a die would decide and none was given, no cluster is said to be the one.
+    let is_certain = question.dice.weight.is_some() || decision.route.is_none_or(|route| route.targets.len() == 1);
+    if mode == Mode::Decide && !is_certain {
+        return Err("random.weight: the decision depends on it".to_owned());
+    }
+    if let Some(target) = decision.target.filter(|_| is_certain) {
+        answer.insert("cluster".into(), json!(&**target));
+    }
+    match decision.outcome {
+        _ if !is_certain => {
+            let targets = decision.route.map_or(&[][..], |route| &*route.targets);
+            let total: f64 = targets.iter().map(|(_, weight)| f64::from(*weight)).sum();
+            let share = |weight: u32| f64::from(weight) / total;
+            let clusters = targets
+                .iter()
+                .map(|(name, weight)| json!({"name": &**name, "weight": weight, "share": share(*weight)}));
+            answer.insert("clusters".into(), clusters.collect());
+        }
+        Ok(cluster) => {
+            answer.insert("metadata".into(), metadata(&cluster.metadata));
+            answer.insert("endpoints".into(), endpoints(plan, cluster, question, false).into_iter().collect());
+            if no_endpoint(plan, cluster) {
+                refuse(answer, "call", Cause::NoHealthyUpstream, None);
+            }
+        }
+        Err(cause @ Cause::RouteNotFound) => refuse(answer, "no_route", cause, None),
+        Err(cause) => refuse(answer, "no_cluster", cause, None),
+    }
+    Ok(())
 }
 
 fn http(
@@ -790,6 +883,7 @@ impl Trace for Notes {
             Subject::FilterChain(chain) => ("filter_chain", &chain.name, &chain.metadata),
             Subject::VirtualHost(host) => ("virtual_host", &host.name, &host.metadata),
             Subject::Route(route) => ("route", &route.name, &route.metadata),
+            Subject::RpcRoute(route) => ("route", &route.name, &Metadata::default()),
         };
         self.items.push(json!({kind: &**name, "matched": matched, "reason": reason(), "metadata": metadata(origin)}));
     }

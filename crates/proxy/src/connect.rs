@@ -33,6 +33,7 @@ use crate::identify::{Ends, peer_leaf, principal, principal_key};
 use crate::io::{self as sockets, Io};
 use crate::netns;
 use crate::plan::{AddressHasher, Upstream, WorkerUpstream, address_of};
+use crate::rpc::session::Session as CallSession;
 use crate::tls::context::ClientContext;
 use crate::tls::session::Session;
 
@@ -45,8 +46,10 @@ pub struct Standing {
     pub source: Option<SocketAddr>,
 }
 
+mod calls;
 mod shared;
 
+pub use calls::{CallWay, connect_call};
 use shared::Made;
 
 pub use shared::{Connected, Shared, Want, connect_http, http2_limits};
@@ -221,6 +224,11 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// How long it may be idle.
+    pub fn idle_timeout(&self, cluster: &Cluster) -> Option<Duration> {
+        self.key.idle_timeout(cluster)
+    }
+
     /// Give the connection back for the next request. The message on it must be complete in both directions.
     pub fn release(mut self, cluster: &Cluster) {
         let worn = cluster.http.max_requests_per_connection.is_some_and(|most| self.requests >= most)
@@ -231,6 +239,29 @@ impl Connection {
         self.buffer.release_if_empty();
         let pool = Rc::clone(&self.pool);
         pool.put(self);
+    }
+}
+
+#[cfg(test)]
+impl Connection {
+    /// A connection of a pool that nobody else knows.
+    pub fn over(io: Io) -> Connection {
+        let breakers = Arc::new(weft_core::breaker::Breakers::default());
+        let permit = breakers.acquire(Resource::Connection, &Default::default()).unwrap();
+        let pool = Rc::new(Pool::default());
+        pool.open.set(1);
+        Connection {
+            io,
+            buffer: Buffer::new(),
+            local: None,
+            peer: Rc::default(),
+            reused: false,
+            requests: 1,
+            since: Instant::now(),
+            key: Key { host: 0, address: None, tls: 0, said: None },
+            pool,
+            _permit: permit,
+        }
     }
 }
 
@@ -253,6 +284,8 @@ pub struct Pool {
     idle: RefCell<HashMap<Key, Vec<Idle>, BuildHasherDefault<AddressHasher>>>,
     /// Connections of HTTP/2; the last is the newest.
     shared: RefCell<HashMap<Key, Vec<Rc<Shared>>, BuildHasherDefault<AddressHasher>>>,
+    /// Connections that calls of RPC protocols share; the last is the newest.
+    calls: RefCell<HashMap<Key, Vec<Rc<CallSession>>, BuildHasherDefault<AddressHasher>>>,
     /// Endpoints to which a connection is being made that may come to be shared: one at a time, others wait for it.
     making: RefCell<HashMap<Key, Rc<Made>, BuildHasherDefault<AddressHasher>>>,
     /// Endpoints that chose HTTP/1.1 when they were asked last.
@@ -335,6 +368,10 @@ impl Pool {
             connections.retain(|connection| !connection.session.is_worn());
             !connections.is_empty()
         });
+        self.calls.borrow_mut().retain(|_, sessions| {
+            sessions.retain(|session| !session.is_worn());
+            !sessions.is_empty()
+        });
         left
     }
 
@@ -342,7 +379,8 @@ impl Pool {
     pub fn keep_only(&self, upstream: &Upstream) {
         let Some(balancer) = &upstream.balancer else { return };
         let (mut idle, mut shared) = (self.idle.borrow_mut(), self.shared.borrow_mut());
-        if idle.is_empty() && shared.is_empty() && self.http1.borrow().is_empty() {
+        let mut calls = self.calls.borrow_mut();
+        if idle.is_empty() && shared.is_empty() && calls.is_empty() && self.http1.borrow().is_empty() {
             return;
         }
         let known: Vec<usize> = balancer.hosts().iter().map(|host| address_of(&host.counters)).collect();
@@ -355,6 +393,13 @@ impl Pool {
             is_known
         });
         self.http1.borrow_mut().retain(|key| known.contains(&key.host));
+        calls.retain(|key, sessions| {
+            let is_known = known.contains(&key.host);
+            if !is_known {
+                sessions.iter().for_each(|session| session.retire());
+            }
+            is_known
+        });
     }
 
     pub fn open_count(&self) -> usize {

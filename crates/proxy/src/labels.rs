@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 use weft_core::listener::Direction;
 use weft_core::respond::Flags;
+use weft_core::rpc;
 
 use crate::identify::Facts;
 use crate::metrics::label;
@@ -140,6 +141,28 @@ pub enum Protocol {
     Http,
     Grpc,
     Tcp,
+    Rpc(rpc::Protocol),
+}
+
+impl Protocol {
+    /// A small number that no other has.
+    pub fn number(self) -> u32 {
+        match self {
+            Protocol::Http => 0,
+            Protocol::Grpc => 1,
+            Protocol::Tcp => 2,
+            Protocol::Rpc(protocol) => 3 + protocol.index() as u32,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Protocol::Http => "http",
+            Protocol::Grpc => "grpc",
+            Protocol::Tcp => "tcp",
+            Protocol::Rpc(protocol) => protocol.name(),
+        }
+    }
 }
 
 /// A number for a set of flags.
@@ -200,14 +223,7 @@ pub fn describe(
     add("destination_service_name", &service.name);
     add("destination_service_namespace", &service.namespace);
     add("destination_cluster", &destination.cluster);
-    add(
-        "request_protocol",
-        match protocol {
-            Protocol::Http => "http",
-            Protocol::Grpc => "grpc",
-            Protocol::Tcp => "tcp",
-        },
-    );
+    add("request_protocol", protocol.name());
     if protocol != Protocol::Tcp {
         add("response_code", &outcome.status.to_string());
     }

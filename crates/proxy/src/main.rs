@@ -54,6 +54,7 @@ mod rbac;
 mod record;
 mod respond;
 mod route;
+mod rpc;
 mod serve;
 mod server_first;
 mod state;

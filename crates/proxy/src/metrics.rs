@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use weft_core::listener::Direction;
 use weft_core::rbac::CounterNames;
+use weft_core::rpc;
 
 use crate::connect::Peer;
 use crate::labels::Protocol;
@@ -111,8 +112,8 @@ pub struct Key {
 
 /// What else is in a key's code: bits above those of a status.
 pub fn kind(direction: Direction, protocol: Protocol) -> u32 {
-    let inbound = u32::from(direction == Direction::Inbound) << 18;
-    inbound | (protocol as u32) << 16
+    let inbound = u32::from(direction == Direction::Inbound) << 24;
+    inbound | protocol.number() << 16
 }
 
 /// A number for the identities of the client, whose own number is *downstream*, and of the endpoint.
@@ -153,6 +154,30 @@ pub struct WorkerCounters {
     /// Connections whose server spoke first, unasked.
     pub server_first: Counter,
     pub records_lost: Counter,
+    /// By `weft_core::rpc::Protocol::index`.
+    pub rpc: [RpcCounters; rpc::Protocol::NAMES.len()],
+}
+
+/// Counts about one RPC protocol.
+#[derive(Debug, Default)]
+pub struct RpcCounters {
+    pub request: Counter,
+    pub request_oneway: Counter,
+    /// Heartbeats and what else is no call.
+    pub request_event: Counter,
+    pub request_active: Counter,
+    pub request_decoding_error: Counter,
+    pub response: Counter,
+    pub response_success: Counter,
+    /// Methods that failed by their own rules.
+    pub response_exception: Counter,
+    /// Servers that could not carry a call out.
+    pub response_error: Counter,
+    pub response_decoding_error: Counter,
+    pub local_response_error: Counter,
+    /// Connections that ended with calls under way, by us and by callers.
+    pub destroyed_local: Counter,
+    pub destroyed_remote: Counter,
 }
 
 impl WorkerCounters {
@@ -334,6 +359,20 @@ pub fn render(workers: &[Arc<Shared>], gauges: &[(&str, &str, f64)]) -> String {
         let _ = writeln!(out, "{name} {value}");
     }
     render_rbac(workers, &mut out);
+    for (index, rows) in RPC_COUNTERS.iter().enumerate() {
+        let sum = |read: fn(&RpcCounters) -> u64| -> u64 {
+            workers.iter().map(|worker| read(&worker.counters.rpc[index])).sum()
+        };
+        // Few meshes speak them; who does not has no use for dozens of zeros.
+        if rows.iter().all(|(_, _, read)| sum(*read) == 0) {
+            continue;
+        }
+        for (name, help, read) in *rows {
+            let kind = if name.ends_with("_request_active") { "gauge" } else { "counter" };
+            head(&mut out, name, help, kind);
+            let _ = writeln!(out, "{name} {}", sum(*read));
+        }
+    }
     for (name, help, value) in gauges {
         head(&mut out, name, help, "gauge");
         let _ = writeln!(out, "{name} {value}");
@@ -429,6 +468,73 @@ const COUNTERS: [Row; 25] = [
     ("weft_proxy_access_records_lost_total", "Access records dropped, their service being away.", |it| {
         &it.records_lost
     }),
+];
+
+/// Name, what it counts, and where.
+type RpcRow = (&'static str, &'static str, fn(&RpcCounters) -> u64);
+
+/// Envoy's names for the counts about each protocol, in the order of `weft_core::rpc::Protocol::NAMES`.
+const RPC_COUNTERS: [&[RpcRow]; rpc::Protocol::NAMES.len()] = [
+    &[
+        ("envoy_dubbo_request", "Calls of Dubbo.", |it| it.request.read()),
+        ("envoy_dubbo_request_oneway", "Calls that want no answer.", |it| it.request_oneway.read()),
+        ("envoy_dubbo_request_event", "Heartbeats and other events.", |it| it.request_event.read()),
+        ("envoy_dubbo_request_active", "Calls under way.", |it| it.request_active.read()),
+        ("envoy_dubbo_request_decoding_error", "Connections closed for bytes that are no Dubbo.", |it| {
+            it.request_decoding_error.read()
+        }),
+        ("envoy_dubbo_response", "Answers of endpoints.", |it| it.response.read()),
+        ("envoy_dubbo_response_success", "Answers with the status OK, business exceptions among them.", |it| {
+            it.response_success.read() + it.response_exception.read()
+        }),
+        ("envoy_dubbo_response_business_exception", "Answers that are an exception of the method.", |it| {
+            it.response_exception.read()
+        }),
+        ("envoy_dubbo_response_error", "Answers with another status than OK.", |it| it.response_error.read()),
+        ("envoy_dubbo_response_decoding_error", "Connections to endpoints closed for bytes that are no Dubbo.", |it| {
+            it.response_decoding_error.read()
+        }),
+        ("envoy_dubbo_local_response_business_exception", "Errors that the proxy answered by itself.", |it| {
+            it.local_response_error.read()
+        }),
+        ("envoy_dubbo_cx_destroy_local_with_active_rq", "Connections closed by us with calls under way.", |it| {
+            it.destroyed_local.read()
+        }),
+        ("envoy_dubbo_cx_destroy_remote_with_active_rq", "Connections closed by callers with calls under way.", |it| {
+            it.destroyed_remote.read()
+        }),
+    ],
+    &[
+        ("envoy_thrift_request", "Calls of Thrift.", |it| it.request.read()),
+        ("envoy_thrift_request_oneway", "Calls that want no answer.", |it| it.request_oneway.read()),
+        ("envoy_thrift_request_active", "Calls under way.", |it| it.request_active.read()),
+        ("envoy_thrift_request_decoding_error", "Connections closed for bytes that are no Thrift.", |it| {
+            it.request_decoding_error.read()
+        }),
+        ("envoy_thrift_response", "Answers of endpoints.", |it| it.response.read()),
+        ("envoy_thrift_response_success", "Replies with a result.", |it| it.response_success.read()),
+        ("envoy_thrift_response_error", "Replies with an exception that the interface declares.", |it| {
+            it.response_exception.read()
+        }),
+        (
+            "envoy_thrift_response_exception",
+            "Answers that are a TApplicationException, of endpoints and of the proxy.",
+            |it| it.response_error.read() + it.local_response_error.read(),
+        ),
+        (
+            "envoy_thrift_response_decoding_error",
+            "Connections to endpoints closed for bytes that are no Thrift.",
+            |it| it.response_decoding_error.read(),
+        ),
+        ("envoy_thrift_cx_destroy_local_with_active_rq", "Connections closed by us with calls under way.", |it| {
+            it.destroyed_local.read()
+        }),
+        (
+            "envoy_thrift_cx_destroy_remote_with_active_rq",
+            "Connections closed by callers with calls under way.",
+            |it| it.destroyed_remote.read(),
+        ),
+    ],
 ];
 
 /// The two lines before a metric.

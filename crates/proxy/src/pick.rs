@@ -29,14 +29,25 @@ pub fn pick(
     tried: &Tried,
     random: &mut impl Random,
 ) -> Option<Destination> {
-    if matches!(upstream.shared.cluster.discovery, Discovery::OriginalDst) {
-        return Some(Destination::Original(original));
-    }
-    let picker = upstream.picker.as_ref()?;
     let attempts = match policy {
         Some(policy) if policy.avoid_previous_hosts && !tried.0.is_empty() => policy.host_selection_attempts,
         _ => 1,
     };
+    pick_in(upstream, original, attempts, tried, random)
+}
+
+/// The same with so many draws in search of an endpoint that was not tried yet.
+pub fn pick_in(
+    upstream: &WorkerUpstream,
+    original: SocketAddr,
+    attempts: u32,
+    tried: &Tried,
+    random: &mut impl Random,
+) -> Option<Destination> {
+    if matches!(upstream.shared.cluster.discovery, Discovery::OriginalDst) {
+        return Some(Destination::Original(original));
+    }
+    let picker = upstream.picker.as_ref()?;
     let host = picker.borrow_mut().pick(random, attempts, |host| tried.0.contains(&address_of(&host.counters))).ok()?;
     Some(Destination::Host(host))
 }

@@ -17,8 +17,10 @@ use weft_core::cluster::{Cluster, TransportSocket};
 use weft_core::listener::{FilterChain, Listener, NetworkFilter};
 use weft_core::plan::Plan;
 
+use crate::codec::rpc::Codec;
 use crate::connect::Pool;
 use crate::record::Log;
+use crate::rpc;
 use crate::tls::context::{ClientContext, ServerContext};
 
 /// Hashes an address in memory: the allocator has spread them already.
@@ -71,6 +73,8 @@ pub struct ChainContext {
     pub try_logs: Box<[Log]>,
     /// The router adds no `x-envoy-*` headers.
     pub suppress_envoy_headers: bool,
+    /// Of an RPC proxy.
+    pub codec: Option<Arc<dyn Codec>>,
 }
 
 impl ChainContext {
@@ -78,15 +82,20 @@ impl ChainContext {
         let (logs, try_logs) = match &chain.filter {
             NetworkFilter::Http(manager) => (&manager.access_logs, manager.upstream_logs()),
             NetworkFilter::Tcp(proxy) => (&proxy.access_logs, &[][..]),
+            NetworkFilter::Rpc(proxy) => (&proxy.access_logs, &[][..]),
         };
         let (logs, try_logs) = (Log::compile_all(logs), Log::compile_all(try_logs));
         let suppress_envoy_headers = match &chain.filter {
             NetworkFilter::Http(manager) => manager.filters.iter().any(|filter| {
                 matches!(filter, weft_core::http_manager::HttpFilter::Router { suppress_envoy_headers: true, .. })
             }),
-            NetworkFilter::Tcp(_) => false,
+            NetworkFilter::Tcp(_) | NetworkFilter::Rpc(_) => false,
         };
-        ChainContext { chain, tls, logs, try_logs, suppress_envoy_headers }
+        let codec = match &chain.filter {
+            NetworkFilter::Rpc(proxy) => Some(rpc::codec(proxy.protocol)),
+            NetworkFilter::Http(_) | NetworkFilter::Tcp(_) => None,
+        };
+        ChainContext { chain, tls, logs, try_logs, suppress_envoy_headers, codec }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //!     accept -> identify -> detect -> (http/:  route -> filter -> pick -> connect -> forward -> record)
 //!                                     (tcp.rs:           pick -> connect -> forward -> record)
+//!                                     (rpc/:   route ->           pick -> connect -> forward -> record)
 //!
 //! One line serves outbound, inbound and gateway connections: what tells them apart is configuration.
 
@@ -24,7 +25,7 @@ use crate::plan::{ChainContext, SocketKey, WorkerPlan, address_of};
 use crate::rbac::Standings;
 use crate::record::{Entry, Outcome, Subject};
 use crate::worker::Worker;
-use crate::{caller, http, tcp};
+use crate::{caller, http, rpc, tcp};
 
 /// Scratch memory above which it is not kept for the next request.
 const KEPT_BYTES: usize = 64 * 1024;
@@ -131,11 +132,12 @@ pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>,
         let downstream = Downstream { worker: Rc::clone(&worker), context, facts, direction, buffer_limit, standings };
         let after = match &chain.filter {
             NetworkFilter::Http(manager) => http::serve(downstream, socket, manager).await,
-            NetworkFilter::Tcp(_) if foreign => {
+            NetworkFilter::Tcp(_) | NetworkFilter::Rpc(_) if foreign => {
                 worker.metrics.counters().callers_refused.add(1);
                 return socket.io.reset_on_close();
             }
             NetworkFilter::Tcp(proxy) => return Box::pin(tcp::serve(downstream, socket, proxy, early)).await,
+            NetworkFilter::Rpc(proxy) => return Box::pin(rpc::serve(downstream, socket, proxy)).await,
         };
         // A tunnel: what comes now is a connection of its own, to somewhere else.
         let Some((tunnel, onward)) = after else { return };

@@ -775,7 +775,7 @@ fn route_names(listener: &Listener) -> impl Iterator<Item = &Name> {
             RouteSource::Named(name) => Some(name),
             RouteSource::Inline(_) => None,
         },
-        NetworkFilter::Tcp(_) => None,
+        NetworkFilter::Tcp(_) | NetworkFilter::Rpc(_) => None,
     })
 }
 

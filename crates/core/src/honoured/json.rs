@@ -125,6 +125,22 @@ impl Writer {
                 let bytes = writer.message(&table::MESSAGES[usize::from(inner)], item);
                 put(2, &bytes, entry);
             }),
+            Kind::NumberedMap(inner) => {
+                let Value::Object(members) = value else { return self.expected("an object", value) };
+                for (key, item) in members {
+                    self.at(&format!("[{key}]"), |writer| {
+                        let mut entry = Vec::new();
+                        // JSON's keys are strings, whatever the map's are.
+                        match key.parse::<u32>() {
+                            Ok(key) => put_varint(1, u64::from(key), &mut entry),
+                            Err(_) => writer.refuse("expected a number of 0 to 4294967295 as the key"),
+                        }
+                        let bytes = writer.message(&table::MESSAGES[usize::from(inner)], item);
+                        put(2, &bytes, &mut entry);
+                        put(number, &entry, out);
+                    });
+                }
+            }
         }
     }
 

@@ -37,6 +37,8 @@ enum Kind {
     Message(u16),
     Messages(u16),
     MessageMap(u16),
+    /// The same with keys of `uint32`.
+    NumberedMap(u16),
     Any,
 }
 
@@ -179,6 +181,13 @@ impl Walker {
                     walker.message(&table::MESSAGES[usize::from(inner)], payload);
                 }),
                 Kind::Any => self.at(&format!(".{}", field.name), |walker| walker.any(payload)),
+                Kind::NumberedMap(inner) => {
+                    let (_, value) = two_fields(payload)?;
+                    let key = numeric_key(payload)?;
+                    self.at(&format!(".{}[{key}]", field.name), |walker| {
+                        walker.message(&table::MESSAGES[usize::from(inner)], value);
+                    });
+                }
                 Kind::MessageMap(inner) => {
                     let (key, value) = two_fields(payload)?;
                     let key = String::from_utf8_lossy(key);
@@ -221,6 +230,18 @@ fn two_fields(mut bytes: &[u8]) -> Result<(&[u8], &[u8]), Broken> {
         }
     }
     Ok((first, second))
+}
+
+/// The key of a map's entry, 0 if it is absent (proto3's default).
+fn numeric_key(mut bytes: &[u8]) -> Result<u64, Broken> {
+    while !bytes.is_empty() {
+        match varint(&mut bytes)? {
+            // Field 1 as a varint.
+            8 => return varint(&mut bytes),
+            tag => drop(payload(tag & 7, &mut bytes)?),
+        }
+    }
+    Ok(0)
 }
 
 fn varint(bytes: &mut &[u8]) -> Result<u64, Broken> {

@@ -13,9 +13,11 @@ use weft_protos::envoy::config::listener::v3::listener_filter::ConfigType as Lis
 use weft_protos::envoy::config::listener::v3::listener_filter_chain_match_predicate::Rule;
 use weft_protos::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol as ProtoProxyProtocol;
 use weft_protos::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit as ProtoConnectionLimit;
+use weft_protos::envoy::extensions::filters::network::dubbo_proxy::v3::DubboProxy as ProtoDubboProxy;
 use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use weft_protos::envoy::extensions::filters::network::rbac::v3::Rbac as ProtoRbac;
 use weft_protos::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy as ProtoTcpProxy;
+use weft_protos::envoy::extensions::filters::network::thrift_proxy::v3::ThriftProxy as ProtoThriftProxy;
 use weft_protos::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
 use weft_protos::weft::extensions::filters::v1::CallerUid;
 
@@ -30,6 +32,7 @@ use crate::honoured;
 use crate::http_manager::{HttpManager, is_true};
 use crate::metadata::Metadata;
 use crate::rbac::NetworkRbac;
+use crate::rpc::RpcProxy;
 use crate::tcp_proxy::TcpProxy;
 use crate::tls::DownstreamTls;
 use std::sync::Arc;
@@ -198,7 +201,10 @@ fn filter_chain(context: &mut Context, chain: &proto::FilterChain) -> Option<Fil
         // It was told already why it is none.
         Some(None) => None,
         Some(Some(Filter::Limit(_) | Filter::Rbac(_) | Filter::PassedOver)) | None => {
-            context.refuse_at("filters", "a filter chain ends in an HTTP connection manager or a TCP proxy");
+            context.refuse_at(
+                "filters",
+                "a filter chain ends in an HTTP connection manager, or a proxy for TCP, Dubbo or Thrift",
+            );
             None
         }
     };
@@ -207,7 +213,10 @@ fn filter_chain(context: &mut Context, chain: &proto::FilterChain) -> Option<Fil
     for filter in filters.into_iter().flatten() {
         match filter {
             Filter::Last(_) => {
-                context.refuse_at("filters", "an HTTP connection manager or TCP proxy must be the last filter");
+                context.refuse_at(
+                    "filters",
+                    "an HTTP connection manager or a proxy for TCP, Dubbo or Thrift must be the last filter",
+                );
             }
             Filter::PassedOver => {}
             Filter::Rbac(filter) => rbac.push(filter),
@@ -258,6 +267,17 @@ fn network_filter(context: &mut Context, filter: &proto::Filter) -> Option<Filte
                 ProtoTcpProxy::decode(any.value.as_ref()).map(|filter| {
                     let compiled = TcpProxy::compile(context, &filter);
                     compiled.map(|filter| Filter::Last(NetworkFilter::Tcp(Arc::new(filter))))
+                })
+            }
+            "envoy.extensions.filters.network.dubbo_proxy.v3.DubboProxy" => ProtoDubboProxy::decode(any.value.as_ref())
+                .map(|filter| {
+                    let compiled = RpcProxy::compile_dubbo(context, &filter);
+                    Some(Filter::Last(NetworkFilter::Rpc(Arc::new(compiled))))
+                }),
+            "envoy.extensions.filters.network.thrift_proxy.v3.ThriftProxy" => {
+                ProtoThriftProxy::decode(any.value.as_ref()).map(|filter| {
+                    let compiled = RpcProxy::compile_thrift(context, &filter);
+                    Some(Filter::Last(NetworkFilter::Rpc(Arc::new(compiled))))
                 })
             }
             "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {

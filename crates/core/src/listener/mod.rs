@@ -13,6 +13,7 @@ use crate::compile::{Compiled, Context, Problems, Strictness};
 use crate::http_manager::{HttpFilter, HttpManager};
 use crate::metadata::Metadata;
 use crate::rbac::NetworkRbac;
+use crate::rpc::RpcProxy;
 use crate::tcp_proxy::TcpProxy;
 use crate::tls::{DownstreamTls, SecretName};
 use crate::trace::{Subject, Trace};
@@ -40,6 +41,8 @@ pub enum NetworkFilter {
     Http(Arc<HttpManager>),
     /// Bytes.
     Tcp(Arc<TcpProxy>),
+    /// Calls of an RPC protocol.
+    Rpc(Arc<RpcProxy>),
 }
 
 /// Conditions of a filter chain; an empty one means "any".
@@ -142,7 +145,7 @@ impl FilterChain {
     pub fn asks_for_identity(&self) -> bool {
         let by_request = match &self.filter {
             NetworkFilter::Http(manager) => manager.filters.iter().any(|filter| matches!(filter, HttpFilter::Rbac(_))),
-            NetworkFilter::Tcp(_) => false,
+            NetworkFilter::Tcp(_) | NetworkFilter::Rpc(_) => false,
         };
         by_request || !self.rbac.is_empty()
     }
@@ -270,6 +273,7 @@ impl Listener {
         let of_chains = self.all_chains().flat_map(|chain| match &chain.filter {
             NetworkFilter::Http(manager) => manager.access_logs.iter().chain(manager.upstream_logs()),
             NetworkFilter::Tcp(proxy) => proxy.access_logs.iter().chain(&[]),
+            NetworkFilter::Rpc(proxy) => proxy.access_logs.iter().chain(&[]),
         });
         self.access_logs.iter().chain(of_chains)
     }

@@ -163,6 +163,16 @@ pub mod envoy {
                         include!("envoy.extensions.filters.network.connection_limit.v3.rs");
                     }
                 }
+                pub mod dubbo_proxy {
+                    pub mod router {
+                        pub mod v3 {
+                            include!("envoy.extensions.filters.network.dubbo_proxy.router.v3.rs");
+                        }
+                    }
+                    pub mod v3 {
+                        include!("envoy.extensions.filters.network.dubbo_proxy.v3.rs");
+                    }
+                }
                 pub mod http_connection_manager {
                     pub mod v3 {
                         include!("envoy.extensions.filters.network.http_connection_manager.v3.rs");
@@ -176,6 +186,16 @@ pub mod envoy {
                 pub mod tcp_proxy {
                     pub mod v3 {
                         include!("envoy.extensions.filters.network.tcp_proxy.v3.rs");
+                    }
+                }
+                pub mod thrift_proxy {
+                    pub mod router {
+                        pub mod v3 {
+                            include!("envoy.extensions.filters.network.thrift_proxy.router.v3.rs");
+                        }
+                    }
+                    pub mod v3 {
+                        include!("envoy.extensions.filters.network.thrift_proxy.v3.rs");
                     }
                 }
             }

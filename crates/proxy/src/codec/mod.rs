@@ -3,7 +3,7 @@
 //! A codec turns bytes into a [`Head`] and a stream of body spans, and a [`Head`] and body spans into bytes.
 //! Nothing outside this module knows how a message looks on the wire: routing, filters, retries and records see
 //! [`Head`] only. [`http1`] and [`h2`] fill the same values. [`proxy_protocol`] is what may stand before either.
-//! [`dns`] stands apart: it is what names are resolved with.
+//! [`dns`] stands apart: it is what names are resolved with. So does [`rpc`]: its messages are calls, not heads and bodies.
 
 pub mod dns;
 pub mod grpc_web;
@@ -11,6 +11,7 @@ pub mod h2;
 pub mod head;
 pub mod http1;
 pub mod proxy_protocol;
+pub mod rpc;
 
 pub use head::{Head, Known, Name};
 

@@ -112,29 +112,29 @@ pub async fn connect_http(
     Ok(Connected::Shared(share(upstream, connection)))
 }
 
-/// What became of a connection of HTTP/2 that a task made, for those that waited for it.
+/// What became of a connection that a task made to be shared, for those that waited for it.
 #[derive(Default)]
 pub(super) struct Made {
-    done: Notify,
-    error: RefCell<Option<ConnectError>>,
+    pub(super) done: Notify,
+    pub(super) error: RefCell<Option<ConnectError>>,
 }
 
-/// A connection of HTTP/2 that is being made; whoever waits for it is woken when this is dropped.
-struct Making {
+/// A connection that will be shared, while it is being made; whoever waits for it is woken when this is dropped.
+pub(super) struct Making {
     pool: Rc<Pool>,
     key: Key,
     made: Rc<Made>,
 }
 
 impl Making {
-    fn begin(pool: Rc<Pool>, key: Key) -> Making {
+    pub(super) fn begin(pool: Rc<Pool>, key: Key) -> Making {
         let made = Rc::<Made>::default();
         pool.making.borrow_mut().insert(key, Rc::clone(&made));
         Making { pool, key, made }
     }
 
     /// There will be none: whoever waits would be told the same, one after the other.
-    fn fail(self, error: &ConnectError) {
+    pub(super) fn fail(self, error: &ConnectError) {
         *self.made.error.borrow_mut() = Some(error.again());
     }
 }

@@ -8,6 +8,7 @@ mod kit;
 mod access;
 mod bootstrap;
 mod callers;
+mod calls;
 mod configuration;
 mod connect;
 mod downgrade;

@@ -63,6 +63,8 @@ pub struct Setup {
     pub manager: http::HttpConnectionManager,
     /// Used instead of the manager if set.
     pub tcp: Option<tcp::TcpProxy>,
+    /// The same, for calls.
+    pub calls: Option<protobuf::Any>,
     pub routes: route::RouteConfiguration,
     pub cluster: cluster::Cluster,
     pub endpoints: Vec<SocketAddr>,
@@ -100,6 +102,7 @@ impl Setup {
                 ..Default::default()
             },
             tcp: None,
+            calls: None,
             routes: route::RouteConfiguration {
                 name: "9080".into(),
                 virtual_hosts: vec![virtual_host(vec![to(CLUSTER, "/")])],
@@ -136,9 +139,10 @@ impl Setup {
 
     pub fn resources(&self) -> Vec<Published> {
         let mut chain = self.chain.clone();
-        chain.filters = match &self.tcp {
-            Some(proxy) => tcp_chain(proxy).filters,
-            None => http_chain(&self.manager).filters,
+        chain.filters = match (&self.calls, &self.tcp) {
+            (Some(proxy), _) => vec![network_filter(proxy.clone())],
+            (None, Some(proxy)) => tcp_chain(proxy).filters,
+            (None, None) => http_chain(&self.manager).filters,
         };
         chain.filters.splice(..0, self.before.iter().cloned());
         let mut listener = self.listener.clone();
@@ -153,7 +157,7 @@ impl Setup {
             ),
             published(type_url::LISTENER, &self.listener.name, &listener),
         ];
-        if self.tcp.is_none() {
+        if self.tcp.is_none() && self.calls.is_none() {
             all.push(published(type_url::ROUTE_CONFIGURATION, &self.routes.name, &self.routes));
         }
         all.extend(self.more.iter().cloned());
