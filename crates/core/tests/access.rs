@@ -61,7 +61,7 @@ fn chain(listener: &Listener) -> &FilterChain {
 fn manager(listener: &Listener) -> &HttpManager {
     match &chain(listener).filter {
         NetworkFilter::Http(manager) => manager,
-        NetworkFilter::Tcp(_) => unreachable!("the filter is HTTP"),
+        NetworkFilter::Tcp(_) | NetworkFilter::Rpc(_) => unreachable!("the filter is HTTP"),
     }
 }
 
