@@ -112,7 +112,15 @@ class Kind:
             made = TBinaryProtocolFactory() if self.protocol == "BINARY" else TCompactProtocolFactory()
             factories = (TFramedTransportFactory(), made)
         server = TThreadedServer(Greeter(name, noted), listening, *factories, daemon=True)
-        threading.Thread(target=server.serve, daemon=True).start()
+        listening.listen()
+
+        def serve() -> None:
+            # Its own loop goes on for ever when the socket is closed.
+            with contextlib.suppress(AttributeError, OSError):
+                while True:
+                    threading.Thread(target=server.handle, args=(listening.accept(),), daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
         until_listening(port)
         return port, server
 
