@@ -36,9 +36,14 @@ fn reply(message: &[u8], script: Script, over_tcp: bool) -> Option<Vec<u8>> {
 /// A server, and how many questions it got.
 async fn serve(script: Script) -> (SocketAddr, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
-    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (udp, tcp) = loop {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        // Somebody else may have the same port of TCP.
+        if let Ok(tcp) = tokio::net::TcpListener::bind(udp.local_addr().unwrap()).await {
+            break (udp, tcp);
+        }
+    };
     let address = udp.local_addr().unwrap();
-    let tcp = tokio::net::TcpListener::bind(address).await.unwrap();
     let asked = Arc::clone(&count);
     tokio::spawn(async move {
         let mut message = [0; 512];
