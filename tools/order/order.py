@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.demo import sidecars_mib  # noqa: E402 - found by the line above
+from bench.scenarios.demo import sidecars_mib  # noqa: E402 - found by the line above
 
 ORDER = ROOT / "crates" / "proxy" / "order.txt"
 
