@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
 from weft.agent import protobuf, syscalls
 from weft.agent.hot_restart import Parent, Place
 
@@ -79,11 +80,6 @@ async def passed(child: Child, address: str, worker: int = 0) -> socket.socket |
         return socket.socket(fileno=descriptors[0])
     assert value == protobuf.number(1, -1)
     return None
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def test_a_child_that_changes_its_death_signal_keeps_the_agents() -> None:

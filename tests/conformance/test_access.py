@@ -28,7 +28,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.conformance.proxies import LIMIT, TYPES, free_port
+from tests.conformance.proxies import LIMIT, TYPES
+from tests.ports import free_port
 from weft.agent.data_planes import DATA_PLANES
 from weft.agent.data_planes.weft_proxy import WeftProxy
 from weft.data_plane import ENVOY

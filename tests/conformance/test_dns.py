@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.proxies import LIMIT, free_port
+from tests.conformance.proxies import LIMIT
+from tests.ports import free_port
 from weft.agent.data_planes import DATA_PLANES
 from weft.cli.client import UnixConnection
 from weft.data_plane import ENVOY, WEFT_PROXY

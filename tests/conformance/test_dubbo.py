@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.proxies import LIMIT, free_port, judge
+from tests.conformance.proxies import LIMIT, judge
 from tests.conformance.rpc import NETWORK, Pair, endpoints, pair, until_listening
+from tests.ports import free_port
 
 pytestmark = pytest.mark.conformance
 

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 from envoy.config.listener.v3.listener_pb2 import Listener
 
 from tests.conformance.test_envoy_xds import NODE, Resource, cluster, endpoints, listener, route, upstream
+from tests.ports import free_port
 from weft.agent import admin, hot_restart
 from weft.agent.data_planes import DATA_PLANES
 from weft.agent.data_planes.base import Place
@@ -92,11 +92,6 @@ class Agent:
     async def dump(self) -> object:
         _, text = await admin.ask(self.directory / "admin.sock", "/config_dump?include_eds")
         return json.loads(text)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def at(port: int, made: Resource) -> Resource:

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conformance.proxies import LIMIT, free_port, judge
+from tests.conformance.proxies import LIMIT, judge
 from tests.conformance.test_istiod_xds import Endpoints, endpoints
+from tests.ports import free_port
 from weft.agent.data_planes.weft_proxy import WeftProxy
 
 pytestmark = pytest.mark.conformance

@@ -13,7 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.conformance.proxies import LIMIT, Proxy, cluster, free_port, judge, listener, proxies
+from tests.conformance.proxies import LIMIT, Proxy, cluster, judge, listener, proxies
+from tests.ports import free_port
 
 pytestmark = pytest.mark.conformance
 

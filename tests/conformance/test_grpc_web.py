@@ -19,7 +19,9 @@ from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2  # noqa: F401 - registers the type for Any
 from google.protobuf.json_format import MessageToDict
 
-from .proxies import LIMIT, TYPES, cluster, free_port, listener, proxies
+from tests.ports import free_port
+
+from .proxies import LIMIT, TYPES, cluster, listener, proxies
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.proxies import cluster, free_port, judge, listener, proxies
+from tests.conformance.proxies import cluster, judge, listener, proxies
+from tests.ports import free_port
 
 pytestmark = pytest.mark.conformance
 

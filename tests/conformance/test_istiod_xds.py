@@ -35,9 +35,10 @@ from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2  # n
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf import any_pb2, json_format
 
-from tests.conformance.proxies import LIMIT, Proxy, Resource, free_port, proxies
+from tests.conformance.proxies import LIMIT, Proxy, Resource, proxies
 from tests.conformance.proxies import resource as packed
 from tests.conformance.test_grpc import tls
+from tests.ports import free_port
 
 pytestmark = pytest.mark.conformance
 

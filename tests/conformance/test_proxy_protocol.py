@@ -17,8 +17,9 @@ from envoy.extensions.transport_sockets.proxy_protocol.v3 import upstream_proxy_
 from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2  # noqa: F401
 from google.protobuf.json_format import ParseDict
 
-from tests.conformance.proxies import LIMIT, TYPES, Resource, cluster, free_port, listener, proxies, resource
+from tests.conformance.proxies import LIMIT, TYPES, Resource, cluster, listener, proxies, resource
 from tests.conftest import program_or_skip
+from tests.ports import free_port
 
 # What it answers is what it was told: the client's end and the end that the client connected to.
 CONFIGURATION = """

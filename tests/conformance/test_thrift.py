@@ -22,8 +22,9 @@ from thrift.transport.THeaderTransport import THeaderClientType, THeaderSubproto
 from thrift.transport.TSocket import TServerSocket, TSocket
 from thrift.transport.TTransport import TFramedTransport, TFramedTransportFactory
 
-from tests.conformance.proxies import LIMIT, free_port
+from tests.conformance.proxies import LIMIT
 from tests.conformance.rpc import NETWORK, endpoints, pair, until_listening
+from tests.ports import free_port
 
 pytestmark = pytest.mark.conformance
 

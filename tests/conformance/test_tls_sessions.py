@@ -20,7 +20,8 @@ from google.protobuf.json_format import MessageToDict
 
 from bench.certificates import Authority
 from bench.role import Tls
-from tests.conformance.proxies import LIMIT, Resource, cluster, free_port, listener, proxies
+from tests.conformance.proxies import LIMIT, Resource, cluster, listener, proxies
+from tests.ports import free_port
 from weft.agent.data_planes import DATA_PLANES
 from weft.data_plane import ENVOY
 

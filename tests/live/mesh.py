@@ -21,6 +21,7 @@ from typing import Any
 
 from tests.controlplane.peers import Mesh
 from tests.live.load import Connection, Program
+from tests.ports import free_port
 from weft.agent.agent import note_certificate
 from weft.agent.bootstrap import bootstrap
 from weft.agent.sds import SecretService
@@ -52,12 +53,6 @@ async def until(condition: Callable[[], Any], *, what: str) -> Any:
             return value
     except TimeoutError as error:
         raise AssertionError(f"this never came about: {what}") from error
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("0.0.0.0", 0))
-        return int(probe.getsockname()[1])
 
 
 class Member:
