@@ -4,14 +4,14 @@
 //! before them (a head), in as few system calls as the bytes allow.
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::time::Instant;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, SMALL_BYTES};
 use crate::codec::grpc_web::{NotBase64, Transcoder};
 use crate::codec::http1::BodyError;
 use crate::io::Io;
@@ -215,7 +215,7 @@ pub async fn tunnel(
     let mut to_down = pin!(copy(up, up_buffer, down, &totals.sent));
     let mut up_done = false;
     let mut down_done = false;
-    std::future::poll_fn(|context| {
+    poll_fn(|context| {
         if !up_done {
             match to_up.as_mut().poll(context) {
                 Poll::Ready(Ok(())) => up_done = true,
@@ -243,18 +243,28 @@ enum CopyError {
 }
 
 async fn copy(source: &Io, buffer: &mut Buffer, sink: &Io, progress: &Progress) -> Result<(), CopyError> {
+    // Much comes at once: the next read has room for more.
+    let mut streams = false;
     loop {
         if !buffer.is_empty() {
             let count = buffer.len();
             sink.write_all(buffer.data(), &[]).await.map_err(|_| CopyError::Sink)?;
             buffer.consume(count);
             progress.body_bytes.set(progress.body_bytes.get() + count as u64);
-            if count >= crate::buffer::SMALL_BYTES {
-                buffer.enlarge();
-            }
+            streams = count >= SMALL_BYTES;
         }
-        buffer.release_if_empty();
-        source.readable().await.map_err(|_| CopyError::Source)?;
+        poll_fn(|context| {
+            let readable = source.poll_readable(context);
+            if readable.is_pending() {
+                buffer.release_if_empty();
+            }
+            readable
+        })
+        .await
+        .map_err(|_| CopyError::Source)?;
+        if streams {
+            buffer.enlarge();
+        }
         match source.read(buffer).await {
             Ok(0) => {
                 sink.finish().await;
