@@ -179,8 +179,9 @@ def _settings(explanation: Explanation, place: Place) -> str:
         timeout = raw.get("timeout_ms")
         add("timeout", "none" if timeout in (None, 0) else _ms(timeout), "timeout")
         add("retries", _retries(raw.get("retry")), "retries")
-    for text, origin in _links(explanation):
-        lines.append(("link", text, "default" if origin == DEFAULT else place(origin)))
+    if decision.outcome not in ANSWERED:
+        for text, origin in _links(explanation):
+            lines.append(("link", text, "default" if origin == DEFAULT else place(origin)))
     if raw.get("idle_timeout_ms"):
         lines.append(("idle timeout", _ms(raw["idle_timeout_ms"]), "default"))
     for text in _faults(raw.get("fault") or {}):
