@@ -193,6 +193,9 @@ OTHERS: dict[tuple[str, str], dict[str, Seen]] = {
 ANYTHING = object()
 """What is seen then depends on the moment; it is known not to be the right thing."""
 
+SOMETIMES = object()
+"""The others of a case are stuck or not, which depends on the moment."""
+
 LOST: dict[tuple[str, str], dict[str, Any]] = {
     (WEFT, WEFT): {
         # RFC 9113 8.2.1: names are lower case.
@@ -222,6 +225,8 @@ LOST: dict[tuple[str, str], dict[str, Any]] = {
     },
     (ENVOY, ENVOY): {
         "clients_that_do_not_read": {**SEEN["clients_that_do_not_read"], "others": STUCK},
+        # What has come in at the callee before its program is known to be slow fills the window or leaves room for one more.
+        "program_that_does_not_read": SOMETIMES,
         "websocket_passed_over": ANYTHING,
     },
 }
@@ -320,7 +325,9 @@ def test_applications_observe(links: Links, case: str, link: str) -> None:
     """What the table says, by pair, case and link."""
     want = expected(links.pair, case, link)
     seen = links.see(case, link)
-    if want is ANYTHING:
+    if want is SOMETIMES:
+        assert seen in (SEEN[case], {**SEEN[case], "others": STUCK})
+    elif want is ANYTHING:
         assert seen != OTHERS[links.pair].get(case, SEEN[case]), "this is not lost any more"
     else:
         assert seen == want
