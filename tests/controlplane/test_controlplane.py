@@ -287,10 +287,10 @@ def test_a_killed_agent_is_withdrawn_without_a_grace(mesh: Mesh) -> None:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         proxy.wait(lambda it: len(it.endpoints(CLUSTER_OF_REVIEWS)) == 1)
-        events = mesh.client.events()
         first = until(lambda: mesh.client.get("/v1/workloads"))
         assert len(first) == 2
         process.kill()
+        events = mesh.client.events(replay=100)  # it may be told before anybody listens
         gone = next(event for event in events if event["type"] == "gone")
         dead = next(event for event in events if event["type"] == "revision")
     assert gone["workload"] == "reviews-v1-0"
