@@ -98,10 +98,7 @@ impl Exchange<'_> {
             if !fresh {
                 self.outcome.attempts += 1;
             }
-            self.outcome.destination = Some(destination.clone());
-            self.outcome.upstream_peer = None;
-            self.outcome.upstream_local = None;
-            self.outcome.transport_failure = None;
+            self.outcome.begin_try(&destination);
             let active = destination.host().map(|host| host.begin());
             // The first try begins with the request, unless something of ours lay between.
             let delayed =

@@ -154,6 +154,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// What is known of an upstream is about *destination* from now on, of which nothing is known yet.
+    pub fn begin_try(&mut self, destination: &Destination) {
+        self.destination = Some(destination.clone());
+        self.upstream_peer = None;
+        self.upstream_local = None;
+        self.transport_failure = None;
+    }
+
     pub fn flag(&mut self, flag: ResponseFlag) {
         self.flags.insert(flag);
     }

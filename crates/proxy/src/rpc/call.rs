@@ -155,10 +155,7 @@ impl Exchange {
             let Some(destination) = picked else { return End::Refused(Cause::NoHealthyUpstream) };
             tried.note(&destination);
             self.outcome.attempts += 1;
-            self.outcome.destination = Some(destination.clone());
-            self.outcome.upstream_peer = None;
-            self.outcome.upstream_local = None;
-            self.outcome.transport_failure = None;
+            self.outcome.begin_try(&destination);
             let _active = destination.host().map(|host| host.begin());
             match self.attempt(upstream, &destination).await {
                 Try::Answered(answer) => {
