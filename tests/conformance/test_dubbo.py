@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.conformance.proxies import LIMIT, judge
-from tests.conformance.rpc import NETWORK, Pair, endpoints, pair, until_listening
-from tests.ports import free_port
+from tests.conformance.rpc import NETWORK, Pair, endpoints, pair
+from tests.ports import free_port, until_listening
 
 pytestmark = pytest.mark.conformance
 

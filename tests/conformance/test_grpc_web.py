@@ -8,7 +8,6 @@ import json
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2  # noqa: F401 - registers the type for Any
 from google.protobuf.json_format import MessageToDict
 
-from tests.ports import free_port
+from tests.ports import free_port, until_listening
 
 from .proxies import LIMIT, TYPES, cluster, listener, proxies
 
@@ -146,18 +145,6 @@ def envoy(directory: Path, *resources: tuple[str, str, str, bytes]) -> Iterator[
         print((directory / "envoy.log").read_text()[-2000:])
 
 
-def wait_for(port: int) -> None:
-    deadline = time.monotonic() + LIMIT
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=LIMIT).close()
-        except ConnectionRefusedError:
-            assert time.monotonic() < deadline, "nobody listens"
-            time.sleep(0.05)
-        else:
-            return
-
-
 def test_the_same_calls_get_the_same_answers(tmp_path: Path) -> None:
     """Content type, status of gRPC and body are byte for byte those of Envoy, and so is what the service gets."""
     paths: list[bytes] = [b""]
@@ -186,7 +173,7 @@ def test_the_same_calls_get_the_same_answers(tmp_path: Path) -> None:
     with envoy(tmp_path, door("envoy"), to), proxies(tmp_path, "weft") as [weft]:
         weft.publish(door("weft"), to)
         for name, port in ports.items():
-            wait_for(port)
+            until_listening(port)
             for case, (path, kind, more, body) in CALLS.items():
                 paths[0] = path.encode()
                 status, headers, content = call(port, path, kind, more, body)

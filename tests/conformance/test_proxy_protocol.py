@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +14,9 @@ from envoy.extensions.transport_sockets.proxy_protocol.v3 import upstream_proxy_
 from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2  # noqa: F401
 from google.protobuf.json_format import ParseDict
 
-from tests.conformance.proxies import LIMIT, TYPES, Resource, cluster, listener, proxies, resource
+from tests.conformance.proxies import TYPES, Resource, cluster, listener, proxies, resource
 from tests.conftest import program_or_skip
-from tests.ports import free_port
+from tests.ports import free_port, until_listening
 
 # What it answers is what it was told: the client's end and the end that the client connected to.
 CONFIGURATION = """
@@ -60,16 +57,6 @@ def telling(made: Resource, version: str) -> Resource:
     }
     ParseDict({"transport_socket": {"name": "proxy_protocol", "typed_config": transport}}, message)
     return resource(made[1], message)
-
-
-def until_listening(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "HAProxy has ended; what it said is above"
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
-        time.sleep(0.01)
-    raise TimeoutError(f"nobody listens on port {port}")
 
 
 @pytest.mark.timeout(90)

@@ -23,8 +23,8 @@ from thrift.transport.TSocket import TServerSocket, TSocket
 from thrift.transport.TTransport import TFramedTransport, TFramedTransportFactory
 
 from tests.conformance.proxies import LIMIT
-from tests.conformance.rpc import NETWORK, endpoints, pair, until_listening
-from tests.ports import free_port
+from tests.conformance.rpc import NETWORK, endpoints, pair
+from tests.ports import free_port, until_listening
 
 pytestmark = pytest.mark.conformance
 

@@ -8,7 +8,6 @@ import json
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from google.protobuf.json_format import MessageToDict
 from bench.certificates import Authority
 from bench.role import Tls
 from tests.conformance.proxies import LIMIT, Resource, cluster, listener, proxies
-from tests.ports import free_port
+from tests.ports import free_port, until_listening
 from weft.agent.data_planes import DATA_PLANES
 from weft.data_plane import ENVOY
 
@@ -90,15 +89,6 @@ def stock_envoy(directory: Path, made: dict[str, tuple[int, Resource]], up: Reso
             yield
         finally:
             process.kill()
-
-
-def until_listening(port: int) -> None:
-    deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
-        time.sleep(0.01)
-    raise TimeoutError(f"nobody listens on port {port}")
 
 
 @pytest.mark.timeout(120)

@@ -106,21 +106,16 @@ class Person:
 
     def weft(self, *argv: str, timeout: float = PATIENCE_SECONDS, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run `weft ARGV` and return what it said."""
-        if argv[0] in typist.TYPED and not options:
-            try:
+        try:
+            if argv[0] in typist.TYPED and not options:
                 return typist.run(
                     argv, uid=self.uid, environment=self.environment, directory=str(self.home), timeout=timeout
                 )
-            except subprocess.TimeoutExpired as error:
-                pytest.fail(f"weft {' '.join(argv)} did not end within {timeout} s\n{error.output}\n{error.stderr}")
-        with self.start(*argv, **options) as process:
-            try:
+            with self.start(*argv, **options) as process:
                 output, errors = process.communicate(timeout=timeout)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                output, errors = process.communicate()
-                pytest.fail(f"weft {' '.join(argv)} did not end within {timeout} s\n{output}\n{errors}")
-            return subprocess.CompletedProcess(argv, process.returncode, output, errors)
+                return subprocess.CompletedProcess(argv, process.returncode, output, errors)
+        except subprocess.TimeoutExpired as late:
+            pytest.fail(f"weft {' '.join(argv)} did not end within {timeout} s\n{late.output}\n{late.stderr}")
 
     def write(self, name: str, text: str) -> Path:
         """Make a file of this person's in their home; return it."""
