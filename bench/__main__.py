@@ -55,6 +55,7 @@ def main() -> None:
     if goals := report.goals(tables):
         print(goals, end="\n\n")
     (OUT / "cost.svg").write_text(plot.picture(tables))
+    print(f"The picture of it, docs/images/cost.svg in README.md: {OUT / 'cost.svg'}\n")
     print(f"### For README.md\n\n{report.readme(tables, options.rounds, options.seconds)}")
     if about["failed"]:
         sys.exit(f"bench: failed: {', '.join(about['failed'])}")

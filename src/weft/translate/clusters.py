@@ -128,9 +128,10 @@ def _outbound(
         message.transport_socket.CopyFrom(message.transport_socket_matches[0].transport_socket)
         del message.transport_socket_matches[:]
     origins = {**policy.origins, http_version.FIELD: version.origin} if http else policy.origins
-    annotate(message.metadata, _described(rules, subset, origins))
+    description = _described(rules, subset, origins)
     if plain_text and not (policy.tls and policy.tls.mode):
-        annotate(message.metadata, {"plain_text": plain_text})
+        description["plain_text"] = plain_text
+    annotate(message.metadata, description)
     return resource(CLUSTER, name, serialise(message))
 
 
