@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.agent.keeper import Keeper
-from weft.agent.proxy import Proxy
+from weft.agent.proxy import ABSENT_SECONDS, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, STEADY_SECONDS, Pauses, Proxy
 
 KEY = {"address": "127.0.0.1:8080", "namespace": None, "transparent": False}
 OTHER = {"address": "[::]:15001", "namespace": "/run/weft/ns/one", "transparent": True}
@@ -124,6 +124,16 @@ def test_what_a_starting_proxy_has_inherited_is_kept_when_it_is_late(tmp_path: P
         process.wait()
 
     run(body)
+
+
+def test_a_proxy_that_has_served_is_back_before_it_counts_as_gone_however_often_it_dies() -> None:
+    pauses = Pauses()
+    served = [pauses.after(0.2, served=True) for _ in range(20)]
+    assert served[0] == 0.0
+    assert max(served) == FIRST_PAUSE_SECONDS < ABSENT_SECONDS / 2
+    # One that does not come to serve only costs; one that ran for long has died of something else.
+    assert pauses.after(0.2, served=False) == LONGEST_PAUSE_SECONDS
+    assert pauses.after(STEADY_SECONDS + 1, served=False) == 0.0
 
 
 def test_what_is_forgotten_is_closed() -> None:

@@ -149,9 +149,10 @@ def test_the_table_of_names_arrives_whole_and_again(tmp_path: Path) -> None:
     async def test() -> None:
         tables: asyncio.Queue[dict[str, list[str]]] = asyncio.Queue()
         async with joined(tmp_path / "agents.sock", on_names=tables.put_nowait) as (_, _, peer):
-            for table in ({"a": ["240.240.0.1"]}, {"a": ["240.240.0.1"], "b": ["240.240.0.2"]}):
-                peer.say({"type": "names", "names": table})
+            for number, table in enumerate(({"a": ["240.240.0.1"]}, {"a": ["240.240.0.1"], "b": ["240.240.0.2"]}), 1):
+                peer.say({"type": "names", "number": number, "names": table})
                 assert await tables.get() == table
+                assert (await peer.expect("names_taken"))["number"] == number
 
     run(test)
 

@@ -133,16 +133,16 @@ class Mesh:
             return str(error)
         raise AssertionError("it was not refused")
 
-    def agent(self, service: str, version: str = "v1", **more: Any) -> Agent:
+    def agent(self, service: str, version: str = "v1", *, takes_names: bool = True, **more: Any) -> Agent:
         """Return a registered agent of one more workload."""
-        agent = self.stranger()
+        agent = self.stranger(takes_names=takes_names)
         agent.workload = {"service": service, "version": version, **more}
         agent.register()
         return agent
 
-    def stranger(self) -> Agent:
+    def stranger(self, *, takes_names: bool = True) -> Agent:
         """Return an agent that is connected and has not registered."""
-        agent = Agent(self.paths.agents_socket, {}, register=False)
+        agent = Agent(self.paths.agents_socket, {}, register=False, takes_names=takes_names)
         self._peers.append(agent)
         return agent
 
@@ -182,8 +182,11 @@ class Mesh:
 class Agent:
     """An agent's end of `agents.sock`: sends what it is told to, keeps what it receives."""
 
-    def __init__(self, path: Path, workload: Mapping[str, Any], *, register: bool = True) -> None:
+    def __init__(
+        self, path: Path, workload: Mapping[str, Any], *, register: bool = True, takes_names: bool = True
+    ) -> None:
         self._path = path
+        self._takes_names = takes_names
         self.workload = dict(workload)
         self.registered: dict[str, Any] = {}
         self.name = ""
@@ -208,6 +211,9 @@ class Agent:
         self.send(type="register", workload=self.workload)
         self.registered = self.receive("registered")
         self.name = self.workload["name"] = self.registered["workload"]
+        if self._takes_names:
+            # Whatever tables come: nobody reads here before a test does.
+            self.send(type="names_taken", number=1 << 30)
 
     def send(self, **message: Any) -> None:
         self._socket.sendall(json.dumps(message).encode() + b"\n")

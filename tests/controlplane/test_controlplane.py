@@ -147,6 +147,30 @@ def test_a_silent_proxy_is_named(mesh: Mesh) -> None:
     assert not mesh.status("productpage-v1-0")["synced"]
 
 
+def test_a_program_that_is_not_answered_by_the_new_names_is_named(mesh: Mesh) -> None:
+    """Its proxy may have everything: until its agent has the table, it does not find the service."""
+    two(mesh)
+    late = mesh.running("ratings", takes_names=False)
+    mesh.proxy(late)
+    service = """\
+apiVersion: v1
+kind: Service
+metadata: {name: another}
+spec: {selector: {app: reviews}, ports: [{port: 9080}]}
+"""
+    revision = mesh.apply(service)["revision"]
+    receipt = mesh.client.get(f"/v1/revisions/{revision}", wait=0.3)
+    assert (late.name in receipt["silent"], late.name in receipt["acknowledged"]) == (True, False)
+    assert "productpage-v1-0" in receipt["acknowledged"]
+    assert late.name in mesh.client.get("/v1/settled", wait=0.1)["behind"]
+    late.names(lambda names: "another.default.svc.cluster.local" in names)
+    late.send(type="names_taken", number=1 << 30)
+    until(
+        lambda: late.name not in mesh.client.get(f"/v1/revisions/{revision}", wait=1)["silent"],
+        what="it has taken them",
+    )
+
+
 def test_a_refusal_is_kept_with_the_resource_the_proxys_words_and_the_lines_behind_it(mesh: Mesh) -> None:
     client, _ = mesh.running("productpage", port=None), mesh.running("reviews")
     mesh.proxy(client, refuses=frozenset({"9080"}))

@@ -29,7 +29,8 @@ READY_POLL_SECONDS = 0.005
 """The proxy serves some 20 ms after its start, and a program waits for it."""
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 5.0
-"""Before a proxy that has died soon after its start is started again; doubled each time. The first time there is none."""
+"""Before a proxy that has died soon after its start is started again; doubled each time, and never more than the first for
+one that has served: what comes meanwhile waits for it. The first time there is none."""
 
 ABSENT_SECONDS = 1.0
 """A proxy that is away for longer counts as gone: its endpoints are withdrawn, and callers are refused, not kept waiting."""
@@ -59,6 +60,21 @@ class ListenerKeeper(Protocol):
 
     def close(self) -> None:
         """Keep nothing any more: the proxy is about to be told to end."""
+
+
+class Pauses:
+    """Seconds from a proxy's death until its next start: none at first, doubled while it dies soon after its start."""
+
+    def __init__(self) -> None:
+        self._pause = 0.0
+
+    def after(self, ran_seconds: float, *, served: bool) -> float:
+        """The pause after a process that ran so long, and came to serve or did not."""
+        if ran_seconds > STEADY_SECONDS:
+            self._pause = 0.0
+        pause = min(self._pause, FIRST_PAUSE_SECONDS) if served else self._pause
+        self._pause = min(max(self._pause * 2, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+        return pause
 
 
 class Proxy:
@@ -105,7 +121,7 @@ class Proxy:
 
     async def run(self) -> None:
         """Keep a proxy running until `stop`. Ends by itself only then."""
-        pause = 0.0
+        pauses = Pauses()
         loop = asyncio.get_running_loop()
         while not self._stopping:
             started = loop.time()
@@ -116,16 +132,14 @@ class Proxy:
             self._process = None
             if self._stopping:
                 return
-            if self._ready.is_set():
+            served = self._ready.is_set()
+            if served:
                 self._ready.clear()
                 self._absence = loop.call_later(ABSENT_SECONDS, self._tell_absence)
             elif not self._told_ready:
                 self._keeper.forget()  # it is away for long already, and what the last one inherited is free now
             self._on_notice(f"the proxy {describe(code)}; starting it again. {self._last_words()}".rstrip())
-            if loop.time() - started > STEADY_SECONDS:
-                pause = 0.0
-            await asyncio.sleep(pause)
-            pause = min(max(pause * 2, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+            await asyncio.sleep(pauses.after(loop.time() - started, served=served))
 
     async def _end(self) -> int:
         """Wait for the end of the process, or of the one that has taken its place by then; return its code."""

@@ -244,6 +244,8 @@ class AgentStream:
         match message["type"]:
             case "names":
                 self._on_names(message["names"])
+                if self._writer is not None:
+                    self._write({"type": "names_taken", "number": message["number"]})
             case "bundle":
                 self.on_bundle(message["bundle"])
             case "renew":

@@ -89,6 +89,10 @@ class Session:
     agent: str
     key: Key | None = None
     names: Mapping[str, list[str]] | None = None
+    names_sent: int = 0
+    """How many tables of names it was sent."""
+    names_taken: int = 0
+    """Up to which of them its program is answered by."""
     left: bool = False
     trusts: frozenset[str] = frozenset()
     """Fingerprints of the roots that the workload's proxy trusts."""
@@ -133,7 +137,7 @@ class AgentServer:
         self._grace_seconds = grace_seconds
         self._server: asyncio.Server | None = None
         self._numbers = itertools.count(1)
-        self._trust_changed = asyncio.Event()
+        self._progress = asyncio.Event()
         self._expiries: dict[Key, asyncio.TimerHandle] = {}
         self.sessions: dict[Key, Session] = {}
         self.notices: dict[Key, list[Notice]] = {}
@@ -170,7 +174,22 @@ class AgentServer:
             names = {hostname: [self._registry.reached_at(key, item)] for hostname, item in services.items()}
             if session.names != names:
                 session.names = names
-                session.send(type="names", names=names)
+                session.names_sent += 1
+                session.send(type="names", number=session.names_sent, names=names)
+
+    async def names_taken(self, patience: float) -> set[Key]:
+        """Wait until every program is answered by the names of now; return those that are not within *patience* seconds."""
+        wanted = {key: (session, session.names_sent) for key, session in self.sessions.items()}
+
+        def late() -> set[Key]:
+            # One whose agent is gone, or another's, waits for nothing.
+            return {key for key, (it, sent) in wanted.items() if self.sessions.get(key) is it and it.names_taken < sent}
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while late():
+                    await self._progress.wait()
+        return late()
 
     def publish_bundle(self) -> None:
         """Send the trust bundle to every agent."""
@@ -206,9 +225,9 @@ class AgentServer:
         """Return the workloads that have a certificate and have not said that they trust *root* (a fingerprint)."""
         return [key for key, held in self.sessions.items() if key in self.certificates and root not in held.trusts]
 
-    async def trust_changes(self) -> None:
-        """Wait until an agent says whom its proxy trusts, or one is gone."""
-        await self._trust_changed.wait()
+    async def progress(self) -> None:
+        """Wait until an agent says whom its proxy trusts or which names it has, or one is gone."""
+        await self._progress.wait()
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session = Session(writer, "")
@@ -245,6 +264,9 @@ class AgentServer:
             session.send(type="certificate", **certificate)
         elif kind == "trusts":
             session.trusts = frozenset(map(str, message["roots"]))
+            self._wake()
+        elif kind == "names_taken":
+            session.names_taken = int(message["number"])
             self._wake()
         elif kind == "leave":
             await self._leave(session, key)
@@ -387,8 +409,8 @@ class AgentServer:
             loop.add_reader(session.pidfd, self._gone, key, session)
 
     def _wake(self) -> None:
-        self._trust_changed.set()
-        self._trust_changed = asyncio.Event()
+        self._progress.set()
+        self._progress = asyncio.Event()
 
     def _forget(self, session: Session) -> None:
         for answer in session.answers.values():

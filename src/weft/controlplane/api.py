@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from weft._native import RecordStore
-from weft.controlplane.agents import AgentServer, outside_refusal
+from weft.controlplane.agents import AgentServer, Key, outside_refusal
 from weft.controlplane.blame import field_of, origins_of
 from weft.controlplane.change import ControlPlane, Outcome
 from weft.controlplane.edit import Document, Edit, key_to_json, problem_to_json
@@ -299,8 +299,10 @@ class Api:
             raise NotFound(f"There is no revision {number}; the last one is {self._plane.revision}.")
         # Without a proxy nothing is published, and there is nothing to wait for.
         if wait and self._plane.proxies:
-            return self._receipt(await self._publisher.wait(number, timeout=wait))
-        return self._receipt(self._publisher.receipt(number))
+            deadline = time.monotonic() + wait
+            receipt = await self._publisher.wait(number, timeout=wait)
+            return self._receipt(receipt, await self._agents.names_taken(max(0.0, deadline - time.monotonic())))
+        return self._receipt(self._publisher.receipt(number), await self._agents.names_taken(0.0))
 
     async def settled(self, request: Request) -> Any:
         """Wait until workloads are ready and every proxy has what follows from that; say who is not, and which has not."""
@@ -309,9 +311,11 @@ class Api:
         while (unready := wanted - self._ready()) and time.monotonic() < deadline:
             await asyncio.sleep(READY_POLL_SECONDS)
         await self._plane.settle()
-        behind = await self._publisher.wait_for_all(max(0.0, deadline - time.monotonic()))
+        node_ids = await self._publisher.wait_for_all(max(0.0, deadline - time.monotonic()))
         workloads = {proxy.node_id: proxy.workload for proxy in self._plane.proxies.values()}
-        return {"unready": sorted(unready), "behind": sorted(workloads.get(node_id, node_id) for node_id in behind)}
+        behind = {workloads.get(node_id, node_id) for node_id in node_ids}
+        behind |= {name for _, name in await self._agents.names_taken(max(0.0, deadline - time.monotonic()))}
+        return {"unready": sorted(unready), "behind": sorted(behind)}
 
     def _ready(self) -> set[str]:
         return {name for (_, name), program in self._registry.programs.items() if program.ready}
@@ -443,11 +447,13 @@ class Api:
             "origins": origins_of(item.type_url, value, field),
         }
 
-    def _receipt(self, receipt: Receipt) -> dict[str, Any]:
+    def _receipt(self, receipt: Receipt, without_names: Collection[Key]) -> dict[str, Any]:
+        """`without_names`: workloads whose programs are not answered by the names of now, whatever their proxies have."""
         workloads = {proxy.node_id: proxy.workload for proxy in self._plane.proxies.values()}
+        late = {name for _, name in without_names}
 
-        def names(node_ids: Any) -> list[str]:
-            return sorted(workloads.get(node_id, node_id) for node_id in node_ids)
+        def names(node_ids: Any) -> set[str]:
+            return {workloads.get(node_id, node_id) for node_id in node_ids}
 
         refused = [
             {
@@ -463,9 +469,9 @@ class Api:
             "revision": receipt.revision,
             "time": logged and logged.time,
             "summary": logged.summary if logged else "",
-            "affected": names(receipt.affected),
-            "acknowledged": names(receipt.acknowledged),
-            "silent": names(receipt.silent),
+            "affected": sorted(names(receipt.affected) | late),
+            "acknowledged": sorted(names(receipt.acknowledged) - late),
+            "silent": sorted(names(receipt.silent) | late),
             "refused": refused,
         }
 

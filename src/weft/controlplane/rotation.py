@@ -101,7 +101,7 @@ class Rotation:
         try:
             async with asyncio.timeout(TRUST_SECONDS):
                 while self._agents.distrusting(root):
-                    await self._agents.trust_changes()
+                    await self._agents.progress()
         except TimeoutError:
             names = ", ".join(sorted(name for _, name in self._agents.distrusting(root)))
             raise NotTrusted(
