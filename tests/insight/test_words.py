@@ -45,6 +45,19 @@ def test_an_answer_of_rbac_or_cors_is_the_proxys() -> None:
     assert found is None or found.code != "access-denied"
 
 
+def test_a_host_that_could_not_be_loaded_is_told_from_one_that_does_not_exist() -> None:
+    for status, details, code in (
+        (503, "virtual_host_not_loaded", "routes-not-loaded"),
+        (404, "route_not_found", "no-route"),
+    ):
+        record = Record(
+            "n", "requests", "HTTP/1.1", "outbound", 0.0, 1.0, status=status, details=details, flags=("NR",)
+        )
+        found = words.find(record, {"workload": "client-0", "status": str(status)})
+        assert found is not None
+        assert found.code == code
+
+
 OPENSSL = "TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:verify cert failed: "
 
 

@@ -42,6 +42,8 @@ pub enum Step<'p> {
     Cors(&'p Arc<Cors>),
     /// Throw the dice of [`Decision::strike`].
     Fault,
+    /// Ask for the virtual host of the request, which this table does not have yet, and decide again.
+    OnDemand(&'p Arc<RouteTable>),
 }
 
 /// What to do with a request.
@@ -155,6 +157,9 @@ impl<'p> Decision<'p> {
             HttpFilter::Rbac(filter) => self.rules_of(filter).map(|rules| Step::Rbac(filter, rules)),
             HttpFilter::Cors => self.target().and_then(|target| target.cors.as_ref()).map(Step::Cors),
             HttpFilter::Fault { .. } => self.fault.map(|_| Step::Fault),
+            HttpFilter::OnDemand => {
+                self.table.filter(|table| self.virtual_host.is_none() && table.is_on_demand()).map(Step::OnDemand)
+            }
             HttpFilter::GrpcStats | HttpFilter::GrpcWeb | HttpFilter::LocalCaller(_) | HttpFilter::Router { .. } => {
                 None
             }

@@ -61,6 +61,8 @@ pub enum HttpFilter {
     GrpcStats,
     /// Makes calls of gRPC-Web calls of gRPC, and their answers gRPC-Web.
     GrpcWeb,
+    /// Waits for the virtual host of a request that has none yet, where the route configuration has them come by themselves.
+    OnDemand,
     /// Lets in requests of the program beside this proxy only.
     LocalCaller(Arc<LocalCaller>),
     /// Sends the request upstream.
@@ -261,9 +263,17 @@ impl HttpManager {
                 context.at("rds.config_source", |context| context.ads_source(rds.config_source.as_ref()));
                 Some(RouteSource::Named(rds.route_config_name.as_str().into()))
             }
-            Some(RouteSpecifier::RouteConfig(configuration)) => Some(RouteSource::Inline(Arc::new(
-                context.at("route_config", |context| RouteTable::read(context, configuration)),
-            ))),
+            Some(RouteSpecifier::RouteConfig(configuration)) => {
+                if configuration.vhds.is_some() {
+                    context.refuse_at(
+                        "route_config.vhds",
+                        "only a configuration that came by RDS has virtual hosts by VHDS",
+                    );
+                }
+                Some(RouteSource::Inline(Arc::new(
+                    context.at("route_config", |context| RouteTable::read(context, configuration)),
+                )))
+            }
             Some(RouteSpecifier::ScopedRoutes(_)) | None => {
                 context.refuse("rds or route_config is needed");
                 None
@@ -485,6 +495,7 @@ fn http_filter(context: &mut Context, filter: &proto::HttpFilter) -> Option<Http
             Some(HttpFilter::Cors)
         }
         "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => Some(HttpFilter::GrpcWeb),
+        "envoy.extensions.filters.http.on_demand.v3.OnDemand" => Some(HttpFilter::OnDemand),
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => Some(HttpFilter::GrpcStats),
         other => {
             match honoured::not_applied(any) {

@@ -160,6 +160,8 @@ pub enum Cause {
     /// The proxy is short of resources.
     Overload,
     // While the request is routed.
+    /// The virtual host is loaded on demand, and the control plane cannot be asked for it, or is silent.
+    VirtualHostNotLoaded,
     /// No virtual host or route.
     RouteNotFound,
     /// No RBAC policy lets the request in, or one refuses it.
@@ -318,6 +320,14 @@ pub const TABLE: &[Row] = {
         row(UpgradeRefused, 403, None, "upgrade_failed", ""),
         // Another try elsewhere may succeed.
         row(Overload, 503, Some(F::OverloadManager), "overload", "envoy overloaded"),
+        // Somebody may serve this, and another try later may find out: 503.
+        row(
+            VirtualHostNotLoaded,
+            503,
+            Some(F::NoRouteFound),
+            "virtual_host_not_loaded",
+            "the routes of this host have not been loaded",
+        ),
         // Nobody serves this: 404.
         row(RouteNotFound, 404, Some(F::NoRouteFound), "route_not_found", ""),
         // The policy's name follows the details: see `rbac::Verdict`.

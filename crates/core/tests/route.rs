@@ -12,6 +12,7 @@ use support::*;
 use weft_core::compile::Strictness;
 use weft_core::route::{Action, Forward, RouteTable};
 use weft_core::trace::{Silent, Subject, Trace};
+use weft_protos::envoy::config::core::v3::{ConfigSource, config_source};
 use weft_protos::envoy::config::route::v3 as proto;
 use weft_protos::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier as H;
 use weft_protos::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier as Q;
@@ -620,5 +621,49 @@ quickcheck! {
             }
         }
         TestResult::passed()
+    }
+}
+
+/// A table to which virtual hosts may come by themselves.
+fn on_demand(virtual_hosts: Vec<proto::VirtualHost>) -> proto::RouteConfiguration {
+    let ads = ConfigSource {
+        config_source_specifier: Some(config_source::ConfigSourceSpecifier::Ads(Default::default())),
+        ..Default::default()
+    };
+    proto::RouteConfiguration { vhds: Some(proto::Vhds { config_source: Some(ads) }), ..configuration(virtual_hosts) }
+}
+
+#[test]
+fn a_table_takes_virtual_hosts_that_come_by_themselves() {
+    let fixed = table(&on_demand(vec![host("fixed", &["fixed"], vec![to("fixed", prefix("/"))])]));
+    let come = host("reviews", &["reviews", "*.reviews"], vec![to("reviews", prefix("/"))]);
+    let come = std::sync::Arc::new(fixed.compile_virtual_host(&come, Strictness::Refuse).unwrap().value);
+    let both = fixed.with_virtual_hosts([&come]).unwrap();
+    for (authority, expected) in [("fixed", "fixed"), ("REVIEWS", "reviews"), ("a.reviews", "reviews"), ("b", "none")] {
+        assert_eq!(route_of(&both, &request(authority, "/", &[])), expected, "{authority}");
+    }
+    assert_eq!(route_of(&fixed, &request("reviews", "/", &[])), "none");
+    for (domain, expected) in [("Reviews", true), ("*.reviews", true), ("a.reviews", false), ("*", false)] {
+        assert_eq!(both.names_domain(domain), expected, "{domain}");
+    }
+    let problems = both.with_virtual_hosts([&come]).unwrap_err().to_string();
+    assert!(problems.contains("`reviews` stands in more than one virtual host"), "{problems}");
+    // Another table takes none.
+    let closed = table(&configuration(vec![]));
+    let none = closed.compile_virtual_host(&host("a", &["a"], vec![]), Strictness::Refuse).unwrap_err().to_string();
+    assert!(!closed.is_on_demand() && none.contains("has no `vhds`"), "{none}");
+}
+
+#[test]
+fn a_virtual_host_is_asked_for_in_lower_case_and_without_a_port_that_does_not_matter() {
+    let with_port = table(&on_demand(vec![]));
+    let without = table(&proto::RouteConfiguration { ignore_port_in_host_matching: true, ..on_demand(vec![]) });
+    for (authority, one, other) in [
+        ("Reviews:9080", "reviews:9080", "reviews"),
+        ("reviews", "reviews", "reviews"),
+        ("[::1]:80", "[::1]:80", "[::1]"),
+    ] {
+        assert_eq!(with_port.host_entry(authority.as_bytes()), one);
+        assert_eq!(without.host_entry(authority.as_bytes()), other);
     }
 }

@@ -370,6 +370,8 @@ fn filter(
                     return;
                 }
             }
+            // Nobody can be asked here: what is not among the resources at hand counts as not existing.
+            Step::OnDemand(_) => {}
             Step::Fault => {
                 answer.insert("fault".into(), decision.fault.map_or(Value::Null, |fault| describe_fault(fault)));
                 strike(decision, question, mode, answer);

@@ -268,7 +268,8 @@ impl Bootstrap {
                 Ok(compiled) => {
                     not_applied.extend(compiled.not_applied);
                     let name = compiled.value.name().to_string();
-                    let resource = Resource { name, version: "static".into(), body: body.clone().into() };
+                    let resource =
+                        Resource { name, aliases: Vec::new(), version: "static".into(), body: body.clone().into() };
                     resources.push((type_url, resource));
                 }
                 Err(problems) => problems.0.into_iter().for_each(|problem| {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::spawn_local;
 use weft_core::dns::{Dns, Heard};
 use weft_protos::envoy::config::core::v3::Node;
@@ -24,6 +24,7 @@ use crate::bootstrap::{Ads, Bootstrap, Place};
 use crate::clock;
 use crate::dns::follow::Followers;
 use crate::listen::Sockets;
+use crate::on_demand::{Answer, Ask, Asked, Change};
 use crate::plan::Active;
 use crate::state::{self, Entry};
 use crate::warming::{Holdings, Wanted};
@@ -52,6 +53,10 @@ pub struct Configurator {
     ads: Option<Client>,
     secret_streams: HashMap<Arc<str>, Client>,
     subscribed: Wanted,
+    /// Virtual hosts.
+    asked: Asked,
+    /// The control plane knows that there may be virtual hosts.
+    hosts_are_open: bool,
     state_dir: Option<PathBuf>,
     changed: Rc<Notify>,
     /// Something is not on the disk yet.
@@ -89,6 +94,8 @@ impl Configurator {
                 ads: None,
                 secret_streams: HashMap::new(),
                 subscribed: Wanted::default(),
+                asked: Asked::default(),
+                hosts_are_open: false,
                 state_dir,
                 changed: Rc::new(Notify::new()),
                 unsaved: false,
@@ -118,6 +125,9 @@ impl Configurator {
                 client.subscribe_all(type_url::LISTENER);
             }
             configurator.holdings.await_no_other(listeners, clusters);
+            if protocol == Protocol::Delta {
+                configurator.holdings.speak_delta();
+            }
             configurator.ads = Some(client);
             (task, place)
         });
@@ -174,11 +184,16 @@ impl Configurator {
         }
         let mut refused = HashSet::new();
         // What names others comes first, as on the wire.
-        for type_url in
-            [type_url::CLUSTER, type_url::CLUSTER_LOAD_ASSIGNMENT, type_url::LISTENER, type_url::ROUTE_CONFIGURATION]
-        {
+        for type_url in [
+            type_url::CLUSTER,
+            type_url::CLUSTER_LOAD_ASSIGNMENT,
+            type_url::LISTENER,
+            type_url::ROUTE_CONFIGURATION,
+            type_url::VIRTUAL_HOST,
+        ] {
             let resources = entries.iter().filter(|entry| entry.type_url == type_url).map(|entry| Resource {
                 name: entry.name.clone(),
+                aliases: Vec::new(),
                 version: entry.version.clone(),
                 body: entry.body.clone(),
             });
@@ -215,9 +230,13 @@ impl Configurator {
         // Versions belong on the disk even where the content is the same.
         let to_save = type_url != type_url::SECRET && !(resources.is_empty() && removed.is_empty());
         let is_first = self.holdings.note_arrival(type_url);
+        let spoken_of = SpokenOf::of(type_url, &resources, &removed);
         let (refusals, changed) = self.accept(type_url, resources, removed);
         if changed || is_first {
             self.settle();
+        }
+        if let Some(spoken_of) = spoken_of {
+            self.hear_of_hosts(&spoken_of);
         }
         if to_save && self.state_dir.is_some() {
             self.unsaved = true;
@@ -238,6 +257,53 @@ impl Configurator {
         }
         if !was_live && self.holdings.is_live() {
             eprintln!("weft-proxy: ready; {} addresses listened on", self.sockets.len());
+        }
+    }
+
+    /// A request waits for a virtual host.
+    pub fn ask(&mut self, ask: Ask) {
+        let answer = if self.holdings.has_virtual_host(&ask.table, &ask.entry) {
+            Answer::Loaded
+        } else if !self.holdings.is_on_demand(&ask.table) || self.asked.is_absent(&ask.name()) {
+            Answer::Unknown
+        } else if !self.ads_is_connected {
+            Answer::Unavailable
+        } else {
+            match self.asked.wait(ask) {
+                Ok(change) => self.follow_hosts(change),
+                Err(ask) => self.answer(ask, Answer::Unavailable),
+            }
+            return;
+        };
+        self.answer(ask, answer);
+    }
+
+    /// The control plane has spoken of virtual hosts.
+    fn hear_of_hosts(&mut self, spoken_of: &SpokenOf) {
+        let holdings = &self.holdings;
+        let (answered, change) = self.asked.hear(
+            &spoken_of.names,
+            |name| spoken_of.removed.contains(name),
+            |ask| holdings.has_virtual_host(&ask.table, &ask.entry),
+        );
+        self.follow_hosts(change);
+        for (ask, answer) in answered {
+            self.answer(ask, answer);
+        }
+    }
+
+    /// Behind the plan in the worker's queue.
+    fn answer(&self, ask: Ask, answer: Answer) {
+        let _ = self.workers[ask.worker].send(Command::Answer(ask.answer, answer));
+    }
+
+    fn follow_hosts(&self, Change { subscribe, unsubscribe }: Change) {
+        let Some(ads) = &self.ads else { return };
+        if !subscribe.is_empty() {
+            ads.subscribe(type_url::VIRTUAL_HOST, subscribe);
+        }
+        if !unsubscribe.is_empty() {
+            ads.unsubscribe(type_url::VIRTUAL_HOST, unsubscribe);
         }
     }
 
@@ -281,6 +347,7 @@ impl Configurator {
             follow_names(ads, type_url::CLUSTER_LOAD_ASSIGNMENT, &before.assignments, &wanted.assignments);
             follow_names(ads, type_url::ROUTE_CONFIGURATION, &before.routes, &wanted.routes);
         }
+        self.subscribe_hosts();
         self.followers.follow(&wanted.names, &self.me);
         let sources: BTreeSet<_> = before.secrets.keys().chain(wanted.secrets.keys()).cloned().collect();
         for source in sources {
@@ -289,6 +356,22 @@ impl Configurator {
             if let Some(stream) = self.secret_stream(source.as_ref()) {
                 follow_names(&stream, type_url::SECRET, old, new);
             }
+        }
+    }
+
+    /// The same for virtual hosts: by name only those that requests asked for, now or before a restart.
+    fn subscribe_hosts(&mut self) {
+        let holdings = &self.holdings;
+        let (gone, change) = self.asked.forget(|table| holdings.is_on_demand(table));
+        self.follow_hosts(change);
+        for ask in gone {
+            self.answer(ask, Answer::Unknown);
+        }
+        if let (Some(ads), true, false) = (&self.ads, self.holdings.has_on_demand(), self.hosts_are_open) {
+            ads.subscribe::<String>(type_url::VIRTUAL_HOST, []);
+            self.hosts_are_open = true;
+            let resumed = self.asked.resume(self.holdings.virtual_hosts());
+            self.follow_hosts(resumed);
         }
     }
 
@@ -370,6 +453,25 @@ impl Configurator {
     }
 }
 
+/// The virtual hosts that a response is about.
+struct SpokenOf {
+    names: BTreeSet<String>,
+    /// Of these, what does not exist.
+    removed: BTreeSet<String>,
+}
+
+impl SpokenOf {
+    /// `None` for responses of another type.
+    fn of(type_url: &str, resources: &[Resource], removed: &[String]) -> Option<SpokenOf> {
+        if type_url != type_url::VIRTUAL_HOST {
+            return None;
+        }
+        let removed: BTreeSet<String> = removed.iter().cloned().collect();
+        let named = resources.iter().flat_map(|resource| resource.aliases.iter().chain([&resource.name]));
+        Some(SpokenOf { names: named.chain(&removed).cloned().collect(), removed })
+    }
+}
+
 /// Which stream it is, for the log.
 enum Source {
     ControlPlane(Place),
@@ -400,7 +502,13 @@ struct Stream {
 impl Stream {
     fn note(&mut self, connected: bool) -> bool {
         if let Source::ControlPlane(_) = self.source {
-            self.configurator.borrow_mut().ads_is_connected = connected;
+            let mut configurator = self.configurator.borrow_mut();
+            configurator.ads_is_connected = connected;
+            if !connected {
+                for ask in configurator.asked.give_up() {
+                    configurator.answer(ask, Answer::Unavailable);
+                }
+            }
         }
         self.told.replace(connected) != Some(connected)
     }
@@ -444,6 +552,13 @@ async fn wait_for_clusters(configurator: Rc<RefCell<Configurator>>) {
     let mut configurator = configurator.borrow_mut();
     if configurator.holdings.wait_no_longer() {
         configurator.settle();
+    }
+}
+
+/// Hand on what requests ask for.
+pub async fn keep_answering(configurator: Rc<RefCell<Configurator>>, mut asks: UnboundedReceiver<Ask>) {
+    while let Some(ask) = asks.recv().await {
+        configurator.borrow_mut().ask(ask);
     }
 }
 

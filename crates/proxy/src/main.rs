@@ -47,6 +47,7 @@ mod metrics;
 mod multiplex;
 mod netns;
 mod normalise;
+mod on_demand;
 mod overload;
 mod pick;
 mod plan;
@@ -61,6 +62,7 @@ mod state;
 mod tcp;
 mod tls;
 mod validate;
+mod virtual_hosts;
 mod warming;
 mod worker;
 
@@ -72,6 +74,7 @@ use crate::keeper::Keeper;
 use crate::labels::Node;
 use crate::listen::Sockets;
 use crate::metrics::Shared;
+use crate::on_demand::{Ask, Asking};
 use crate::overload::Overload;
 use crate::record::service::Services;
 use crate::worker::{Command, Draining, Start};
@@ -183,6 +186,8 @@ struct Workers {
     metrics: Vec<Arc<Shared>>,
     /// The name of each worker that ended.
     ended: UnboundedReceiver<String>,
+    /// What their requests ask for.
+    asks: Option<UnboundedReceiver<Ask>>,
 }
 
 /// Tells that a worker ended, even if it panicked.
@@ -207,7 +212,9 @@ impl Workers {
         overload: &Arc<Overload>,
     ) -> std::io::Result<Workers> {
         let (to, ended) = unbounded_channel();
-        let mut workers = Workers { threads: Vec::new(), commands: Vec::new(), metrics: Vec::new(), ended };
+        let (asks, asked) = unbounded_channel();
+        let mut workers =
+            Workers { threads: Vec::new(), commands: Vec::new(), metrics: Vec::new(), ended, asks: Some(asked) };
         for index in 0..options.concurrency {
             let (sender, commands) = unbounded_channel();
             let metrics = Arc::new(Shared::default());
@@ -219,6 +226,7 @@ impl Workers {
                 services: Arc::clone(services),
                 overload: Arc::clone(overload),
                 commands,
+                asking: Asking { worker: index, asks: asks.clone() },
             };
             let name = format!("worker-{index}");
             let obituary = Obituary { name: name.clone(), to: to.clone() };
@@ -299,6 +307,9 @@ async fn supervise(
     let sockets = Sockets::new(options.concurrency, options.edge.clone(), keeper);
     let configurator =
         Configurator::new(&bootstrap, sockets, workers.commands.clone(), options.state_dir.clone(), random_seed());
+    if let Some(asks) = workers.asks.take() {
+        spawn_local(configure::keep_answering(Rc::clone(&configurator), asks));
+    }
     let quit = Rc::new(Notify::new());
     if let Some(place) = &bootstrap.admin {
         let admin = Admin {

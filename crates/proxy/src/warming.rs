@@ -41,6 +41,7 @@ use crate::state::Entry;
 use crate::tls::context::{ClientContext, ContextError, Secrets, ServerContext};
 use crate::tls::secrets;
 use crate::tls::tickets::KeyRing;
+use crate::virtual_hosts::{VirtualHosts, table_of};
 
 type Name = Arc<str>;
 
@@ -140,6 +141,10 @@ pub struct Holdings {
     listeners: BTreeMap<Name, Arc<Stored<Listener>>>,
     clusters: BTreeMap<Name, Arc<Stored<Cluster>>>,
     routes: BTreeMap<Name, Stored<RouteTable>>,
+    /// That came by themselves.
+    virtual_hosts: VirtualHosts,
+    /// Resources come by the delta protocol, the only one that has virtual hosts by themselves.
+    speaks_delta: bool,
     assignments: BTreeMap<Name, Stored<LoadAssignment>>,
     /// What is known of the names of clusters, of the newest version of each.
     resolutions: BTreeMap<Name, Resolution>,
@@ -214,6 +219,11 @@ impl Holdings {
         self.fixed.insert((type_url, name.into()));
     }
 
+    /// Resources come by the delta protocol.
+    pub fn speak_delta(&mut self) {
+        self.speaks_delta = true;
+    }
+
     /// Types that nobody sends, besides what the bootstrap holds, are not waited for.
     pub fn await_no_other(&mut self, listeners: bool, clusters: bool) {
         self.got_listeners |= !listeners;
@@ -246,6 +256,7 @@ impl Holdings {
                 self.obstacles.remove(&(type_url::CLUSTER, Arc::clone(&name)));
                 self.clusters_at_work.remove(&name).is_some() | self.clusters.remove(&name).is_some()
             }
+            type_url::VIRTUAL_HOST => self.virtual_hosts.remove(&name),
             // "Does not exist" is an answer: a cluster that waits for it has no endpoints.
             type_url::CLUSTER_LOAD_ASSIGNMENT
                 if self.wanted.assignments.contains(&name) && !self.assignments.contains_key(&name) =>
@@ -293,6 +304,10 @@ impl Holdings {
         if type_url == type_url::SECRET {
             return self.accept_secret(resource).map(|new| (new, Vec::new()));
         }
+        if type_url == type_url::VIRTUAL_HOST {
+            let base = self.routes.get(table_of(&resource.name)).map(|stored| &*stored.value);
+            return self.virtual_hosts.accept(base, resource);
+        }
         let compiled =
             Compiled::compile(type_url, &resource.body, Strictness::Refuse).map_err(|problems| problems.to_string())?;
         let not_applied = compiled.not_applied;
@@ -326,7 +341,15 @@ impl Holdings {
                 claimed.extend(listen::keys(&listener).map(|key| (key, Arc::clone(&name))));
                 replace(&mut self.listeners, name, resource, listener, with(needs))
             }
-            Compiled::Routes(routes) => replace_plain(&mut self.routes, name, resource, routes, with(Box::default())),
+            Compiled::Routes(routes) => {
+                if routes.is_on_demand() && !self.speaks_delta {
+                    return Err("RouteConfiguration.vhds: virtual hosts come by the delta protocol only".into());
+                }
+                if self.routes.get(&name).is_none_or(|old| old.body != resource.body) {
+                    self.virtual_hosts.rebase(&routes)?;
+                }
+                replace_plain(&mut self.routes, name, resource, routes, with(Box::default()))
+            }
             Compiled::Assignment(assignment) => {
                 replace_plain(&mut self.assignments, name, resource, assignment, with(Box::default()))
             }
@@ -383,6 +406,7 @@ impl Holdings {
         self.settle_listeners();
         self.wanted = self.gather_wanted();
         self.routes.retain(|name, _| self.wanted.routes.contains(name));
+        self.virtual_hosts.settle(|name| self.routes.get(name).map(|stored| &stored.value));
         self.assignments.retain(|name, _| self.wanted.assignments.contains(name));
         let secret_is_wanted = |name: &Name| self.wanted.secrets.values().any(|names| names.contains(name));
         self.secrets.retain(|name, _| secret_is_wanted(name));
@@ -606,7 +630,8 @@ impl Holdings {
         }
         let clusters = &self.clusters_at_work;
         core.clusters = clusters.iter().map(|(name, it)| (Arc::clone(name), Arc::clone(&it.stored.value))).collect();
-        core.routes = self.routes.iter().map(|(name, it)| (Arc::clone(name), Arc::clone(&it.value))).collect();
+        let table = |name: &Name, own| Arc::clone(self.virtual_hosts.table(name).unwrap_or(own));
+        core.routes = self.routes.iter().map(|(name, it)| (Arc::clone(name), table(name, &it.value))).collect();
         core.assignments =
             self.assignments.iter().map(|(name, it)| (Arc::clone(name), Arc::clone(&it.value))).collect();
         let upstreams = clusters.values().map(|it| (address_of(&it.stored.value), Arc::clone(&it.upstream))).collect();
@@ -630,6 +655,28 @@ impl Holdings {
 
     pub fn wanted(&self) -> &Wanted {
         &self.wanted
+    }
+
+    /// Whether virtual hosts of this route configuration come by themselves.
+    pub fn is_on_demand(&self, table: &str) -> bool {
+        self.routes.get(table).is_some_and(|stored| stored.value.is_on_demand())
+    }
+
+    /// Whether any do.
+    pub fn has_on_demand(&self) -> bool {
+        self.routes.values().any(|stored| stored.value.is_on_demand())
+    }
+
+    /// Whether a route configuration has a virtual host for *host*.
+    pub fn has_virtual_host(&self, table: &str, host: &str) -> bool {
+        let own = || self.routes.get(table).map(|stored| &stored.value);
+        let table = self.virtual_hosts.table(table).or_else(own);
+        table.is_some_and(|table| table.virtual_host(host.as_bytes()).is_some())
+    }
+
+    /// Names of the virtual hosts that came by themselves.
+    pub fn virtual_hosts(&self) -> BTreeSet<String> {
+        self.virtual_hosts.names()
     }
 
     /// Sockets of every accepted listener, at work or not.
@@ -670,6 +717,8 @@ impl Holdings {
         entries.extend(
             self.routes.iter().map(|(name, it)| entry(type_url::ROUTE_CONFIGURATION, name, &it.version, &it.body)),
         );
+        let hosts = self.virtual_hosts.iter();
+        entries.extend(hosts.map(|(name, it)| entry(type_url::VIRTUAL_HOST, name, &it.version, &it.body)));
         entries
     }
 
@@ -709,6 +758,9 @@ impl Holdings {
         }
         for (name, stored) in &self.routes {
             row(type_url::ROUTE_CONFIGURATION, name, &stored.version, "active", &stored.not_applied);
+        }
+        for (name, held) in self.virtual_hosts.iter() {
+            row(type_url::VIRTUAL_HOST, name, &held.version, "active", &held.not_applied);
         }
         for (name, mark) in &self.secret_marks {
             row(type_url::SECRET, name, &mark.version, "active", &[]);

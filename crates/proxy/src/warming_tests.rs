@@ -14,7 +14,7 @@ fn any(type_name: &str, message: &impl Message) -> Any {
 }
 
 fn resource(name: &str, version: &str, message: &impl Message) -> Resource {
-    Resource { name: name.into(), version: version.into(), body: message.encode_to_vec().into() }
+    Resource { name: name.into(), aliases: Vec::new(), version: version.into(), body: message.encode_to_vec().into() }
 }
 
 fn ads() -> core::ConfigSource {
@@ -288,7 +288,12 @@ fn what_is_removed_goes_at_once() {
 #[test]
 fn one_bad_resource_keeps_no_other_back() {
     let mut proxy = Proxy::new();
-    let bad = Resource { name: "bad".into(), version: "1".into(), body: Bytes::from_static(b"\xff\xff") };
+    let bad = Resource {
+        name: "bad".into(),
+        aliases: Vec::new(),
+        version: "1".into(),
+        body: Bytes::from_static(b"\xff\xff"),
+    };
     let misnamed = resource("other", "1", &eds_cluster("c", "c"));
     let good = resource("a", "1", &eds_cluster("a", "a"));
     assert_eq!(proxy.receive(type_url::CLUSTER, vec![bad, misnamed, good], &[]), ["bad", "other"]);
@@ -434,4 +439,47 @@ fn secrets_of_the_wrong_kind_or_from_nowhere_refuse_the_cluster() {
     assert_eq!(proxy.receive(type_url::SECRET, swapped, &[]), ["default", "ROOTCA"]);
     proxy.receive(type_url::SECRET, secrets(2071), &[]);
     assert!(proxy.upstream("b").is_some());
+}
+
+#[test]
+fn virtual_hosts_come_by_the_delta_protocol_only_and_to_a_table_that_is_here() {
+    let mut proxy = Proxy::new();
+    proxy.clusters(&[]);
+    proxy.listeners(&[rds_listener("in", 9080, "web")]);
+    let table = route::RouteConfiguration { vhds: Some(route::Vhds { config_source: Some(ads()) }), ..routes("web") };
+    let host = route::VirtualHost { name: "a".into(), domains: vec!["a".into()], ..Default::default() };
+    let receive_table =
+        |proxy: &mut Proxy| proxy.receive(type_url::ROUTE_CONFIGURATION, vec![resource("web", "1", &table)], &[]);
+    let receive_host =
+        |proxy: &mut Proxy, name: &str| proxy.receive(type_url::VIRTUAL_HOST, vec![resource(name, "1", &host)], &[]);
+    assert_eq!(receive_table(&mut proxy), ["web"]);
+    proxy.holdings.speak_delta();
+    assert_eq!(receive_table(&mut proxy), [""; 0]);
+    assert_eq!(receive_host(&mut proxy, "other/a"), ["other/a"]);
+    assert_eq!(receive_host(&mut proxy, "web/a"), [""; 0]);
+    assert!(proxy.holdings.has_virtual_host("web", "A"));
+    assert_eq!(proxy.active.core.routes["web"].virtual_hosts.len(), 1);
+    // A table that takes none any more has none.
+    proxy.routes("web");
+    assert!(!proxy.holdings.has_virtual_host("web", "a"));
+    assert!(proxy.holdings.virtual_hosts().is_empty());
+}
+
+#[test]
+fn a_table_that_takes_the_domain_of_a_virtual_host_is_refused_and_the_one_before_stays() {
+    let mut proxy = Proxy::new();
+    proxy.holdings.speak_delta();
+    proxy.clusters(&[]);
+    proxy.listeners(&[rds_listener("in", 9080, "web")]);
+    let host = route::VirtualHost { name: "a".into(), domains: vec!["a".into()], ..Default::default() };
+    let open = route::RouteConfiguration { vhds: Some(route::Vhds { config_source: Some(ads()) }), ..routes("web") };
+    let taken = route::RouteConfiguration { virtual_hosts: vec![host.clone()], ..open.clone() };
+    let receive =
+        |proxy: &mut Proxy, table| proxy.receive(type_url::ROUTE_CONFIGURATION, vec![resource("web", "1", table)], &[]);
+    assert_eq!(receive(&mut proxy, &open), [""; 0]);
+    assert_eq!(proxy.receive(type_url::VIRTUAL_HOST, vec![resource("web/b", "1", &host)], &[]), [""; 0]);
+    assert_eq!(receive(&mut proxy, &taken), ["web"]);
+    assert!(proxy.holdings.has_virtual_host("web", "a"));
+    assert_eq!(proxy.receive(type_url::VIRTUAL_HOST, vec![], &["web/b"]), [""; 0]);
+    assert_eq!(receive(&mut proxy, &taken), [""; 0]);
 }

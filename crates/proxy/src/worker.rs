@@ -14,6 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::sleep;
 use weft_core::random::SplitMix;
@@ -24,6 +25,7 @@ use crate::io as sockets;
 use crate::labels::Node;
 use crate::metrics::{self, WorkerMetrics};
 use crate::netns;
+use crate::on_demand::{Answer, Asking};
 use crate::overload::{Action, Overload};
 use crate::plan::{Active, SocketKey, WorkerPlan};
 use crate::record::service::Services;
@@ -54,6 +56,8 @@ pub enum Draining {
 pub enum Command {
     /// Work by this from now on, and accept no more from sockets that it does not name.
     Plan(Arc<Active>),
+    /// Give a request its answer: what it asked for is in the plan of before, or does not exist.
+    Answer(oneshot::Sender<Answer>, Answer),
     /// Accept from this socket.
     Listen(SocketKey, OwnedFd),
     /// Stop accepting, and have the connections go.
@@ -76,6 +80,7 @@ pub struct Start {
     pub services: Arc<Services>,
     pub overload: Arc<Overload>,
     pub commands: UnboundedReceiver<Command>,
+    pub asking: Asking,
 }
 
 /// One worker's state; never leaves its thread.
@@ -89,6 +94,8 @@ pub struct Worker {
     pub node: Arc<Node>,
     pub overload: Arc<Overload>,
     pub server_first: ServerFirst,
+    /// For what is loaded on demand.
+    pub asking: Asking,
     /// Set off when connections may be accepted again, or not any more.
     overload_changed: Notify,
     draining: Cell<Draining>,
@@ -207,7 +214,7 @@ pub fn run(start: Start) -> io::Result<()> {
 }
 
 async fn work(start: Start) {
-    let Start { seed, standing, node, metrics, services, overload, mut commands } = start;
+    let Start { seed, standing, node, metrics, services, overload, mut commands, asking } = start;
     let worker = Rc::new(Worker {
         plan: RefCell::new(Rc::new(WorkerPlan::new(Arc::default(), None))),
         random: RefCell::new(SplitMix::new(seed)),
@@ -218,6 +225,7 @@ async fn work(start: Start) {
         node,
         overload,
         server_first: ServerFirst::default(),
+        asking,
         overload_changed: Notify::new(),
         draining: Cell::new(Draining::No),
         scratch: RefCell::default(),
@@ -239,6 +247,8 @@ async fn work(start: Start) {
                 *worker.plan.borrow_mut() = Rc::new(plan);
                 worker.metrics.forget_keys();
             }
+            // Who gave up waiting is not there any more.
+            Command::Answer(to, answer) => drop(to.send(answer)),
             Command::Listen(key, socket) => {
                 if let Some(started) = Listening::start(&worker, key.clone(), socket) {
                     listening.insert(key, started);

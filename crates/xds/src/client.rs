@@ -48,6 +48,8 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resource {
     pub name: String,
+    /// Other names that it may have been asked for by (virtual hosts).
+    pub aliases: Vec<String>,
     pub version: String,
     /// The serialised message of the type that `Receiver::update` names.
     pub body: Bytes,
@@ -115,7 +117,8 @@ impl Client {
         self.subscribe(type_url, [WILDCARD]);
     }
 
-    /// Ask for resources by name (RDS, EDS, SDS). Names that are already subscribed are not asked for again.
+    /// Ask for resources by name (RDS, EDS, SDS). Names that are already subscribed are not asked for again. Without any name
+    /// the server learns that there may be some (VHDS), and may send what it thinks is needed.
     pub fn subscribe<N: Into<String>>(&self, type_url: &str, names: impl IntoIterator<Item = N>) {
         let names = names.into_iter().map(Into::into).collect();
         // The task is gone only if its owner dropped it; then there is nobody left to tell.

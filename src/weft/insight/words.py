@@ -234,6 +234,12 @@ TABLE = (
     Row("tls-failed", "The TLS handshake with {upstream} failed: {reason}.", "", flags=frozenset({"UF"}), failure=TLS),
     # Nowhere to go.
     Row(
+        "routes-not-loaded",
+        "{workload}'s proxy loads the routes of a host when they are needed, and could not load those of this one.",
+        "See whether the control plane is there: `weft status`. What a proxy has loaded before it keeps.",
+        details="^virtual_host_not_loaded",
+    ),
+    Row(
         "no-route",
         "No rule takes {method} {path} for the host {host}.",
         "See which rules there are: `weft why --from {workload} --to {url}` names them with the reason why each does not match.",

@@ -19,6 +19,7 @@ use weft_protos::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use weft_protos::google::protobuf::Any;
 
 use super::domains::Domains;
+use super::on_demand::Inheritance;
 use super::paths::Paths;
 use super::{
     Action, Conditions, DEFAULT_TIMEOUT, DirectResponse, Edits, FaultOverride, FilterOverrides, Forward, Mirror,
@@ -87,24 +88,21 @@ impl RouteTable {
             .as_ref()
             .map_or(DEFAULT_MAX_BODY_BYTES, |limit| limit.value as usize);
         let overrides = overrides(context, &configuration.typed_per_filter_config);
-        let mut mirrors = Vec::new();
+        let on_demand = configuration.vhds.as_ref().map(|vhds| {
+            context.at("vhds.config_source", |context| context.ads_source(vhds.config_source.as_ref()));
+            Box::new(Inheritance { max_body_bytes, mirrors: configuration.request_mirror_policies.clone().into() })
+        });
         let virtual_hosts: Box<[Arc<VirtualHost>]> = context
             .each("virtual_hosts", &configuration.virtual_hosts, |context, host| {
-                mirrors.clear();
-                // The most specific level that names mirrors wins, whole.
-                let inherited = if host.request_mirror_policies.is_empty() {
-                    &configuration.request_mirror_policies
-                } else {
-                    &host.request_mirror_policies
-                };
-                mirrors.extend_from_slice(inherited);
-                Arc::new(virtual_host(context, host, &mirrors, max_body_bytes, overrides.cors.as_ref()))
+                let mirrors = &configuration.request_mirror_policies;
+                Arc::new(virtual_host(context, host, mirrors, max_body_bytes, overrides.cors.as_ref()))
             })
             .into();
         Self {
             name: configuration.name.as_str().into(),
             domains: Domains::compile(context, &virtual_hosts, configuration.ignore_port_in_host_matching),
             virtual_hosts,
+            on_demand,
             edits: edits(
                 context,
                 &configuration.request_headers_to_add,
@@ -119,7 +117,8 @@ impl RouteTable {
     }
 }
 
-fn virtual_host(
+/// `mirrors`, `max_body_bytes` and `cors`: what the route configuration says about them.
+pub(super) fn virtual_host(
     context: &mut Context,
     host: &proto::VirtualHost,
     mirrors: &[proto::route_action::RequestMirrorPolicy],
@@ -135,6 +134,9 @@ fn virtual_host(
         .map(|policy| Arc::new(context.at("retry_policy", |context| RetryPolicy::compile(context, policy))));
     let overrides = overrides(context, &host.typed_per_filter_config);
     let cors = InheritedCors::of([overrides.cors.as_ref(), cors]);
+    // The most specific level that names mirrors wins, whole.
+    let own_mirrors = host.request_mirror_policies.as_slice();
+    let mirrors = if own_mirrors.is_empty() { mirrors } else { own_mirrors };
     let inherited = Inherited { retry: retry.as_ref(), mirrors, max_body_bytes, cors };
     let routes: Box<[Arc<Route>]> = context
         .each("routes", &host.routes, |context, item| route(context, item, &inherited).map(Arc::new))

@@ -70,6 +70,21 @@ impl Domains {
         domains
     }
 
+    /// Whether *domain* stands in a virtual host as it is.
+    pub(super) fn names(&self, domain: &str) -> bool {
+        let lower = domain.to_ascii_lowercase();
+        match lower.as_bytes() {
+            b"*" => self.any.is_some(),
+            [b'*', suffix @ ..] => self.suffixes.entries.contains_key(suffix),
+            [prefix @ .., b'*'] => self.prefixes.entries.contains_key(prefix),
+            exact => self.exact.contains_key(exact),
+        }
+    }
+
+    pub(super) fn ignores_port(&self) -> bool {
+        self.ignore_port
+    }
+
     fn insert(&mut self, domain: &str, index: Index) -> bool {
         match domain.as_bytes() {
             b"*" => self.any.replace(index).is_none(),

@@ -18,10 +18,12 @@ use crate::upgrade::Upgrade;
 
 mod compile;
 pub(crate) mod domains;
+mod on_demand;
 mod paths;
 mod rewrite;
 
 use domains::Domains;
+use on_demand::Inheritance;
 use paths::Paths;
 
 /// What a route does if its resource has no timeout: Envoy's 15 s.
@@ -32,9 +34,11 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 pub struct RouteTable {
     /// `9080`
     pub name: Arc<str>,
-    /// In the order of the resource.
+    /// In the order of the resource; then those that came by themselves.
     pub virtual_hosts: Box<[Arc<VirtualHost>]>,
     domains: Domains,
+    /// What virtual hosts that come by themselves take from it; `None`: none come (it has no `vhds`).
+    on_demand: Option<Box<Inheritance>>,
     /// Edits of the whole configuration, applied last by default.
     pub edits: Edits,
     /// The most specific edit wins: the order of levels is turned round.

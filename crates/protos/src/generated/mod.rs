@@ -124,6 +124,11 @@ pub mod envoy {
                         include!("envoy.extensions.filters.http.grpc_web.v3.rs");
                     }
                 }
+                pub mod on_demand {
+                    pub mod v3 {
+                        include!("envoy.extensions.filters.http.on_demand.v3.rs");
+                    }
+                }
                 pub mod rbac {
                     pub mod v3 {
                         include!("envoy.extensions.filters.http.rbac.v3.rs");

@@ -23,6 +23,7 @@ mod connection;
 mod forward_proxy;
 mod grpc_web;
 mod local;
+mod on_demand;
 mod server;
 mod streams;
 mod tries;
@@ -44,8 +45,9 @@ use crate::filter::{self, Refusal};
 use crate::forward::{Course, Progress};
 use crate::labels::{self, Protocol};
 use crate::metrics::{self, Key};
+use crate::on_demand::Answer;
 use crate::overload::{Action as Overloaded, Actions};
-use crate::plan::{WorkerUpstream, address_of};
+use crate::plan::{WorkerPlan, WorkerUpstream, address_of};
 use crate::record::{Entry, Outcome, Subject};
 use crate::respond;
 use crate::route::{self, View};
@@ -57,6 +59,19 @@ use grpc_web::GrpcWeb;
 
 pub use connection::{serve, waker};
 pub use forward_proxy::Onward;
+
+/// How far a request came by the plan of the moment.
+enum Followed {
+    ToTheEnd(Next),
+    /// To its virtual host, which had to be loaded.
+    Loaded,
+}
+
+impl From<Next> for Followed {
+    fn from(next: Next) -> Followed {
+        Followed::ToTheEnd(next)
+    }
+}
 
 /// What becomes of the connection after a request.
 enum Next {
@@ -208,6 +223,22 @@ impl Exchange<'_> {
         if manager.filters.iter().any(|filter| matches!(filter, HttpFilter::GrpcWeb)) {
             self.web = GrpcWeb::begin(&mut self.scratch.request);
         }
+        match self.follow_route(&plan, overload, true).await {
+            Followed::ToTheEnd(next) => next,
+            Followed::Loaded => {
+                // What was loaded is in the plan of now. Once is enough: a host that comes and goes is gone.
+                let plan = self.down.worker.plan();
+                match Box::pin(self.follow_route(&plan, overload, false)).await {
+                    Followed::ToTheEnd(next) => next,
+                    Followed::Loaded => self.respond(Cause::RouteNotFound.into()).await,
+                }
+            }
+        }
+    }
+
+    /// The line from the decision on. *may_load*: a virtual host that is not here may be asked for.
+    async fn follow_route(&mut self, plan: &Rc<WorkerPlan>, overload: Actions, may_load: bool) -> Followed {
+        let manager = self.manager;
         // route
         let decision = {
             let view = View { head: &self.scratch.request, scheme: self.down.facts.scheme() };
@@ -221,39 +252,45 @@ impl Exchange<'_> {
         if overload.contains(Overloaded::StopAcceptingRequests)
             && !matches!(&decision.outcome, Action::Forward { forward, .. } if forward.high_priority)
         {
-            return self.shed().await;
+            return self.shed().await.into();
         }
         if !self.may_change_protocol(&decision) {
-            return self.respond(Cause::UpgradeRefused.into()).await;
+            return self.respond(Cause::UpgradeRefused.into()).await.into();
         }
         // filter
         for step in decision.steps(manager) {
             match step {
                 Step::Rbac(filter, rules) => {
                     if let Err(reply) = self.authorise(filter, rules) {
-                        return self.respond(reply).await;
+                        return self.respond(reply).await.into();
                     }
                 }
                 Step::Cors(policy) => {
                     if self.consider_origin(policy) {
-                        return self.answer_preflight(policy).await;
+                        return self.answer_preflight(policy).await.into();
                     }
                 }
+                Step::OnDemand(table) if may_load => match Box::pin(self.load(table)).await {
+                    Answer::Loaded => return Followed::Loaded,
+                    Answer::Unknown => {}
+                    Answer::Unavailable => return self.respond(Cause::VirtualHostNotLoaded.into()).await.into(),
+                },
+                Step::OnDemand(_) => {}
                 Step::Fault => {
                     let fault = decision.strike(&mut *self.down.worker.random.borrow_mut());
                     if let Some(delay) = fault.delay {
                         self.outcome.flag(ResponseFlag::DelayInjected);
                         if !self.pause(delay).await {
-                            return self.gone();
+                            return self.gone().into();
                         }
                     }
                     if let Some(status) = fault.abort {
-                        return self.respond(LocalReply::from(Cause::FaultAbort).with_status(status)).await;
+                        return self.respond(LocalReply::from(Cause::FaultAbort).with_status(status)).await.into();
                     }
                 }
             }
         }
-        match &decision.outcome {
+        let next = match &decision.outcome {
             Action::Redirect(redirect) => {
                 let location = {
                     let view = View { head: &self.scratch.request, scheme: self.down.facts.scheme() };
@@ -267,8 +304,9 @@ impl Exchange<'_> {
                 self.answer_from_configuration(&reply, &response.body, None, Some(&decision)).await
             }
             Action::Refuse { reply, .. } => self.respond(reply.clone()).await,
-            Action::Forward { forward, cluster, .. } => self.forward(&plan, &decision, forward, cluster).await,
-        }
+            Action::Forward { forward, cluster, .. } => self.forward(plan, &decision, forward, cluster).await,
+        };
+        next.into()
     }
 
     /// Refuse the request: the process is short of resources.

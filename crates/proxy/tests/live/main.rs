@@ -19,6 +19,7 @@ mod http;
 mod http2;
 mod limits;
 mod names;
+mod on_demand;
 mod origin;
 mod overload;
 mod proxy_protocol;

@@ -51,6 +51,14 @@ impl Protocol {
     }
 }
 
+/// One resource of a response, of whichever protocol.
+struct Arrived {
+    name: String,
+    aliases: Vec<String>,
+    version: String,
+    any: Any,
+}
+
 /// What became of a response; [`Subscriptions::answer`] tells the server.
 #[derive(Debug)]
 pub(super) struct Verdict {
@@ -63,6 +71,8 @@ pub(super) struct Verdict {
 #[derive(Debug, Default)]
 struct TypeState {
     wanted: BTreeSet<String>,
+    /// The server is to know of this type though nothing is wanted by name: what it sends by itself is welcome.
+    is_open: bool,
     /// `None` until the first request for this type was sent on the present stream.
     told: Option<BTreeSet<String>>,
     versions: BTreeMap<String, String>,
@@ -100,12 +110,16 @@ impl Subscriptions {
 
     pub(super) fn apply(&mut self, command: Command) {
         match command {
-            Command::Subscribe(type_url, names) => self.entry(&type_url).wanted.extend(names),
+            Command::Subscribe(type_url, names) => {
+                let state = self.entry(&type_url);
+                state.is_open |= names.is_empty();
+                state.wanted.extend(names);
+            }
             Command::Unsubscribe(type_url, names) => {
                 let state = self.entry(&type_url);
                 for name in names {
                     state.wanted.remove(&name);
-                    if !state.wanted.contains(WILDCARD) {
+                    if !state.takes_all() {
                         state.versions.remove(&name);
                     }
                 }
@@ -149,10 +163,14 @@ impl Subscriptions {
         } = response;
         removed_resources.extend(removed_resource_names.into_iter().map(|it| it.name));
         let mut arrived = Vec::with_capacity(resources.len());
-        for resource in resources {
-            // A resource without a body only prolongs its time to live, which we never ask for.
-            let Some(any) = resource.resource else { continue };
-            arrived.push((resource.name, resource.version, any));
+        for Wrapped { name, aliases, version, resource, ttl, .. } in resources {
+            match resource {
+                Some(any) => arrived.push(Arrived { name, aliases, version, any }),
+                // What was asked for by these names does not exist (VHDS).
+                None if ttl.is_none() => removed_resources.extend([name].into_iter().chain(aliases)),
+                // It only prolongs its time to live, which we never ask for.
+                None => {}
+            }
         }
         self.hand_over(type_url, nonce, arrived, removed_resources, receiver)
     }
@@ -166,7 +184,7 @@ impl Subscriptions {
         let arrived: Vec<_> = resources.into_iter().map(|any| named(any, &version_info)).collect();
         // Of these a response holds all that there is; of others only what is news.
         let removed = if matches!(&*type_url, type_url::LISTENER | type_url::CLUSTER) {
-            let here: BTreeSet<_> = arrived.iter().map(|(name, ..)| name).collect();
+            let here: BTreeSet<_> = arrived.iter().map(|it| &it.name).collect();
             state.versions.keys().filter(|name| !here.contains(name)).cloned().collect()
         } else {
             Vec::new()
@@ -182,15 +200,15 @@ impl Subscriptions {
         &mut self,
         type_url: String,
         nonce: String,
-        arrived: Vec<(String, String, Any)>,
+        arrived: Vec<Arrived>,
         removed: Vec<String>,
         receiver: &mut impl Receiver,
     ) -> Verdict {
         let mut refusals = Vec::new();
         let mut accepted = Vec::with_capacity(arrived.len());
-        for (name, version, any) in arrived {
+        for Arrived { name, aliases, version, any } in arrived {
             if any.type_url == type_url {
-                accepted.push(Resource { name, version, body: any.value });
+                accepted.push(Resource { name, aliases, version, body: any.value });
             } else {
                 let reason = format!("the resource is a {}, the response is of {type_url}", any.type_url);
                 refusals.push(Refusal { name, reason });
@@ -204,7 +222,7 @@ impl Subscriptions {
         for name in &removed {
             state.versions.remove(name);
         }
-        let all = state.wanted.contains(WILDCARD);
+        let all = state.takes_all();
         for (name, version) in names {
             // A name that was given up while its resource was on the way is not here: its receiver has dropped it.
             let kept = all || state.wanted.contains(&name);
@@ -235,14 +253,19 @@ impl Subscriptions {
 }
 
 impl TypeState {
+    /// Whether what was not asked for by name is kept, too.
+    fn takes_all(&self) -> bool {
+        self.is_open || self.wanted.contains(WILDCARD)
+    }
+
     /// The request that makes the server's knowledge equal to `wanted`, or nothing if it is.
     fn delta_change(&mut self, type_url: &str) -> Option<DeltaDiscoveryRequest> {
         let mut request = DeltaDiscoveryRequest { type_url: type_url.to_owned(), ..Default::default() };
         match &self.told {
-            None if self.wanted.is_empty() => return None,
+            None if self.wanted.is_empty() && !self.is_open => return None,
             None => {
                 request.resource_names_subscribe = self.names();
-                let all = self.wanted.contains(WILDCARD);
+                let all = self.takes_all();
                 let here = self.versions.iter().filter(|(name, _)| all || self.wanted.contains(*name));
                 request.initial_resource_versions =
                     here.map(|(name, version)| (name.clone(), version.clone())).collect();
@@ -286,7 +309,7 @@ impl TypeState {
 
 /// A resource of the state of the world with its name and version. It may come in a wrapper that says both; by itself it says its name
 /// in its first field, whatever its type is, and its version is that of the response.
-fn named(any: Any, version: &str) -> (String, String, Any) {
+fn named(any: Any, version: &str) -> Arrived {
     /// `name` of `Listener`, `RouteConfiguration`, `Cluster` and `Secret`, `cluster_name` of `ClusterLoadAssignment`.
     #[derive(Clone, PartialEq, Message)]
     struct Named {
@@ -296,11 +319,11 @@ fn named(any: Any, version: &str) -> (String, String, Any) {
     if any.type_url.ends_with("/envoy.service.discovery.v3.Resource")
         && let Ok(Wrapped { name, resource: Some(inner), .. }) = Wrapped::decode(any.value.clone())
     {
-        return (name, version.to_owned(), inner);
+        return Arrived { name, aliases: Vec::new(), version: version.to_owned(), any: inner };
     }
     // Bytes that do not decode are refused by who knows the type; until then it has no name.
     let name = Named::decode(any.value.clone()).unwrap_or_default().name;
-    (name, version.to_owned(), any)
+    Arrived { name, aliases: Vec::new(), version: version.to_owned(), any }
 }
 
 /// Clusters before the endpoints in them, listeners before the routes they name (xDS protocol, "Eventual consistency
@@ -311,6 +334,7 @@ fn rank(url: &str) -> usize {
         type_url::CLUSTER_LOAD_ASSIGNMENT,
         type_url::LISTENER,
         type_url::ROUTE_CONFIGURATION,
+        type_url::VIRTUAL_HOST,
         type_url::SECRET,
     ];
     order.iter().position(|known| *known == url).unwrap_or(order.len())

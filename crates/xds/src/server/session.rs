@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes, BytesMut};
 use weft_protos::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use weft_protos::google::rpc::Status;
-use weft_protos::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION};
+use weft_protos::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION, VIRTUAL_HOST};
 
 use crate::WILDCARD;
 use crate::grpc;
@@ -104,7 +104,7 @@ struct Subscription {
     has: BTreeMap<Arc<str>, Held>,
     /// To be sent though the client may have them: newly subscribed, or endpoints of a cluster sent again.
     again: BTreeSet<Arc<str>>,
-    /// An answer is due even if it is empty: a wildcard's client waits for the first one.
+    /// An answer is due even if it is empty: the client of a wildcard, or of no names, waits for the first one.
     answer: bool,
     in_flight: Option<InFlight>,
     /// Groups of a refused response that are tried apart.
@@ -191,13 +191,19 @@ impl Session {
         }
         let first = !self.types.contains_key(&type_url);
         let is_waited_for = type_url == CLUSTER_LOAD_ASSIGNMENT && self.warms_clusters;
+        // Of virtual hosts such a request says that there may be others (Envoy waits for an answer, too).
+        let by_name_only = type_url == VIRTUAL_HOST;
         let subscription = self.types.entry(type_url).or_default();
         subscription.plan = None;
         for (name, version) in request.initial_resource_versions {
             subscription.has.insert(name.into(), Held { version: Some(version.into()), resource: None });
         }
         if first && request.resource_names_subscribe.is_empty() {
-            subscription.widen();
+            if by_name_only {
+                subscription.answer = true;
+            } else {
+                subscription.widen();
+            }
         }
         for name in request.resource_names_subscribe {
             if name == WILDCARD {
@@ -402,8 +408,11 @@ impl Session {
         self.nonces += 1;
         let nonce = self.nonces.to_string();
         let subscription = self.types.get_mut(type_url).expect("a response is made for a subscription only");
+        // Of a virtual host that does not exist the client waits for a resource without a body (Envoy, "VHDS").
+        let unpopulated = if type_url == VIRTUAL_HOST { &*removals } else { &[] };
+        let unpopulated = unpopulated.iter().map(|name| Resource::unpopulated(name));
         let pieces: Vec<Bytes> = match self.variant {
-            Variant::Delta => upserts.iter().map(|it| it.as_delta()).collect(),
+            Variant::Delta => upserts.iter().map(|it| it.as_delta()).chain(unpopulated).collect(),
             Variant::StateOfTheWorld if is_whole(type_url) => subscription.whole(&upserts, &removals),
             Variant::StateOfTheWorld => upserts.iter().map(|it| it.as_state_of_the_world()).collect(),
         };

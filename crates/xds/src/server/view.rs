@@ -73,6 +73,15 @@ impl Resource {
         }
     }
 
+    /// The place of a resource that does not exist, in a response of the delta protocol.
+    pub(crate) fn unpopulated(name: &str) -> Bytes {
+        let named_bytes = bytes_len(field::RESOURCE_NAME, name.len());
+        let mut delta = BytesMut::with_capacity(bytes_len(field::RESOURCES, named_bytes));
+        put_head(&mut delta, field::RESOURCES, named_bytes);
+        put_bytes(&mut delta, field::RESOURCE_NAME, name.as_bytes());
+        delta.freeze()
+    }
+
     pub(crate) fn as_delta(&self) -> Bytes {
         self.delta.clone()
     }

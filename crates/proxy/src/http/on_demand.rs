@@ -1,0 +1,37 @@
+//! A request whose virtual host is not here yet, where virtual hosts are loaded on demand: it waits until the control plane has spoken.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use weft_core::route::RouteTable;
+
+use super::Exchange;
+use crate::on_demand::Answer;
+
+/// How long a request waits: Envoy's default for clusters that are discovered on demand.
+const LOAD_TIME: Duration = Duration::from_secs(5);
+
+impl Exchange<'_> {
+    /// Ask for the virtual host of the request. A client that goes away meanwhile is noticed where its answer is written.
+    pub(super) async fn load(&mut self, table: &Arc<RouteTable>) -> Answer {
+        let entry = table.host_entry(self.scratch.request.authority()).into_owned();
+        let mut answer = pin!(self.down.worker.asking.ask(Arc::clone(&table.name), entry));
+        let deadline = Instant::now() + LOAD_TIME;
+        let (client, alarm) = (&self.client, &mut *self.alarm);
+        poll_fn(|context| {
+            if let Poll::Ready(answer) = answer.as_mut().poll(context) {
+                // The main thread drops no ask that it could answer.
+                return Poll::Ready(answer.unwrap_or(Answer::Unavailable));
+            }
+            if alarm.poll(context, Some(deadline)).is_ready() || client.poll_reset(context).is_ready() {
+                return Poll::Ready(Answer::Unavailable);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}

