@@ -3,7 +3,7 @@
 //! What workers share: counters and ejection of each endpoint, cursors, and a table that is rebuilt when an endpoint is ejected or comes back.
 //! A worker's [`Picker`] keeps the table it saw last, so that a pick takes no lock; it looks at a version number to see that there is a new one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,8 @@ use std::time::Duration;
 use crate::address::PeerAddress;
 use crate::cluster::{Cluster, Discovery, LbPolicy};
 use crate::dns::DnsKind;
-use crate::endpoint::{Endpoint, Health, LoadAssignment};
+use crate::endpoint::{Endpoint, Health, LoadAssignment, Locality};
+use crate::health_check::{ActiveHealth, HealthCheck};
 use crate::outlier::{Observation, OutlierDetection, OutlierState};
 use crate::random::{Draw, Random};
 
@@ -24,6 +25,10 @@ pub struct Host {
     pub counters: Arc<HostCounters>,
     /// Kept likewise, as long as the cluster has outlier detection: an ejection ends with the rules that are to end it.
     outlier: Option<Arc<OutlierState>>,
+    /// What the proxy's own checks say, if they ask it; kept as long as they ask the same, at the same address.
+    active_health: Option<Arc<ActiveHealth>>,
+    /// Discovery does not name it any more, but its checks pass: it stays until they do not.
+    pub leaving: bool,
     /// Index of the locality in the assignment.
     pub locality: usize,
     /// Of its locality.
@@ -65,13 +70,28 @@ impl Host {
         self.outlier.as_ref().is_some_and(|state| state.is_ejected())
     }
 
-    /// As discovered, and not ejected.
+    /// What the proxy's own checks say; `None` where there are none.
+    pub fn active_health(&self) -> Option<&Arc<ActiveHealth>> {
+        self.active_health.as_ref()
+    }
+
+    /// As discovered, not ejected, and passing its health checks.
     pub fn is_healthy(&self) -> bool {
-        self.endpoint.health == Health::Healthy && !self.is_ejected()
+        self.state() == Health::Healthy
+    }
+
+    fn is_failed(&self) -> bool {
+        self.active_health.as_ref().is_some_and(|health| health.is_failed())
     }
 
     fn state(&self) -> Health {
-        if self.is_ejected() { Health::Unhealthy } else { self.endpoint.health }
+        match self.endpoint.health {
+            _ if self.is_ejected() || self.is_failed() => Health::Unhealthy,
+            Health::Healthy if self.active_health.as_ref().is_some_and(|health| health.is_degraded()) => {
+                Health::Degraded
+            }
+            discovered => discovered,
+        }
     }
 }
 
@@ -92,6 +112,9 @@ pub struct Balancer {
     hosts: Box<[Arc<Host>]>,
     /// Locality weights by index; 0 where none is given.
     locality_weights: Box<[u32]>,
+    /// Localities by the same index, without their endpoints, where endpoints may outlive what discovery says.
+    places: Box<[Locality]>,
+    health_check: Option<Arc<HealthCheck>>,
     policy: LbPolicy,
     rules: Rules,
     outlier: Option<OutlierDetection>,
@@ -105,6 +128,16 @@ struct Rules {
     panic_threshold_percent: f64,
     overprovisioning_factor: u32,
     locality_weighted: bool,
+    ignores_new_hosts: bool,
+}
+
+impl Rules {
+    /// Whether an endpoint is one of those that shares of endpoints are shares of.
+    fn counts(self, host: &Host) -> bool {
+        host.active_health
+            .as_ref()
+            .is_none_or(|health| !(health.is_excluded() || self.ignores_new_hosts && health.is_unchecked()))
+    }
 }
 
 /// One worker's handle on a [`Balancer`].
@@ -118,14 +151,16 @@ pub struct Picker {
 impl Balancer {
     /// Make a balancer for a cluster's endpoints.
     ///
-    /// `previous` hands over counters and ejections of endpoints that stay. `seed` says where round robin begins; it should differ
+    /// `previous` hands over counters, ejections and what checks found of endpoints that stay, and endpoints that discovery has taken away
+    /// while their checks pass. `seed` says where round robin begins; it should differ
     /// between proxies, or they all begin at the same endpoint.
     pub fn new(cluster: &Cluster, assignment: &LoadAssignment, previous: Option<&Self>, seed: u64) -> Arc<Self> {
         let known: HashMap<&PeerAddress, &Arc<Host>> = previous
             .map(|balancer| balancer.hosts.iter().map(|host| (&host.endpoint.address, host)).collect())
             .unwrap_or_default();
         let is_logical = matches!(&cluster.discovery, Discovery::Dns(dns) if dns.kind == DnsKind::Logical);
-        let hosts: Box<[_]> = assignment
+        let checked_before = previous.filter(|previous| previous.asks_the_same(cluster));
+        let mut hosts: Vec<_> = assignment
             .localities
             .iter()
             .enumerate()
@@ -138,26 +173,46 @@ impl Balancer {
                     known.get(&endpoint.address).copied()
                 };
                 let outlier = before.and_then(|host| host.outlier.as_ref());
+                let health = before.filter(|host| {
+                    let is_same_place = is_logical || host.endpoint.check_address() == endpoint.check_address();
+                    checked_before.is_some() && is_same_place
+                });
+                let is_checked = cluster.health_check.is_some() && endpoint.is_checked();
                 Arc::new(Host {
                     endpoint: Arc::clone(endpoint),
                     counters: before.map_or_else(Arc::default, |host| Arc::clone(&host.counters)),
                     outlier: cluster.outlier.map(|_| outlier.map_or_else(Arc::default, Arc::clone)),
+                    active_health: is_checked
+                        .then(|| health.and_then(|host| host.active_health.clone()).unwrap_or_default()),
+                    leaving: false,
                     locality,
                     priority: group.priority,
                 })
             })
             .collect();
+        let mut locality_weights: Vec<u32> =
+            assignment.localities.iter().map(|locality| locality.weight.unwrap_or(0)).collect();
+        if let Some(before) = checked_before.filter(|_| !is_logical && !cluster.ignores_health_on_removal) {
+            let leaving = before.leaving(assignment, &hosts);
+            if !leaving.is_empty() {
+                // A locality that is named no more has no weight.
+                locality_weights.push(0);
+            }
+            hosts.extend(leaving);
+        }
         let rules = Rules {
             panic_threshold_percent: cluster.panic_threshold_percent.clamp(0.0, 100.0),
             overprovisioning_factor: assignment.overprovisioning_factor,
             locality_weighted: cluster.locality_weighted,
+            ignores_new_hosts: cluster.ignores_new_hosts,
         };
-        let locality_weights: Box<[u32]> =
-            assignment.localities.iter().map(|locality| locality.weight.unwrap_or(0)).collect();
+        let places = assignment.localities.iter().map(|it| Locality { endpoints: Box::default(), ..it.clone() });
         let table = Arc::new(Table::build(&hosts, &locality_weights, rules, seed));
         Arc::new(Self {
-            hosts,
-            locality_weights,
+            hosts: hosts.into(),
+            locality_weights: locality_weights.into(),
+            places: if cluster.health_check.is_some() { places.collect() } else { Box::default() },
+            health_check: cluster.health_check.clone(),
             policy: cluster.policy,
             rules,
             outlier: cluster.outlier,
@@ -165,6 +220,54 @@ impl Balancer {
             table: Mutex::new(table),
             seed,
         })
+    }
+
+    fn asks_the_same(&self, cluster: &Cluster) -> bool {
+        match (&self.health_check, &cluster.health_check) {
+            (Some(old), Some(new)) => old.asks_the_same(new),
+            _ => false,
+        }
+    }
+
+    /// Endpoints of its own that are not among *named*, and pass.
+    fn leaving(&self, assignment: &LoadAssignment, named: &[Arc<Host>]) -> Vec<Arc<Host>> {
+        let named: HashSet<&PeerAddress> = named.iter().map(|host| &host.endpoint.address).collect();
+        let stays = |host: &&Arc<Host>| {
+            host.active_health.is_some()
+                && !host.is_failed()
+                && host.endpoint.health != Health::Unhealthy
+                && !named.contains(&host.endpoint.address)
+        };
+        let locality_of = |host: &Host| {
+            let place = self.places.get(host.locality);
+            let is_same = |other: &Locality| place.is_some_and(|place| other.is_place_of(place));
+            assignment.localities.iter().position(is_same).unwrap_or(assignment.localities.len())
+        };
+        self.hosts
+            .iter()
+            .filter(stays)
+            .map(|host| {
+                Arc::new(Host {
+                    endpoint: Arc::clone(&host.endpoint),
+                    counters: Arc::clone(&host.counters),
+                    outlier: host.outlier.clone(),
+                    active_health: host.active_health.clone(),
+                    leaving: true,
+                    locality: locality_of(host),
+                    priority: host.priority,
+                })
+            })
+            .collect()
+    }
+
+    /// Whether an endpoint that discovery has taken away may go now.
+    pub fn has_left(&self) -> bool {
+        self.hosts.iter().any(|host| host.leaving && host.is_failed())
+    }
+
+    /// Whether each endpoint that is to be checked was.
+    pub fn is_checked(&self) -> bool {
+        self.hosts.iter().all(|host| host.active_health.as_ref().is_none_or(|health| !health.is_unchecked()))
     }
 
     /// A handle for one worker.
@@ -206,6 +309,37 @@ impl Balancer {
             self.rebuild();
         }
         back
+    }
+
+    /// Note that an answer to a request asks for no more of them (`x-envoy-immediate-health-check-fail`), which counts where the endpoint is
+    /// checked. Returns whether it passed until now.
+    pub fn fail_at_once(&self, host: &Host) -> bool {
+        let failed = host.active_health.as_ref().is_some_and(|health| health.fail_at_once());
+        if failed {
+            self.rebuild();
+        }
+        failed
+    }
+
+    /// A check of *host* passed: an ejection by outlier detection is over, unless its rules say otherwise. Returns whether there was one.
+    pub fn check_passed(&self, host: &Host) -> bool {
+        let (Some(rules), Some(state)) = (&self.outlier, &host.outlier) else { return false };
+        let is_back = rules.check_unejects && state.uneject();
+        if is_back {
+            self.rebuild();
+        }
+        is_back
+    }
+
+    /// Look at the endpoints anew, after checks have changed what is said of them.
+    pub fn look_again(&self) {
+        self.rebuild();
+    }
+
+    /// Take for granted that all health checks pass: nobody makes any.
+    pub fn assume_checked(&self) {
+        self.hosts.iter().filter_map(|host| host.active_health.as_ref()).for_each(|health| health.assume());
+        self.rebuild();
     }
 
     fn table(&self) -> Arc<Table> {
@@ -395,7 +529,8 @@ fn distribute(members: &[Vec<&Arc<Host>>], rules: Rules) -> Vec<(u64, usize, Opt
         .iter()
         .map(|hosts| {
             let count = |state| hosts.iter().filter(|host| host.state() == state).count();
-            (count(Health::Healthy), count(Health::Degraded), hosts.len())
+            let total = hosts.iter().filter(|host| rules.counts(host)).count();
+            (count(Health::Healthy), count(Health::Degraded), total)
         })
         .collect();
     let healthy: Vec<u64> =
@@ -407,7 +542,7 @@ fn distribute(members: &[Vec<&Arc<Host>>], rules: Rules) -> Vec<(u64, usize, Opt
     // Panic: a priority of which too few endpoints work gets its load spread over all of them. Never while the others can carry everything.
     let panics = |index: usize| {
         let (healthy, degraded, total) = counts[index];
-        let working = (healthy + degraded) as f64 * 100.0 / total as f64;
+        let working = if total == 0 { 0.0 } else { (healthy + degraded) as f64 * 100.0 / total as f64 };
         available < 100 && rules.panic_threshold_percent > 0.0 && working < rules.panic_threshold_percent
     };
     if (0..members.len()).all(panics) {
@@ -455,7 +590,8 @@ fn by_locality<'h>(
     // The weight of a locality falls when less than 1/overprovisioning of its endpoints work.
     let effective = |locality: usize| {
         let working = chosen.iter().filter(|host| host.locality == locality).count() as f64;
-        let total = all.iter().filter(|host| host.locality == locality).count() as f64;
+        let total = all.iter().filter(|host| host.locality == locality && rules.counts(host)).count() as f64;
+        // None that count, or fewer than work: in panic all are chosen.
         let availability = (working / total * f64::from(rules.overprovisioning_factor) / 100.0).min(1.0);
         f64::from(locality_weights[locality]) * availability
     };

@@ -23,6 +23,7 @@ use weft_xds::{Backoff, Protocol, Refusal, Service};
 use crate::bootstrap::{Ads, Bootstrap, Place};
 use crate::clock;
 use crate::dns::follow::Followers;
+use crate::health_check::Checks;
 use crate::listen::Sockets;
 use crate::plan::Active;
 use crate::state::{self, Entry};
@@ -62,6 +63,8 @@ pub struct Configurator {
     ads_is_connected: bool,
     /// Whose names are resolved.
     pub followers: Followers,
+    /// Whose endpoints are checked.
+    pub checks: Checks,
     /// The next generation is being waited for.
     is_gathering: bool,
     /// When each cluster's ejections were looked at last, on the clock of [`clock::monotonic`].
@@ -73,6 +76,7 @@ impl Configurator {
         bootstrap: &Bootstrap,
         sockets: Sockets,
         workers: Vec<UnboundedSender<Command>>,
+        checks: Checks,
         state_dir: Option<PathBuf>,
         seed: u64,
     ) -> Rc<RefCell<Configurator>> {
@@ -96,6 +100,7 @@ impl Configurator {
                 is_waiting: false,
                 ads_is_connected: false,
                 followers: Followers::default(),
+                checks,
                 is_gathering: false,
                 ticked: HashMap::new(),
             })
@@ -245,10 +250,17 @@ impl Configurator {
     pub fn hear(&mut self, cluster: &Arc<str>, dns: &Arc<Dns>, name: &Arc<str>, answer: Option<Vec<IpAddr>>) -> Heard {
         let heard = self.holdings.hear(cluster, dns, name, answer);
         self.followers.count(cluster, heard);
-        if heard.changed && !std::mem::replace(&mut self.is_gathering, true) {
-            self.me.upgrade().map(|me| spawn_local(gather(me)));
+        if heard.changed {
+            self.settle_soon();
         }
         heard
+    }
+
+    /// Make the next generation for this and what else comes at about the same time.
+    pub fn settle_soon(&mut self) {
+        if !std::mem::replace(&mut self.is_gathering, true) {
+            self.me.upgrade().map(|me| spawn_local(gather(me)));
+        }
     }
 
     /// After the plan, so that a worker knows the listener of a socket when its first connection comes; and has closed
@@ -282,6 +294,7 @@ impl Configurator {
             follow_names(ads, type_url::ROUTE_CONFIGURATION, &before.routes, &wanted.routes);
         }
         self.followers.follow(&wanted.names, &self.me);
+        self.checks.follow(self.holdings.checked(), &self.me);
         let sources: BTreeSet<_> = before.secrets.keys().chain(wanted.secrets.keys()).cloned().collect();
         for source in sources {
             let old = before.secrets.get(&source).unwrap_or(&nothing);
