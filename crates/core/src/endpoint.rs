@@ -174,9 +174,10 @@ pub(crate) fn described(
     address: PeerAddress,
 ) -> Endpoint {
     Endpoint {
-        check: host.health_check_config.as_ref().map(|config| {
-            Box::new(context.at("endpoint.health_check_config", |context| check_of(context, config)))
-        }),
+        check: host
+            .health_check_config
+            .as_ref()
+            .map(|config| Box::new(context.at("endpoint.health_check_config", |context| check_of(context, config)))),
         address,
         hostname: host.hostname.as_str().into(),
         weight: endpoint.load_balancing_weight.as_ref().map_or(1, |weight| weight.value).max(1),

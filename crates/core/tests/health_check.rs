@@ -115,10 +115,7 @@ fn an_endpoint_passes_and_fails_as_envoy_says() {
     type Step = (Verdict, Transition, bool);
     let cases: &[(&str, &[Step])] = &[
         ("one success is enough at first", &[(PASSED, Changed, false), (PASSED, Unchanged, false)]),
-        (
-            "and not after a failure",
-            &[(REFUSED, Changed, true), (PASSED, Pending, true), (PASSED, Changed, false)],
-        ),
+        ("and not after a failure", &[(REFUSED, Changed, true), (PASSED, Pending, true), (PASSED, Changed, false)]),
         (
             "successes have to be in a row",
             &[
@@ -280,8 +277,7 @@ fn an_answer_of_http_is_judged_by_status_body_and_name() {
     }
     let named = probe(&|http| {
         let pattern = matcher::string_matcher::MatchPattern::Prefix("locations".into());
-        http.service_name_matcher =
-            Some(matcher::StringMatcher { match_pattern: Some(pattern), ..Default::default() });
+        http.service_name_matcher = Some(matcher::StringMatcher { match_pattern: Some(pattern), ..Default::default() });
     });
     for (cluster, verdict) in [(&b"locations-eu"[..], PASSED), (b"", REFUSED), (b"other", REFUSED)] {
         assert_eq!(named(HttpAnswer { cluster, ..status(200) }), verdict);
@@ -312,7 +308,10 @@ fn what_cannot_be_checked_is_refused_by_name() {
         (with_http(&|http| http.path = "/a b".into()), "http_health_check.path"),
         (with_http(&|http| http.host = "a\r\nb: c".into()), "http_health_check.host"),
         (with_http(&|http| http.method = core::RequestMethod::Connect as i32), "http_health_check.method"),
-        (with_http(&|http| http.codec_client_type = CodecClientType::Http3 as i32), "http_health_check.codec_client_type"),
+        (
+            with_http(&|http| http.codec_client_type = CodecClientType::Http3 as i32),
+            "http_health_check.codec_client_type",
+        ),
         (with_http(&|http| http.send = Some(Default::default())), "http_health_check.send"),
         (
             with_http(&|http| http.expected_statuses = vec![Int64Range { start: 99, end: 200 }]),
@@ -348,9 +347,8 @@ fn what_cannot_be_checked_is_refused_by_name() {
     assert_eq!(refusals(&two), ["Cluster.health_checks[1]"]);
     let mut original = resource(good);
     original.lb_policy = cluster::cluster::LbPolicy::ClusterProvided as i32;
-    original.cluster_discovery_type = Some(cluster::cluster::ClusterDiscoveryType::Type(
-        cluster::cluster::DiscoveryType::OriginalDst as i32,
-    ));
+    original.cluster_discovery_type =
+        Some(cluster::cluster::ClusterDiscoveryType::Type(cluster::cluster::DiscoveryType::OriginalDst as i32));
     assert_eq!(refusals(&original), ["Cluster.health_checks[0]"]);
 }
 

@@ -784,6 +784,7 @@ fn endpoints(plan: &Plan, cluster: &Cluster, question: &Question, http: bool) ->
             "cluster": &*cluster.name,
             "address": host.endpoint.address.to_string(),
             "healthy": host.is_healthy(),
+            "checked": host.active_health().is_some(),
             "weight": host.endpoint.weight,
             "priority": host.priority,
             "share": share,

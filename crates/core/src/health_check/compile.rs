@@ -34,7 +34,8 @@ impl HealthCheck {
             context.refuse_at("health_checks[1]", "a cluster has one health check, as in Envoy");
         }
         if !checks.is_empty() && matches!(discovery, Discovery::OriginalDst) {
-            context.refuse_at("health_checks[0]", "nothing of an ORIGINAL_DST cluster is known before its clients come");
+            context
+                .refuse_at("health_checks[0]", "nothing of an ORIGINAL_DST cluster is known before its clients come");
         }
         let check = checks.first()?;
         context.at("health_checks[0]", |context| Self::compile(context, check))
@@ -62,9 +63,8 @@ impl HealthCheck {
             Some(HealthChecker::HttpHealthCheck(http)) => {
                 context.at("http_health_check", |context| Some(Probe::Http(http_probe(context, http))))
             }
-            Some(HealthChecker::TcpHealthCheck(tcp)) => context.at("tcp_health_check", |context| {
-                Some(Probe::Tcp(exchange(context, tcp.send.as_ref(), &tcp.receive)))
-            }),
+            Some(HealthChecker::TcpHealthCheck(tcp)) => context
+                .at("tcp_health_check", |context| Some(Probe::Tcp(exchange(context, tcp.send.as_ref(), &tcp.receive)))),
             Some(HealthChecker::GrpcHealthCheck(grpc)) => {
                 context.at("grpc_health_check", |context| Some(Probe::Grpc(grpc_probe(context, grpc))))
             }
@@ -139,10 +139,8 @@ fn http_probe(context: &mut Context, http: &HttpHealthCheck) -> HttpProbe {
         }
         Ok(method) => method,
     };
-    let has_body = matches!(
-        method,
-        RequestMethod::Post | RequestMethod::Put | RequestMethod::Patch | RequestMethod::Options
-    );
+    let has_body =
+        matches!(method, RequestMethod::Post | RequestMethod::Put | RequestMethod::Patch | RequestMethod::Options);
     if http.send.is_some() && !has_body {
         context.refuse_at("send", format!("{} has no body", method.as_str_name()));
     }
@@ -177,9 +175,8 @@ fn http_probe(context: &mut Context, http: &HttpHealthCheck) -> HttpProbe {
         buffer_bytes: buffer_bytes as usize,
         expected: if expected.is_empty() { Box::new([(200, 201)]) } else { expected },
         retriable: statuses(context, "retriable_statuses", &http.retriable_statuses),
-        service: service.and_then(|matcher| {
-            context.at("service_name_matcher", |context| StringMatch::compile(context, matcher))
-        }),
+        service: service
+            .and_then(|matcher| context.at("service_name_matcher", |context| StringMatch::compile(context, matcher))),
     }
 }
 

@@ -345,6 +345,15 @@ mod tests {
     }
 
     #[test]
+    fn a_header_of_the_proxys_own_names_nobody() {
+        for version in [Version::V1, Version::V2] {
+            let mut header = Vec::new();
+            encode_own(&mut header, version);
+            assert_eq!(read(ANY, &header, 1), Ok(Some((header.len(), Said::OwnEnds))), "{version:?}");
+        }
+    }
+
+    #[test]
     fn headers_that_are_refused() {
         let long = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; 100]].concat();
         let line_end_too_late = [&long[..106], b"\r\n"].concat();

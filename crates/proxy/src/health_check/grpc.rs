@@ -137,11 +137,8 @@ mod tests {
 
     #[test]
     fn the_message_names_the_service() {
-        let probe = |service: &str| GrpcProbe {
-            service: service.into(),
-            authority: "".into(),
-            metadata: Default::default(),
-        };
+        let probe =
+            |service: &str| GrpcProbe { service: service.into(), authority: "".into(), metadata: Default::default() };
         assert_eq!(message(&probe("")), b"\0\0\0\0\0");
         assert_eq!(message(&probe("a.B")), b"\0\0\0\0\x05\x0a\x03a.B");
     }

@@ -193,7 +193,13 @@ impl Checks {
 
 impl Configurator {
     /// Take in what a check of *target* found. Returns how long until the next.
-    fn hear_check(&mut self, cluster: &Name, target: &Target, session: &mut Session, found: &Found) -> Option<Duration> {
+    fn hear_check(
+        &mut self,
+        cluster: &Name,
+        target: &Target,
+        session: &mut Session,
+        found: &Found,
+    ) -> Option<Duration> {
         let check = target.upstream.cluster.health_check.as_deref()?;
         let health = target.health()?;
         let noted = session.note(check, health, found.verdict);
@@ -203,7 +209,10 @@ impl Configurator {
                 balancer.look_again();
             }
             if passed && balancer.check_passed(&target.host) {
-                eprintln!("weft-proxy: {} passes a health check, which ends its ejection", place(cluster, &target.host));
+                eprintln!(
+                    "weft-proxy: {} passes a health check, which ends its ejection",
+                    place(cluster, &target.host)
+                );
             }
         }
         tell(cluster, target, check, noted, found);
@@ -267,8 +276,7 @@ impl Checker {
                 way = None;
             }
             let Some(configurator) = self.configurator.upgrade() else { return };
-            let pause =
-                configurator.borrow_mut().hear_check(&self.cluster, &target, &mut self.session, &found);
+            let pause = configurator.borrow_mut().hear_check(&self.cluster, &target, &mut self.session, &found);
             drop(configurator);
             // Whoever does not ask it again must not keep it alive.
             drop((target, check));

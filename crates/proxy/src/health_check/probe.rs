@@ -81,7 +81,10 @@ pub struct Way {
 
 enum Kind {
     /// Bytes, HTTP/1.1 among them.
-    Plain { io: Io, buffer: Buffer },
+    Plain {
+        io: Io,
+        buffer: Buffer,
+    },
     Http2(Multiplexed),
 }
 
@@ -155,7 +158,13 @@ async fn connect<'w>(
     let offer = match (&check.alpn, &check.probe) {
         (Some(protocols), _) => Offer::Only(protocols),
         (None, Probe::Tcp(_)) => Offer::All,
-        (None, _) => if http2 { Offer::Http2 } else { Offer::Http1 },
+        (None, _) => {
+            if http2 {
+                Offer::Http2
+            } else {
+                Offer::Http1
+            }
+        }
     };
     let io = connect_check(upstream, &address, transport, standing, offer).await?;
     let kind = if http2 {
@@ -198,8 +207,7 @@ async fn http(
     let body = &probe.exchange.send;
     request.framing = if body.is_empty() { Framing::None } else { Framing::Length(body.len() as u64) };
     let most = if probe.exchange.receive.is_empty() { 0 } else { probe.buffer_bytes };
-    let answer =
-        ask_http(target, check, (request, &probe.headers, body.to_vec()), way, standing, most).await?;
+    let answer = ask_http(target, check, (request, &probe.headers, body.to_vec()), way, standing, most).await?;
     let head = &answer.head;
     let verdict = probe.judge(&HttpAnswer {
         status: head.status,
@@ -228,7 +236,12 @@ async fn ask_http(
     edits.apply(&mut Editable(&mut request), &());
     let limits = response_limits(&target.upstream.cluster);
     let answer = match &mut connect(target, check, way, standing).await?.kind {
-        Kind::Plain { io, buffer } => exchange(&mut Side::http1(io, buffer, limits), &request, &body, most).await,
+        Kind::Plain { io, buffer } => {
+            let answer = exchange(&mut Side::http1(io, buffer, limits), &request, &body, most).await;
+            // It is idle most of the time.
+            buffer.release_if_empty();
+            answer
+        }
         Kind::Http2(Multiplexed { session, .. }) => {
             exchange(&mut Side::http2(session.stream()), &request, &body, most).await
         }

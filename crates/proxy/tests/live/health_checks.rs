@@ -197,10 +197,10 @@ fn a_cluster_waits_for_the_first_check_of_each_endpoint() {
     a.wait_checks(2);
     let dump: Vec<Value> = serde_json::from_str(&mesh.admin("GET", "/config_dump")).unwrap();
     let row = dump.iter().find(|row| row["name"] == CLUSTER && row["type_url"] == type_url::CLUSTER).unwrap();
-    assert_eq!((&row["state"], &row["reason"]), (
-        &"warming".into(),
-        &"its endpoints have not all been checked yet".into()
-    ));
+    assert_eq!(
+        (&row["state"], &row["reason"]),
+        (&"warming".into(), &"its endpoints have not all been checked yet".into())
+    );
     assert_eq!(mesh.try_admin("GET", "/ready").unwrap().0, 503);
     // One success is enough at the start.
     held.send(status(200));
@@ -280,7 +280,9 @@ fn an_answer_to_a_request_may_fail_its_endpoint() {
     let counted = Arc::clone(&checks);
     let ill = Upstream::answering(move |request| match request.start_line().contains(" /health") {
         true => status(if counted.fetch_add(1, Ordering::Relaxed) == 0 { 200 } else { 503 }),
-        false => b"HTTP/1.1 200 OK\r\nx-envoy-immediate-health-check-fail: true\r\ncontent-length: 3\r\n\r\nill".to_vec(),
+        false => {
+            b"HTTP/1.1 200 OK\r\nx-envoy-immediate-health-check-fail: true\r\ncontent-length: 3\r\n\r\nill".to_vec()
+        }
     });
     let mesh = Mesh::start(&[a.address, ill], |setup| {
         check(setup, http());
@@ -302,7 +304,8 @@ fn an_answer_to_a_request_may_fail_its_endpoint() {
 fn a_check_that_passes_ends_an_ejection_unless_it_must_not() {
     for unejects in [true, false] {
         let a = Endpoint::new("a", 200);
-        let bad = Upstream::answering(|request| status(if request.start_line().contains(" /health") { 200 } else { 500 }));
+        let bad =
+            Upstream::answering(|request| status(if request.start_line().contains(" /health") { 200 } else { 500 }));
         let mesh = Mesh::start(&[a.address, bad], |setup| {
             check(setup, http());
             setup.cluster.outlier_detection = Some(cluster::OutlierDetection {
@@ -342,18 +345,21 @@ fn a_check_says_what_it_is_told_to() {
     });
     let serving = Upstream::saying("serving");
     let mut mesh = Mesh::prepare(&[]);
-    check(&mut mesh.setup, HealthChecker::HttpHealthCheck(HttpHealthCheck {
-        host: "checked.test".into(),
-        path: "/health?deep=1".into(),
-        method: core::RequestMethod::Post as i32,
-        send: Some(Payload { payload: Some(payload::Payload::Text("70696e67".into())) }),
-        request_headers_to_add: vec![core::HeaderValueOption {
-            header: Some(core::HeaderValue { key: "x-probe".into(), value: "yes".into(), ..Default::default() }),
+    check(
+        &mut mesh.setup,
+        HealthChecker::HttpHealthCheck(HttpHealthCheck {
+            host: "checked.test".into(),
+            path: "/health?deep=1".into(),
+            method: core::RequestMethod::Post as i32,
+            send: Some(Payload { payload: Some(payload::Payload::Text("70696e67".into())) }),
+            request_headers_to_add: vec![core::HeaderValueOption {
+                header: Some(core::HeaderValue { key: "x-probe".into(), value: "yes".into(), ..Default::default() }),
+                ..Default::default()
+            }],
+            request_headers_to_remove: vec!["user-agent".into()],
             ..Default::default()
-        }],
-        request_headers_to_remove: vec!["user-agent".into()],
-        ..Default::default()
-    }));
+        }),
+    );
     // Where requests go is not where checks go.
     let mut assignment = load_assignment(CLUSTER, &[serving]);
     let lb_endpoint = &mut assignment.endpoints[0].lb_endpoints[0];
