@@ -321,14 +321,11 @@ impl Balancer {
         failed
     }
 
-    /// A check of *host* passed: an ejection by outlier detection is over, unless its rules say otherwise. Returns whether there was one.
+    /// A check of *host* passed: an ejection by outlier detection is over, unless its rules say otherwise. Returns whether there was one; then
+    /// it is time to [`Balancer::look_again`].
     pub fn check_passed(&self, host: &Host) -> bool {
         let (Some(rules), Some(state)) = (&self.outlier, &host.outlier) else { return false };
-        let is_back = rules.check_unejects && state.uneject();
-        if is_back {
-            self.rebuild();
-        }
-        is_back
+        rules.check_unejects && state.uneject()
     }
 
     /// Look at the endpoints anew, after checks have changed what is said of them.

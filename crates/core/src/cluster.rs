@@ -25,7 +25,7 @@ use crate::address::{BindAddress, compile_socket};
 use crate::breaker::Limits;
 use crate::compile::{Compiled, Context, Problems, Strictness};
 use crate::dns::{Dns, DnsKind};
-use crate::endpoint::{Endpoint, LoadAssignment, labels};
+use crate::endpoint::{Endpoint, Labels, LoadAssignment, labels};
 use crate::health_check::HealthCheck;
 use crate::honoured;
 use crate::http_manager::{HeadLimits, max_requests};
@@ -149,7 +149,7 @@ pub struct TransportSocketMatch {
     /// `tlsMode-istio`
     pub name: Box<str>,
     /// All must be among the endpoint's; empty: any endpoint.
-    pub labels: Box<[(Box<str>, Box<str>)]>,
+    pub labels: Labels,
     /// The socket.
     pub socket: TransportSocket,
 }

@@ -24,6 +24,9 @@ pub enum Health {
     Unhealthy,
 }
 
+/// Keys and values that choose a transport socket, sorted by key.
+pub type Labels = Box<[(Box<str>, Box<str>)]>;
+
 /// One endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
@@ -35,8 +38,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// As discovered.
     pub health: Health,
-    /// `envoy.transport_socket_match`, keys sorted: chooses the cluster's transport socket.
-    pub transport_labels: Box<[(Box<str>, Box<str>)]>,
+    /// `envoy.transport_socket_match`: chooses the cluster's transport socket.
+    pub transport_labels: Labels,
     /// Where and what it is.
     pub metadata: Metadata,
     /// How it is checked, where that is not as its cluster says.
@@ -210,7 +213,7 @@ fn check_of(context: &mut Context, config: &proto::endpoint::HealthCheckConfig) 
 }
 
 /// The entries of a struct that are strings.
-pub(crate) fn labels(metadata: &Struct) -> Box<[(Box<str>, Box<str>)]> {
+pub(crate) fn labels(metadata: &Struct) -> Labels {
     metadata
         .fields
         .iter()

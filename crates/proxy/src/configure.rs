@@ -33,7 +33,7 @@ use crate::worker::{Command, Draining};
 /// How long the first listeners wait for the first clusters. Long enough for a control plane and an agent that have
 /// just started themselves; then a proxy that serves a part is better than one that serves nothing.
 const FIRST_CLUSTERS_TIME: Duration = Duration::from_secs(5);
-/// Answers about names of this time make one generation together.
+/// Answers about names, and findings of health checks, of this time count together.
 const GATHER_TIME: Duration = Duration::from_millis(5);
 /// Changes of this time go to the disk together.
 const SAVE_TIME: Duration = Duration::from_millis(200);
@@ -65,8 +65,12 @@ pub struct Configurator {
     pub followers: Followers,
     /// Whose endpoints are checked.
     pub checks: Checks,
-    /// The next generation is being waited for.
+    /// What is to be done is being gathered.
     is_gathering: bool,
+    /// The next generation is to be made.
+    is_unsettled: bool,
+    /// Clusters whose balancing is to look at their endpoints anew.
+    unbalanced: BTreeSet<Arc<str>>,
     /// When each cluster's ejections were looked at last, on the clock of [`clock::monotonic`].
     ticked: HashMap<Arc<str>, Duration>,
 }
@@ -102,6 +106,8 @@ impl Configurator {
                 followers: Followers::default(),
                 checks,
                 is_gathering: false,
+                is_unsettled: false,
+                unbalanced: BTreeSet::new(),
                 ticked: HashMap::new(),
             })
         })
@@ -258,6 +264,17 @@ impl Configurator {
 
     /// Make the next generation for this and what else comes at about the same time.
     pub fn settle_soon(&mut self) {
+        self.is_unsettled = true;
+        self.gather_soon();
+    }
+
+    /// The same for what is said of the endpoints of a cluster: of thousands many may change at once.
+    pub fn balance_soon(&mut self, cluster: &Arc<str>) {
+        self.unbalanced.insert(Arc::clone(cluster));
+        self.gather_soon();
+    }
+
+    fn gather_soon(&mut self) {
         if !std::mem::replace(&mut self.is_gathering, true) {
             self.me.upgrade().map(|me| spawn_local(gather(me)));
         }
@@ -460,12 +477,17 @@ async fn wait_for_clusters(configurator: Rc<RefCell<Configurator>>) {
     }
 }
 
-/// Make one generation for all answers that come at about the same time.
+/// Do once what answers ask for that come at about the same time.
 async fn gather(configurator: Rc<RefCell<Configurator>>) {
     tokio::time::sleep(GATHER_TIME).await;
     let mut configurator = configurator.borrow_mut();
     configurator.is_gathering = false;
-    configurator.settle();
+    for cluster in std::mem::take(&mut configurator.unbalanced) {
+        configurator.holdings.balancers(&cluster).for_each(|balancer| balancer.look_again());
+    }
+    if std::mem::take(&mut configurator.is_unsettled) {
+        configurator.settle();
+    }
 }
 
 async fn keep_saving(configurator: Rc<RefCell<Configurator>>) {

@@ -668,7 +668,7 @@ impl Holdings {
     }
 
     /// The balancers of all versions of a cluster.
-    pub fn checked_as(&self, name: &str) -> impl Iterator<Item = &Arc<Balancer>> {
+    pub fn balancers(&self, name: &str) -> impl Iterator<Item = &Arc<Balancer>> {
         [self.clusters_at_work.get(name), self.clusters_in_check.get(name)]
             .into_iter()
             .flatten()

@@ -195,7 +195,7 @@ fn a_cluster_with_a_health_check_waits_for_its_first_round() {
     let mut proxy = Proxy::new();
     // A round of checks that all pass, of whatever version there is.
     let round = |proxy: &mut Proxy| {
-        proxy.holdings.checked_as("a").for_each(|balancer| balancer.assume_checked());
+        proxy.holdings.balancers("a").for_each(|balancer| balancer.assume_checked());
         proxy.active = proxy.holdings.settle(&proxy.active);
     };
     proxy.clusters(&[checked_cluster("a", 1)]);

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use weft_protos::envoy::config::core::v3 as proto;
 
+use crate::endpoint::Labels;
 use crate::header_edit::HeaderEdits;
 use crate::matching::StringMatch;
 use crate::random::{Draw, Random};
@@ -38,7 +39,7 @@ pub struct HealthCheck {
     /// Instead of what the cluster's transport socket offers by ALPN.
     pub alpn: Option<Box<[Box<[u8]>]>>,
     /// Choose among the cluster's transport socket matches, instead of the endpoint's own labels.
-    pub transport_labels: Option<Box<[(Box<str>, Box<str>)]>>,
+    pub transport_labels: Option<Labels>,
     /// Each failure is told, not only changes of state.
     pub logs_failures: bool,
     /// Each success is told.

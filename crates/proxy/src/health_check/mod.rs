@@ -204,16 +204,14 @@ impl Configurator {
         let health = target.health()?;
         let noted = session.note(check, health, found.verdict);
         let passed = found.verdict.passed();
-        for balancer in self.holdings.checked_as(cluster) {
-            if noted.transition == Transition::Changed {
-                balancer.look_again();
-            }
-            if passed && balancer.check_passed(&target.host) {
-                eprintln!(
-                    "weft-proxy: {} passes a health check, which ends its ejection",
-                    place(cluster, &target.host)
-                );
-            }
+        // Versions of the cluster share what is known of the endpoint.
+        let ejection_ends =
+            passed && self.holdings.balancers(cluster).any(|balancer| balancer.check_passed(&target.host));
+        if ejection_ends {
+            eprintln!("weft-proxy: {} passes a health check, which ends its ejection", place(cluster, &target.host));
+        }
+        if ejection_ends || noted.transition == Transition::Changed {
+            self.balance_soon(cluster);
         }
         tell(cluster, target, check, noted, found);
         if noted.first || target.host.leaving && health.is_failed() {
