@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use support::Fixed;
 use weft_core::balance::Balancer;
-use weft_core::cluster::Cluster;
+use weft_core::cluster::{Cluster, TransportSocket};
 use weft_core::compile::Strictness;
 use weft_core::endpoint::LoadAssignment;
 use weft_core::health_check::{ActiveHealth, HttpAnswer, Probe, Session, Transition, Verdict};
@@ -469,6 +469,28 @@ fn an_endpoint_that_passes_outlives_discovery_unless_its_cluster_says_otherwise(
     assert_eq!((last.hosts().len(), last.has_left()), (1, false));
     let at_once = checked(|resource| resource.ignore_health_on_host_removal = true);
     assert_eq!(Balancer::new(&at_once, &assignment(&[1]), Some(&first), 0).hosts().len(), 1);
+}
+
+#[test]
+fn a_check_may_choose_its_transport() {
+    let label = |text: &str| protobuf::Struct {
+        fields: [("use".to_owned(), protobuf::Value { kind: Some(protobuf::value::Kind::StringValue(text.into())) })]
+            .into(),
+    };
+    let cluster = checked(|resource| {
+        resource.transport_socket_matches = ["requests", "checks"]
+            .map(|name| cluster::cluster::TransportSocketMatch {
+                name: name.into(),
+                r#match: Some(label(name)),
+                transport_socket: None,
+            })
+            .into();
+        resource.health_checks[0].transport_socket_match_criteria = Some(label("checks"));
+    });
+    let endpoint = &assignment(&[1]).localities[0].endpoints[0];
+    let is = |socket: &TransportSocket, index: usize| std::ptr::eq(socket, &cluster.transport_matches[index].socket);
+    assert!(is(cluster.check_transport_for(endpoint), 1));
+    assert!(std::ptr::eq(cluster.transport_for(endpoint), &cluster.transport));
 }
 
 #[test]

@@ -239,6 +239,8 @@ impl Configurator {
 
     /// Make the next generation and give it to the workers.
     fn settle(&mut self) {
+        // What goes to work by its first checks is to know what they found.
+        self.rebalance();
         let was_live = self.holdings.is_live();
         self.active = Arc::new(self.holdings.settle(&self.active));
         self.tell(|| Command::Plan(Arc::clone(&self.active)));
@@ -272,6 +274,12 @@ impl Configurator {
     pub fn balance_soon(&mut self, cluster: &Arc<str>) {
         self.unbalanced.insert(Arc::clone(cluster));
         self.gather_soon();
+    }
+
+    fn rebalance(&mut self) {
+        for cluster in std::mem::take(&mut self.unbalanced) {
+            self.holdings.balancers(&cluster).for_each(|balancer| balancer.look_again());
+        }
     }
 
     fn gather_soon(&mut self) {
@@ -482,11 +490,10 @@ async fn gather(configurator: Rc<RefCell<Configurator>>) {
     tokio::time::sleep(GATHER_TIME).await;
     let mut configurator = configurator.borrow_mut();
     configurator.is_gathering = false;
-    for cluster in std::mem::take(&mut configurator.unbalanced) {
-        configurator.holdings.balancers(&cluster).for_each(|balancer| balancer.look_again());
-    }
     if std::mem::take(&mut configurator.is_unsettled) {
         configurator.settle();
+    } else {
+        configurator.rebalance();
     }
 }
 

@@ -229,7 +229,7 @@ fn tell(cluster: &Name, target: &Target, check: &HealthCheck, noted: Noted, foun
     let why = &found.why;
     match noted.turned {
         Some(true) if noted.first => {}
-        Some(true) => eprintln!("weft-proxy: {place} is healthy again: it passes its {kind} health check"),
+        Some(true) => eprintln!("weft-proxy: {place} is healthy: it passes its {kind} health check"),
         Some(false) => eprintln!("weft-proxy: {place} is unhealthy: it fails its {kind} health check ({why})"),
         None if found.verdict.passed() && check.logs_successes => {
             eprintln!("weft-proxy: {place} passes its {kind} health check");
@@ -259,27 +259,29 @@ impl Checker {
         let mut way: Option<Box<Way>> = None;
         tokio::time::sleep(first_pause).await;
         loop {
-            let target = self.target.borrow().clone();
-            let Some(check) = target.upstream.cluster.health_check.clone() else { return };
-            let Some(configurator) = self.configurator.upgrade() else { return };
-            configurator.borrow_mut().checks.attempt(&self.cluster);
-            drop(configurator);
             // In a box: it waits most of the time, and has kilobytes of state only while it asks.
-            let asking = Box::pin(probe::ask(&target, &check, &mut way, &self.standing));
-            let found = match tokio::time::timeout(check.timeout, asking).await {
-                Ok(found) => found,
-                Err(_) => Found::timed_out(check.timeout),
-            };
-            if !check.reuses_connection || found.verdict.is_of_the_network() {
-                way = None;
-            }
-            let Some(configurator) = self.configurator.upgrade() else { return };
-            let pause = configurator.borrow_mut().hear_check(&self.cluster, &target, &mut self.session, &found);
-            drop(configurator);
-            // Whoever does not ask it again must not keep it alive.
-            drop((target, check));
-            let Some(pause) = pause else { return };
+            let Some(found) = Box::pin(self.ask(&mut way)).await else { return };
+            let Some(pause) = self.report(&found) else { return };
             tokio::time::sleep(pause).await;
         }
+    }
+
+    /// Check once. `None`: nobody wants to know any more.
+    async fn ask(&self, way: &mut Option<Box<Way>>) -> Option<Found> {
+        let target = self.target.borrow().clone();
+        let check = target.upstream.cluster.health_check.as_deref()?;
+        self.configurator.upgrade()?.borrow_mut().checks.attempt(&self.cluster);
+        let found = tokio::time::timeout(check.timeout, probe::ask(&target, check, way, &self.standing)).await;
+        let found = found.unwrap_or_else(|_| Found::timed_out(check.timeout));
+        if !check.reuses_connection || found.verdict.is_of_the_network() {
+            *way = None;
+        }
+        Some(found)
+    }
+
+    fn report(&mut self, found: &Found) -> Option<Duration> {
+        // Discovery may have said something new about it meanwhile.
+        let target = self.target.borrow().clone();
+        self.configurator.upgrade()?.borrow_mut().hear_check(&self.cluster, &target, &mut self.session, found)
     }
 }

@@ -152,7 +152,7 @@ fn who_fails_gets_no_requests_until_it_passes_again() {
     assert!(count(&mesh, "attempt") >= count(&mesh, "success") && count(&mesh, "success") >= 4.0);
     let said = |what: &str| mesh.log().contains(&format!("endpoint {} of cluster {CLUSTER} {what}", b.address));
     assert!(said("is unhealthy: it fails its HTTP health check (status 503)"), "{}", mesh.log());
-    assert!(said("is healthy again: it passes its HTTP health check"), "{}", mesh.log());
+    assert!(said("is healthy: it passes its HTTP health check"), "{}", mesh.log());
     // Both stand for one change, however many checks came.
     assert_eq!(mesh.log().matches("healthy").count(), 2, "{}", mesh.log());
 }
