@@ -1,6 +1,6 @@
 //! Load balancing: priorities, panic, localities, and the choice of one endpoint.
 //!
-//! What workers share: counters and ejection of each endpoint, cursors, and a table that is rebuilt when an endpoint is ejected or comes back.
+//! What workers share: counters of each endpoint, its ejection and what health checks say of it, cursors, and a table that is rebuilt when any of that changes.
 //! A worker's [`Picker`] keeps the table it saw last, so that a pick takes no lock; it looks at a version number to see that there is a new one.
 
 use std::collections::{HashMap, HashSet};
