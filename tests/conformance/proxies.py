@@ -1,14 +1,15 @@
-"""weft-proxy processes for conformance tests, each with a stream core of its own, and the judges that are written in Go."""
+"""Proxies for conformance tests: weft-proxy with a stream core of its own, either data plane with a bootstrap; and judges written in Go."""
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import select
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ from google.protobuf.message import Message
 
 from weft._native import StreamCore
 from weft.agent.bootstrap import bootstrap
+from weft.agent.data_planes import DATA_PLANES
 from weft.agent.data_planes.weft_proxy import WeftProxy
+from weft.cli.client import UnixConnection
+from weft.data_plane import ENVOY
 
 LIMIT = 30.0
 ROOT = Path(__file__).parents[2]
@@ -171,6 +175,92 @@ class Proxy:
         self.process.kill()
         self.process.wait()
         self.core.close()
+
+
+def typed(name: str, **fields: Any) -> dict[str, Any]:
+    """An extension of this name in JSON."""
+    return {"@type": f"{TYPES}.{name}", **fields}
+
+
+def socket_address(address: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": address, "port_value": port}}
+
+
+def static_listener(name: str, port: int) -> dict[str, Any]:
+    """A listener of a bootstrap that sends every request to the cluster of its name."""
+    host = {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": name}}]}
+    manager = typed(
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=name,
+        route_config={"name": name, "virtual_hosts": [host]},
+        http_filters=[{"name": "router", "typed_config": typed("filters.http.router.v3.Router")}],
+    )
+    return {
+        "name": name,
+        "address": socket_address("127.0.0.1", port),
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+
+
+class Static:
+    """A running data plane of either kind that serves what is in its bootstrap; *ports* are its listeners' by name."""
+
+    def __init__(
+        self, kind: str, directory: Path, ports: dict[str, int], resources: dict[str, Any], **more: Any
+    ) -> None:
+        directory.mkdir()
+        self.kind = kind
+        self.ports = ports
+        self.admin = directory / "admin.sock"
+        path = directory / "bootstrap.json"
+        own = {
+            "node": {"id": "static", "cluster": "static"},
+            "admin": {"address": {"pipe": {"path": str(self.admin)}}},
+            "static_resources": resources,
+        }
+        path.write_text(json.dumps(own | more))
+        command = [DATA_PLANES[kind].find().path, "-c", str(path), "--concurrency", "1"]
+        if kind == ENVOY:
+            command += ["--disable-hot-restart", "--log-level", "error"]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+    def ask(self, path: str) -> str:
+        """What the admin socket answers."""
+        with contextlib.closing(UnixConnection(self.admin, LIMIT)) as connection:
+            connection.request("GET", path)
+            return str(connection.getresponse().read().decode())
+
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None, "it has ended; what it said is above"
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self.ask("/ready").startswith("LIVE")
+        return False
+
+    def count(self, metric: str, cluster: str) -> int:
+        """What `envoy_cluster_METRIC` counts for *cluster*."""
+        start = f'envoy_cluster_{metric}{{envoy_cluster_name="{cluster}"}}'
+        lines = (line for line in self.ask("/stats/prometheus").splitlines() if line.startswith(start))
+        return sum(int(line.rpartition(" ")[2]) for line in lines)
+
+    def get(self, listener: str, path: str = "/") -> tuple[int, str]:
+        """Status and body of a request over a connection of its own."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.ports[listener], timeout=LIMIT)) as client:
+            client.request("GET", path)
+            answer = client.getresponse()
+            return answer.status, answer.read().decode()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def until(what: str, condition: Callable[[], bool]) -> None:
+    """Wait until *condition* holds. What happens in another process has no better signal here."""
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager

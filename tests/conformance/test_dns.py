@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import socket
 import socketserver
 import struct
-import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conformance.proxies import LIMIT
+from tests.conformance.proxies import Static, socket_address, static_listener, typed, until
 from tests.ports import free_port
-from weft.agent.data_planes import DATA_PLANES
-from weft.cli.client import UnixConnection
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = pytest.mark.conformance
@@ -77,33 +71,11 @@ class Saying(socketserver.StreamRequestHandler):
                 self.wfile.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode())
 
 
-def typed(name: str, **fields: Any) -> dict[str, Any]:
-    return {"@type": f"type.googleapis.com/envoy.extensions.{name}", **fields}
-
-
-def socket_address(address: str, port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": address, "port_value": port}}
-
-
-class Proxy:
+class Proxy(Static):
     """A data plane with a listener for a cluster of each kind."""
 
     def __init__(self, kind: str, directory: Path, names: int, upstream: int, *, drains: bool) -> None:
-        directory.mkdir()
-        self.kind = kind
-        self.admin = directory / "admin.sock"
-        self.ports = {cluster: free_port() for cluster in KINDS}
-        path = directory / "bootstrap.json"
-        flags = {"envoy.reloadable_features.enable_new_dns_implementation": drains}
-        bootstrap = self._bootstrap(names, upstream)
-        bootstrap["layered_runtime"] = {"layers": [{"name": "static", "static_layer": flags}]}
-        path.write_text(json.dumps(bootstrap))
-        command = [DATA_PLANES[kind].find().path, "-c", str(path), "--concurrency", "1"]
-        if kind == ENVOY:
-            command += ["--disable-hot-restart", "--log-level", "error"]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-
-    def _bootstrap(self, names: int, upstream: int) -> dict[str, Any]:
+        ports = {cluster: free_port() for cluster in KINDS}
         cares = typed(
             "network.dns_resolver.cares.v3.CaresDnsResolverConfig",
             resolvers=[socket_address("127.0.0.1", names)],
@@ -122,36 +94,11 @@ class Proxy:
                 "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
             }
 
-        def listener(name: str) -> dict[str, Any]:
-            host = {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": name}}]}
-            manager = typed(
-                "filters.network.http_connection_manager.v3.HttpConnectionManager",
-                stat_prefix=name,
-                route_config={"name": name, "virtual_hosts": [host]},
-                http_filters=[{"name": "router", "typed_config": typed("filters.http.router.v3.Router")}],
-            )
-            return {
-                "name": name,
-                "address": socket_address("127.0.0.1", self.ports[name]),
-                "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-            }
-
-        return {
-            "node": {"id": "dns", "cluster": "dns"},
-            "admin": {"address": {"pipe": {"path": str(self.admin)}}},
-            "static_resources": {"clusters": list(map(cluster, KINDS)), "listeners": list(map(listener, KINDS))},
-        }
-
-    def ask(self, path: str) -> str:
-        with contextlib.closing(UnixConnection(self.admin, LIMIT)) as connection:
-            connection.request("GET", path)
-            return str(connection.getresponse().read().decode())
-
-    def is_ready(self) -> bool:
-        assert self.process.poll() is None, "it has ended; what it said is above"
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            return self.ask("/ready").startswith("LIVE")
-        return False
+        listeners = [static_listener(name, port) for name, port in ports.items()]
+        flags = {"envoy.reloadable_features.enable_new_dns_implementation": drains}
+        runtime = {"layers": [{"name": "static", "static_layer": flags}]}
+        resources = {"clusters": list(map(cluster, KINDS)), "listeners": listeners}
+        super().__init__(kind, directory, ports, resources, layered_runtime=runtime)
 
     def endpoints(self, cluster: str) -> list[str]:
         """Addresses of the cluster's endpoints, sorted."""
@@ -162,17 +109,8 @@ class Proxy:
         status = next(item for item in found["cluster_statuses"] if item["name"] == cluster)
         return sorted(host["address"]["socket_address"]["address"] for host in status.get("host_statuses", ()))
 
-    def count(self, cluster: str, what: str) -> int:
-        start = f'envoy_cluster_update_{what}{{envoy_cluster_name="{cluster}"}}'
-        lines = (line for line in self.ask("/stats/prometheus").splitlines() if line.startswith(start))
-        return sum(int(line.rpartition(" ")[2]) for line in lines)
-
-    def get(self, cluster: str) -> tuple[int, str]:
-        """Status and body of a request over a connection of its own."""
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.ports[cluster], timeout=LIMIT)) as client:
-            client.request("GET", "/")
-            answer = client.getresponse()
-            return answer.status, answer.read().decode()
+    def updates(self, cluster: str, what: str) -> int:
+        return self.count(f"update_{what}", cluster)
 
 
 @pytest.fixture
@@ -206,16 +144,7 @@ def both(tmp_path: Path, names: Names, upstream: int, drains: bool) -> Iterator[
         yield running
     finally:
         for proxy in running:
-            proxy.process.kill()
-            proxy.process.wait()
-
-
-def until(what: str, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(what)
-        time.sleep(0.01)
+            proxy.stop()
 
 
 @pytest.mark.timeout(120)
@@ -244,8 +173,8 @@ def test_both_make_the_same_endpoints_of_the_same_answers(both: list[Proxy], nam
     names.addresses = 2  # SERVFAIL
     for proxy in both:
         for cluster in KINDS:
-            seen = proxy.count(cluster, "failure")
-            until("failures count", lambda: proxy.count(cluster, "failure") >= seen + 2)  # noqa: B023
+            seen = proxy.updates(cluster, "failure")
+            until("failures count", lambda: proxy.updates(cluster, "failure") >= seen + 2)  # noqa: B023
         assert proxy.endpoints(strict) == ["127.0.0.1", "127.0.0.3"]
         assert proxy.endpoints(logical) == ["127.0.0.3"]
 
@@ -253,8 +182,8 @@ def test_both_make_the_same_endpoints_of_the_same_answers(both: list[Proxy], nam
     for proxy in both:
         until("the endpoints are gone", lambda proxy=proxy: proxy.endpoints(strict) == [])  # type: ignore[misc]
         assert proxy.get(strict)[0] == 503
-        seen = proxy.count(logical, "failure")
-        until("failures count", lambda: proxy.count(logical, "failure") >= seen + 2)  # noqa: B023
+        seen = proxy.updates(logical, "failure")
+        until("failures count", lambda: proxy.updates(logical, "failure") >= seen + 2)  # noqa: B023
         assert proxy.endpoints(logical) == ["127.0.0.3"]
-        assert proxy.count(strict, "success") > 0
-        assert proxy.count(strict, "attempt") >= proxy.count(strict, "success")
+        assert proxy.updates(strict, "success") > 0
+        assert proxy.updates(strict, "attempt") >= proxy.updates(strict, "success")

@@ -122,6 +122,7 @@ def test_an_alert_is_the_other_ends_word(reason: str, code: str) -> None:
     [
         ("BlackHoleCluster", "UH", "none", "no-such-port"),
         ("outbound|80||b", "UH", "there", "all-ejected"),
+        ("outbound|80||b", "UH", "checked", "all-fail-checks"),
         ("outbound|80||b", "UH", "none", "no-endpoint"),
         ("PassthroughCluster", "UC", "none", "outside-failed"),
         ("host|5432||", "UR", "none", "outside-failed"),

@@ -277,6 +277,23 @@ def test_unhealthy_endpoints_are_shown_and_get_nothing() -> None:
     assert [(item["healthy"], item["share"]) for item in answer["endpoints"]] == [(True, 0.5), (False, 0), (True, 0.5)]
 
 
+def test_endpoints_that_are_checked_are_taken_to_pass() -> None:
+    """What checks find is known to the proxy that makes them; a question says where it depends on them."""
+    checked = cluster_pb2.Cluster(name="v1", type="STATIC")
+    check = checked.health_checks.add()
+    for duration in (check.timeout, check.interval):
+        duration.seconds = 1
+    check.unhealthy_threshold.value = check.healthy_threshold.value = 1
+    check.tcp_health_check.SetInParent()
+    host = checked.load_assignment.endpoints.add().lb_endpoints.add()
+    host.endpoint.address.socket_address.address = "10.0.0.1"
+    host.endpoint.address.socket_address.port_value = 1
+    rule = {"match": {"prefix": "/"}, "route": {"cluster": "v1"}}
+    answer = ask(Engine([*listeners(), routes(rule), resource(checked, "v1")]))
+    assert answer["outcome"] == "forward"
+    assert [(item["healthy"], item["checked"], item["share"]) for item in answer["endpoints"]] == [(True, True, 1.0)]
+
+
 def test_what_cannot_be_honoured_is_refused_by_resource_and_field_or_collected() -> None:
     odd = cluster_pb2.Cluster(name="odd")
     odd.connection_pool_per_downstream_connection = True

@@ -1,9 +1,9 @@
 //! Load balancing: priorities, panic, localities, and the choice of one endpoint.
 //!
-//! What workers share: counters and ejection of each endpoint, cursors, and a table that is rebuilt when an endpoint is ejected or comes back.
+//! What workers share: counters of each endpoint, its ejection and what health checks say of it, cursors, and a table that is rebuilt when any of that changes.
 //! A worker's [`Picker`] keeps the table it saw last, so that a pick takes no lock; it looks at a version number to see that there is a new one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,9 +11,14 @@ use std::time::Duration;
 use crate::address::PeerAddress;
 use crate::cluster::{Cluster, Discovery, LbPolicy};
 use crate::dns::DnsKind;
-use crate::endpoint::{Endpoint, Health, LoadAssignment};
+use crate::endpoint::{Endpoint, Health, LoadAssignment, Locality};
+use crate::health_check::{ActiveHealth, HealthCheck};
 use crate::outlier::{Observation, OutlierDetection, OutlierState};
-use crate::random::{Draw, Random};
+use crate::random::Random;
+
+mod table;
+
+use table::Table;
 
 /// An endpoint with what is counted about it.
 #[derive(Debug)]
@@ -24,6 +29,10 @@ pub struct Host {
     pub counters: Arc<HostCounters>,
     /// Kept likewise, as long as the cluster has outlier detection: an ejection ends with the rules that are to end it.
     outlier: Option<Arc<OutlierState>>,
+    /// What the proxy's own checks say, if they ask it; kept as long as they ask the same, at the same address.
+    active_health: Option<Arc<ActiveHealth>>,
+    /// Discovery does not name it any more, but its checks pass: it stays until they do not.
+    pub leaving: bool,
     /// Index of the locality in the assignment.
     pub locality: usize,
     /// Of its locality.
@@ -65,13 +74,28 @@ impl Host {
         self.outlier.as_ref().is_some_and(|state| state.is_ejected())
     }
 
-    /// As discovered, and not ejected.
+    /// What the proxy's own checks say; `None` where there are none.
+    pub fn active_health(&self) -> Option<&Arc<ActiveHealth>> {
+        self.active_health.as_ref()
+    }
+
+    /// As discovered, not ejected, and passing its health checks.
     pub fn is_healthy(&self) -> bool {
-        self.endpoint.health == Health::Healthy && !self.is_ejected()
+        self.state() == Health::Healthy
+    }
+
+    fn is_failed(&self) -> bool {
+        self.active_health.as_ref().is_some_and(|health| health.is_failed())
     }
 
     fn state(&self) -> Health {
-        if self.is_ejected() { Health::Unhealthy } else { self.endpoint.health }
+        match self.endpoint.health {
+            _ if self.is_ejected() || self.is_failed() => Health::Unhealthy,
+            Health::Healthy if self.active_health.as_ref().is_some_and(|health| health.is_degraded()) => {
+                Health::Degraded
+            }
+            discovered => discovered,
+        }
     }
 }
 
@@ -92,6 +116,9 @@ pub struct Balancer {
     hosts: Box<[Arc<Host>]>,
     /// Locality weights by index; 0 where none is given.
     locality_weights: Box<[u32]>,
+    /// Localities by the same index, without their endpoints, where endpoints may outlive what discovery says.
+    places: Box<[Locality]>,
+    health_check: Option<Arc<HealthCheck>>,
     policy: LbPolicy,
     rules: Rules,
     outlier: Option<OutlierDetection>,
@@ -105,6 +132,16 @@ struct Rules {
     panic_threshold_percent: f64,
     overprovisioning_factor: u32,
     locality_weighted: bool,
+    ignores_new_hosts: bool,
+}
+
+impl Rules {
+    /// Whether an endpoint is one of those that shares of endpoints are shares of.
+    fn counts(self, host: &Host) -> bool {
+        host.active_health
+            .as_ref()
+            .is_none_or(|health| !(health.is_excluded() || self.ignores_new_hosts && health.is_unchecked()))
+    }
 }
 
 /// One worker's handle on a [`Balancer`].
@@ -118,14 +155,16 @@ pub struct Picker {
 impl Balancer {
     /// Make a balancer for a cluster's endpoints.
     ///
-    /// `previous` hands over counters and ejections of endpoints that stay. `seed` says where round robin begins; it should differ
+    /// `previous` hands over counters, ejections and what checks found of endpoints that stay, and endpoints that discovery has taken away
+    /// while their checks pass. `seed` says where round robin begins; it should differ
     /// between proxies, or they all begin at the same endpoint.
     pub fn new(cluster: &Cluster, assignment: &LoadAssignment, previous: Option<&Self>, seed: u64) -> Arc<Self> {
         let known: HashMap<&PeerAddress, &Arc<Host>> = previous
             .map(|balancer| balancer.hosts.iter().map(|host| (&host.endpoint.address, host)).collect())
             .unwrap_or_default();
         let is_logical = matches!(&cluster.discovery, Discovery::Dns(dns) if dns.kind == DnsKind::Logical);
-        let hosts: Box<[_]> = assignment
+        let checked_before = previous.filter(|previous| previous.asks_the_same(cluster));
+        let mut hosts: Vec<_> = assignment
             .localities
             .iter()
             .enumerate()
@@ -138,26 +177,46 @@ impl Balancer {
                     known.get(&endpoint.address).copied()
                 };
                 let outlier = before.and_then(|host| host.outlier.as_ref());
+                let health = before.filter(|host| {
+                    let is_same_place = is_logical || host.endpoint.check_address() == endpoint.check_address();
+                    checked_before.is_some() && is_same_place
+                });
+                let is_checked = cluster.health_check.is_some() && endpoint.is_checked();
                 Arc::new(Host {
                     endpoint: Arc::clone(endpoint),
                     counters: before.map_or_else(Arc::default, |host| Arc::clone(&host.counters)),
                     outlier: cluster.outlier.map(|_| outlier.map_or_else(Arc::default, Arc::clone)),
+                    active_health: is_checked
+                        .then(|| health.and_then(|host| host.active_health.clone()).unwrap_or_default()),
+                    leaving: false,
                     locality,
                     priority: group.priority,
                 })
             })
             .collect();
+        let mut locality_weights: Vec<u32> =
+            assignment.localities.iter().map(|locality| locality.weight.unwrap_or(0)).collect();
+        if let Some(before) = checked_before.filter(|_| !is_logical && !cluster.ignores_health_on_removal) {
+            let leaving = before.leaving(assignment, &hosts);
+            if !leaving.is_empty() {
+                // A locality that is named no more has no weight.
+                locality_weights.push(0);
+            }
+            hosts.extend(leaving);
+        }
         let rules = Rules {
             panic_threshold_percent: cluster.panic_threshold_percent.clamp(0.0, 100.0),
             overprovisioning_factor: assignment.overprovisioning_factor,
             locality_weighted: cluster.locality_weighted,
+            ignores_new_hosts: cluster.ignores_new_hosts,
         };
-        let locality_weights: Box<[u32]> =
-            assignment.localities.iter().map(|locality| locality.weight.unwrap_or(0)).collect();
+        let places = assignment.localities.iter().map(|it| Locality { endpoints: Box::default(), ..it.clone() });
         let table = Arc::new(Table::build(&hosts, &locality_weights, rules, seed));
         Arc::new(Self {
-            hosts,
-            locality_weights,
+            hosts: hosts.into(),
+            locality_weights: locality_weights.into(),
+            places: if cluster.health_check.is_some() { places.collect() } else { Box::default() },
+            health_check: cluster.health_check.clone(),
             policy: cluster.policy,
             rules,
             outlier: cluster.outlier,
@@ -165,6 +224,54 @@ impl Balancer {
             table: Mutex::new(table),
             seed,
         })
+    }
+
+    fn asks_the_same(&self, cluster: &Cluster) -> bool {
+        match (&self.health_check, &cluster.health_check) {
+            (Some(old), Some(new)) => old.asks_the_same(new),
+            _ => false,
+        }
+    }
+
+    /// Endpoints of its own that are not among *named*, and pass.
+    fn leaving(&self, assignment: &LoadAssignment, named: &[Arc<Host>]) -> Vec<Arc<Host>> {
+        let named: HashSet<&PeerAddress> = named.iter().map(|host| &host.endpoint.address).collect();
+        let stays = |host: &&Arc<Host>| {
+            host.active_health.is_some()
+                && !host.is_failed()
+                && host.endpoint.health != Health::Unhealthy
+                && !named.contains(&host.endpoint.address)
+        };
+        let locality_of = |host: &Host| {
+            let place = self.places.get(host.locality);
+            let is_same = |other: &Locality| place.is_some_and(|place| other.is_place_of(place));
+            assignment.localities.iter().position(is_same).unwrap_or(assignment.localities.len())
+        };
+        self.hosts
+            .iter()
+            .filter(stays)
+            .map(|host| {
+                Arc::new(Host {
+                    endpoint: Arc::clone(&host.endpoint),
+                    counters: Arc::clone(&host.counters),
+                    outlier: host.outlier.clone(),
+                    active_health: host.active_health.clone(),
+                    leaving: true,
+                    locality: locality_of(host),
+                    priority: host.priority,
+                })
+            })
+            .collect()
+    }
+
+    /// Whether an endpoint that discovery has taken away may go now.
+    pub fn has_left(&self) -> bool {
+        self.hosts.iter().any(|host| host.leaving && host.is_failed())
+    }
+
+    /// Whether each endpoint that is to be checked was.
+    pub fn is_checked(&self) -> bool {
+        self.hosts.iter().all(|host| host.active_health.as_ref().is_none_or(|health| !health.is_unchecked()))
     }
 
     /// A handle for one worker.
@@ -206,6 +313,34 @@ impl Balancer {
             self.rebuild();
         }
         back
+    }
+
+    /// Note that an answer to a request asks for no more of them (`x-envoy-immediate-health-check-fail`), which counts where the endpoint is
+    /// checked. Returns whether it passed until now.
+    pub fn fail_at_once(&self, host: &Host) -> bool {
+        let failed = host.active_health.as_ref().is_some_and(|health| health.fail_at_once());
+        if failed {
+            self.rebuild();
+        }
+        failed
+    }
+
+    /// A check of *host* passed: an ejection by outlier detection is over, unless its rules say otherwise. Returns whether there was one; then
+    /// it is time to [`Balancer::look_again`].
+    pub fn check_passed(&self, host: &Host) -> bool {
+        let (Some(rules), Some(state)) = (&self.outlier, &host.outlier) else { return false };
+        rules.check_unejects && state.uneject()
+    }
+
+    /// Look at the endpoints anew, after checks have changed what is said of them.
+    pub fn look_again(&self) {
+        self.rebuild();
+    }
+
+    /// Take for granted that all health checks pass: nobody makes any.
+    pub fn assume_checked(&self) {
+        self.hosts.iter().filter_map(|host| host.active_health.as_ref()).for_each(|health| health.assume());
+        self.rebuild();
     }
 
     fn table(&self) -> Arc<Table> {
@@ -254,221 +389,4 @@ impl Picker {
             }
         }
     }
-}
-
-/// Who may be chosen, and how often.
-#[derive(Debug)]
-struct Table {
-    groups: Box<[Group]>,
-    /// Running sums of the groups' loads.
-    loads: Box<[u64]>,
-}
-
-/// Endpoints of one priority (and locality, where localities are weighted) that are equally good.
-#[derive(Debug)]
-struct Group {
-    hosts: Box<[Arc<Host>]>,
-    /// Running sums of weights; empty if all are equal.
-    weights: Box<[u64]>,
-    cursor: AtomicU64,
-}
-
-/// 2^64 divided by the golden ratio: its multiples modulo 2^64 fall as evenly as can be (three-distance theorem).
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-
-fn running_sums(values: impl Iterator<Item = u64>) -> Box<[u64]> {
-    values
-        .scan(0, |sum, value| {
-            *sum += value;
-            Some(*sum)
-        })
-        .collect()
-}
-
-/// Index of the share in which a point of 0 to 2^64 falls.
-fn share_of(sums: &[u64], point: u64) -> usize {
-    let total = sums.last().copied().unwrap_or(0);
-    let point = ((u128::from(point) * u128::from(total)) >> 64) as u64;
-    sums.partition_point(|&sum| sum <= point)
-}
-
-impl Group {
-    fn new(hosts: Vec<Arc<Host>>, seed: u64) -> Self {
-        let even = hosts.windows(2).all(|pair| pair[0].endpoint.weight == pair[1].endpoint.weight);
-        let weights =
-            if even { Box::default() } else { running_sums(hosts.iter().map(|host| u64::from(host.endpoint.weight))) };
-        Self { hosts: hosts.into(), weights, cursor: AtomicU64::new(seed) }
-    }
-
-    fn draw<D: Random + ?Sized>(&self, random: &mut D) -> &Arc<Host> {
-        let index = if self.weights.is_empty() {
-            random.below(Draw::Balance, self.hosts.len() as u64) as usize
-        } else {
-            share_of(&self.weights, random.draw(Draw::Balance))
-        };
-        &self.hosts[index]
-    }
-
-    fn pick<D: Random + ?Sized>(&self, policy: LbPolicy, random: &mut D) -> &Arc<Host> {
-        match policy {
-            _ if self.hosts.len() == 1 => &self.hosts[0],
-            LbPolicy::RoundRobin | LbPolicy::ClusterProvided => {
-                let turn = self.cursor.fetch_add(1, Ordering::Relaxed);
-                let index = if self.weights.is_empty() {
-                    (turn % self.hosts.len() as u64) as usize
-                } else {
-                    share_of(&self.weights, turn.wrapping_mul(GOLDEN))
-                };
-                &self.hosts[index]
-            }
-            LbPolicy::Random => self.draw(random),
-            LbPolicy::LeastRequest { choices } => {
-                let first = self.draw(random);
-                (1..choices).fold(first, |best, _| {
-                    let other = self.draw(random);
-                    if other.active() < best.active() { other } else { best }
-                })
-            }
-        }
-    }
-}
-
-impl Table {
-    fn pick<D: Random + ?Sized>(&self, policy: LbPolicy, random: &mut D) -> Option<&Arc<Host>> {
-        let group = match &*self.groups {
-            [] => return None,
-            [only] => only,
-            groups => &groups[share_of(&self.loads, random.draw(Draw::Balance))],
-        };
-        Some(group.pick(policy, random))
-    }
-
-    fn shares(&self) -> Vec<(Arc<Host>, f64)> {
-        let total = self.loads.last().copied().unwrap_or(0) as f64;
-        let mut before = 0;
-        let mut shares = Vec::new();
-        for (group, &sum) in self.groups.iter().zip(&self.loads) {
-            let load = (sum - before) as f64 / total;
-            before = sum;
-            let weight: f64 = group.hosts.iter().map(|host| f64::from(host.endpoint.weight)).sum();
-            shares.extend(
-                group.hosts.iter().map(|host| (Arc::clone(host), load * f64::from(host.endpoint.weight) / weight)),
-            );
-        }
-        shares
-    }
-
-    fn build(hosts: &[Arc<Host>], locality_weights: &[u32], rules: Rules, seed: u64) -> Self {
-        let mut priorities: Vec<u32> = hosts.iter().map(|host| host.priority).collect();
-        priorities.sort_unstable();
-        priorities.dedup();
-        let members: Vec<Vec<&Arc<Host>>> = priorities
-            .iter()
-            .map(|priority| hosts.iter().filter(|host| host.priority == *priority).collect())
-            .collect();
-        let mut groups = Vec::new();
-        for (load, priority, wanted) in distribute(&members, rules) {
-            let chosen =
-                members[priority].iter().filter(|host| wanted.is_none_or(|state| host.state() == state)).copied();
-            let all = &members[priority];
-            groups.extend(by_locality(chosen, all, locality_weights, rules, load, seed));
-        }
-        groups.retain(|(load, _)| *load > 0);
-        Self {
-            loads: running_sums(groups.iter().map(|(load, _)| *load)),
-            groups: groups.into_iter().map(|(_, group)| group).collect(),
-        }
-    }
-}
-
-/// Loads are spoken of in percent; finer within localities.
-const LOCALITY_SCALE: u64 = 1 << 20;
-
-/// How much load (percent) goes to which priority (index) and to its endpoints in which state (`None`: panic, all of them).
-///
-/// Source: Envoy's documentation of priority levels, degraded endpoints and panic threshold.
-fn distribute(members: &[Vec<&Arc<Host>>], rules: Rules) -> Vec<(u64, usize, Option<Health>)> {
-    let percent = |count: usize, total: usize, factor: u32| -> u64 {
-        if total == 0 { 0 } else { (count as u64 * u64::from(factor) / total as u64).min(100) }
-    };
-    let counts: Vec<(usize, usize, usize)> = members
-        .iter()
-        .map(|hosts| {
-            let count = |state| hosts.iter().filter(|host| host.state() == state).count();
-            (count(Health::Healthy), count(Health::Degraded), hosts.len())
-        })
-        .collect();
-    let healthy: Vec<u64> =
-        counts.iter().map(|(healthy, _, total)| percent(*healthy, *total, rules.overprovisioning_factor)).collect();
-    let degraded: Vec<u64> =
-        counts.iter().map(|(_, degraded, total)| percent(*degraded, *total, rules.overprovisioning_factor)).collect();
-    let available = healthy.iter().chain(&degraded).sum::<u64>().min(100);
-
-    // Panic: a priority of which too few endpoints work gets its load spread over all of them. Never while the others can carry everything.
-    let panics = |index: usize| {
-        let (healthy, degraded, total) = counts[index];
-        let working = (healthy + degraded) as f64 * 100.0 / total as f64;
-        available < 100 && rules.panic_threshold_percent > 0.0 && working < rules.panic_threshold_percent
-    };
-    if (0..members.len()).all(panics) {
-        // All of them: by number of endpoints.
-        return members.iter().enumerate().map(|(index, hosts)| (hosts.len() as u64, index, None)).collect();
-    }
-    if available == 0 {
-        return Vec::new();
-    }
-    let mut left = 100;
-    let mut loads = Vec::new();
-    for (state, availability) in [(Health::Healthy, &healthy), (Health::Degraded, &degraded)] {
-        for (index, share) in availability.iter().enumerate() {
-            let load = (share * 100 / available).min(left);
-            left -= load;
-            loads.push((load, index, if panics(index) { None } else { Some(state) }));
-        }
-    }
-    // What rounding left over goes to the first that has anything, as in Envoy.
-    if let Some(first) = loads.iter_mut().find(|(load, ..)| *load > 0) {
-        first.0 += left;
-    }
-    loads
-}
-
-/// Split one priority's load by locality weight, or leave it whole.
-fn by_locality<'h>(
-    chosen: impl Iterator<Item = &'h Arc<Host>>,
-    all: &[&'h Arc<Host>],
-    locality_weights: &[u32],
-    rules: Rules,
-    load: u64,
-    seed: u64,
-) -> Vec<(u64, Group)> {
-    let chosen: Vec<_> = chosen.cloned().collect();
-    if chosen.is_empty() {
-        return Vec::new();
-    }
-    if !rules.locality_weighted {
-        return vec![(load * LOCALITY_SCALE, Group::new(chosen, seed))];
-    }
-    let mut localities: Vec<usize> = chosen.iter().map(|host| host.locality).collect();
-    localities.sort_unstable();
-    localities.dedup();
-    // The weight of a locality falls when less than 1/overprovisioning of its endpoints work.
-    let effective = |locality: usize| {
-        let working = chosen.iter().filter(|host| host.locality == locality).count() as f64;
-        let total = all.iter().filter(|host| host.locality == locality).count() as f64;
-        let availability = (working / total * f64::from(rules.overprovisioning_factor) / 100.0).min(1.0);
-        f64::from(locality_weights[locality]) * availability
-    };
-    let total: f64 = localities.iter().map(|locality| effective(*locality)).sum();
-    if total == 0.0 {
-        return Vec::new();
-    }
-    localities
-        .iter()
-        .map(|locality| {
-            let share = (load * LOCALITY_SCALE) as f64 * effective(*locality) / total;
-            let hosts = chosen.iter().filter(|host| host.locality == *locality).cloned().collect();
-            (share as u64, Group::new(hosts, seed))
-        })
-        .collect()
 }

@@ -1,7 +1,7 @@
 //! Circuit breakers: counters shared by all workers, with limits. Envoy's meaning: a racing request may exceed a limit by the number of workers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Limits of one cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub enum Resource {
 #[derive(Debug, Default)]
 pub struct Breakers {
     counters: [Padded; 4],
+    /// Somebody has had a connection.
+    used: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +61,11 @@ impl Breakers {
         self.counters[resource as usize].0.load(Ordering::Relaxed)
     }
 
+    /// Whether a connection to the cluster was ever wanted, for requests or their like.
+    pub fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// Take a place, or nothing if the limit is reached (response flag UO).
     pub fn acquire(self: &Arc<Self>, resource: Resource, limits: &Limits) -> Option<Permit> {
         let limit = match resource {
@@ -67,6 +74,10 @@ impl Breakers {
             Resource::Request => limits.requests,
             Resource::Retry => limits.retries,
         };
+        // Reading first keeps the cache line shared among workers.
+        if resource == Resource::Connection && !self.is_used() {
+            self.used.store(true, Ordering::Relaxed);
+        }
         let counter = &self.counters[resource as usize].0;
         // Relaxed: the counter protects nothing but itself.
         if counter.fetch_add(1, Ordering::Relaxed) >= limit {

@@ -25,7 +25,8 @@ use crate::address::{BindAddress, compile_socket};
 use crate::breaker::Limits;
 use crate::compile::{Compiled, Context, Problems, Strictness};
 use crate::dns::{Dns, DnsKind};
-use crate::endpoint::{Endpoint, LoadAssignment, labels};
+use crate::endpoint::{Endpoint, Labels, LoadAssignment, labels};
+use crate::health_check::HealthCheck;
 use crate::honoured;
 use crate::http_manager::{HeadLimits, max_requests};
 use crate::http2::Http2Options;
@@ -148,7 +149,7 @@ pub struct TransportSocketMatch {
     /// `tlsMode-istio`
     pub name: Box<str>,
     /// All must be among the endpoint's; empty: any endpoint.
-    pub labels: Box<[(Box<str>, Box<str>)]>,
+    pub labels: Labels,
     /// The socket.
     pub socket: TransportSocket,
 }
@@ -179,6 +180,12 @@ pub struct Cluster {
     pub panic_threshold_percent: f64,
     /// Localities are chosen by their weight.
     pub locality_weighted: bool,
+    /// What the proxy itself asks of endpoints.
+    pub health_check: Option<Arc<HealthCheck>>,
+    /// Endpoints that nobody has checked yet do not count, for priorities and panic.
+    pub ignores_new_hosts: bool,
+    /// An endpoint that discovery takes away goes at once; else it stays while its checks pass.
+    pub ignores_health_on_removal: bool,
     /// Default 5 s.
     pub connect_timeout: Duration,
     /// Circuit breakers, priority DEFAULT.
@@ -221,6 +228,7 @@ impl Cluster {
         let name: Arc<str> = cluster.name.as_str().into();
         let discovery = discovery(context, cluster);
         let policy = policy(context, cluster, &discovery);
+        let health_check = HealthCheck::compile_only(context, &cluster.health_checks, &discovery);
         let common_lb = cluster.common_lb_config.clone().unwrap_or_default();
         context.each("filters", &cluster.filters, |context, filter| {
             match filter.typed_config.as_ref().and_then(honoured::not_applied) {
@@ -253,6 +261,9 @@ impl Cluster {
                 common_lb.locality_config_specifier,
                 Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
             ),
+            health_check: health_check.map(Arc::new),
+            ignores_new_hosts: common_lb.ignore_new_hosts_until_first_hc,
+            ignores_health_on_removal: cluster.ignore_health_on_host_removal,
             connect_timeout: context
                 .duration("connect_timeout", cluster.connect_timeout.as_ref())
                 .unwrap_or(Self::DEFAULT_CONNECT_TIMEOUT),
@@ -286,7 +297,17 @@ impl Cluster {
 
     /// How to talk to an endpoint: the first match whose labels it has, else the cluster's own socket.
     pub fn transport_for(&self, endpoint: &Endpoint) -> &TransportSocket {
-        let has = |wanted: &(Box<str>, Box<str>)| endpoint.transport_labels.contains(wanted);
+        self.transport_by(&endpoint.transport_labels)
+    }
+
+    /// The same for its health checks, which may say otherwise.
+    pub fn check_transport_for(&self, endpoint: &Endpoint) -> &TransportSocket {
+        let labels = self.health_check.as_ref().and_then(|check| check.transport_labels.as_deref());
+        self.transport_by(labels.unwrap_or(&endpoint.transport_labels))
+    }
+
+    fn transport_by(&self, labels: &[(Box<str>, Box<str>)]) -> &TransportSocket {
+        let has = |wanted: &(Box<str>, Box<str>)| labels.contains(wanted);
         self.transport_matches
             .iter()
             .find(|candidate| candidate.labels.iter().all(has))

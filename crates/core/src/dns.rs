@@ -247,7 +247,7 @@ fn target(context: &mut Context, lb_endpoint: &LbEndpoint) -> Option<Target> {
             Some((Some(name), PeerAddress::Socket(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))))
         })
     })?;
-    let mut endpoint = endpoint::described(lb_endpoint, host, address);
+    let mut endpoint = endpoint::described(context, lb_endpoint, host, address);
     if let (Some(name), true) = (&name, endpoint.hostname.is_empty()) {
         endpoint.hostname = Arc::clone(name);
     }

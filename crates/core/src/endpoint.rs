@@ -1,5 +1,6 @@
 //! Endpoints of a cluster as EDS or the cluster itself names them.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use weft_protos::envoy::config::core::v3::HealthStatus;
@@ -23,6 +24,9 @@ pub enum Health {
     Unhealthy,
 }
 
+/// Keys and values that choose a transport socket, sorted by key.
+pub type Labels = Box<[(Box<str>, Box<str>)]>;
+
 /// One endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
@@ -34,10 +38,41 @@ pub struct Endpoint {
     pub weight: u32,
     /// As discovered.
     pub health: Health,
-    /// `envoy.transport_socket_match`, keys sorted: chooses the cluster's transport socket.
-    pub transport_labels: Box<[(Box<str>, Box<str>)]>,
+    /// `envoy.transport_socket_match`: chooses the cluster's transport socket.
+    pub transport_labels: Labels,
     /// Where and what it is.
     pub metadata: Metadata,
+    /// How it is checked, where that is not as its cluster says.
+    pub check: Option<Box<EndpointCheck>>,
+}
+
+/// A compiled `HealthCheckConfig`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointCheck {
+    /// Not at all: it passes.
+    pub disabled: bool,
+    /// Another than where requests go.
+    pub address: Option<PeerAddress>,
+    /// Of that address; 0: its own.
+    pub port: u16,
+    /// Before what the check says; may be empty.
+    pub hostname: Arc<str>,
+}
+
+impl Endpoint {
+    /// Whether checks ask it.
+    pub fn is_checked(&self) -> bool {
+        self.check.as_ref().is_none_or(|check| !check.disabled)
+    }
+
+    /// Where it is checked.
+    pub fn check_address(&self) -> PeerAddress {
+        let Some(check) = &self.check else { return self.address.clone() };
+        match check.address.as_ref().unwrap_or(&self.address) {
+            PeerAddress::Socket(at) if check.port != 0 => PeerAddress::Socket(SocketAddr::new(at.ip(), check.port)),
+            address => address.clone(),
+        }
+    }
 }
 
 /// Endpoints of one locality and priority.
@@ -55,6 +90,13 @@ pub struct Locality {
     pub weight: Option<u32>,
     /// Endpoints.
     pub endpoints: Box<[Arc<Endpoint>]>,
+}
+
+impl Locality {
+    pub(crate) fn is_place_of(&self, other: &Self) -> bool {
+        let place = |it: &Self| (Arc::clone(&it.region), Arc::clone(&it.zone), Arc::clone(&it.sub_zone), it.priority);
+        place(self) == place(other)
+    }
 }
 
 /// A compiled `ClusterLoadAssignment`.
@@ -124,12 +166,21 @@ fn endpoint_of(context: &mut Context, endpoint: &proto::LbEndpoint) -> Option<En
         return None;
     };
     let address = context.at("endpoint.address", |context| compile_peer(context, host.address.as_ref()))?;
-    Some(described(endpoint, host, address))
+    Some(described(context, endpoint, host, address))
 }
 
 /// What is said of an endpoint besides its address.
-pub(crate) fn described(endpoint: &proto::LbEndpoint, host: &proto::Endpoint, address: PeerAddress) -> Endpoint {
+pub(crate) fn described(
+    context: &mut Context,
+    endpoint: &proto::LbEndpoint,
+    host: &proto::Endpoint,
+    address: PeerAddress,
+) -> Endpoint {
     Endpoint {
+        check: host
+            .health_check_config
+            .as_ref()
+            .map(|config| Box::new(context.at("endpoint.health_check_config", |context| check_of(context, config)))),
         address,
         hostname: host.hostname.as_str().into(),
         weight: endpoint.load_balancing_weight.as_ref().map_or(1, |weight| weight.value).max(1),
@@ -147,8 +198,22 @@ pub(crate) fn described(endpoint: &proto::LbEndpoint, host: &proto::Endpoint, ad
     }
 }
 
+fn check_of(context: &mut Context, config: &proto::endpoint::HealthCheckConfig) -> EndpointCheck {
+    let port = u16::try_from(config.port_value).unwrap_or_else(|_| {
+        context.refuse_at("port_value", "not a port number of 0 to 65535");
+        0
+    });
+    let address = config.address.as_ref();
+    EndpointCheck {
+        disabled: config.disable_active_health_check,
+        address: address.and_then(|address| context.at("address", |context| compile_peer(context, Some(address)))),
+        port,
+        hostname: config.hostname.as_str().into(),
+    }
+}
+
 /// The entries of a struct that are strings.
-pub(crate) fn labels(metadata: &Struct) -> Box<[(Box<str>, Box<str>)]> {
+pub(crate) fn labels(metadata: &Struct) -> Labels {
     metadata
         .fields
         .iter()

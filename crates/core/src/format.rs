@@ -89,6 +89,13 @@ pub trait Variables {
     fn write(&self, command: &Command, out: &mut Vec<u8>) -> bool;
 }
 
+/// No values: for formats that are plain text.
+impl Variables for () {
+    fn write(&self, _: &Command, _: &mut Vec<u8>) -> bool {
+        false
+    }
+}
+
 impl Format {
     /// Parse `text`.
     ///

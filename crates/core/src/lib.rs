@@ -29,6 +29,7 @@ pub mod endpoint;
 pub mod fault;
 pub mod format;
 pub mod header_edit;
+pub mod health_check;
 pub mod honoured;
 pub mod http2;
 pub mod http_manager;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! healthy --(threshold of consecutive failures, share of ejected endpoints allows it)--> ejected
-//! ejected --(tick after base * ejections, at most max)--> healthy
+//! ejected --(tick after base * ejections, at most max; or an active health check passes)--> healthy
 //! ```
 //!
 //! Success resets the consecutive counts. Each interval without ejection forgives one earlier ejection.
@@ -36,6 +36,8 @@ pub struct OutlierDetection {
     pub max_ejection_percent: u32,
     /// One may be ejected whatever the share says.
     pub always_eject_one: bool,
+    /// A health check that passes ends an ejection. Default true.
+    pub check_unejects: bool,
 }
 
 /// How a request to an endpoint ended, for outlier detection.
@@ -93,6 +95,15 @@ impl OutlierState {
         }
         self.ejected_at.store(0, Ordering::Release);
         true
+    }
+
+    /// End an ejection at once. Returns whether there was one.
+    pub(crate) fn uneject(&self) -> bool {
+        let was_ejected = self.ejected_at.swap(0, Ordering::AcqRel) != 0;
+        if was_ejected {
+            self.reset();
+        }
+        was_ejected
     }
 
     fn reset(&self) {
@@ -208,6 +219,10 @@ impl OutlierDetection {
                 .max(base_ejection_time),
             max_ejection_percent: read(&detection.max_ejection_percent, 10).min(100),
             always_eject_one: detection.always_eject_one_host.as_ref().is_some_and(|always| always.value),
+            check_unejects: detection
+                .successful_active_health_check_uneject_host
+                .as_ref()
+                .is_none_or(|unejects| unejects.value),
         }
     }
 }

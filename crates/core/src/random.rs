@@ -26,6 +26,8 @@ pub enum Draw {
     BackOff,
     /// Whether an outlier detection enforces.
     Ejection,
+    /// How long until the next health check.
+    HealthCheck,
 }
 
 /// A source of uniformly distributed values.

@@ -12,6 +12,7 @@ use weft_core::balance::Balancer;
 use weft_core::cluster::{Cluster, Discovery, TransportSocket, UpstreamProtocol, VersionChoice};
 use weft_core::cors::{Cors, Treatment};
 use weft_core::decide::{Decision, Outcome, Step, decide};
+use weft_core::endpoint::LoadAssignment;
 use weft_core::fault::Fault;
 use weft_core::format::{Command, Format, Piece};
 use weft_core::header_edit::{AppendAction, HeaderEdits};
@@ -77,7 +78,7 @@ impl Random for Dice {
             Draw::Weight => self.weight,
             Draw::RouteFraction => self.route,
             Draw::Cors => self.cors,
-            Draw::Mirror | Draw::Balance | Draw::BackOff | Draw::Ejection => None,
+            Draw::Mirror | Draw::Balance | Draw::BackOff | Draw::Ejection | Draw::HealthCheck => None,
         };
         // 2^64 does not fit; the conversion saturates just below it.
         (value.unwrap_or(0.0) * 18_446_744_073_709_551_616.0) as u64
@@ -748,8 +749,15 @@ fn no_endpoint(plan: &Plan, cluster: &Cluster) -> bool {
         // Only the proxy itself knows what DNS says.
         (Discovery::OriginalDst | Discovery::Dns(_), _) => false,
         (_, None) => true,
-        (_, Some(assignment)) => Balancer::new(cluster, assignment, None, 0).shares().is_empty(),
+        (_, Some(assignment)) => balancer(cluster, assignment).shares().is_empty(),
     }
+}
+
+/// What a balancer does of which nothing is known but its configuration: health checks pass.
+fn balancer(cluster: &Cluster, assignment: &LoadAssignment) -> Arc<Balancer> {
+    let balancer = Balancer::new(cluster, assignment, None, 0);
+    balancer.assume_checked();
+    balancer
 }
 
 /// The endpoints that the balancer may choose, and those that it may not; with the version of HTTP if it is *http* that goes there.
@@ -770,7 +778,7 @@ fn endpoints(plan: &Plan, cluster: &Cluster, question: &Question, http: bool) ->
         }
         return Vec::new();
     };
-    let balancer = Balancer::new(cluster, assignment, None, 0);
+    let balancer = balancer(cluster, assignment);
     let shares = balancer.shares();
     let described = balancer.hosts().iter().map(|host| {
         let share = shares.iter().find(|(chosen, _)| Arc::ptr_eq(chosen, host)).map_or(0.0, |(_, share)| *share);
@@ -778,6 +786,7 @@ fn endpoints(plan: &Plan, cluster: &Cluster, question: &Question, http: bool) ->
             "cluster": &*cluster.name,
             "address": host.endpoint.address.to_string(),
             "healthy": host.is_healthy(),
+            "checked": host.active_health().is_some(),
             "weight": host.endpoint.weight,
             "priority": host.priority,
             "share": share,

@@ -238,6 +238,7 @@ impl Admin {
         gauges.extend(self.overload.gauges());
         let mut text = metrics::render(&self.metrics, &gauges);
         configurator.followers.render(&mut text);
+        configurator.checks.render(&mut text);
         text
     }
 
@@ -298,7 +299,7 @@ fn endpoint(host: &Host) -> Value {
         Health::Degraded => "degraded",
         Health::Unhealthy => "unhealthy",
     };
-    json!({
+    let mut row = json!({
         "address": host.endpoint.address.to_string(),
         "hostname": *host.endpoint.hostname,
         "health": health,
@@ -306,7 +307,21 @@ fn endpoint(host: &Host) -> Value {
         "active_requests": host.active(),
         "weight": host.endpoint.weight,
         "priority": host.priority,
-    })
+    });
+    if let Some(active) = host.active_health() {
+        let flags = [
+            ("failed_active_health_check", active.is_failed()),
+            ("pending_active_hc", active.is_unchecked()),
+            ("active_hc_timeout", active.is_timed_out()),
+            ("failed_active_degraded_check", active.is_degraded()),
+            ("excluded_via_immediate_hc_fail", active.is_excluded()),
+            ("pending_dynamic_removal", host.leaving),
+        ];
+        for (name, flag) in flags {
+            row[name] = flag.into();
+        }
+    }
+    row
 }
 
 fn certificate(der: &[u8]) -> Value {

@@ -23,6 +23,7 @@ use weft_xds::{Backoff, Protocol, Refusal, Service};
 use crate::bootstrap::{Ads, Bootstrap, Place};
 use crate::clock;
 use crate::dns::follow::Followers;
+use crate::health_check::Checks;
 use crate::listen::Sockets;
 use crate::on_demand::{Answer, Ask, Asked, Change};
 use crate::plan::Active;
@@ -33,7 +34,7 @@ use crate::worker::{Command, Draining};
 /// How long the first listeners wait for the first clusters. Long enough for a control plane and an agent that have
 /// just started themselves; then a proxy that serves a part is better than one that serves nothing.
 const FIRST_CLUSTERS_TIME: Duration = Duration::from_secs(5);
-/// Answers about names of this time make one generation together.
+/// Answers about names, and findings of health checks, of this time count together.
 const GATHER_TIME: Duration = Duration::from_millis(5);
 /// Changes of this time go to the disk together.
 const SAVE_TIME: Duration = Duration::from_millis(200);
@@ -67,8 +68,14 @@ pub struct Configurator {
     ads_is_connected: bool,
     /// Whose names are resolved.
     pub followers: Followers,
-    /// The next generation is being waited for.
+    /// Whose endpoints are checked.
+    pub checks: Checks,
+    /// What is to be done is being gathered.
     is_gathering: bool,
+    /// The next generation is to be made.
+    is_unsettled: bool,
+    /// Clusters whose balancing is to look at their endpoints anew.
+    unbalanced: BTreeSet<Arc<str>>,
     /// When each cluster's ejections were looked at last, on the clock of [`clock::monotonic`].
     ticked: HashMap<Arc<str>, Duration>,
 }
@@ -78,6 +85,7 @@ impl Configurator {
         bootstrap: &Bootstrap,
         sockets: Sockets,
         workers: Vec<UnboundedSender<Command>>,
+        checks: Checks,
         state_dir: Option<PathBuf>,
         seed: u64,
     ) -> Rc<RefCell<Configurator>> {
@@ -103,7 +111,10 @@ impl Configurator {
                 is_waiting: false,
                 ads_is_connected: false,
                 followers: Followers::default(),
+                checks,
                 is_gathering: false,
+                is_unsettled: false,
+                unbalanced: BTreeSet::new(),
                 ticked: HashMap::new(),
             })
         })
@@ -247,6 +258,8 @@ impl Configurator {
 
     /// Make the next generation and give it to the workers.
     fn settle(&mut self) {
+        // What goes to work by its first checks is to know what they found.
+        self.rebalance();
         let was_live = self.holdings.is_live();
         self.active = Arc::new(self.holdings.settle(&self.active));
         self.tell(|| Command::Plan(Arc::clone(&self.active)));
@@ -311,10 +324,34 @@ impl Configurator {
     pub fn hear(&mut self, cluster: &Arc<str>, dns: &Arc<Dns>, name: &Arc<str>, answer: Option<Vec<IpAddr>>) -> Heard {
         let heard = self.holdings.hear(cluster, dns, name, answer);
         self.followers.count(cluster, heard);
-        if heard.changed && !std::mem::replace(&mut self.is_gathering, true) {
-            self.me.upgrade().map(|me| spawn_local(gather(me)));
+        if heard.changed {
+            self.settle_soon();
         }
         heard
+    }
+
+    /// Make the next generation for this and what else comes at about the same time.
+    pub fn settle_soon(&mut self) {
+        self.is_unsettled = true;
+        self.gather_soon();
+    }
+
+    /// The same for what is said of the endpoints of a cluster: of thousands many may change at once.
+    pub fn balance_soon(&mut self, cluster: &Arc<str>) {
+        self.unbalanced.insert(Arc::clone(cluster));
+        self.gather_soon();
+    }
+
+    fn rebalance(&mut self) {
+        for cluster in std::mem::take(&mut self.unbalanced) {
+            self.holdings.balancers(&cluster).for_each(|balancer| balancer.look_again());
+        }
+    }
+
+    fn gather_soon(&mut self) {
+        if !std::mem::replace(&mut self.is_gathering, true) {
+            self.me.upgrade().map(|me| spawn_local(gather(me)));
+        }
     }
 
     /// After the plan, so that a worker knows the listener of a socket when its first connection comes; and has closed
@@ -349,6 +386,7 @@ impl Configurator {
         }
         self.subscribe_hosts();
         self.followers.follow(&wanted.names, &self.me);
+        self.checks.follow(self.holdings.checked(), &self.me);
         let sources: BTreeSet<_> = before.secrets.keys().chain(wanted.secrets.keys()).cloned().collect();
         for source in sources {
             let old = before.secrets.get(&source).unwrap_or(&nothing);
@@ -562,12 +600,16 @@ pub async fn keep_answering(configurator: Rc<RefCell<Configurator>>, mut asks: U
     }
 }
 
-/// Make one generation for all answers that come at about the same time.
+/// Do once what answers ask for that come at about the same time.
 async fn gather(configurator: Rc<RefCell<Configurator>>) {
     tokio::time::sleep(GATHER_TIME).await;
     let mut configurator = configurator.borrow_mut();
     configurator.is_gathering = false;
-    configurator.settle();
+    if std::mem::take(&mut configurator.is_unsettled) {
+        configurator.settle();
+    } else {
+        configurator.rebalance();
+    }
 }
 
 async fn keep_saving(configurator: Rc<RefCell<Configurator>>) {

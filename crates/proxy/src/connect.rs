@@ -47,9 +47,11 @@ pub struct Standing {
 }
 
 mod calls;
+mod checks;
 mod shared;
 
 pub use calls::{CallWay, connect_call};
+pub use checks::connect_check;
 use shared::Made;
 
 pub use shared::{Connected, Shared, Want, connect_http, http2_limits};
@@ -409,10 +411,14 @@ impl Pool {
 
 /// What of the versions of HTTP in a resource's ALPN list is offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Offer {
+pub enum Offer<'a> {
     All,
     /// All but HTTP/2, if HTTP/1.1 is among them.
     Http1,
+    /// HTTP/2 alone, if it is among them.
+    Http2,
+    /// These instead.
+    Only(&'a [Box<[u8]>]),
 }
 
 /// Get a connection to *destination*: a pooled one unless *fresh* asks for a new one. *ends* are the client's, for endpoints that want
@@ -428,7 +434,7 @@ pub async fn connect(
     ends: Ends,
     standing: &Standing,
     fresh: bool,
-    offer: Offer,
+    offer: Offer<'_>,
 ) -> Result<Connection, ConnectError> {
     let cluster = &upstream.shared.cluster;
     let transport = destination.transport(cluster);
@@ -461,7 +467,8 @@ pub async fn connect(
         }
     };
     let deadline = cluster.connect_timeout;
-    let work = pin!(open(upstream, destination, transport, ends, standing, offer));
+    let address = destination.address();
+    let work = pin!(open(&upstream.shared, &address, transport, Some(ends), standing, offer));
     let io = match tokio::time::timeout(deadline, work).await {
         Ok(result) => result?,
         Err(_) => return Err(ConnectError::Timeout(deadline)),
@@ -517,16 +524,17 @@ async fn wait_for_release(pool: &Pool) {
     .await;
 }
 
+/// *ends* are those of a client for whom the connection is; `None`: it is the proxy's own.
 async fn open(
-    upstream: &WorkerUpstream,
-    destination: &Destination,
+    upstream: &Upstream,
+    address: &PeerAddress,
     transport: &TransportSocket,
-    ends: Ends,
+    ends: Option<Ends>,
     standing: &Standing,
-    offer: Offer,
+    offer: Offer<'_>,
 ) -> Result<Io, ConnectError> {
-    let io = reach(upstream, destination, transport, ends, standing).await?;
-    let Some(context) = upstream.shared.tls_for(transport) else { return Ok(io) };
+    let io = reach(upstream, address, transport, ends, standing).await?;
+    let Some(context) = upstream.tls_for(transport) else { return Ok(io) };
     let io = shake_hands(io, &offered(&context.config, offer), context).await?;
     // What a resumed session knows of the server was verified when it was new. Nothing has been sent to it yet.
     let is_stale = |session: &Session| session.is_resumed() && !context.still_trusts(session.peer_certificates());
@@ -534,18 +542,25 @@ async fn open(
         return Ok(io);
     }
     drop(io);
-    let io = reach(upstream, destination, transport, ends, standing).await?;
+    let io = reach(upstream, address, transport, ends, standing).await?;
     shake_hands(io, &offered(&context.config_afresh, offer), context).await
 }
 
-fn offered(config: &Arc<ClientConfig>, offer: Offer) -> Cow<'_, Arc<ClientConfig>> {
+fn offered<'c>(config: &'c Arc<ClientConfig>, offer: Offer<'_>) -> Cow<'c, Arc<ClientConfig>> {
     let speaks = |name: &[u8]| config.alpn_protocols.iter().any(|protocol| protocol == name);
-    if offer == Offer::All || !speaks(b"h2") || !speaks(b"http/1.1") {
-        return Cow::Borrowed(config);
+    let with = |protocols: Vec<Vec<u8>>| {
+        let mut config = ClientConfig::clone(config);
+        config.alpn_protocols = protocols;
+        Cow::Owned(Arc::new(config))
+    };
+    match offer {
+        Offer::Http1 if speaks(b"h2") && speaks(b"http/1.1") => {
+            with(config.alpn_protocols.iter().filter(|protocol| *protocol != b"h2").cloned().collect())
+        }
+        Offer::Http2 if speaks(b"h2") => with(vec![b"h2".to_vec()]),
+        Offer::Only(protocols) => with(protocols.iter().map(|protocol| protocol.to_vec()).collect()),
+        Offer::All | Offer::Http1 | Offer::Http2 => Cow::Borrowed(config),
     }
-    let mut config = ClientConfig::clone(config);
-    config.alpn_protocols.retain(|protocol| protocol != b"h2");
-    Cow::Owned(Arc::new(config))
 }
 
 async fn shake_hands(mut io: Io, config: &Arc<ClientConfig>, context: &ClientContext) -> Result<Io, ConnectError> {
@@ -558,16 +573,15 @@ async fn shake_hands(mut io: Io, config: &Arc<ClientConfig>, context: &ClientCon
 
 /// A connection before TLS.
 async fn reach(
-    upstream: &WorkerUpstream,
-    destination: &Destination,
+    upstream: &Upstream,
+    address: &PeerAddress,
     transport: &TransportSocket,
-    ends: Ends,
+    ends: Option<Ends>,
     standing: &Standing,
 ) -> Result<Io, ConnectError> {
-    let cluster = &upstream.shared.cluster;
+    let cluster = &upstream.cluster;
     let namespace = cluster.bind.as_ref().and_then(|bind| bind.namespace.as_deref());
-    let address = destination.address();
-    let socket = match (&address, namespace) {
+    let socket = match (address, namespace) {
         (PeerAddress::Socket(address), Some(path)) if netns::is_host(path) => match &standing.edge {
             Some(edge) => dial_edge(edge, *address, cluster.connect_timeout).await?,
             None => {
@@ -593,7 +607,10 @@ async fn reach(
     if let Some(version) = transport.proxy_protocol {
         // Before anything else, TLS too: the receiver reads it before it knows what follows.
         let mut header = Vec::new();
-        proxy_protocol::encode(&mut header, spoken(version), ends.remote, ends.local);
+        match ends {
+            Some(ends) => proxy_protocol::encode(&mut header, spoken(version), ends.remote, ends.local),
+            None => proxy_protocol::encode_own(&mut header, spoken(version)),
+        }
         io.write_all(&header, &[]).await.map_err(ConnectError::Remote)?;
     }
     Ok(io)

@@ -36,6 +36,7 @@ mod document;
 mod edge;
 mod filter;
 mod forward;
+mod health_check;
 mod http;
 mod identify;
 mod io;
@@ -70,6 +71,7 @@ use crate::admin::Admin;
 use crate::bootstrap::{Bootstrap, Options, StartError};
 use crate::configure::Configurator;
 use crate::connect::Standing;
+use crate::health_check::Checks;
 use crate::keeper::Keeper;
 use crate::labels::Node;
 use crate::listen::Sockets;
@@ -173,7 +175,7 @@ fn run(started: Instant, arguments: Vec<String>) -> Result<(), Failure> {
     runtime.block_on(async {
         spawn_local(record::service::run(log_clients));
         spawn_local(overload::watch(bootstrap.overload.clone(), Arc::clone(&overload), workers.commands.clone()));
-        supervise(options, bootstrap, workers, overload, started).await?;
+        supervise(options, bootstrap, standing, workers, overload, started).await?;
         services.farewell().await;
         Ok(())
     })
@@ -298,6 +300,7 @@ impl Signals {
 async fn supervise(
     options: Options,
     bootstrap: Bootstrap,
+    standing: Standing,
     mut workers: Workers,
     overload: Arc<Overload>,
     started: Instant,
@@ -305,8 +308,10 @@ async fn supervise(
     let mut signals = Signals::new()?;
     let keeper = options.keeper.map(Keeper::inherit).transpose()?;
     let sockets = Sockets::new(options.concurrency, options.edge.clone(), keeper);
+    let checks = Checks::new(standing, random_seed());
+    let state_dir = options.state_dir.clone();
     let configurator =
-        Configurator::new(&bootstrap, sockets, workers.commands.clone(), options.state_dir.clone(), random_seed());
+        Configurator::new(&bootstrap, sockets, workers.commands.clone(), checks, state_dir, random_seed());
     if let Some(asks) = workers.asks.take() {
         spawn_local(configure::keep_answering(Rc::clone(&configurator), asks));
     }

@@ -110,6 +110,11 @@ pub struct Upstream {
 }
 
 impl Upstream {
+    /// Whether each endpoint that is to be checked was.
+    pub fn is_checked(&self) -> bool {
+        self.balancer.as_ref().is_none_or(|balancer| balancer.is_checked())
+    }
+
     /// The TLS context of a transport socket; `None` for plaintext.
     pub fn tls_for(&self, transport: &TransportSocket) -> Option<&Arc<ClientContext>> {
         self.tls.get(&address_of(transport.tls.as_ref()?))

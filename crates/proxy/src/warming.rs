@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A cluster is warm when its endpoints and secrets are here (of one that is found by DNS: when something was heard of its
-//! names), a listener when its routes and secrets are. At the start no listener goes to work before the first clusters are
+//! names) and its health check, if it has one, has looked at each endpoint once; a listener when its routes and secrets are. At the start no listener goes to work before the first clusters are
 //! warm, or requests would be answered with "no such cluster".
 //!
 //! Removal of a listener or cluster takes effect at once. Routes and endpoints stay as long as something at work names
@@ -154,6 +154,8 @@ pub struct Holdings {
     ticket_keys: Arc<KeyRing>,
     listeners_at_work: BTreeMap<Name, ListenerAtWork>,
     clusters_at_work: BTreeMap<Name, ClusterAtWork>,
+    /// Versions that lack nothing but the first checks of their endpoints.
+    clusters_in_check: BTreeMap<Name, ClusterAtWork>,
     /// By type URL and name: why the newest version is not at work.
     obstacles: BTreeMap<(&'static str, Name), Obstacle>,
     /// By type URL and name: version and reason of what was refused last.
@@ -254,6 +256,7 @@ impl Holdings {
             }
             type_url::CLUSTER => {
                 self.obstacles.remove(&(type_url::CLUSTER, Arc::clone(&name)));
+                self.clusters_in_check.remove(&name);
                 self.clusters_at_work.remove(&name).is_some() | self.clusters.remove(&name).is_some()
             }
             type_url::VIRTUAL_HOST => self.virtual_hosts.remove(&name),
@@ -439,11 +442,23 @@ impl Holdings {
 
     fn settle_clusters(&mut self) {
         let mut before = std::mem::take(&mut self.clusters_at_work);
+        let mut in_check = std::mem::take(&mut self.clusters_in_check);
         let mut at_work = BTreeMap::new();
         for (name, stored) in &self.clusters {
             let old = before.remove(name);
             let key = (type_url::CLUSTER, Arc::clone(name));
-            let now = match self.warm_cluster(stored, old.as_ref()) {
+            let is_same = |other: &&ClusterAtWork| Arc::ptr_eq(&other.stored.value, &stored.value);
+            let candidate = in_check.remove(name);
+            let base = candidate.as_ref().filter(is_same).or(old.as_ref());
+            let warm = match self.warm_cluster(stored, base) {
+                // Once at work, it has new endpoints that wait for their checks.
+                Ok(cluster) if old.as_ref().filter(is_same).is_none() && !cluster.upstream.is_checked() => {
+                    self.clusters_in_check.insert(Arc::clone(name), cluster);
+                    Err(Obstacle::Missing("its endpoints have not all been checked yet".into()))
+                }
+                result => result,
+            };
+            let now = match warm {
                 Ok(cluster) => {
                     self.obstacles.remove(&key);
                     Some(cluster)
@@ -509,6 +524,7 @@ impl Holdings {
         let same = old.filter(|old| Arc::ptr_eq(&old.stored.value, cluster));
         let same_secrets = same.filter(|old| old.marks == marks);
         let same_endpoints = same.filter(|old| match (&old.assignment, &assignment) {
+            _ if old.upstream.balancer.as_ref().is_some_and(|balancer| balancer.has_left()) => false,
             (Some(old), Some(new)) => Arc::ptr_eq(old, new),
             (old, new) => old.is_none() && new.is_none(),
         });
@@ -687,6 +703,23 @@ impl Holdings {
     /// Clusters at work.
     pub fn upstreams(&self) -> impl Iterator<Item = (&Name, &Arc<Upstream>)> {
         self.clusters_at_work.iter().map(|(name, cluster)| (name, &cluster.upstream))
+    }
+
+    /// Clusters whose endpoints are checked: those at work, then versions that are to take their places.
+    pub fn checked(&self) -> impl Iterator<Item = (&Name, &Arc<Upstream>)> {
+        self.clusters_at_work
+            .iter()
+            .chain(&self.clusters_in_check)
+            .map(|(name, cluster)| (name, &cluster.upstream))
+            .filter(|(_, upstream)| upstream.cluster.health_check.is_some())
+    }
+
+    /// The balancers of all versions of a cluster.
+    pub fn balancers(&self, name: &str) -> impl Iterator<Item = &Arc<Balancer>> {
+        [self.clusters_at_work.get(name), self.clusters_in_check.get(name)]
+            .into_iter()
+            .flatten()
+            .filter_map(|cluster| cluster.upstream.balancer.as_ref())
     }
 
     pub fn secrets(&self) -> &Secrets {

@@ -175,6 +175,57 @@ fn a_cluster_is_active_when_its_endpoints_are_here() {
     assert_eq!(proxy.ports("a"), ["127.0.0.1:80"]);
 }
 
+/// A cluster of EDS whose endpoints are asked every so many seconds.
+fn checked_cluster(name: &str, interval: i64) -> cluster::Cluster {
+    let seconds = |seconds| Some(weft_protos::google::protobuf::Duration { seconds, nanos: 0 });
+    let once = Some(weft_protos::google::protobuf::UInt32Value { value: 1 });
+    let check = core::HealthCheck {
+        timeout: seconds(1),
+        interval: seconds(interval),
+        unhealthy_threshold: once,
+        healthy_threshold: once,
+        health_checker: Some(core::health_check::HealthChecker::TcpHealthCheck(Default::default())),
+        ..Default::default()
+    };
+    cluster::Cluster { health_checks: vec![check], ..eds_cluster(name, name) }
+}
+
+#[test]
+fn a_cluster_with_a_health_check_waits_for_its_first_round() {
+    let mut proxy = Proxy::new();
+    // A round of checks that all pass, of whatever version there is.
+    let round = |proxy: &mut Proxy| {
+        proxy.holdings.balancers("a").for_each(|balancer| balancer.assume_checked());
+        proxy.active = proxy.holdings.settle(&proxy.active);
+    };
+    proxy.clusters(&[checked_cluster("a", 1)]);
+    proxy.endpoints("a", &[80]);
+    assert!(proxy.upstream("a").is_none());
+    assert_eq!(proxy.holdings.checked().count(), 1);
+    round(&mut proxy);
+    assert_eq!(proxy.ports("a"), ["127.0.0.1:80"]);
+    // New endpoints wait for their own checks; the cluster does not wait for them.
+    proxy.receive(type_url::CLUSTER_LOAD_ASSIGNMENT, vec![resource("a", "2", &endpoints("a", &[80, 81]))], &[]);
+    assert_eq!(proxy.ports("a"), ["127.0.0.1:80", "127.0.0.1:81"]);
+    assert!(!proxy.upstream("a").unwrap().is_checked());
+    round(&mut proxy);
+    // What is known answers the same question of another version, and no other question.
+    let mut renamed = checked_cluster("a", 1);
+    renamed.alt_stat_name = "b".into();
+    proxy.clusters(&[renamed]);
+    assert_eq!(&*proxy.upstream("a").unwrap().cluster.stat_name, "b");
+    proxy.clusters(&[checked_cluster("a", 2)]);
+    assert_eq!(&*proxy.upstream("a").unwrap().cluster.stat_name, "b");
+    assert_eq!(proxy.holdings.checked().count(), 2);
+    round(&mut proxy);
+    assert_eq!(&*proxy.upstream("a").unwrap().cluster.stat_name, "a");
+    assert_eq!(proxy.holdings.checked().count(), 1);
+    // Without endpoints there is nothing to wait for.
+    proxy.clusters(&[checked_cluster("b", 1)]);
+    proxy.endpoints("b", &[]);
+    assert!(proxy.upstream("b").is_some());
+}
+
 #[test]
 fn endpoints_that_do_not_exist_are_none() {
     let mut proxy = Proxy::new();

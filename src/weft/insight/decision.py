@@ -58,6 +58,7 @@ class Endpoint:
         address: `10.244.0.5:9080`.
         workload: Name of the workload there; empty if it is none of the mesh.
         share: Of the requests to its cluster, 0 to 1; 0 if it is not eligible.
+        checked: Only while it passes the proxy's active health checks.
         tls: How it is called: sni, names (what its certificate must say), ...; None in plaintext.
         version: `HTTP/1.1`, `HTTP/2`, `BY_CALLER`, `BY_ENDPOINT`; empty for bytes.
         version_origin: Where that is written, or `default`.
@@ -71,6 +72,7 @@ class Endpoint:
     tls: Mapping[str, Any] | None
     version: str = ""
     version_origin: str = DEFAULT
+    checked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ def _endpoint(item: Mapping[str, Any]) -> Endpoint:
         tls=item.get("tls"),
         version=str((item.get("http") or {}).get("version") or ""),
         version_origin=str((item.get("http") or {}).get("origin") or DEFAULT),
+        checked=bool(item.get("checked", False)),
     )
 
 

@@ -171,7 +171,7 @@ def facts(hop: Hop) -> dict[str, str]:
         else (_target_workload(hop) or record.upstream or "The server"),
         "service": f"The program of {record.workload}" if inbound else service,
         "destination": record.listener if record.protocol == "TCP" else record.authority,
-        "endpoints": "there" if _has_endpoints(hop) else "none",
+        "endpoints": _endpoints(hop),
         "status": str(record.status or "nothing"),
         "method": record.method or "the request",
         "path": record.path,
@@ -180,11 +180,13 @@ def facts(hop: Hop) -> dict[str, str]:
     }
 
 
-def _has_endpoints(hop: Hop) -> bool:
-    """Whether the configuration of then has endpoints for where it went."""
-    if hop.decision is None:
-        return False
-    return any(item.cluster == hop.cluster and item.healthy for item in hop.decision.endpoints)
+def _endpoints(hop: Hop) -> str:
+    """Whether the configuration of then has endpoints for where it went: `none`, `there`, or `checked` by active health checks."""
+    items = hop.decision.endpoints if hop.decision is not None else ()
+    there = [item for item in items if item.cluster == hop.cluster and item.healthy]
+    if any(item.checked for item in there):
+        return "checked"
+    return "there" if there else "none"
 
 
 def _order(record: Record) -> tuple[float, int]:

@@ -159,7 +159,8 @@ def _destinations(decision: Decision, scheme: str, place: Place) -> str:
             end = "the connection is reset" if decision.outcome == "tcp" else "answered with 503"
             lines.append(f"{INDENT * 4}no endpoint: {end} (UH)")
         for item in mine:
-            state = "" if item.healthy else ", not healthy"
+            passes = ", while it passes active health checks" if item.checked else ""
+            state = passes if item.healthy else ", not healthy"
             safe = "mutual TLS" if item.tls is not None else bare
             part = f"{_percent(item.share)} of it" if item.share > 0 else "not eligible"
             lines.append(f"{INDENT * 4}{item.address}  {item.workload or '-'}  {part}, {safe}{state}")

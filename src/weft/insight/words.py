@@ -259,6 +259,13 @@ TABLE = (
         cluster="^BlackHoleCluster$",
     ),
     Row(
+        "all-fail-checks",
+        "Every endpoint of {service} fails its active health check, or is ejected (outlier detection).",
+        "`/clusters` on the admin socket of {workload}'s proxy says which: `failed_active_health_check`, `ejected`; its log says why.",
+        flags=frozenset({"UH"}),
+        given=(("endpoints", "checked"),),
+    ),
+    Row(
         "all-ejected",
         "Every endpoint of {service} failed too often and is ejected for a while (outlier detection).",
         "Find out why they fail (`weft why --last-failed`); `outlierDetection` of the DestinationRule says how long it lasts.",

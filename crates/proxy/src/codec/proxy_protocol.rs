@@ -231,6 +231,17 @@ fn port(text: &str) -> Option<u16> {
     text.parse().ok().filter(|_| is_canonical)
 }
 
+/// Write a header of a connection that the proxy has opened in its own name, as for a health check (2.1 `UNKNOWN`, 2.2 `LOCAL`).
+pub fn encode_own(out: &mut Vec<u8>, version: Version) {
+    match version {
+        Version::V1 => out.extend_from_slice(b"PROXY UNKNOWN\r\n"),
+        Version::V2 => {
+            out.extend_from_slice(SIGNATURE2);
+            out.extend_from_slice(&[0x20, 0, 0, 0]);
+        }
+    }
+}
+
 /// Write a header that says *source* and *destination*.
 pub fn encode(out: &mut Vec<u8>, version: Version, source: SocketAddr, destination: SocketAddr) {
     // 2.1, 2.2: both ends are of one family.
@@ -330,6 +341,15 @@ mod tests {
             for cut in 0..bytes.len() {
                 assert_eq!(read(ANY, &bytes[..cut], 1000), Ok(None), "{name}, cut after {cut}");
             }
+        }
+    }
+
+    #[test]
+    fn a_header_of_the_proxys_own_names_nobody() {
+        for version in [Version::V1, Version::V2] {
+            let mut header = Vec::new();
+            encode_own(&mut header, version);
+            assert_eq!(read(ANY, &header, 1), Ok(Some((header.len(), Said::OwnEnds))), "{version:?}");
         }
     }
 

@@ -20,7 +20,7 @@ use crate::codec::{Head, Known, Version};
 use crate::connect::Destination;
 use crate::filter::{self};
 use crate::pick::{self, Tried};
-use crate::plan::WorkerPlan;
+use crate::plan::{WorkerPlan, WorkerUpstream};
 use crate::record::{self, Entry, Outcome, Subject};
 use crate::route::View;
 use crate::tcp;
@@ -129,6 +129,7 @@ impl Exchange<'_> {
                 Attempt::Answered(server) => {
                     let status = self.scratch.response.status;
                     tcp::observe(&upstream, &destination, Observation::Status(status));
+                    self.heed_health(&upstream, &destination);
                     self.record_try(trying, Ok(status));
                     match self.response_result(policy) {
                         Some(result) if self.may_retry(policy, result, retries) => (None, (result, Some(server))),
@@ -287,6 +288,18 @@ impl Exchange<'_> {
     fn may_retry(&self, policy: Option<&RetryPolicy>, result: TryResult, retries: u32) -> bool {
         policy.is_some_and(|policy| retries < policy.retries && policy.allows(result))
             && !self.scratch.replay.overflowed
+    }
+
+    /// An endpoint may say with any answer that it fails its health checks from now on, if it has some.
+    fn heed_health(&self, upstream: &WorkerUpstream, destination: &Destination) {
+        let (Some(balancer), Some(host)) = (&upstream.shared.balancer, destination.host()) else { return };
+        if host.active_health().is_some()
+            && self.scratch.response.get(b"x-envoy-immediate-health-check-fail").is_some()
+            && balancer.fail_at_once(host)
+        {
+            let (endpoint, cluster) = (&host.endpoint.address, &upstream.shared.cluster.name);
+            eprintln!("weft-proxy: endpoint {endpoint} of cluster {cluster} is unhealthy: it says so in an answer");
+        }
     }
 
     /// What a retry policy thinks of the response, if there is a policy.

@@ -15,6 +15,7 @@ mod downgrade;
 mod either_version;
 mod failures;
 mod grpc_web;
+mod health_checks;
 mod http;
 mod http2;
 mod limits;

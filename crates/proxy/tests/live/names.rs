@@ -87,15 +87,8 @@ fn use_cluster(setup: &mut Setup, cluster: cluster::Cluster) {
     setup.cluster = cluster;
 }
 
-/// The endpoints of the first cluster, from the admin socket.
-fn endpoints(mesh: &Mesh) -> Vec<Value> {
-    let clusters: Value = serde_json::from_str(&mesh.admin("GET", "/clusters")).unwrap();
-    let found = clusters.as_array().unwrap().iter().find(|it| it["name"] == CLUSTER);
-    found.map(|it| it["endpoints"].as_array().unwrap().clone()).unwrap_or_default()
-}
-
 fn addresses(mesh: &Mesh) -> Vec<String> {
-    endpoints(mesh).iter().map(|it| it["address"].as_str().unwrap().to_owned()).collect()
+    mesh.endpoints().iter().map(|it| it["address"].as_str().unwrap().to_owned()).collect()
 }
 
 #[track_caller]
@@ -116,7 +109,7 @@ fn every_address_of_a_name_is_an_endpoint_and_answers_are_followed() {
         use_cluster(setup, dns_cluster(DiscoveryType::StrictDns, &names, vec![by_name]));
     });
     wait_endpoints(&mesh, &[a, b]);
-    for endpoint in endpoints(&mesh) {
+    for endpoint in mesh.endpoints() {
         assert_eq!((&endpoint["weight"], &endpoint["hostname"]), (&3.into(), &"api.test".into()), "{endpoint}");
     }
     let mut client = mesh.client();

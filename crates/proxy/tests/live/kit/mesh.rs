@@ -224,6 +224,13 @@ impl Mesh {
         samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
+    /// The endpoints of the cluster that the setup has, as `/clusters` shows them.
+    pub fn endpoints(&self) -> Vec<Value> {
+        let clusters: Value = serde_json::from_str(&self.admin("GET", "/clusters")).unwrap();
+        let found = clusters.as_array().unwrap().iter().find(|it| it["name"] == *self.setup.cluster.name);
+        found.map(|it| it["endpoints"].as_array().unwrap().clone()).unwrap_or_default()
+    }
+
     pub fn client(&self) -> Peer {
         Peer::connect(self.address)
     }
