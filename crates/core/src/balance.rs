@@ -15,6 +15,10 @@ use crate::endpoint::{Endpoint, Health, LoadAssignment};
 use crate::outlier::{Observation, OutlierDetection, OutlierState};
 use crate::random::{Draw, Random};
 
+mod consistent;
+
+use consistent::Consistent;
+
 /// An endpoint with what is counted about it.
 #[derive(Debug)]
 pub struct Host {
@@ -90,8 +94,8 @@ pub enum PickError {
 #[derive(Debug)]
 pub struct Balancer {
     hosts: Box<[Arc<Host>]>,
-    /// Locality weights by index; 0 where none is given.
-    locality_weights: Box<[u32]>,
+    /// Weight of each locality by index, 0 where none is given, and its place in the order of names.
+    locality_weights: Box<[(u32, usize)]>,
     policy: LbPolicy,
     rules: Rules,
     outlier: Option<OutlierDetection>,
@@ -105,6 +109,7 @@ struct Rules {
     panic_threshold_percent: f64,
     overprovisioning_factor: u32,
     locality_weighted: bool,
+    hash_hostnames: bool,
 }
 
 /// One worker's handle on a [`Balancer`].
@@ -151,10 +156,10 @@ impl Balancer {
             panic_threshold_percent: cluster.panic_threshold_percent.clamp(0.0, 100.0),
             overprovisioning_factor: assignment.overprovisioning_factor,
             locality_weighted: cluster.locality_weighted,
+            hash_hostnames: cluster.hash_hostnames,
         };
-        let locality_weights: Box<[u32]> =
-            assignment.localities.iter().map(|locality| locality.weight.unwrap_or(0)).collect();
-        let table = Arc::new(Table::build(&hosts, &locality_weights, rules, seed));
+        let locality_weights = weights_of(assignment);
+        let table = Arc::new(Table::build(&hosts, &locality_weights, rules, cluster.policy, seed));
         Arc::new(Self {
             hosts,
             locality_weights,
@@ -178,7 +183,8 @@ impl Balancer {
         &self.hosts
     }
 
-    /// The endpoints that may be chosen now, with their share of requests (0 to 1), as round robin or random would spread them.
+    /// The endpoints that may be chosen now, with their share of requests (0 to 1), as round robin or random would spread them; by
+    /// consistent hashing, of all hashes.
     pub fn shares(&self) -> Vec<(Arc<Host>, f64)> {
         self.table().shares()
     }
@@ -214,7 +220,7 @@ impl Balancer {
 
     fn rebuild(&self) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        *table = Arc::new(Table::build(&self.hosts, &self.locality_weights, self.rules, self.seed));
+        *table = Arc::new(Table::build(&self.hosts, &self.locality_weights, self.rules, self.policy, self.seed));
         // After the table, so that a picker that sees the new number finds the new table.
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -228,10 +234,13 @@ impl Picker {
 
     /// Choose an endpoint. Up to `attempts` are drawn until `avoid` says false of one; the last one stands whatever it says.
     ///
+    /// `key` is the hash that decides where the cluster balances by consistent hashing; without one a random number does.
+    ///
     /// # Errors
     /// There is none to choose.
     pub fn pick<D: Random + ?Sized>(
         &mut self,
+        key: Option<u64>,
         random: &mut D,
         attempts: u32,
         mut avoid: impl FnMut(&Host) -> bool,
@@ -241,24 +250,56 @@ impl Picker {
             self.table = self.balancer.table();
             self.version = version;
         }
-        let mut left = attempts.max(1);
+        let number = match &*self.table {
+            Table::Drawn(_) => 0,
+            // Once for all attempts: they go on from the same place.
+            Table::Consistent(_) => key.unwrap_or_else(|| random.draw(Draw::Balance)),
+        };
+        let mut attempt = 0;
         loop {
-            let host = self.table.pick(self.balancer.policy, random).ok_or(if self.balancer.hosts.is_empty() {
-                PickError::Empty
-            } else {
-                PickError::NoneHealthy
-            })?;
-            left -= 1;
-            if left == 0 || !avoid(host) {
+            let host = match &*self.table {
+                Table::Drawn(drawn) => drawn.pick(self.balancer.policy, random),
+                Table::Consistent(consistent) => consistent.pick(number, attempt),
+            };
+            let host =
+                host.ok_or(if self.balancer.hosts.is_empty() { PickError::Empty } else { PickError::NoneHealthy })?;
+            attempt += 1;
+            if attempt >= attempts || !avoid(host) {
                 return Ok(Arc::clone(host));
             }
         }
     }
 }
 
+/// Of each locality, its weight and its place among the names.
+fn weights_of(assignment: &LoadAssignment) -> Box<[(u32, usize)]> {
+    let localities = &assignment.localities;
+    let name = |index: usize| {
+        let locality = &localities[index];
+        (&locality.region, &locality.zone, &locality.sub_zone)
+    };
+    let mut order: Vec<usize> = (0..localities.len()).collect();
+    order.sort_by(|&one, &other| name(one).cmp(&name(other)));
+    let mut weights: Box<[(u32, usize)]> =
+        localities.iter().map(|locality| (locality.weight.unwrap_or(0), 0)).collect();
+    for (place, index) in order.into_iter().enumerate() {
+        weights[index].1 = place;
+    }
+    weights
+}
+
+/// Who may be chosen.
+#[derive(Debug)]
+enum Table {
+    /// By turns or by lot.
+    Drawn(Drawn),
+    /// By a hash.
+    Consistent(Consistent),
+}
+
 /// Who may be chosen, and how often.
 #[derive(Debug)]
-struct Table {
+struct Drawn {
     groups: Box<[Group]>,
     /// Running sums of the groups' loads.
     loads: Box<[u64]>,
@@ -321,7 +362,8 @@ impl Group {
                 };
                 &self.hosts[index]
             }
-            LbPolicy::Random => self.draw(random),
+            // Those that hash do not come here.
+            LbPolicy::Random | LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. } => self.draw(random),
             LbPolicy::LeastRequest { choices } => {
                 let first = self.draw(random);
                 (1..choices).fold(first, |best, _| {
@@ -334,6 +376,36 @@ impl Group {
 }
 
 impl Table {
+    fn build(
+        hosts: &[Arc<Host>],
+        locality_weights: &[(u32, usize)],
+        rules: Rules,
+        policy: LbPolicy,
+        seed: u64,
+    ) -> Self {
+        let mut priorities: Vec<u32> = hosts.iter().map(|host| host.priority).collect();
+        priorities.sort_unstable();
+        priorities.dedup();
+        let members: Vec<Vec<&Arc<Host>>> = priorities
+            .iter()
+            .map(|priority| hosts.iter().filter(|host| host.priority == *priority).collect())
+            .collect();
+        if policy.is_consistent_hash() {
+            Self::Consistent(Consistent::build(&members, locality_weights, rules, policy))
+        } else {
+            Self::Drawn(Drawn::build(&members, locality_weights, rules, seed))
+        }
+    }
+
+    fn shares(&self) -> Vec<(Arc<Host>, f64)> {
+        match self {
+            Self::Drawn(drawn) => drawn.shares(),
+            Self::Consistent(consistent) => consistent.shares(),
+        }
+    }
+}
+
+impl Drawn {
     fn pick<D: Random + ?Sized>(&self, policy: LbPolicy, random: &mut D) -> Option<&Arc<Host>> {
         let group = match &*self.groups {
             [] => return None,
@@ -358,16 +430,9 @@ impl Table {
         shares
     }
 
-    fn build(hosts: &[Arc<Host>], locality_weights: &[u32], rules: Rules, seed: u64) -> Self {
-        let mut priorities: Vec<u32> = hosts.iter().map(|host| host.priority).collect();
-        priorities.sort_unstable();
-        priorities.dedup();
-        let members: Vec<Vec<&Arc<Host>>> = priorities
-            .iter()
-            .map(|priority| hosts.iter().filter(|host| host.priority == *priority).collect())
-            .collect();
+    fn build(members: &[Vec<&Arc<Host>>], locality_weights: &[(u32, usize)], rules: Rules, seed: u64) -> Self {
         let mut groups = Vec::new();
-        for (load, priority, wanted) in distribute(&members, rules) {
+        for (load, priority, wanted) in distribute(members, rules) {
             let chosen =
                 members[priority].iter().filter(|host| wanted.is_none_or(|state| host.state() == state)).copied();
             let all = &members[priority];
@@ -437,7 +502,7 @@ fn distribute(members: &[Vec<&Arc<Host>>], rules: Rules) -> Vec<(u64, usize, Opt
 fn by_locality<'h>(
     chosen: impl Iterator<Item = &'h Arc<Host>>,
     all: &[&'h Arc<Host>],
-    locality_weights: &[u32],
+    locality_weights: &[(u32, usize)],
     rules: Rules,
     load: u64,
     seed: u64,
@@ -457,7 +522,7 @@ fn by_locality<'h>(
         let working = chosen.iter().filter(|host| host.locality == locality).count() as f64;
         let total = all.iter().filter(|host| host.locality == locality).count() as f64;
         let availability = (working / total * f64::from(rules.overprovisioning_factor) / 100.0).min(1.0);
-        f64::from(locality_weights[locality]) * availability
+        f64::from(locality_weights[locality].0) * availability
     };
     let total: f64 = localities.iter().map(|locality| effective(*locality)).sum();
     if total == 0.0 {

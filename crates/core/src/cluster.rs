@@ -6,6 +6,7 @@ use std::time::Duration;
 use weft_protos::Message as _;
 use weft_protos::envoy::config::cluster::v3 as proto;
 use weft_protos::envoy::config::cluster::v3::cluster::common_lb_config::LocalityConfigSpecifier;
+use weft_protos::envoy::config::cluster::v3::cluster::ring_hash_lb_config::HashFunction as ProtoHashFunction;
 use weft_protos::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy as ProtoPolicy,
 };
@@ -19,7 +20,7 @@ use weft_protos::envoy::extensions::upstreams::http::v3::http_protocol_options::
 use weft_protos::envoy::extensions::upstreams::http::v3::http_protocol_options::{
     ExplicitHttpConfig, UpstreamProtocolOptions,
 };
-use weft_protos::google::protobuf::UInt32Value;
+use weft_protos::google::protobuf::{UInt32Value, UInt64Value};
 
 use crate::address::{BindAddress, compile_socket};
 use crate::breaker::Limits;
@@ -60,6 +61,36 @@ pub enum LbPolicy {
     Random,
     /// As the cluster's discovery provides it (original destination).
     ClusterProvided,
+    /// By a hash, on a ring of *least* to *most* points.
+    RingHash {
+        /// 1024 unless said.
+        least: u64,
+        /// 8 Mi unless said, and no more.
+        most: u64,
+        /// Of the points, not of requests.
+        function: HashFunction,
+    },
+    /// By a hash, in Maglev's table.
+    Maglev {
+        /// A prime; 65537 unless said.
+        table_size: u64,
+    },
+}
+
+impl LbPolicy {
+    /// Whether a request's properties decide.
+    pub fn is_consistent_hash(self) -> bool {
+        matches!(self, Self::RingHash { .. } | Self::Maglev { .. })
+    }
+}
+
+/// How points of a ring are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HashFunction {
+    /// xxHash64.
+    XxHash,
+    /// MurmurHash2, as libstdc++ has it.
+    MurmurHash2,
 }
 
 /// Which protocol is spoken to the upstream.
@@ -179,6 +210,8 @@ pub struct Cluster {
     pub panic_threshold_percent: f64,
     /// Localities are chosen by their weight.
     pub locality_weighted: bool,
+    /// An endpoint's place in consistent hashing follows from its name and not from its address.
+    pub hash_hostnames: bool,
     /// Default 5 s.
     pub connect_timeout: Duration,
     /// Circuit breakers, priority DEFAULT.
@@ -253,6 +286,10 @@ impl Cluster {
                 common_lb.locality_config_specifier,
                 Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
             ),
+            hash_hostnames: common_lb
+                .consistent_hashing_lb_config
+                .as_ref()
+                .is_some_and(|config| config.use_hostname_for_hashing),
             connect_timeout: context
                 .duration("connect_timeout", cluster.connect_timeout.as_ref())
                 .unwrap_or(Self::DEFAULT_CONNECT_TIMEOUT),
@@ -355,6 +392,8 @@ fn policy(context: &mut Context, cluster: &proto::Cluster, discovery: &Discovery
             }
             _ => LbPolicy::LeastRequest { choices: 2 },
         },
+        Ok(ProtoPolicy::RingHash) => ring_hash(context, cluster.lb_config.as_ref()),
+        Ok(ProtoPolicy::Maglev) => maglev(context, cluster.lb_config.as_ref()),
         Ok(other) => {
             context.refuse_at("lb_policy", format!("{} is not supported", other.as_str_name()));
             LbPolicy::RoundRobin
@@ -364,6 +403,61 @@ fn policy(context: &mut Context, cluster: &proto::Cluster, discovery: &Discovery
             LbPolicy::RoundRobin
         }
     }
+}
+
+/// Envoy's bounds of a ring, and of a Maglev table; its default for the latter.
+const DEFAULT_RING_POINTS: u64 = 1024;
+const MOST_RING_POINTS: u64 = 8 << 20;
+const DEFAULT_MAGLEV_SIZE: u64 = 65_537;
+const MOST_MAGLEV_SIZE: u64 = 5_000_011;
+
+fn ring_hash(context: &mut Context, config: Option<&LbConfig>) -> LbPolicy {
+    let mut policy = (DEFAULT_RING_POINTS, MOST_RING_POINTS, HashFunction::XxHash);
+    if let Some(LbConfig::RingHashLbConfig(config)) = config {
+        context.at("ring_hash_lb_config", |context| {
+            let mut read = |field: &str, value: &Option<UInt64Value>, default| {
+                let value = value.as_ref().map_or(default, |value| value.value);
+                if value > MOST_RING_POINTS {
+                    context.refuse_at(field, format!("{value} is more than {MOST_RING_POINTS}"));
+                }
+                value.min(MOST_RING_POINTS)
+            };
+            policy.0 = read("minimum_ring_size", &config.minimum_ring_size, policy.0);
+            policy.1 = read("maximum_ring_size", &config.maximum_ring_size, policy.1);
+            if policy.0 > policy.1 {
+                context.refuse_at(
+                    "minimum_ring_size",
+                    format!("{} is more than the maximum_ring_size of {}", policy.0, policy.1),
+                );
+            }
+            policy.2 = match config.hash_function() {
+                ProtoHashFunction::XxHash => HashFunction::XxHash,
+                ProtoHashFunction::MurmurHash2 => HashFunction::MurmurHash2,
+            };
+        });
+    }
+    let (least, most, function) = policy;
+    LbPolicy::RingHash { least, most, function }
+}
+
+fn maglev(context: &mut Context, config: Option<&LbConfig>) -> LbPolicy {
+    let table_size = match config {
+        Some(LbConfig::MaglevLbConfig(config)) => config.table_size.as_ref().map(|size| size.value),
+        _ => None,
+    };
+    let table_size = table_size.unwrap_or(DEFAULT_MAGLEV_SIZE);
+    if table_size > MOST_MAGLEV_SIZE || !is_prime(table_size) {
+        context.refuse_at(
+            "maglev_lb_config.table_size",
+            format!("{table_size} is not a prime number of at most {MOST_MAGLEV_SIZE}"),
+        );
+        return LbPolicy::Maglev { table_size: DEFAULT_MAGLEV_SIZE };
+    }
+    LbPolicy::Maglev { table_size }
+}
+
+fn is_prime(number: u64) -> bool {
+    number >= 2 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| number % divisor != 0)
 }
 
 fn limits(context: &mut Context, cluster: &proto::Cluster) -> Limits {

@@ -22,11 +22,12 @@ use super::domains::Domains;
 use super::paths::Paths;
 use super::{
     Action, Conditions, DEFAULT_TIMEOUT, DirectResponse, Edits, FaultOverride, FilterOverrides, Forward, Mirror,
-    PathRewrite, Redirect, Route, RouteTable, StreamDuration, Target, VirtualHost,
+    MirrorHost, PathRewrite, Redirect, Route, RouteTable, StreamDuration, Target, VirtualHost,
 };
 use crate::compile::{Compiled, Context, Problems, Strictness};
 use crate::cors::{CORS_FILTER, Cors, CorsOverride, CorsPolicy};
 use crate::fault::Fault;
+use crate::hash_policy::HashPolicy;
 use crate::header_edit::HeaderEdits;
 use crate::matching::{HeaderMatch, PathMatch, QueryMatch, build_regex};
 use crate::metadata::Metadata;
@@ -306,17 +307,8 @@ fn forward(
             Some(policy) => Some(Arc::new(context.at("retry_policy", |context| RetryPolicy::compile(context, policy)))),
             None => inherited.retry.cloned(),
         },
-        mirrors: context
-            .each("request_mirror_policies", mirrors, |context, policy| Mirror {
-                cluster: policy.cluster.as_str().into(),
-                share: policy
-                    .runtime_fraction
-                    .as_ref()
-                    .and_then(|share| context.at("runtime_fraction", |context| runtime_fraction(context, share)))
-                    .unwrap_or(Fraction::ALWAYS),
-                shadow_suffix: !policy.disable_shadow_host_suffix_append,
-            })
-            .into(),
+        mirrors: context.each("request_mirror_policies", mirrors, mirror).into(),
+        hash: HashPolicy::compile_all(context, &action.hash_policy),
         upgrades: {
             let upgrades = context.each("upgrade_configs", &action.upgrade_configs, |context, upgrade| {
                 let enabled = upgrade.enabled.as_ref().is_none_or(|enabled| enabled.value);
@@ -326,6 +318,25 @@ fn forward(
             upgrades.into()
         },
     })
+}
+
+fn mirror(context: &mut Context, policy: &proto::route_action::RequestMirrorPolicy) -> Mirror {
+    if policy.cluster.is_empty() {
+        context.refuse_at("cluster", "required");
+    }
+    Mirror {
+        cluster: policy.cluster.as_str().into(),
+        share: policy
+            .runtime_fraction
+            .as_ref()
+            .and_then(|share| context.at("runtime_fraction", |context| runtime_fraction(context, share)))
+            .unwrap_or(Fraction::ALWAYS),
+        host: match policy.host_rewrite_literal.as_str() {
+            "" if policy.disable_shadow_host_suffix_append => MirrorHost::Same,
+            "" => MirrorHost::Shadow,
+            host => MirrorHost::Literal(host.into()),
+        },
+    }
 }
 
 fn stream_duration(context: &mut Context, own: &proto::route_action::MaxStreamDuration) -> StreamDuration {

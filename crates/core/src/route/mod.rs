@@ -1,11 +1,13 @@
 //! Route tables: virtual hosts, routes and what they do with a request.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cors::{Cors, CorsOverride};
 use crate::fault::Fault;
+use crate::hash_policy::HashPolicy;
 use crate::header_edit::HeaderEdits;
 use crate::matching::{HeaderMatch, PathMatch, QueryMatch};
 use crate::metadata::Metadata;
@@ -164,8 +166,36 @@ pub struct Mirror {
     pub cluster: Arc<str>,
     /// For which share of requests.
     pub share: Fraction,
-    /// Append `-shadow` to the host.
-    pub shadow_suffix: bool,
+    /// What becomes of the host.
+    pub host: MirrorHost,
+}
+
+/// The host of a copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MirrorHost {
+    /// With `-shadow` before the port, so that whoever takes it can tell.
+    Shadow,
+    /// As the request goes upstream.
+    Same,
+    /// This one.
+    Literal(Box<str>),
+}
+
+impl MirrorHost {
+    /// The host of a copy of a request to *authority*; `None`: the same.
+    pub fn of(&self, authority: &[u8]) -> Option<Cow<'_, [u8]>> {
+        match self {
+            Self::Same => None,
+            Self::Literal(host) => Some(Cow::Borrowed(host.as_bytes())),
+            Self::Shadow => {
+                let port = authority.iter().rposition(|&byte| byte == b':');
+                // RFC 3986 3.2.2: colons of an IPv6 address are in brackets.
+                let bracket = authority.iter().rposition(|&byte| byte == b']');
+                let end = port.filter(|port| bracket.is_none_or(|bracket| bracket < *port)).unwrap_or(authority.len());
+                Some(Cow::Owned([&authority[..end], b"-shadow", &authority[end..]].concat()))
+            }
+        }
+    }
 }
 
 /// How the path changes.
@@ -206,6 +236,8 @@ pub struct Forward {
     pub retry: Option<Arc<RetryPolicy>>,
     /// Copies.
     pub mirrors: Box<[Mirror]>,
+    /// What decides in clusters that balance by consistent hashing.
+    pub hash: Box<[HashPolicy]>,
     /// Changes of protocol that are allowed here, or not; those that are not named: as the manager says.
     pub upgrades: Box<[Upgrade]>,
 }
