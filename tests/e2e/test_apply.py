@@ -262,11 +262,11 @@ def test_a_duplicate_key_is_refused_with_its_place(person: Person, mesh: Mesh) -
 @pytest.mark.any_data_plane
 def test_a_field_that_is_not_honoured_is_refused_by_name(person: Person, mesh: Mesh) -> None:
     text = MALFORMED.split("  http:", maxsplit=1)[0] + "  http:\n  - route:\n    - destination: {host: reviews}\n"
-    file = person.write("mirror.yaml", text + "    mirror: {host: ratings}\n")
+    file = person.write("prefix.yaml", text + "    match: [{statPrefix: ratings}]\n")
     done = person.weft("apply", "-f", str(file))
     assert done.returncode == 3
-    assert "mirror" in done.stderr
-    assert "mirror.yaml:10" in done.stderr, done.stderr
+    assert "statPrefix" in done.stderr
+    assert "prefix.yaml:10" in done.stderr, done.stderr
 
 
 @pytest.mark.any_data_plane

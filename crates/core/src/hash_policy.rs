@@ -235,6 +235,9 @@ impl HashCookie {
 }
 
 impl HashPolicy {
+    /// The client's address alone.
+    pub const SOURCE_IP: Self = Self { source: HashSource::SourceIp, terminal: false };
+
     pub(crate) fn compile_all(context: &mut Context, policies: &[proto::HashPolicy]) -> Box<[Self]> {
         let compiled = context.each("hash_policy", policies, |context, policy| {
             let source = match &policy.policy_specifier {

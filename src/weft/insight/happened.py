@@ -34,6 +34,26 @@ ANSWERED = "via_upstream"
 """`response_code_details` of an answer that the proxy only passed on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """
+    What is known of a copy of a request to another destination; the request itself knows nothing of it.
+
+    Attributes:
+        cluster: Where it was to go.
+        percent: Of how many requests one is sent.
+        exists: Whether there is such a cluster.
+        failed: How sending it failed, None if nobody told of that.
+        arrived: What the proxy that took it made of it, None if none told of it.
+    """
+
+    cluster: str
+    percent: float
+    exists: bool
+    failed: Record | None
+    arrived: Hop | None
+
+
 @dataclass(slots=True)
 class Hop:
     """
@@ -47,6 +67,8 @@ class Hop:
         decision: What that proxy had been told to do; None if its configuration of then is not known.
         revision: Of that configuration.
         finding: What went wrong here, None if nothing did.
+        failed_copies: Tries of copies of it that did not succeed.
+        copies: One for each place that copies of such requests go to.
     """
 
     record: Record
@@ -56,6 +78,8 @@ class Hop:
     decision: Decision | None = None
     revision: int | None = None
     finding: Finding | None = None
+    failed_copies: list[Record] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
 
     @property
     def cluster(self) -> str:
@@ -103,7 +127,7 @@ def happened(records: Sequence[Record], refused: Sequence[Record], past: Past) -
     hops = [Hop(record) for record in sorted(records, key=_order) if record.log == "requests"]
     for record in sorted((item for item in records if item.log == "tries"), key=lambda item: item.start):
         if (hop := _hop_of_try(hops, record)) is not None:
-            hop.tries.append(record)
+            (hop.failed_copies if _is_of_copy(record, hop) else hop.tries).append(record)
     roots = [hop for hop in hops if not _attach(hop, hops)]
     for hop in hops:
         _add_last_try(hop)
@@ -112,6 +136,8 @@ def happened(records: Sequence[Record], refused: Sequence[Record], past: Past) -
         hop.decision, hop.revision = _decide(hop.record, past)
         hop.finding = find(hop.record, facts(hop))
         hop.nexts.sort(key=lambda item: item.record.start)
+    for hop in hops:
+        _add_copies(hop, roots)
     if not hops:
         for record in records:
             roots.append(_connection(record, past))
@@ -196,6 +222,31 @@ def _hop_of_try(hops: Sequence[Hop], record: Record) -> Hop | None:
     same = [hop for hop in hops if hop.record.node == record.node and hop.record.direction == record.direction]
     within = [hop for hop in same if _within(record, hop.record)]
     return next(iter(within or same), None)
+
+
+def _is_of_copy(record: Record, hop: Hop) -> bool:
+    """Whether a try is one of a copy: all tries of a request itself go to one cluster."""
+    return bool(record.cluster and hop.record.cluster) and record.cluster != hop.record.cluster
+
+
+def _add_copies(hop: Hop, roots: list[Hop]) -> None:
+    """Find what became of the copies of *hop*; those that arrived, and seemed to come from nowhere, are not *roots*."""
+    for mirror in hop.decision.mirrors if hop.decision is not None else ():
+        addresses = {endpoint.address for endpoint in mirror.endpoints}
+        failed = next((record for record in hop.failed_copies if record.cluster == mirror.cluster), None)
+        arrived = next(
+            (
+                other
+                for other in roots
+                if other.record.direction == "inbound"
+                and other.record.listener in addresses
+                and other.record.start >= hop.record.start - CLOCK_SECONDS
+            ),
+            None,
+        )
+        if arrived is not None:
+            roots.remove(arrived)
+        hop.copies.append(Copy(mirror.cluster, mirror.percent, mirror.exists, failed, arrived))
 
 
 def _within(inner: Record, outer: Record) -> bool:

@@ -43,6 +43,9 @@ use super::attempt::is_idempotent;
 use super::server::Server;
 use super::{Exchange, earliest};
 
+/// A copy in which nothing moves for so long is over, whatever the route says: there is no client that could give it up.
+const MOST_IDLE: Duration = Duration::from_secs(300);
+
 /// One copy on its way.
 struct Copy {
     worker: Rc<Worker>,
@@ -57,7 +60,7 @@ struct Copy {
     /// From the end of the request to the end of the answer.
     timeout: Option<Duration>,
     /// How long nothing may move.
-    idle: Option<Duration>,
+    idle: Duration,
     began: Instant,
 }
 
@@ -110,7 +113,7 @@ impl Exchange<'_> {
                 body,
                 client_version: self.client_version,
                 timeout,
-                idle: self.idle,
+                idle: self.idle.map_or(MOST_IDLE, |idle| idle.min(MOST_IDLE)),
                 began: Instant::now(),
             };
             self.down.worker.metrics.counters().mirrored.add(1);
@@ -197,7 +200,7 @@ impl Copy {
     ) -> End {
         let want =
             Want { http2: self.client_version == Version::Http2, tunnel: false, body: Body::of(&scratch.request) };
-        let limit = self.timeout.into_iter().chain(self.idle).min().map(|limit| Instant::now() + limit);
+        let limit = Some(Instant::now() + self.timeout.map_or(self.idle, |timeout| timeout.min(self.idle)));
         let (ends, standing) = (self.facts.ends(), &self.worker.standing);
         let connecting = Server::connect(&self.upstream, destination, ends, standing, fresh, want);
         let mut server = match alarm.limit(limit, connecting).await {
@@ -270,7 +273,7 @@ impl Copy {
                     return Poll::Ready(over);
                 }
                 let moved = sent.moved.get().max(received.moved.get()).unwrap_or(entered).max(entered);
-                let quiet = self.idle.map(|idle| moved + idle);
+                let quiet = Some(moved + self.idle);
                 let late = sent_at.zip(self.timeout).map(|(sent, timeout)| sent + timeout);
                 alarm.poll(context, earliest(quiet, late)).map(|_| Over::Late)
             })
