@@ -46,7 +46,12 @@ spec:
       weight: 10
     rewrite: {uri: /b, authority: other}
     timeout: 2s
-    retries: {attempts: 2, perTryTimeout: 1s, retryOn: "retriable-4xx,cancelled,503", backoff: 10ms}
+    retries:
+      attempts: 2
+      perTryTimeout: 1s
+      retryOn: "retriable-4xx,cancelled,503"
+      backoff: 10ms
+      retryIgnorePreviousHosts: false
     fault:
       delay: {fixedDelay: 1s, percentage: {value: 0.5}}
       abort: {httpStatus: 503, percentage: {value: 12.5}}

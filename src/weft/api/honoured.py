@@ -56,7 +56,7 @@ _VIRTUAL_SERVICE: Mapping[str, tuple[str, ...]] = {
     "http.rewrite": (),
     "http.timeout": (),
     **dict.fromkeys(_under("http", "mirror mirrors mirrorPercent mirrorPercentage"), ()),
-    **dict.fromkeys(_under("http.retries", "attempts perTryTimeout retryOn backoff"), ()),
+    **dict.fromkeys(_under("http.retries", "attempts perTryTimeout retryOn backoff retryIgnorePreviousHosts"), ()),
     **dict.fromkeys(_under("http.fault.delay", "fixedDelay percentage percent"), ()),
     **dict.fromkeys(_under("http.fault.abort", "httpStatus percentage"), ()),
     "http.corsPolicy": (),

@@ -266,6 +266,10 @@ impl Copy {
                         // It may have answered before it stopped listening.
                         Poll::Ready(Err(FlowError::Sink(_))) => may_send = false,
                         Poll::Ready(Err(FlowError::Source(_))) => return Poll::Ready(Over::Abandoned),
+                        // It may wait for a peer that does not read, and must hear all the same that there is no more to come.
+                        Poll::Pending if send.reader.poll_reset(context).is_ready() => {
+                            return Poll::Ready(Over::Abandoned);
+                        }
                         Poll::Pending => {}
                     }
                 }

@@ -31,6 +31,8 @@ struct Backlog {
     state: State,
     /// The feeder has let the reader have its turn since this last took something.
     gave_way: bool,
+    /// The reader waits for more; else only for the end, in case it is cut off.
+    is_starving: bool,
     reader: Option<Waker>,
 }
 
@@ -46,6 +48,7 @@ impl Tap {
             trailers: Head::default(),
             state,
             gave_way: false,
+            is_starving: false,
             reader: None,
         })))
     }
@@ -83,7 +86,9 @@ impl Backlog {
         }
         self.bytes.extend_from_slice(bytes);
         self.held += bytes.len();
-        self.wake();
+        if std::mem::take(&mut self.is_starving) {
+            self.wake();
+        }
     }
 }
 
@@ -171,6 +176,7 @@ impl Reader<'_> {
         if backlog.state == State::Whole {
             return Poll::Ready(Ok(Next::End));
         }
+        backlog.is_starving = true;
         backlog.reader = Some(context.waker().clone());
         Poll::Pending
     }
@@ -186,7 +192,7 @@ impl Reader<'_> {
         self.state.span.clear();
     }
 
-    /// Ready when the sender has given up. Who asks is woken by what is fed, too.
+    /// Ready when it has been cut off.
     pub fn poll_reset(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut backlog = self.tap.0.borrow_mut();
         if backlog.state == State::Cut {

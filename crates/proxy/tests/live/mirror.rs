@@ -9,9 +9,11 @@ use weft_protos::envoy::config::route::v3::route_action::RequestMirrorPolicy;
 use weft_protos::envoy::r#type::v3::FractionalPercent;
 use weft_protos::type_url;
 
+use crate::kit::certificates::{Authority, OTHER, WEB, secrets, server_for, upstream_for};
+use crate::kit::frames::{DATA, END_STREAM, HEADERS, Wire, http2_upstream};
 use crate::kit::peer::{End, Message, ok};
 use crate::kit::resources::{cluster_of, eds_cluster, load_assignment, number, published, seconds};
-use crate::kit::{LIMIT, Mesh, Setup, Upstream, content, free_address, until};
+use crate::kit::{LIMIT, Mesh, Peer, Setup, Upstream, content, free_address, until};
 
 const COPIES: &str = "outbound|9080|v2|up.default.svc.cluster.local";
 
@@ -181,7 +183,7 @@ fn a_copy_that_is_not_read_is_given_up_and_the_request_goes_on() {
     client.send(format!("PUT / HTTP/1.1\r\nhost: up\r\ncontent-length: {length}\r\n\r\n"));
     client.send(body);
     assert_eq!(client.message().text(), length.to_string());
-    assert_eq!(mesh.metric("weft_proxy_mirrors_abandoned_total", &[]), 1.0);
+    until("the copy is given up", || (mesh.metric("weft_proxy_mirrors_abandoned_total", &[]) == 1.0).then_some(()));
     // Who is given up sees that there is no more to come.
     assert_eq!(copy.accept().rest().1, End::Reset);
 }
@@ -276,4 +278,44 @@ fn a_change_of_protocol_is_not_copied() {
     assert_eq!(client.head().status(), 101);
     assert_eq!(mesh.metric("weft_proxy_mirrored_requests_total", &[]), 0.0);
     assert!(!copy.has_visitor());
+}
+
+#[test]
+fn a_stream_of_grpc_is_copied_over_the_other_clusters_own_http2_and_mutual_tls() {
+    let authority = Authority::new();
+    let (upstream, copy) = (Upstream::new(), Upstream::new());
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        http2_upstream(setup);
+        let mut cluster = cluster::Cluster { name: COPIES.into(), ..setup.cluster.clone() };
+        cluster.eds_cluster_config.as_mut().unwrap().service_name = COPIES.into();
+        cluster.transport_socket = upstream_for(&[OTHER], &["h2"]);
+        let endpoints = load_assignment(COPIES, &[copy.address()]);
+        setup.more = secrets(&authority.identity(WEB), &authority);
+        setup.more.push(published(type_url::CLUSTER, COPIES, &cluster));
+        setup.more.push(published(type_url::CLUSTER_LOAD_ASSIGNMENT, COPIES, &endpoints));
+        setup.action().request_mirror_policies = vec![copies_to(COPIES)];
+    });
+    let mut client = Wire::client(&mesh);
+    client.request(1, "POST", "/echo.Echo/Both", &[("te", "trailers"), ("content-type", "application/grpc")], false);
+    client.send(DATA, 0, 1, b"one");
+    let socket = server_for(copy.accept_socket(), &authority, &authority.identity(OTHER), &["h2"]);
+    let mut second = Wire::server(Peer::over(socket), &[]);
+    let mut first = Wire::server(upstream.accept(), &[]);
+    for server in [&mut first, &mut second] {
+        server.expect(HEADERS, 1);
+        assert_eq!(server.expect(DATA, 1).payload, b"one");
+    }
+    client.send(DATA, END_STREAM, 1, b"two");
+    for server in [&mut first, &mut second] {
+        assert_eq!(server.body(1).0, b"two");
+    }
+    // The copy is answered first, and otherwise; the caller hears of the other.
+    second.answer(1, b"lost");
+    first.answer(1, b"found");
+    client.expect(HEADERS, 1);
+    assert_eq!(client.body(1).0, b"found");
+    until("the copy is counted as a call of gRPC", || {
+        let labels = ["request_protocol=\"grpc\"", "response_code=\"200\""];
+        (mesh.metric("istio_requests_total", &labels) == 2.0).then_some(())
+    });
 }
