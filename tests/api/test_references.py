@@ -124,7 +124,11 @@ CASES = {
         "no copy is sent. Did you mean `ratings`?",
     ),
     "subset of a mirror without a DestinationRule": (
-        (virtual_service("{destination: {host: reviews}}], mirrors: [{destination: {host: ratings, subset: v1}}], match: ["),),
+        (
+            virtual_service(
+                "{destination: {host: reviews}}], mirrors: [{destination: {host: ratings, subset: v1}}], match: ["
+            ),
+        ),
         "dangling-subset",
         "f0:3:115",
         "no copy is sent",

@@ -60,7 +60,9 @@ def locality(zone: str, endpoints: list[Json], *, weight: int = 1, priority: int
 def clusters(ports: list[int]) -> dict[str, Json]:
     """By name, without the name; every way to divide the keys."""
     even = [locality("a", [endpoint(port) for port in ports])]
-    uneven = [locality("a", [endpoint(port, weight) for port, weight in zip(ports, (1, 2, 3, 5, 8, 1, 1), strict=True)])]
+    uneven = [
+        locality("a", [endpoint(port, weight) for port, weight in zip(ports, (1, 2, 3, 5, 8, 1, 1), strict=True)])
+    ]
     sick = [locality("a", [endpoint(port, status="UNHEALTHY" if port in ports[1:3] else "HEALTHY") for port in ports])]
     dying = [
         locality("a", [endpoint(port, status="UNHEALTHY" if port in ports[1:4] else "HEALTHY") for port in ports[:4]]),
@@ -72,7 +74,9 @@ def clusters(ports: list[int]) -> dict[str, Json]:
         locality("a", [endpoint(port) for port in ports[2:5]], weight=2),
         locality("c", [endpoint(port, status="UNHEALTHY") for port in ports[5:6]] + [endpoint(ports[6])], weight=1),
     ]
-    keyed = [locality("a", [endpoint(port, key=f"key-{place}" if place > 2 else "") for place, port in enumerate(ports)])]
+    keyed = [
+        locality("a", [endpoint(port, key=f"key-{place}" if place > 2 else "") for place, port in enumerate(ports)])
+    ]
     by_zone = {"locality_weighted_lb_config": {}}
     found: dict[str, Json] = {}
     for policy, sizes in {

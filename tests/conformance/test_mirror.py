@@ -43,11 +43,7 @@ class Upstream:
                 while (line := incoming.readline()) != b"\r\n":
                     name, _, value = line.decode().partition(":")
                     fields[name.lower()] = value.strip()
-                if fields.get("transfer-encoding") == "chunked":
-                    body = _chunked(incoming)
-                else:
-                    body = incoming.read(int(fields.get("content-length", 0)))
-                self.asked.put((start.decode().strip(), fields, body))
+                self.asked.put((start.decode().strip(), fields, _body(incoming, fields)))
                 connection.sendall(self.answer)
 
     def next(self) -> tuple[str, dict[str, str], bytes]:
@@ -59,8 +55,10 @@ class Upstream:
         self.listener.close()
 
 
-def _chunked(incoming: Any) -> bytes:
-    """The data of a body in chunks, and its trailers."""
+def _body(incoming: Any, fields: dict[str, str]) -> bytes:
+    """The data of a body; of one in chunks its trailers, too."""
+    if fields.get("transfer-encoding") != "chunked":
+        return bytes(incoming.read(int(fields.get("content-length", 0))))
     body = b""
     while size := int(incoming.readline(), 16):
         body += incoming.read(size)
@@ -145,9 +143,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("text", REQUESTS.values(), ids=REQUESTS.keys())
-def test_a_copy_is_the_same_of_both(
-    planes: tuple[Running, Running], upstreams: dict[str, Upstream], text: str
-) -> None:
+def test_a_copy_is_the_same_of_both(planes: tuple[Running, Running], upstreams: dict[str, Upstream], text: str) -> None:
     found = []
     for plane in planes:
         with socket.create_connection(("127.0.0.1", plane.ports["http"]), timeout=LIMIT) as connection:

@@ -114,7 +114,9 @@ def test_a_mistyped_program_is_guessed(bookinfo: Mesh) -> None:
 
 
 def test_who_is_not_there_cannot_be_asked_from(bookinfo: Mesh) -> None:
-    with pytest.raises(NotFound, match=r"no program 'nobody'\. There are: catalog, catalog-v1-0, catalog-v2-0, ingressgateway"):
+    with pytest.raises(
+        NotFound, match=r"no program 'nobody'\. There are: catalog, catalog-v1-0, catalog-v2-0, ingressgateway"
+    ):
         ask(bookinfo, Question("nobody", "http://reviews:9080/"))
 
 

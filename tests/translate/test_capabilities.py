@@ -9,8 +9,8 @@ import pytest
 from tests.translate.meshes import destination_rule, service, sidecar, virtual_service, workload
 from tests.translate.readable import read
 from weft.model import Protocol, ServicePort, Severity, Snapshot
-from weft.translate.capabilities import DATA_PLANES
 from weft.translate import CLUSTER, LISTENER, ROUTE_CONFIGURATION, Capability, able, refusals, shortfalls, translate
+from weft.translate.capabilities import DATA_PLANES
 
 ROUTE = [{"destination": {"host": "service-0"}}]
 

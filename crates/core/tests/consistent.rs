@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use quickcheck::quickcheck;
 use support::endpoints::*;
 use support::{Fixed, request};
 use weft_core::balance::{Balancer, PickError};
@@ -360,6 +361,24 @@ fn a_hash_is_taken_of_what_the_policy_names() {
         ("an empty cookie", vec![cookie(None)], request("a", "/", &[("cookie", "user=")]), None),
     ] {
         assert_eq!(hashed(policies, &asked), Hashed { key: expected, cookies: vec![] }, "{name}");
+    }
+}
+
+quickcheck! {
+    /// Whatever a client sends as a cookie is read or passed over, as a plain reading of RFC 6265 5.2 would.
+    fn any_text_may_stand_in_a_cookie(parts: Vec<String>, ends: u8) -> bool {
+        let mark = ["user=", "; ", "=", "\"", ";user=\""][usize::from(ends) % 5];
+        let line = parts.join(mark);
+        let found = line.split(';').find_map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            (name.trim_start_matches(' ') == "user").then_some(value)
+        });
+        let bare = found.map(|value| match value.strip_prefix('"').and_then(|value| value.strip_suffix('"')) {
+            Some(inner) => inner,
+            None => value,
+        });
+        let expected = bare.filter(|value| !value.is_empty()).map(|value| xxhash64(0, value.as_bytes()));
+        hashed(vec![cookie(None)], &request("a", "/", &[("cookie", &line)])).key == expected
     }
 }
 

@@ -128,7 +128,7 @@ def _consistent_hash(path: Path, settings: ConsistentHashLB) -> Iterator[Finding
     if settings.minimum_ring_size and (settings.ring_hash is not None or settings.maglev is not None):
         message = "`minimumRingSize` is the older form of `ringHash.minimumRingSize`, and has no effect here."
         yield Finding((*path, "minimumRingSize"), message, "Remove it.", "conflict", concerns=())
-    sizes = {("minimumRingSize",): settings.minimum_ring_size}
+    sizes: dict[Path, int] = {("minimumRingSize",): settings.minimum_ring_size}
     if settings.ring_hash is not None:
         sizes["ringHash", "minimumRingSize"] = settings.ring_hash.minimum_ring_size
     for place, size in sizes.items():
