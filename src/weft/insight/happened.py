@@ -128,16 +128,18 @@ def happened(records: Sequence[Record], refused: Sequence[Record], past: Past) -
     for record in sorted((item for item in records if item.log == "tries"), key=lambda item: item.start):
         if (hop := _hop_of_try(hops, record)) is not None:
             (hop.failed_copies if _is_of_copy(record, hop) else hop.tries).append(record)
-    roots = [hop for hop in hops if not _attach(hop, hops)]
     for hop in hops:
         _add_last_try(hop)
+        hop.decision, hop.revision = _decide(hop.record, past)
+    copies: list[Hop] = []
+    for hop in hops:
+        _add_copies(hop, hops, copies)
+    roots = [hop for hop in hops if not any(hop is copy for copy in copies) and not _attach(hop, hops)]
+    for hop in hops:
         if (there := _refusal(hop, refused)) is not None:
             hop.refused = _connection(there, past)
-        hop.decision, hop.revision = _decide(hop.record, past)
         hop.finding = find(hop.record, facts(hop))
         hop.nexts.sort(key=lambda item: item.record.start)
-    for hop in hops:
-        _add_copies(hop, roots)
     if not hops:
         for record in records:
             roots.append(_connection(record, past))
@@ -229,23 +231,34 @@ def _is_of_copy(record: Record, hop: Hop) -> bool:
     return bool(record.cluster and hop.record.cluster) and record.cluster != hop.record.cluster
 
 
-def _add_copies(hop: Hop, roots: list[Hop]) -> None:
-    """Find what became of the copies of *hop*; those that arrived, and seemed to come from nowhere, are not *roots*."""
+def _called(hop: Hop, record: Record) -> bool:
+    """Whether *record* is the server's side of a connection of *hop*: its client's address is the client's side's own."""
+    return any(
+        (item.upstream_local and item.upstream_local == record.downstream)
+        or (item.upstream == record.listener and not item.upstream_local)
+        for item in (hop.record, *hop.tries)
+    )
+
+
+def _add_copies(hop: Hop, hops: Sequence[Hop], copies: list[Hop]) -> None:
+    """Find what became of the copies of *hop*. Those that arrived, which come from no connection that was told of, join *copies*."""
     for mirror in hop.decision.mirrors if hop.decision is not None else ():
         addresses = {endpoint.address for endpoint in mirror.endpoints}
         failed = next((record for record in hop.failed_copies if record.cluster == mirror.cluster), None)
         arrived = next(
             (
                 other
-                for other in roots
+                for other in hops
                 if other.record.direction == "inbound"
                 and other.record.listener in addresses
                 and other.record.start >= hop.record.start - CLOCK_SECONDS
+                and not any(other is copy for copy in copies)
+                and not any(_called(caller, other.record) for caller in hops)
             ),
             None,
         )
         if arrived is not None:
-            roots.remove(arrived)
+            copies.append(arrived)
         hop.copies.append(Copy(mirror.cluster, mirror.percent, mirror.exists, failed, arrived))
 
 
@@ -257,15 +270,7 @@ def _attach(hop: Hop, hops: Sequence[Hop]) -> bool:
     """Find the hop from which *hop* followed, and put it there."""
     record = hop.record
     if record.direction == "inbound":
-        # The server's side of a connection: its client's address is the client's side's own.
-        def called(other: Hop) -> bool:
-            return any(
-                (item.upstream_local and item.upstream_local == record.downstream)
-                or (item.upstream == record.listener and not item.upstream_local)
-                for item in (other.record, *other.tries)
-            )
-
-        candidates = [other for other in hops if other.record.direction != "inbound" and called(other)]
+        candidates = [other for other in hops if other.record.direction != "inbound" and _called(other, record)]
         if not candidates:
             candidates = [other for other in hops if other.record.direction != "inbound"]
             candidates = [other for other in candidates if other.record.upstream == record.listener]
@@ -276,7 +281,7 @@ def _attach(hop: Hop, hops: Sequence[Hop]) -> bool:
             for other in hops
             if other.record.direction in ("inbound", "gateway")
             and other.record.node == record.node
-            and other is not hop
+            and not any(other is copy.arrived for copy in hop.copies)
         ]
     within = [other for other in candidates if other is not hop and _within(record, other.record)]
     if not within:

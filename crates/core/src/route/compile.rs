@@ -22,7 +22,7 @@ use super::domains::Domains;
 use super::paths::Paths;
 use super::{
     Action, Conditions, DEFAULT_TIMEOUT, DirectResponse, Edits, FaultOverride, FilterOverrides, Forward, Mirror,
-    MirrorHost, PathRewrite, Redirect, Route, RouteTable, StreamDuration, Target, VirtualHost,
+    PathRewrite, Redirect, Route, RouteTable, StreamDuration, Target, VirtualHost,
 };
 use crate::compile::{Compiled, Context, Problems, Strictness};
 use crate::cors::{CORS_FILTER, Cors, CorsOverride, CorsPolicy};
@@ -222,7 +222,7 @@ fn conditions(context: &mut Context, matcher: &proto::RouteMatch) -> Option<Cond
     })
 }
 
-fn runtime_fraction(context: &mut Context, share: &RuntimeFractionalPercent) -> Option<Fraction> {
+pub(super) fn runtime_fraction(context: &mut Context, share: &RuntimeFractionalPercent) -> Option<Fraction> {
     match &share.default_value {
         Some(value) => Some(Fraction::compile(value)),
         None => {
@@ -307,7 +307,7 @@ fn forward(
             Some(policy) => Some(Arc::new(context.at("retry_policy", |context| RetryPolicy::compile(context, policy)))),
             None => inherited.retry.cloned(),
         },
-        mirrors: context.each("request_mirror_policies", mirrors, mirror).into(),
+        mirrors: context.each("request_mirror_policies", mirrors, Mirror::compile).into(),
         hash: HashPolicy::compile_all(context, &action.hash_policy),
         upgrades: {
             let upgrades = context.each("upgrade_configs", &action.upgrade_configs, |context, upgrade| {
@@ -318,25 +318,6 @@ fn forward(
             upgrades.into()
         },
     })
-}
-
-fn mirror(context: &mut Context, policy: &proto::route_action::RequestMirrorPolicy) -> Mirror {
-    if policy.cluster.is_empty() {
-        context.refuse_at("cluster", "required");
-    }
-    Mirror {
-        cluster: policy.cluster.as_str().into(),
-        share: policy
-            .runtime_fraction
-            .as_ref()
-            .and_then(|share| context.at("runtime_fraction", |context| runtime_fraction(context, share)))
-            .unwrap_or(Fraction::ALWAYS),
-        host: match policy.host_rewrite_literal.as_str() {
-            "" if policy.disable_shadow_host_suffix_append => MirrorHost::Same,
-            "" => MirrorHost::Shadow,
-            host => MirrorHost::Literal(host.into()),
-        },
-    }
 }
 
 fn stream_duration(context: &mut Context, own: &proto::route_action::MaxStreamDuration) -> StreamDuration {

@@ -1,6 +1,5 @@
 //! Route tables: virtual hosts, routes and what they do with a request.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,10 +19,12 @@ use crate::upgrade::Upgrade;
 
 mod compile;
 pub(crate) mod domains;
+mod mirror;
 mod paths;
 mod rewrite;
 
 use domains::Domains;
+pub use mirror::{Mirror, MirrorHost};
 use paths::Paths;
 
 /// What a route does if its resource has no timeout: Envoy's 15 s.
@@ -157,45 +158,6 @@ pub struct Target {
     pub host_rewrite: Option<Arc<str>>,
     /// Where it comes from.
     pub metadata: Metadata,
-}
-
-/// A copy of the request to another cluster, whose answer is dropped.
-#[derive(Debug)]
-pub struct Mirror {
-    /// Cluster name.
-    pub cluster: Arc<str>,
-    /// For which share of requests.
-    pub share: Fraction,
-    /// What becomes of the host.
-    pub host: MirrorHost,
-}
-
-/// The host of a copy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MirrorHost {
-    /// With `-shadow` before the port, so that whoever takes it can tell.
-    Shadow,
-    /// As the request goes upstream.
-    Same,
-    /// This one.
-    Literal(Box<str>),
-}
-
-impl MirrorHost {
-    /// The host of a copy of a request to *authority*; `None`: the same.
-    pub fn of(&self, authority: &[u8]) -> Option<Cow<'_, [u8]>> {
-        match self {
-            Self::Same => None,
-            Self::Literal(host) => Some(Cow::Borrowed(host.as_bytes())),
-            Self::Shadow => {
-                let port = authority.iter().rposition(|&byte| byte == b':');
-                // RFC 3986 3.2.2: colons of an IPv6 address are in brackets.
-                let bracket = authority.iter().rposition(|&byte| byte == b']');
-                let end = port.filter(|port| bracket.is_none_or(|bracket| bracket < *port)).unwrap_or(authority.len());
-                Some(Cow::Owned([&authority[..end], b"-shadow", &authority[end..]].concat()))
-            }
-        }
-    }
 }
 
 /// How the path changes.
