@@ -258,7 +258,7 @@ def test_copies_arrive_at_v2_while_v1_answers(person: Person, mesh: Mesh, sample
     apply(person, readable(person, samples / "destination-rule-all.yaml"), file)
     assert reviews(mesh) == Counter(v1=REQUESTS)
     foretold = person.weft("why", "--from", "productpage", "--to", "http://reviews:9080/reviews/0")
-    assert re.search(r"copy +100 % to reviews subset v2 port 9080 +\(.*mirror\.yaml:10:5\)", foretold.stdout), (
+    assert re.search(r"copy +100 % to reviews subset v2 port 9080 +\(.*mirror\.yaml:9:5\)", foretold.stdout), (
         foretold.stdout
     )
     request_id = "5e7c0f5e-0000-4000-8000-000000000001"
