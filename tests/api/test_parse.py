@@ -410,9 +410,9 @@ SPECS = {
         "`null`",
     ),
     "not honoured": (
-        f"mirror: {{host: b}}\n{ROUTE}",
-        [(8, 5, "mirror", "not-honoured")],
-        "weft does not honour `mirror` yet.",
+        f"match: [{{statPrefix: b}}]\n{ROUTE}",
+        [(8, 14, "match[0].statPrefix", "not-honoured")],
+        "weft does not honour `statPrefix` yet.",
     ),
     "not honoured, deeper": (
         f"fault: {{abort: {{grpcStatus: NOT_FOUND, percentage: {{value: 1}}}}}}\n{ROUTE}",
@@ -625,7 +625,12 @@ HONOURED_VALUES = {
     "consistent hash": (
         "DestinationRule",
         "{host: a, subsets: [{name: v1, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}}]}",
-        "subsets[0].trafficPolicy.loadBalancer.consistentHash",
+        None,
+    ),
+    "balancing by utilisation": (
+        "DestinationRule",
+        "{host: a, subsets: [{name: v1, trafficPolicy: {loadBalancer: {backendUtilization: {}}}}]}",
+        "subsets[0].trafficPolicy.loadBalancer.backendUtilization",
     ),
     "Istio's mutual TLS": ("DestinationRule", "{host: a, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}", None),
     "TLS of one's own": (

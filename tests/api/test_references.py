@@ -117,6 +117,22 @@ CASES = {
         "f0:3:57",
         "answered with 503",
     ),
+    "mirror that nobody serves": (
+        (virtual_service("{destination: {host: reviews}}], mirror: {host: rating}, match: ["),),
+        "dangling-host",
+        "f0:3:84",
+        "no copy is sent. Did you mean `ratings`?",
+    ),
+    "subset of a mirror without a DestinationRule": (
+        (
+            virtual_service(
+                "{destination: {host: reviews}}], mirrors: [{destination: {host: ratings, subset: v1}}], match: ["
+            ),
+        ),
+        "dangling-subset",
+        "f0:3:115",
+        "no copy is sent",
+    ),
     "host of the rules themselves": (
         (virtual_service("{destination: {host: reviews}}", "[review]"),),
         "dangling-host",

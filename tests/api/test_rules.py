@@ -89,6 +89,41 @@ VIRTUAL_SERVICES = {
         "directResponse",
         "not both",
     ),
+    "mirror beside an answer": (
+        rule("directResponse: {status: 200}, mirror: {host: b}"),
+        "http[0].mirror",
+        "conflict",
+        "mirror",
+        "nothing is forwarded",
+    ),
+    "mirror and mirrors": (
+        rule(f"{TO}, mirror: {{host: b}}, mirrors: [{{destination: {{host: c}}}}]"),
+        "http[0].mirrors",
+        "conflict",
+        "mirrors",
+        "exclude each other",
+    ),
+    "a share of no mirror": (
+        rule(f"{TO}, mirrorPercentage: {{value: 5}}, mirrors: [{{destination: {{host: c}}}}]"),
+        "http[0].mirrorPercentage",
+        "conflict",
+        "mirrorPercentage",
+        "Say `percentage` in an item of `mirrors`.",
+    ),
+    "two shares of a mirror": (
+        rule(f"{TO}, mirror: {{host: b}}, mirrorPercent: 5, mirrorPercentage: {{value: 5}}"),
+        "http[0].mirrorPercent",
+        "conflict",
+        "mirrorPercent:",
+        "Keep `mirrorPercentage`.",
+    ),
+    "more than all mirrored": (
+        rule(f"{TO}, mirror: {{host: b}}, mirrorPercent: 101"),
+        "http[0].mirrorPercent",
+        "out-of-range",
+        "101",
+        "0 to 100",
+    ),
     "fault beside a redirect": (
         rule("redirect: {uri: /x}, fault: {abort: {httpStatus: 500, percentage: {value: 1}}}"),
         "http[0].fault",
@@ -515,6 +550,10 @@ def test_what_holds_is_not_refused(spec: str) -> None:
     assert problems_of("VirtualService", spec) == []
 
 
+def sticky(inside: str) -> str:
+    return f"{{host: a, trafficPolicy: {{loadBalancer: {{consistentHash: {{{inside}}}}}}}}}"
+
+
 DESTINATION_RULES = {
     "host": ("{host: a_b}", "host", "bad-host", "a_b", "no DNS name"),
     "subset twice": (
@@ -567,6 +606,55 @@ DESTINATION_RULES = {
         "out-of-range",
         "101",
         "0 to 100",
+    ),
+    "hash of nothing": (
+        sticky("maglev: {}"),
+        "trafficPolicy.loadBalancer.consistentHash",
+        "missing-field",
+        "consistentHash",
+        "Add one of `httpHeaderName`",
+    ),
+    "hash of two things": (
+        sticky("useSourceIp: true, httpHeaderName: x"),
+        "trafficPolicy.loadBalancer.consistentHash.useSourceIp",
+        "conflict",
+        "useSourceIp",
+        "either by `httpHeaderName`",
+    ),
+    "hash of a header without a name": (
+        sticky("httpHeaderName: ''"),
+        "trafficPolicy.loadBalancer.consistentHash.httpHeaderName",
+        "missing-field",
+        "''",
+        "is empty",
+    ),
+    "ring and table": (
+        sticky("useSourceIp: true, ringHash: {}, maglev: {}"),
+        "trafficPolicy.loadBalancer.consistentHash.maglev",
+        "conflict",
+        "maglev",
+        "on a ring or in a Maglev table",
+    ),
+    "ring of two sizes": (
+        sticky("useSourceIp: true, minimumRingSize: 5, ringHash: {}"),
+        "trafficPolicy.loadBalancer.consistentHash.minimumRingSize",
+        "conflict",
+        "minimumRingSize",
+        "has no effect here",
+    ),
+    "ring too large": (
+        sticky("useSourceIp: true, ringHash: {minimumRingSize: 8388609}"),
+        "trafficPolicy.loadBalancer.consistentHash.ringHash.minimumRingSize",
+        "out-of-range",
+        "8388609",
+        "at most 8388608",
+    ),
+    "table of no prime size": (
+        sticky("useSourceIp: true, maglev: {tableSize: 65536}"),
+        "trafficPolicy.loadBalancer.consistentHash.maglev.tableSize",
+        "out-of-range",
+        "65536",
+        "prime",
     ),
 }
 

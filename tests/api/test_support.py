@@ -32,7 +32,8 @@ def test_the_page_tells_what_is_honoured_wholly_in_part_by_value_and_not() -> No
         "| `http[].timeout` | duration | yes |",
         "| `http[].fault.abort` | Abort | in part |",
         "| `exportTo[]` | list of string | only `*` |",
-        "| `http[].mirror` | Destination | no |",
+        "| `http[].mirror` | Destination | yes |",
+        "| `http[].delegate` | Delegate | no |",
         "| `servers[].port.protocol` | string, required | only `HTTP` |",
     ):
         assert line in lines

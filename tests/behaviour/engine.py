@@ -64,6 +64,11 @@ def _actions(answer: dict[str, Any], workloads: dict[str, frozenset[str]]) -> Po
             return [(1.0, Outcome("respond", status=answer.get("status", 503)))]
     retry = answer.get("retry") or {}
     timeout = answer.get("timeout_ms")
+    copies = tuple(
+        (workloads[mirror["cluster"]], mirror["percent"] / 100)
+        for mirror in answer.get("mirror") or ()
+        if workloads.get(mirror["cluster"])
+    )
     made = []
     for cluster in answer["clusters"]:
         have = workloads.get(cluster["name"])
@@ -79,9 +84,17 @@ def _actions(answer: dict[str, Any], workloads: dict[str, frozenset[str]]) -> Po
                 attempts=retry.get("attempts", 0),
                 retry_on=retry.get("on", ""),
                 per_try_timeout_seconds=(retry.get("per_try_timeout_ms") or 0) / 1000 or None,
+                copies=copies,
+                sticks_by=chosen_by_hash(cluster),
             )
             made.append((cluster["share"], outcome))
     return made
+
+
+def chosen_by_hash(cluster: dict[str, Any]) -> str:
+    """The workload that a destination of the answer leads to, if a hash decides."""
+    endpoint = (cluster.get("hash") or {}).get("endpoint") or ""
+    return {address: name for name, address in addresses().items()}.get(endpoint.rpartition(":")[0], "")
 
 
 def _workloads(resources: list[tuple[str, str, str, bytes]]) -> dict[str, frozenset[str]]:

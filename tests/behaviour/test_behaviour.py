@@ -9,6 +9,7 @@ against it. Hand-pinned `check` entries hold (a) itself to account.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -22,6 +23,9 @@ from tests.behaviour.upstreams import Upstreams
 from tests.reference.evaluate import Outcome, Possible, evaluate
 
 CASES = all_cases()
+
+COPY_SECONDS = 10.0
+"""For copies, which are on their way when the answer is there."""
 
 
 def documents(case: Case) -> list[dict[str, object]]:
@@ -71,6 +75,9 @@ def test_the_engine_agrees_with_the_reference(case: Case) -> None:
         want = expected(case, asked)
         assert shares(found) == pytest.approx(shares(want)), f"{asked.request}"
         assert policies(found) == policies(want), f"{asked.request}"
+        assert [outcome.copies for _, outcome in found] == [outcome.copies for _, outcome in want], f"{asked.request}"
+        decided = [bool(outcome.sticks_by) for _, outcome in want]
+        assert [outcome.sticks_by in outcome.workloads for _, outcome in found] == decided, f"{asked.request}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -91,6 +98,13 @@ def test_the_live_proxy_agrees_with_the_reference(case: Case, plane: DataPlane, 
             assert agreed, f"{asked.request}\nanswered {answer}\nbut could only be one of {want}"
         if asked.repeat > 1:
             compare_shares(answers, want)
+        if len(want) == 1 and want[0][1].sticks_by:
+            # As the engine foretells, which does not know what the data plane is.
+            ((_, foretold),) = engine.possible(resources, asked.request, f"127.0.0.1:{plane.port}")
+            reached = {answer.echo["workload"] for answer in answers if answer.echo is not None}
+            assert reached == {foretold.sticks_by}, f"{asked.request}"
+        if len(want) == 1:
+            compare_copies(answers, want[0][1], upstreams)
 
 
 def shares(possible: Possible) -> dict[str, float]:
@@ -119,6 +133,24 @@ def policies(possible: Possible) -> set[tuple[object, ...]]:
         for share, outcome in possible
         if share and outcome.kind == "forward"
     }
+
+
+def compare_copies(answers: list[Answer], want: Outcome, upstreams: Upstreams) -> None:
+    """Wait until as many copies have come as the shares promise, within five standard deviations; none goes elsewhere."""
+    ids = [answer.echo["headers"]["x-request-id"] for answer in answers if answer.echo is not None]
+    total = len(ids)
+    for workloads, share in want.copies:
+        allowed = 5 * math.sqrt(total * share * (1 - share)) + 1e-9
+        deadline = time.monotonic() + COPY_SECONDS
+        while True:
+            arrived = [came for id_ in ids for came in upstreams.received[id_][:] if came[0] in workloads]
+            if abs(len(arrived) - total * share) <= allowed:
+                break
+            assert time.monotonic() < deadline, f"{len(arrived)} of {total} copies have come, expected {share:.0%}"
+            time.sleep(0.01)
+        assert {path for _, path in arrived} == {want.path}
+    everybody = want.workloads.union(*(workloads for workloads, _ in want.copies))
+    assert {name for id_ in ids for name, _ in upstreams.received[id_]} <= everybody
 
 
 def agrees(answer: Answer, outcome: Outcome) -> bool:

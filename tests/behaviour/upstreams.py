@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,6 +33,8 @@ class Upstreams:
     def __init__(self, workloads: Mapping[str, str]) -> None:
         """*workloads*: name -> IPv4 address of the loopback range."""
         self.misbehaviour = Misbehaviour()
+        self.received: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+        """Request id -> workload and path of each request that came with it."""
         self.servers: list[ThreadingHTTPServer] = []
         self.port = 0
         for name, address in workloads.items():
@@ -63,6 +66,7 @@ class Upstreams:
                     time.sleep(behaviour.delay_seconds)  # the upstream is slow; the test waits for nothing by it
                 status = behaviour.next_status()
                 headers = {key.lower(): value for key, value in self.headers.items()}
+                upstreams.received[headers.get("x-request-id", "")].append((name, self.path))
                 body = json.dumps(
                     {"workload": name, "method": self.command, "path": self.path, "headers": headers}
                 ).encode()

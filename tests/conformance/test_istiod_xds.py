@@ -79,8 +79,8 @@ SCENARIOS = (
     "tcp-echo-weighted",
     "tcp-echo-weighted-mesh",
 )
-WITHOUT_REQUESTS = ("bookinfo-mtls", "grpc-echo", "httpbin-mirror")
-"""Every cluster there has TLS or HTTP/2, or all routes need a feature that is missing."""
+WITHOUT_REQUESTS = ("bookinfo-mtls", "grpc-echo")
+"""Every cluster there has TLS or HTTP/2."""
 
 KINDS = ("clusters", "endpoints", "listeners", "routes")
 PROXYLESS = "grpc"
@@ -89,10 +89,6 @@ PROXYLESS = "grpc"
 UNSUPPORTED = {
     "extensions.filters.http.jwt_authn.v3.JwtAuthentication": "http_filters",
     "extensions.filters.http.ext_authz.v3.ExtAuthz": "http_filters",
-    '"hashPolicy"': "hash_policy",
-    '"RING_HASH"': "lb_policy",
-    '"MAGLEV"': "lb_policy",
-    '"requestMirrorPolicies"': "request_mirror_policies",
 }
 """What weft-proxy has not, by how it shows in a resource, and the field that its refusal must name."""
 

@@ -239,6 +239,41 @@ spec:
 """
 
 
+MIRROR = """\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+  - route:
+    - destination: {host: reviews, subset: v1}
+    mirror: {host: reviews, subset: v2}
+    mirrorPercentage: {value: 100}
+"""
+
+
+def test_copies_arrive_at_v2_while_v1_answers(person: Person, mesh: Mesh, samples: Path) -> None:
+    file = person.write("mirror.yaml", MIRROR)
+    apply(person, readable(person, samples / "destination-rule-all.yaml"), file)
+    assert reviews(mesh) == Counter(v1=REQUESTS)
+    foretold = person.weft("why", "--from", "productpage", "--to", "http://reviews:9080/reviews/0")
+    assert re.search(r"copy +100 % to reviews subset v2 port 9080 +\(.*mirror\.yaml:9:5\)", foretold.stdout), (
+        foretold.stdout
+    )
+    request_id = "5e7c0f5e-0000-4000-8000-000000000001"
+    ask = f"curl -s -H 'x-request-id: {request_id}' http://reviews:9080/reviews/0"
+    done = person.weft("exec", "productpage-v1-0", "--", "sh", "-c", ask)
+    assert '"color"' not in done.stdout, done.stdout  # v1 has no stars
+
+    def is_told() -> bool:
+        why = person.weft("why", request_id)
+        arrived = "subset v2, where reviews-v2-0 took it; its answer was dropped" in why.stdout
+        return arrived and "The program of reviews-v1-0 answered 200 itself" in why.stdout
+
+    eventually(is_told, "the copy is told of beside the request")
+
+
 @pytest.mark.any_data_plane
 def test_mistakes_are_refused_all_at_once_and_nothing_takes_effect(person: Person, mesh: Mesh, samples: Path) -> None:
     bad = person.write("bad.yaml", MALFORMED.replace("    retries: {attempts: 1, attempts: 2}\n", ""))
@@ -262,11 +297,11 @@ def test_a_duplicate_key_is_refused_with_its_place(person: Person, mesh: Mesh) -
 @pytest.mark.any_data_plane
 def test_a_field_that_is_not_honoured_is_refused_by_name(person: Person, mesh: Mesh) -> None:
     text = MALFORMED.split("  http:", maxsplit=1)[0] + "  http:\n  - route:\n    - destination: {host: reviews}\n"
-    file = person.write("mirror.yaml", text + "    mirror: {host: ratings}\n")
+    file = person.write("prefix.yaml", text + "    match: [{statPrefix: ratings}]\n")
     done = person.weft("apply", "-f", str(file))
     assert done.returncode == 3
-    assert "mirror" in done.stderr
-    assert "mirror.yaml:10" in done.stderr, done.stderr
+    assert "statPrefix" in done.stderr
+    assert "prefix.yaml:10" in done.stderr, done.stderr
 
 
 @pytest.mark.any_data_plane

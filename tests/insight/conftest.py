@@ -87,6 +87,28 @@ spec:
     - uri: {exact: /productpage}
     route:
     - destination: {host: productpage, port: {number: 9080}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: catalog}
+spec:
+  host: catalog
+  trafficPolicy:
+    loadBalancer:
+      consistentHash: {httpHeaderName: end-user}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: catalog}
+spec:
+  hosts: [catalog]
+  http:
+  - route:
+    - destination: {host: catalog}
+    mirrors:
+    - destination: {host: reviews, subset: v2}
+      percentage: {value: 25}
+    - destination: {host: reviews, subset: v9}
 """
 
 
@@ -118,5 +140,7 @@ def bookinfo() -> Iterator[Mesh]:
             labels={"istio": "other"},
             published=[{"port": 80, "host_address": "::1", "host_port": 18081}],
         )
+        mesh.running("catalog", "v1")
+        mesh.running("catalog", "v2")
         mesh.apply(RULES, file="rules.yaml")
         yield mesh

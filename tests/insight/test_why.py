@@ -26,6 +26,8 @@ QUESTIONS = {
         method="OPTIONS",
         headers=(("origin", "https://shop.example"), ("access-control-request-method", "PUT")),
     ),
+    "copies-and-hash": Question("productpage", "http://catalog:9080/1", headers=(("end-user", "jason"),)),
+    "hash-of-nothing": Question("productpage", "http://catalog:9080/1"),
     "redirect": Question("reviews", "http://ratings:9080/old/7"),
     "direct-response": Question("reviews-v2-0", "http://ratings:9080/teapot", method="POST"),
     "no-route": Question("productpage", "http://ratings:9080/ratings/0"),
@@ -112,7 +114,9 @@ def test_a_mistyped_program_is_guessed(bookinfo: Mesh) -> None:
 
 
 def test_who_is_not_there_cannot_be_asked_from(bookinfo: Mesh) -> None:
-    with pytest.raises(NotFound, match=r"no program 'nobody'\. There are: ingressgateway"):
+    with pytest.raises(
+        NotFound, match=r"no program 'nobody'\. There are: catalog, catalog-v1-0, catalog-v2-0, ingressgateway"
+    ):
         ask(bookinfo, Question("nobody", "http://reviews:9080/"))
 
 

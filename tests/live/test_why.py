@@ -356,6 +356,39 @@ async def circuit(stage: Scene) -> None:
     stage.program.mode = "ok"
 
 
+async def copies(stage: Scene) -> None:
+    """Where a copy of a request went, and what became of it, is told beside the request, which knows nothing of it."""
+    none = DESTINATION_RULE + "  subsets: [{name: none, labels: {version: v9}}]\n"
+    mirrors = (
+        "    mirrors: [{destination: {host: client}}, {destination: {host: server, subset: none}},"
+        " {destination: {host: gone}}]\n"
+    )
+    await stage.apply(none, route(PLAIN_ROUTE + NO_RETRIES + mirrors))
+    request_id, status = await stage.ask(method="POST", body=b"words")
+    assert status == 200
+    told = await stage.explain(
+        request_id,
+        complete=lambda hops: (
+            bool(hops[0].nexts)
+            and len(hops[0].copies) == 3
+            and hops[0].copies[0].arrived is not None
+            and (hops[0].copies[1].failed is not None or stage.client.data_plane == "envoy")
+        ),
+    )
+    end, text = verdict(told), tell([told])
+    assert (end.finding, end.by, end.workload) == (None, "program", "server-v1-0"), text
+    assert told.record.attempts == len(told.tries) == 1, text
+    arrived, failed, gone = told.copies
+    assert arrived.arrived is not None
+    assert arrived.arrived.record.workload == "client-v1-0", text
+    assert "where client-v1-0 took it; its answer was dropped" in text, text
+    if failed.failed is not None:  # Envoy does not tell of a copy for which there is no endpoint
+        assert failed.failed.flags == ("UH",), text
+    assert not gone.exists
+    assert "copy: none, for there is no gone" in text, text
+    assert tree_to_json(told)["copies"][0]["arrived"]["record"]["request_id"] == request_id
+
+
 async def keep_alive_race(stage: Scene) -> None:
     """
     The program closes a kept connection just as the next request comes: what may be repeated is, the rest is not.
@@ -456,6 +489,7 @@ def test_connections_that_come_to_nothing_are_explained(data_plane: str, tmp_pat
             await not_listening(stage)
             await circuit(stage)
             await keep_alive_race(stage)
+            await copies(stage)
             await tls_refusals(stage, tmp_path)
             await command_line(stage)
 

@@ -61,6 +61,9 @@ class Outcome:
 
     `kind` is `forward` (to one of `workloads`), `respond` (the proxy answers `status` itself, abort faults included),
     `redirect` (with `location`), or `passthrough` (to where the program wanted to go).
+
+    `copies`: for each mirror the workloads of which one gets a copy, and the share of requests that are copied.
+    `sticks_by`: what decides on the one of `workloads`, with the request's value; empty if nothing does.
     """
 
     kind: str
@@ -79,6 +82,8 @@ class Outcome:
     attempts: int = 0
     retry_on: str = ""
     per_try_timeout_seconds: float | None = None
+    copies: tuple[tuple[frozenset[str], float], ...] = ()
+    sticks_by: str = ""
     rule: str = ""
 
 
@@ -256,6 +261,7 @@ class Mesh:
             retry_on=(retries or {}).get("retryOn", DEFAULT_RETRY_ON),
             per_try_timeout_seconds=seconds(retries["perTryTimeout"]) if (retries or {}).get("perTryTimeout") else None,
         )
+        base = replace(base, copies=tuple(self.copies(request, rule)))
         destinations = rule["route"]
         # "weight: ... If there is only one destination in a rule, it will receive all traffic".
         total = sum(route.get("weight", 0) for route in destinations)
@@ -264,6 +270,47 @@ class Mesh:
             edits = [rule.get("headers") or {}, route.get("headers") or {}]
             outcome = self.forward(request, route["destination"], base)
             yield share, cors.apply(request, rule.get("corsPolicy"), with_headers(request, outcome, edits))
+
+    def copies(self, request: Request, rule: Document) -> Iterator[tuple[frozenset[str], float]]:
+        """
+        Who gets a copy: "mirrored traffic is on a best effort basis where the sidecar/gateway will not wait for the
+        mirrored cluster to respond before returning the response from the original destination".
+        """
+        policies = list(rule.get("mirrors", []))
+        if "mirror" in rule:
+            # "If this field is absent, all the traffic (100%) will be mirrored."
+            whole = {"value": rule.get("mirrorPercent", 100)}
+            policies = [{"destination": rule["mirror"], "percentage": rule.get("mirrorPercentage", whole)}]
+        for policy in policies:
+            taken = self.forward(request, policy["destination"], DEFAULT).workloads
+            share = policy.get("percentage", {"value": 100}).get("value", 0) / 100
+            if taken and share:
+                yield taken, share
+
+    def sticks_by(self, request: Request, service: Service, subset: str) -> str:
+        """
+        What decides on the instance: "Consistent Hash-based load balancing can be used to provide soft session affinity".
+        A subset's own policy comes before the host's.
+        """
+        found: Document = {}
+        for rule in self.of_kind("DestinationRule"):
+            if self.hostname(rule["spec"]["host"], namespace_of(rule)) != service.hostname:
+                continue
+            policies = [rule["spec"]] + [item for item in rule["spec"].get("subsets", []) if item["name"] == subset]
+            for policy in policies:
+                found = policy.get("trafficPolicy", {}).get("loadBalancer", {}).get("consistentHash", found)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        parameters = dict(pair.partition("=")[::2] for pair in request.query.split("&") if pair)
+        cookies = dict(pair.strip().partition("=")[::2] for pair in headers.get("cookie", "").split(";") if pair)
+        if "httpHeaderName" in found:
+            name, value = found["httpHeaderName"], headers.get(found["httpHeaderName"].lower())
+        elif "httpQueryParameterName" in found:
+            name, value = found["httpQueryParameterName"], parameters.get(found["httpQueryParameterName"])
+        elif "httpCookie" in found:
+            name, value = found["httpCookie"]["name"], cookies.get(found["httpCookie"]["name"])
+        else:
+            name, value = "source", "the client" if found.get("useSourceIp") else None
+        return f"{name}={value}" if value is not None else ""
 
     def forward(self, request: Request, destination: Document, base: Outcome) -> Outcome:
         """The instances that a destination names: all of the service, or those with the labels of the subset."""
@@ -289,7 +336,8 @@ class Mesh:
         chosen = frozenset(name for name, have in service.workloads.items() if labels.items() <= have.items())
         if not chosen:
             return replace(unavailable, service=service.hostname)
-        return replace(base, service=service.hostname, workloads=chosen)
+        sticks_by = self.sticks_by(request, service, destination.get("subset", ""))
+        return replace(base, service=service.hostname, workloads=chosen, sticks_by=sticks_by)
 
     def subset(self, service: Service, name: str) -> Document | None:
         for rule in self.of_kind("DestinationRule"):

@@ -182,6 +182,7 @@ def act(
         per_try_timeout_seconds=seconds(timeouts["backendRequest"]) or None if "backendRequest" in timeouts else None,
         attempts=retry.get("attempts", 2),
         retry_on=DEFAULT_RETRY_ON,
+        copies=tuple(copies(route, rule, documents, services)),
     )
     backends = rule.get("backendRefs", [])
     total = sum(backend.get("weight", 1) for backend in backends)
@@ -194,6 +195,20 @@ def act(
         if share:
             own = [header_edits(item) for item in backend.get("filters", [])]
             yield share, with_headers(request, forward(route, backend, base, documents, services), edits + own)
+
+
+def copies(
+    route: Document, rule: Document, documents: Sequence[Document], services: Sequence[Service]
+) -> Iterator[tuple[frozenset[str], float]]:
+    """HTTPRequestMirrorFilter: "If neither Fraction nor Percent is specified, then 100% of requests will be mirrored"."""
+    for item in rule.get("filters", []):
+        if item["type"] == "RequestMirror":
+            mirror = item["requestMirror"]
+            fraction = mirror.get("fraction", {"numerator": mirror.get("percent", 100)})
+            share = fraction["numerator"] / fraction.get("denominator", 100)
+            taken = forward(route, mirror["backendRef"], Outcome("forward"), documents, services).workloads
+            if taken and share:
+                yield taken, share
 
 
 def forward(

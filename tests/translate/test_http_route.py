@@ -15,6 +15,7 @@ from weft._native import Engine, validate
 from weft.api import parse
 from weft.model import Proxy, Snapshot
 from weft.translate import refusals, translate
+from weft.translate.capabilities import DATA_PLANES
 
 GATEWAY = """
     apiVersion: gateway.networking.k8s.io/v1
@@ -288,11 +289,12 @@ def test_of_a_virtual_service_and_an_http_route_the_older_one_rules_a_service(ro
     assert answer["route"]["metadata"]["kind"] == expected
 
 
-def test_filters_that_a_data_plane_cannot_do_are_refused_at_their_place() -> None:
+def test_filters_that_a_data_plane_cannot_do_are_refused_at_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATA_PLANES, "simple", frozenset())
     rules = """[{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: service-1, port: 9080}}},
         {type: CORS, cors: {allowOrigins: ["https://*.example.com"]}}], backendRefs: [{name: service-0, port: 9080}]}]"""
     (item,) = parse([("f.yaml", dedent(route("r", "", rules=rules)))]).objects
-    assert [(str(problem.origin), problem.path) for problem in refusals(item, "weft-proxy")] == [
+    assert [(str(problem.origin), problem.path) for problem in refusals(item, "simple")] == [
         ("f.yaml:8:22", "spec.rules[0].filters[0]"),
     ]
-    assert refusals(item, "envoy") == ()
+    assert refusals(item, "envoy") == refusals(item, "weft-proxy") == ()

@@ -14,11 +14,13 @@ use crate::dns::DnsKind;
 use crate::endpoint::{Endpoint, Health, LoadAssignment, Locality};
 use crate::health_check::{ActiveHealth, HealthCheck};
 use crate::outlier::{Observation, OutlierDetection, OutlierState};
-use crate::random::Random;
+use crate::random::{Draw, Random};
 
+mod consistent;
+mod drawn;
 mod table;
 
-use table::Table;
+use table::{Table, weights_of};
 
 /// An endpoint with what is counted about it.
 #[derive(Debug)]
@@ -114,8 +116,8 @@ pub enum PickError {
 #[derive(Debug)]
 pub struct Balancer {
     hosts: Box<[Arc<Host>]>,
-    /// Locality weights by index; 0 where none is given.
-    locality_weights: Box<[u32]>,
+    /// Weight of each locality by index, 0 where none is given, and its place in the order of names.
+    locality_weights: Box<[(u32, usize)]>,
     /// Localities by the same index, without their endpoints, where endpoints may outlive what discovery says.
     places: Box<[Locality]>,
     health_check: Option<Arc<HealthCheck>>,
@@ -133,6 +135,7 @@ struct Rules {
     overprovisioning_factor: u32,
     locality_weighted: bool,
     ignores_new_hosts: bool,
+    hash_hostnames: bool,
 }
 
 impl Rules {
@@ -194,13 +197,12 @@ impl Balancer {
                 })
             })
             .collect();
-        let mut locality_weights: Vec<u32> =
-            assignment.localities.iter().map(|locality| locality.weight.unwrap_or(0)).collect();
+        let mut locality_weights = weights_of(assignment);
         if let Some(before) = checked_before.filter(|_| !is_logical && !cluster.ignores_health_on_removal) {
             let leaving = before.leaving(assignment, &hosts);
             if !leaving.is_empty() {
                 // A locality that is named no more has no weight.
-                locality_weights.push(0);
+                locality_weights.push((0, assignment.localities.len()));
             }
             hosts.extend(leaving);
         }
@@ -209,9 +211,10 @@ impl Balancer {
             overprovisioning_factor: assignment.overprovisioning_factor,
             locality_weighted: cluster.locality_weighted,
             ignores_new_hosts: cluster.ignores_new_hosts,
+            hash_hostnames: cluster.hash_hostnames,
         };
         let places = assignment.localities.iter().map(|it| Locality { endpoints: Box::default(), ..it.clone() });
-        let table = Arc::new(Table::build(&hosts, &locality_weights, rules, seed));
+        let table = Arc::new(Table::build(&hosts, &locality_weights, rules, cluster.policy, seed));
         Arc::new(Self {
             hosts: hosts.into(),
             locality_weights: locality_weights.into(),
@@ -285,7 +288,8 @@ impl Balancer {
         &self.hosts
     }
 
-    /// The endpoints that may be chosen now, with their share of requests (0 to 1), as round robin or random would spread them.
+    /// The endpoints that may be chosen now, with their share of requests (0 to 1), as round robin or random would spread them; by
+    /// consistent hashing, of all hashes.
     pub fn shares(&self) -> Vec<(Arc<Host>, f64)> {
         self.table().shares()
     }
@@ -349,7 +353,7 @@ impl Balancer {
 
     fn rebuild(&self) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        *table = Arc::new(Table::build(&self.hosts, &self.locality_weights, self.rules, self.seed));
+        *table = Arc::new(Table::build(&self.hosts, &self.locality_weights, self.rules, self.policy, self.seed));
         // After the table, so that a picker that sees the new number finds the new table.
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -363,10 +367,13 @@ impl Picker {
 
     /// Choose an endpoint. Up to `attempts` are drawn until `avoid` says false of one; the last one stands whatever it says.
     ///
+    /// `key` is the hash that decides where the cluster balances by consistent hashing; without one a random number does.
+    ///
     /// # Errors
     /// There is none to choose.
     pub fn pick<D: Random + ?Sized>(
         &mut self,
+        key: Option<u64>,
         random: &mut D,
         attempts: u32,
         mut avoid: impl FnMut(&Host) -> bool,
@@ -376,15 +383,21 @@ impl Picker {
             self.table = self.balancer.table();
             self.version = version;
         }
-        let mut left = attempts.max(1);
+        let number = match &*self.table {
+            Table::Drawn(_) => 0,
+            // Once for all attempts: they go on from the same place.
+            Table::Consistent(_) => key.unwrap_or_else(|| random.draw(Draw::Balance)),
+        };
+        let mut attempt = 0;
         loop {
-            let host = self.table.pick(self.balancer.policy, random).ok_or(if self.balancer.hosts.is_empty() {
-                PickError::Empty
-            } else {
-                PickError::NoneHealthy
-            })?;
-            left -= 1;
-            if left == 0 || !avoid(host) {
+            let host = match &*self.table {
+                Table::Drawn(drawn) => drawn.pick(self.balancer.policy, random),
+                Table::Consistent(consistent) => consistent.pick(number, attempt),
+            };
+            let host =
+                host.ok_or(if self.balancer.hosts.is_empty() { PickError::Empty } else { PickError::NoneHealthy })?;
+            attempt += 1;
+            if attempt >= attempts || !avoid(host) {
                 return Ok(Arc::clone(host));
             }
         }

@@ -6,9 +6,7 @@ use std::time::Duration;
 use weft_protos::Message as _;
 use weft_protos::envoy::config::cluster::v3 as proto;
 use weft_protos::envoy::config::cluster::v3::cluster::common_lb_config::LocalityConfigSpecifier;
-use weft_protos::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy as ProtoPolicy,
-};
+use weft_protos::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use weft_protos::envoy::config::core::v3::transport_socket::ConfigType;
 use weft_protos::envoy::config::core::v3::{Http2ProtocolOptions, RoutingPriority, TransportSocket as ProtoSocket};
 use weft_protos::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -34,6 +32,10 @@ use crate::metadata::Metadata;
 use crate::outlier::OutlierDetection;
 use crate::tls::{SecretName, UpstreamTls};
 
+mod lb_policy;
+
+pub use lb_policy::{HashFunction, LbPolicy};
+
 /// Where endpoints come from.
 #[derive(Debug, Clone)]
 pub enum Discovery {
@@ -45,22 +47,6 @@ pub enum Discovery {
     Dns(Arc<Dns>),
     /// The original destination of the downstream connection.
     OriginalDst,
-}
-
-/// How an endpoint is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LbPolicy {
-    /// One after the other, by weight.
-    RoundRobin,
-    /// The least loaded of `choices` drawn.
-    LeastRequest {
-        /// 2 unless said.
-        choices: u32,
-    },
-    /// Any, by weight.
-    Random,
-    /// As the cluster's discovery provides it (original destination).
-    ClusterProvided,
 }
 
 /// Which protocol is spoken to the upstream.
@@ -186,6 +172,8 @@ pub struct Cluster {
     pub ignores_new_hosts: bool,
     /// An endpoint that discovery takes away goes at once; else it stays while its checks pass.
     pub ignores_health_on_removal: bool,
+    /// An endpoint's place in consistent hashing follows from its name and not from its address.
+    pub hash_hostnames: bool,
     /// Default 5 s.
     pub connect_timeout: Duration,
     /// Circuit breakers, priority DEFAULT.
@@ -227,8 +215,8 @@ impl Cluster {
     fn read(context: &mut Context, cluster: &proto::Cluster) -> Self {
         let name: Arc<str> = cluster.name.as_str().into();
         let discovery = discovery(context, cluster);
-        let policy = policy(context, cluster, &discovery);
         let health_check = HealthCheck::compile_only(context, &cluster.health_checks, &discovery);
+        let policy = LbPolicy::compile(context, cluster, &discovery);
         let common_lb = cluster.common_lb_config.clone().unwrap_or_default();
         context.each("filters", &cluster.filters, |context, filter| {
             match filter.typed_config.as_ref().and_then(honoured::not_applied) {
@@ -264,6 +252,10 @@ impl Cluster {
             health_check: health_check.map(Arc::new),
             ignores_new_hosts: common_lb.ignore_new_hosts_until_first_hc,
             ignores_health_on_removal: cluster.ignore_health_on_host_removal,
+            hash_hostnames: common_lb
+                .consistent_hashing_lb_config
+                .as_ref()
+                .is_some_and(|config| config.use_hostname_for_hashing),
             connect_timeout: context
                 .duration("connect_timeout", cluster.connect_timeout.as_ref())
                 .unwrap_or(Self::DEFAULT_CONNECT_TIMEOUT),
@@ -357,33 +349,6 @@ fn discovery(context: &mut Context, cluster: &proto::Cluster) -> Discovery {
                 assignment(context)
             }
         },
-    }
-}
-
-fn policy(context: &mut Context, cluster: &proto::Cluster, discovery: &Discovery) -> LbPolicy {
-    let original_dst = matches!(discovery, Discovery::OriginalDst);
-    match ProtoPolicy::try_from(cluster.lb_policy) {
-        Ok(ProtoPolicy::ClusterProvided) if original_dst => LbPolicy::ClusterProvided,
-        Ok(_) if original_dst => {
-            context.refuse_at("lb_policy", "an ORIGINAL_DST cluster needs CLUSTER_PROVIDED");
-            LbPolicy::ClusterProvided
-        }
-        Ok(ProtoPolicy::RoundRobin) => LbPolicy::RoundRobin,
-        Ok(ProtoPolicy::Random) => LbPolicy::Random,
-        Ok(ProtoPolicy::LeastRequest) => match &cluster.lb_config {
-            Some(LbConfig::LeastRequestLbConfig(config)) => {
-                LbPolicy::LeastRequest { choices: config.choice_count.as_ref().map_or(2, |count| count.value).max(2) }
-            }
-            _ => LbPolicy::LeastRequest { choices: 2 },
-        },
-        Ok(other) => {
-            context.refuse_at("lb_policy", format!("{} is not supported", other.as_str_name()));
-            LbPolicy::RoundRobin
-        }
-        Err(_) => {
-            context.refuse_at("lb_policy", format!("{} is no policy", cluster.lb_policy));
-            LbPolicy::RoundRobin
-        }
     }
 }
 

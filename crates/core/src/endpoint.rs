@@ -40,6 +40,8 @@ pub struct Endpoint {
     pub health: Health,
     /// `envoy.transport_socket_match`: chooses the cluster's transport socket.
     pub transport_labels: Labels,
+    /// `envoy.lb`, `hash_key`: its place in consistent hashing follows from this, whatever its address is.
+    pub hash_key: Option<Box<str>>,
     /// Where and what it is.
     pub metadata: Metadata,
     /// How it is checked, where that is not as its cluster says.
@@ -194,6 +196,13 @@ pub(crate) fn described(
             .as_ref()
             .and_then(|metadata| metadata.filter_metadata.get("envoy.transport_socket_match"))
             .map_or_else(Box::default, labels),
+        hash_key: endpoint
+            .metadata
+            .as_ref()
+            .and_then(|metadata| metadata.filter_metadata.get("envoy.lb"))
+            .and_then(|metadata| labels(metadata).into_iter().find(|(name, _)| **name == *"hash_key"))
+            .map(|(_, key)| key)
+            .filter(|key| !key.is_empty()),
         metadata: Metadata::compile(endpoint.metadata.as_ref()),
     }
 }

@@ -28,6 +28,8 @@ pub mod dns;
 pub mod endpoint;
 pub mod fault;
 pub mod format;
+pub mod hash;
+pub mod hash_policy;
 pub mod header_edit;
 pub mod health_check;
 pub mod honoured;

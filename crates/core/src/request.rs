@@ -30,6 +30,12 @@ pub trait RequestHead {
     }
 }
 
+/// A head whose fields can be looked at one by one.
+pub trait RequestFields: RequestHead {
+    /// The value of each field of that name, in order; `name` as for [`RequestHead::header`].
+    fn each_header<'h>(&'h self, name: &str, look: &mut dyn FnMut(&'h [u8]));
+}
+
 /// The path without query and fragment: what path matchers and rewrites see.
 pub fn path_only(path: &[u8]) -> &[u8] {
     let end = path.iter().position(|&byte| byte == b'?' || byte == b'#').unwrap_or(path.len());
@@ -86,5 +92,12 @@ impl RequestHead for OwnedRequest {
             all.extend_from_slice(value.as_bytes());
         }
         Some(joined)
+    }
+}
+
+impl RequestFields for OwnedRequest {
+    fn each_header<'h>(&'h self, name: &str, look: &mut dyn FnMut(&'h [u8])) {
+        let fields = self.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        fields.for_each(|(_, value)| look(value.as_bytes()));
     }
 }

@@ -1,5 +1,6 @@
 //! The TCP proxy filter: which cluster a connection goes to.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use weft_protos::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::
 
 use crate::access_log::AccessLog;
 use crate::compile::Context;
+use crate::hash_policy::{compile_connection, hash_ip};
 use crate::random::{Draw, Random};
 
 /// A compiled `TcpProxy`.
@@ -23,6 +25,8 @@ pub struct TcpProxy {
     pub max_duration: Option<Duration>,
     /// How often connecting is tried, at least 1.
     pub max_connect_attempts: u32,
+    /// Where the cluster balances by consistent hashing, the client's address decides.
+    pub hash_source_ip: bool,
     /// Records.
     pub access_logs: Box<[AccessLog]>,
 }
@@ -43,6 +47,11 @@ impl TcpProxy {
         }
         // Compilation refuses an empty list and a total of zero, so a point below the total was met above.
         &self.clusters[self.clusters.len() - 1].0
+    }
+
+    /// The hash of a connection from *client*, if it has one.
+    pub fn hash(&self, client: IpAddr) -> Option<u64> {
+        self.hash_source_ip.then(|| hash_ip(client))
     }
 
     pub(crate) fn compile(context: &mut Context, filter: &proto::TcpProxy) -> Option<Self> {
@@ -67,6 +76,7 @@ impl TcpProxy {
                 .duration("max_downstream_connection_duration", filter.max_downstream_connection_duration.as_ref())
                 .filter(|duration| !duration.is_zero()),
             max_connect_attempts: filter.max_connect_attempts.as_ref().map_or(1, |attempts| attempts.value).max(1),
+            hash_source_ip: compile_connection(context, &filter.hash_policy),
             access_logs: AccessLog::compile_all(context, "access_log", &filter.access_log),
         })
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use quickcheck::{TestResult, quickcheck};
 use support::Fixed;
+use support::endpoints::*;
 use weft_core::balance::{Balancer, PickError};
 use weft_core::breaker::{Breakers, Limits, Resource};
 use weft_core::cluster::Cluster;
@@ -17,65 +18,9 @@ use weft_core::outlier::Observation;
 use weft_core::random::SplitMix;
 use weft_protos::envoy::config::cluster::v3 as proto;
 use weft_protos::envoy::config::cluster::v3::cluster::{CommonLbConfig, common_lb_config};
-use weft_protos::envoy::config::core::v3::address::Address as AddressKind;
-use weft_protos::envoy::config::core::v3::socket_address::PortSpecifier;
-use weft_protos::envoy::config::core::v3::{Address, HealthStatus, SocketAddress};
+use weft_protos::envoy::config::core::v3::HealthStatus;
 use weft_protos::envoy::config::endpoint::v3 as eds;
-use weft_protos::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use weft_protos::envoy::r#type::v3::Percent;
-use weft_protos::google::protobuf::UInt32Value;
-
-fn number(value: u32) -> Option<UInt32Value> {
-    Some(UInt32Value { value })
-}
-
-/// An endpoint on 127.0.0.1 with `port`.
-fn endpoint(port: u32, weight: u32, health: HealthStatus) -> eds::LbEndpoint {
-    let socket = SocketAddress {
-        address: "127.0.0.1".into(),
-        port_specifier: Some(PortSpecifier::PortValue(port)),
-        ..Default::default()
-    };
-    eds::LbEndpoint {
-        host_identifier: Some(HostIdentifier::Endpoint(eds::Endpoint {
-            address: Some(Address { address: Some(AddressKind::SocketAddress(socket)) }),
-            ..Default::default()
-        })),
-        load_balancing_weight: number(weight),
-        health_status: health.into(),
-        ..Default::default()
-    }
-}
-
-fn locality(priority: u32, weight: u32, endpoints: Vec<eds::LbEndpoint>) -> eds::LocalityLbEndpoints {
-    eds::LocalityLbEndpoints {
-        priority,
-        load_balancing_weight: number(weight),
-        lb_endpoints: endpoints,
-        ..Default::default()
-    }
-}
-
-fn assignment(endpoints: Vec<eds::LocalityLbEndpoints>) -> LoadAssignment {
-    let assignment = eds::ClusterLoadAssignment { cluster_name: "c".into(), endpoints, ..Default::default() };
-    LoadAssignment::compile(&assignment, Strictness::Refuse).expect("honoured").value
-}
-
-fn cluster(change: impl FnOnce(&mut proto::Cluster)) -> Cluster {
-    let mut cluster = proto::Cluster { name: "c".into(), ..Default::default() };
-    change(&mut cluster);
-    Cluster::compile(&cluster, Strictness::Refuse).expect("honoured").value
-}
-
-fn port(host: &weft_core::balance::Host) -> u32 {
-    host.endpoint
-        .address
-        .to_string()
-        .rsplit(':')
-        .next()
-        .and_then(|port| port.parse().ok())
-        .expect("an address with port")
-}
 
 /// How often each port is chosen in `picks` picks.
 fn spread(balancer: &Arc<Balancer>, picks: usize) -> BTreeMap<u32, usize> {
@@ -83,7 +28,7 @@ fn spread(balancer: &Arc<Balancer>, picks: usize) -> BTreeMap<u32, usize> {
     let mut random = SplitMix::new(7);
     let mut counts = BTreeMap::new();
     for _ in 0..picks {
-        let host = picker.pick(&mut random, 1, |_| false).expect("there are endpoints");
+        let host = picker.pick(None, &mut random, 1, |_| false).expect("there are endpoints");
         *counts.entry(port(&host)).or_insert(0) += 1;
     }
     counts
@@ -102,7 +47,7 @@ fn round_robin_takes_turns_and_workers_share_them() {
     let balancer = Balancer::new(&cluster(|_| ()), &assignment(vec![locality(0, 1, endpoints)]), None, 0);
     let mut workers = [balancer.picker(), balancer.picker()];
     let turns: Vec<u32> = (0..6)
-        .map(|turn| port(&workers[turn % 2].pick(&mut Fixed(0.0), 1, |_| false).expect("there are endpoints")))
+        .map(|turn| port(&workers[turn % 2].pick(None, &mut Fixed(0.0), 1, |_| false).expect("there are endpoints")))
         .collect();
     assert_eq!(turns, [1, 2, 3, 1, 2, 3]);
 }
@@ -184,9 +129,9 @@ fn in_panic_health_is_ignored_unless_panic_is_off() {
     assert_eq!(shares(&calm, vec![locality(0, 1, endpoints())]), [(1, 100)].into());
     let dead = assignment(vec![locality(0, 1, vec![endpoint(1, 1, Unhealthy)])]);
     let mut picker = Balancer::new(&calm, &dead, None, 0).picker();
-    assert_eq!(picker.pick(&mut Fixed(0.0), 1, |_| false).unwrap_err(), PickError::NoneHealthy);
+    assert_eq!(picker.pick(None, &mut Fixed(0.0), 1, |_| false).unwrap_err(), PickError::NoneHealthy);
     let mut picker = Balancer::new(&calm, &assignment(vec![]), None, 0).picker();
-    assert_eq!(picker.pick(&mut Fixed(0.0), 1, |_| false).unwrap_err(), PickError::Empty);
+    assert_eq!(picker.pick(None, &mut Fixed(0.0), 1, |_| false).unwrap_err(), PickError::Empty);
 }
 
 #[test]
@@ -214,9 +159,9 @@ fn endpoints_tried_before_are_avoided_while_draws_are_left() {
     let endpoints = (1..=3).map(|port| endpoint(port, 1, Healthy)).collect();
     let balancer = Balancer::new(&cluster(|_| ()), &assignment(vec![locality(0, 1, endpoints)]), None, 0);
     let mut picker = balancer.picker();
-    let host = picker.pick(&mut Fixed(0.0), 3, |host| port(host) < 3).expect("there are endpoints");
+    let host = picker.pick(None, &mut Fixed(0.0), 3, |host| port(host) < 3).expect("there are endpoints");
     assert_eq!(port(&host), 3);
-    let host = picker.pick(&mut Fixed(0.0), 2, |_| true).expect("the last draw stands");
+    let host = picker.pick(None, &mut Fixed(0.0), 2, |_| true).expect("the last draw stands");
     assert_eq!(port(&host), 2);
 }
 
@@ -251,7 +196,7 @@ fn consecutive_failures_eject_and_time_brings_back() {
     assert!(fail(0, SECOND), "the third in a row");
     assert!(!balancer.hosts()[0].is_healthy());
     assert!(
-        (0..30).all(|_| port(&picker.pick(&mut Fixed(0.0), 1, |_| false).expect("others")) != 1),
+        (0..30).all(|_| port(&picker.pick(None, &mut Fixed(0.0), 1, |_| false).expect("others")) != 1),
         "a picker made before sees it"
     );
 

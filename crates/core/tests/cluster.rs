@@ -179,7 +179,7 @@ fn what_weft_does_not_do_is_refused_by_name() {
             common(core::HttpProtocolOptions { max_response_headers_kb: number(9000), ..Default::default() }),
             &path("common_http_protocol_options.max_response_headers_kb"),
         ),
-        ("ring hash", of_type(DiscoveryType::Eds, 2), "Cluster.lb_policy"),
+        ("another's policy", of_type(DiscoveryType::Eds, 7), "Cluster.lb_policy"),
         ("turns among original destinations", of_type(DiscoveryType::OriginalDst, 0), "Cluster.lb_policy"),
         (
             "an endpoint that is a name",

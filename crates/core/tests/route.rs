@@ -10,7 +10,7 @@ use std::time::Duration;
 use quickcheck::{TestResult, quickcheck};
 use support::*;
 use weft_core::compile::Strictness;
-use weft_core::route::{Action, Forward, RouteTable};
+use weft_core::route::{Action, Forward, MirrorHost, RouteTable};
 use weft_core::trace::{Silent, Subject, Trace};
 use weft_protos::envoy::config::core::v3::{ConfigSource, config_source};
 use weft_protos::envoy::config::route::v3 as proto;
@@ -666,4 +666,44 @@ fn a_virtual_host_is_asked_for_in_lower_case_and_without_a_port_that_does_not_ma
         assert_eq!(with_port.host_entry(authority.as_bytes()), one);
         assert_eq!(without.host_entry(authority.as_bytes()), other);
     }
+}
+
+#[test]
+fn the_most_specific_level_that_names_mirrors_has_them_all() {
+    let to_cluster =
+        |name: &str| proto::route_action::RequestMirrorPolicy { cluster: name.into(), ..Default::default() };
+    let mut inner = to("r", prefix("/inner"));
+    let Some(proto::route::Action::Route(action)) = &mut inner.action else { panic!("it forwards") };
+    action.request_mirror_policies = vec![to_cluster("route")];
+    let hosts = |own: Vec<proto::route_action::RequestMirrorPolicy>| proto::VirtualHost {
+        request_mirror_policies: own,
+        ..host("h", &["h"], vec![inner.clone(), to("r", prefix("/"))])
+    };
+    let other = proto::VirtualHost { domains: vec!["other".into()], ..hosts(vec![]) };
+    let table = table(&proto::RouteConfiguration {
+        request_mirror_policies: vec![to_cluster("table")],
+        ..configuration(vec![hosts(vec![to_cluster("host"), to_cluster("second")]), other])
+    });
+    let mirrors = |host: usize, route: usize| {
+        let Action::Forward(forward) = &table.virtual_hosts[host].routes[route].action else { panic!("it forwards") };
+        forward.mirrors.iter().map(|mirror| mirror.cluster.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!((mirrors(0, 0), mirrors(0, 1)), (vec!["route".into()], vec!["host".into(), "second".into()]));
+    assert_eq!((mirrors(1, 0), mirrors(1, 1)), (vec!["route".into()], vec!["table".into()]));
+}
+
+#[test]
+fn the_host_of_a_copy_says_that_it_is_one_unless_told_otherwise() {
+    for (host, expected) in [
+        ("reviews", "reviews-shadow"),
+        ("reviews:9080", "reviews-shadow:9080"),
+        ("[::1]", "[::1]-shadow"),
+        ("[::1]:80", "[::1]-shadow:80"),
+        ("", "-shadow"),
+    ] {
+        let made = MirrorHost::Shadow.of(host.as_bytes()).expect("another host");
+        assert_eq!(String::from_utf8_lossy(&made), expected);
+    }
+    assert_eq!(MirrorHost::Same.of(b"reviews"), None);
+    assert_eq!(MirrorHost::Literal("copy".into()).of(b"reviews:1").as_deref(), Some(&b"copy"[..]));
 }

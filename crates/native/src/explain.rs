@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use weft_core::balance::Balancer;
-use weft_core::cluster::{Cluster, Discovery, TransportSocket, UpstreamProtocol, VersionChoice};
+use weft_core::cluster::{Cluster, Discovery, LbPolicy, TransportSocket, UpstreamProtocol, VersionChoice};
 use weft_core::cors::{Cors, Treatment};
 use weft_core::decide::{Decision, Outcome, Step, decide};
 use weft_core::endpoint::LoadAssignment;
 use weft_core::fault::Fault;
 use weft_core::format::{Command, Format, Piece};
+use weft_core::hash_policy::{self, HashPolicy};
 use weft_core::header_edit::{AppendAction, HeaderEdits};
 use weft_core::http_manager::HttpManager;
 use weft_core::listener::{Direction, FilterChain, Listener, NetworkFilter, Opening};
@@ -395,10 +396,14 @@ fn tcp(plan: &Plan, filter: &TcpProxy, question: &Question, answer: &mut Map<Str
     let total: f64 = filter.clusters.iter().map(|(_, weight)| f64::from(*weight)).sum();
     answer.insert("outcome".into(), json!("tcp"));
     answer.insert("idle_timeout_ms".into(), millis(filter.idle_timeout));
-    let clusters = filter
-        .clusters
-        .iter()
-        .map(|(name, weight)| json!({"name": &**name, "weight": weight, "share": f64::from(*weight) / total}));
+    let clusters = filter.clusters.iter().map(|(name, weight)| {
+        let mut described = json!({"name": &**name, "weight": weight, "share": f64::from(*weight) / total});
+        if let Some(cluster) = plan.clusters.get(name).filter(|cluster| cluster.policy.is_consistent_hash()) {
+            let by: &[HashPolicy] = if filter.hash_source_ip { &[HashPolicy::SOURCE_IP] } else { &[] };
+            described["hash"] = describe_hash(plan, cluster, by, question);
+        }
+        described
+    });
     answer.insert("clusters".into(), clusters.collect());
     let chosen =
         (filter.clusters.len() == 1 || question.dice.weight.is_some()).then(|| filter.pick(&mut question.dice.clone()));
@@ -689,9 +694,46 @@ fn describe_forward(
             "authority": decision.host_rewrite().map(|host| &**host),
         }),
     );
-    let mirrors =
-        forward.mirrors.iter().map(|mirror| json!({"cluster": &*mirror.cluster, "percent": mirror.share.percent()}));
+    let mirrors = forward.mirrors.iter().map(|mirror| {
+        let cluster = plan.clusters.get(&mirror.cluster);
+        let copied_to = cluster.map_or_else(Vec::new, |cluster| endpoints(plan, cluster, question, true));
+        json!({
+            "cluster": &*mirror.cluster,
+            "percent": mirror.share.percent(),
+            "exists": cluster.is_some(),
+            "endpoints": copied_to,
+        })
+    });
     answer.insert("mirror".into(), mirrors.collect());
+}
+
+/// What decides on the endpoint of *cluster*, which balances by consistent hashing: each property that is looked at, what the request
+/// has of it, the key that comes of them, and whose it is.
+fn describe_hash(plan: &Plan, cluster: &Cluster, policies: &[HashPolicy], question: &Question) -> Value {
+    let client = hash_policy::Client { address: question.client, remote: question.source, local: question.destination };
+    let hashed = hash_policy::hash(policies, &question.request, &client);
+    // A cookie that is made here says the same for every request of a connection, and a question need not come by one.
+    let is_known = hashed.cookies.is_empty() || question.source.port() != 0;
+    let key = hashed.key.filter(|_| is_known);
+    let endpoint = key.and_then(|key| {
+        let balancer = Balancer::new(cluster, plan.assignment_of(cluster)?, None, 0);
+        balancer.picker().pick(Some(key), &mut question.dice.clone(), 1, |_| false).ok()
+    });
+    let looked_at = policies.iter().map(|policy| {
+        json!({
+            "of": policy.source.to_string(),
+            "value": policy.source.value(&question.request, &client),
+            "terminal": policy.terminal,
+        })
+    });
+    json!({
+        "by": if matches!(cluster.policy, LbPolicy::Maglev { .. }) { "maglev" } else { "ring" },
+        "policies": looked_at.collect::<Vec<_>>(),
+        "key": key.map(|key| format!("{key:016x}")),
+        "endpoint": endpoint.map(|host| host.endpoint.address.to_string()),
+        "makes_cookie": !hashed.cookies.is_empty(),
+        "origin": metadata(&cluster.metadata)["origins"]["loadBalancer"],
+    })
 }
 
 fn describe_target(
@@ -715,6 +757,9 @@ fn describe_target(
     let origin = if target.metadata.weft.is_some() { Some(&target.metadata) } else { from_cluster };
     if let Some(origin) = origin {
         described["metadata"] = metadata(origin);
+    }
+    if let Some(cluster) = plan.clusters.get(&target.cluster).filter(|cluster| cluster.policy.is_consistent_hash()) {
+        described["hash"] = describe_hash(plan, cluster, &forward.hash, question);
     }
     if forward.targets.len() > 1 && target.weight > 0 {
         let mut dice = Dice { weight: Some(die), ..question.dice.clone() };

@@ -15,6 +15,7 @@ use crate::buffer::{Buffer, SMALL_BYTES};
 use crate::codec::grpc_web::{NotBase64, Transcoder};
 use crate::codec::http1::BodyError;
 use crate::io::Io;
+use crate::message::tap::Taps;
 use crate::message::{Next, ReadError, Reader, Writer};
 
 /// Why a flow stopped before the end of the message.
@@ -92,6 +93,8 @@ pub struct Flow<'a> {
     pub transcoder: Option<&'a mut Transcoder>,
     /// Set for requests: what is kept to be sent again, and sent first.
     pub replay: Option<&'a mut Replay>,
+    /// Who gets the same body besides.
+    pub copies: Option<&'a Taps>,
 }
 
 impl Flow<'_> {
@@ -103,6 +106,10 @@ impl Flow<'_> {
         loop {
             if self.course.ended {
                 return self.writer.poll_flush(context).map_err(FlowError::Sink);
+            }
+            if self.copies.is_some_and(Taps::should_give_way) {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
             }
             if self.writer.is_full() {
                 ready!(self.writer.poll_flush(context)).map_err(FlowError::Sink)?;
@@ -133,10 +140,16 @@ impl Flow<'_> {
                         self.reader.with_trailers(|trailers| transcoder.finish(trailers)).map_err(not_base64)?;
                     }
                     Some(transcoder) if transcoder.takes_trailers() => {
+                        if let Some(copies) = self.copies {
+                            copies.end(&mut std::iter::empty());
+                        }
                         self.writer.end(std::iter::empty());
                         self.course.ended = true;
                     }
                     _ => {
+                        if let Some(copies) = self.copies {
+                            self.reader.with_trailers(|trailers| copies.end(trailers));
+                        }
                         self.reader.with_trailers(|trailers| self.writer.end(trailers));
                         self.course.ended = true;
                     }
@@ -163,6 +176,9 @@ impl Flow<'_> {
             replay.keep(span);
             self.course.replayed = replay.bytes.len();
         }
+        if let Some(copies) = self.copies {
+            copies.feed(span);
+        }
         transcoder.clear();
         Poll::Ready(Ok(()))
     }
@@ -177,6 +193,9 @@ impl Flow<'_> {
         if let Some(replay) = &mut self.replay {
             replay.keep(span);
             self.course.replayed = replay.bytes.len();
+        }
+        if let Some(copies) = self.copies {
+            copies.feed(span);
         }
         self.reader.consume();
         Poll::Ready(Ok(()))

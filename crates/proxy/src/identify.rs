@@ -144,6 +144,22 @@ impl Facts {
         }
     }
 
+    /// What of it a copy of a request needs, which may outlive the connection.
+    pub fn for_copy(&self) -> Facts {
+        Facts {
+            remote_text: self.remote_text.clone(),
+            local_text: self.local_text.clone(),
+            server_name: self.server_name.clone(),
+            peer_uri: self.peer_uri.clone(),
+            local_uri: self.local_uri.clone(),
+            // Rules have been asked already.
+            names: None,
+            shadows: Vec::new(),
+            client_certificate: Box::default(),
+            ..*self
+        }
+    }
+
     pub fn ends(&self) -> Ends {
         Ends { remote: self.remote, local: self.local }
     }

@@ -150,6 +150,9 @@ pub struct WorkerCounters {
     pub upstream_handshakes: Counter,
     pub upstream_sessions_reused: Counter,
     pub upstream_retries: Counter,
+    /// Copies of requests that were begun, and those that were given up because they could not keep up or their request was.
+    pub mirrored: Counter,
+    pub mirrors_abandoned: Counter,
     pub stale_connections: Counter,
     /// Connections whose server spoke first, unasked.
     pub server_first: Counter,
@@ -414,7 +417,7 @@ const ACTIVE: &str = "envoy_http_downstream_cx_active";
 type Row = (&'static str, &'static str, fn(&WorkerCounters) -> &Counter);
 
 /// The counts without labels.
-const COUNTERS: [Row; 25] = [
+const COUNTERS: [Row; 27] = [
     ("envoy_http_downstream_cx_total", "Connections accepted.", |it| &it.downstream_connections),
     (ACTIVE, "Connections accepted and open.", |it| &it.downstream_active),
     ("envoy_http_downstream_rq_total", "Requests begun.", |it| &it.downstream_requests),
@@ -459,6 +462,10 @@ const COUNTERS: [Row; 25] = [
         &it.upstream_sessions_reused
     }),
     ("envoy_cluster_upstream_rq_retry", "Requests tried again.", |it| &it.upstream_retries),
+    ("weft_proxy_mirrored_requests_total", "Copies of requests that were begun.", |it| &it.mirrored),
+    ("weft_proxy_mirrors_abandoned_total", "Copies of requests that were given up in the middle.", |it| {
+        &it.mirrors_abandoned
+    }),
     ("weft_proxy_stale_connections_total", "Idle connections that the endpoint had closed.", |it| {
         &it.stale_connections
     }),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use weft_core::balance::Host;
 use weft_core::cluster::Discovery;
 use weft_core::random::Random;
 use weft_core::retry::RetryPolicy;
@@ -21,19 +22,24 @@ impl Tried {
     }
 }
 
-/// Choose an endpoint; `None` if there is none (503 UH). `original` is where the client wanted to go.
+/// Choose an endpoint; `None` if there is none (503 UH). `original` is where the client wanted to go, `key` the hash that decides in
+/// clusters that balance by consistent hashing.
 pub fn pick(
     upstream: &WorkerUpstream,
     original: SocketAddr,
     policy: Option<&RetryPolicy>,
     tried: &Tried,
+    key: Option<u64>,
     random: &mut impl Random,
 ) -> Option<Destination> {
     let attempts = match policy {
-        Some(policy) if policy.avoid_previous_hosts && !tried.0.is_empty() => policy.host_selection_attempts,
+        // So often it is attempted again, after the first time.
+        Some(policy) if policy.avoid_previous_hosts && !tried.0.is_empty() => {
+            policy.host_selection_attempts.saturating_add(1)
+        }
         _ => 1,
     };
-    pick_in(upstream, original, attempts, tried, random)
+    pick_in(upstream, original, attempts, tried, key, random)
 }
 
 /// The same with so many draws in search of an endpoint that was not tried yet.
@@ -42,12 +48,14 @@ pub fn pick_in(
     original: SocketAddr,
     attempts: u32,
     tried: &Tried,
+    key: Option<u64>,
     random: &mut impl Random,
 ) -> Option<Destination> {
     if matches!(upstream.shared.cluster.discovery, Discovery::OriginalDst) {
         return Some(Destination::Original(original));
     }
     let picker = upstream.picker.as_ref()?;
-    let host = picker.borrow_mut().pick(random, attempts, |host| tried.0.contains(&address_of(&host.counters))).ok()?;
+    let was_tried = |host: &Host| tried.0.contains(&address_of(&host.counters));
+    let host = picker.borrow_mut().pick(key, random, attempts, was_tried).ok()?;
     Some(Destination::Host(host))
 }

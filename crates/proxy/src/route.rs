@@ -7,7 +7,7 @@ use weft_core::header_edit::Headers;
 use weft_core::http_manager::HttpManager;
 use weft_core::plan::Plan;
 use weft_core::random::Random;
-use weft_core::request::RequestHead;
+use weft_core::request::{RequestFields, RequestHead};
 use weft_core::trace::Silent;
 
 use crate::codec::{Head, Name};
@@ -42,6 +42,13 @@ impl RequestHead for View<'_> {
 
     fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         joined(self.head, name)
+    }
+}
+
+impl RequestFields for View<'_> {
+    fn each_header<'h>(&'h self, name: &str, look: &mut dyn FnMut(&'h [u8])) {
+        let fields = self.head.fields().filter(|(field, _)| field.eq_ignore_ascii_case(name.as_bytes()));
+        fields.for_each(|(_, value)| look(value));
     }
 }
 

@@ -146,7 +146,10 @@ async fn connect(
     let mut cause = Cause::NoHealthyUpstream;
     for _ in 0..proxy.max_connect_attempts.max(1) {
         // pick
-        let picked = pick::pick(upstream, ends.local, None, &tried, &mut *worker.random.borrow_mut());
+        let picked = {
+            let random = &mut *worker.random.borrow_mut();
+            pick::pick(upstream, ends.local, None, &tried, proxy.hash(ends.remote.ip()), random)
+        };
         let destination = picked.ok_or(Cause::NoHealthyUpstream)?;
         tried.note(&destination);
         outcome.attempts += 1;

@@ -55,7 +55,8 @@ _VIRTUAL_SERVICE: Mapping[str, tuple[str, ...]] = {
     "http.directResponse": (),
     "http.rewrite": (),
     "http.timeout": (),
-    **dict.fromkeys(_under("http.retries", "attempts perTryTimeout retryOn backoff"), ()),
+    **dict.fromkeys(_under("http", "mirror mirrors mirrorPercent mirrorPercentage"), ()),
+    **dict.fromkeys(_under("http.retries", "attempts perTryTimeout retryOn backoff retryIgnorePreviousHosts"), ()),
     **dict.fromkeys(_under("http.fault.delay", "fixedDelay percentage percent"), ()),
     **dict.fromkeys(_under("http.fault.abort", "httpStatus percentage"), ()),
     "http.corsPolicy": (),
@@ -66,6 +67,7 @@ _VIRTUAL_SERVICE: Mapping[str, tuple[str, ...]] = {
 
 _PORT_POLICY: Mapping[str, tuple[str, ...]] = {
     "loadBalancer.simple": ("ROUND_ROBIN", "LEAST_REQUEST", "RANDOM", "UNSPECIFIED", "LEAST_CONN"),
+    "loadBalancer.consistentHash": (),
     **dict.fromkeys(_under("connectionPool.tcp", "maxConnections connectTimeout"), ()),
     **dict.fromkeys(
         _under(

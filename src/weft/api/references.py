@@ -21,6 +21,10 @@ from weft.api.security import PeerAuthentication
 from weft.api.yaml import Path, dotted
 from weft.model import ROOT_NAMESPACE, ConfigKey, ConfigObject, Problem, Service, Severity, Workload
 
+SENT = "requests sent there are answered with 503"
+COPIED = "no copy is sent"
+"""What comes of a destination that is not there."""
+
 
 class View(Protocol):
     """What is read of a `weft.model.Snapshot`."""
@@ -88,6 +92,11 @@ class _Finder:
                     yield from self._gateway_reference(item, (*rule, "match", position, "gateways", number), name, None)
             for position, target in enumerate(http.route):
                 yield from self._destination(item, (*rule, "route", position, "destination"), target.destination)
+            if http.mirror is not None:
+                yield from self._destination(item, (*rule, "mirror"), http.mirror, gone=COPIED)
+            for position, copy in enumerate(http.mirrors):
+                at: Path = (*rule, "mirrors", position, "destination")
+                yield from self._destination(item, at, copy.destination, gone=COPIED)
         for index, tcp in enumerate(spec.tcp):
             for position, leg in enumerate(tcp.route):
                 path = ("spec", "tcp", index, "route", position, "destination")
@@ -142,19 +151,21 @@ class _Finder:
             remedy = f"It answers for {', '.join(offered)} ({gateway.locate('spec', 'servers')})."
             yield _warning(item, path, message, remedy, "host-not-in-gateway")
 
-    def _destination(self, item: ConfigObject, path: Path, destination: Destination) -> Iterator[Problem]:
+    def _destination(
+        self, item: ConfigObject, path: Path, destination: Destination, *, gone: str = SENT
+    ) -> Iterator[Problem]:
         full = self.view.hostname(destination.host, item.key.namespace)
         service = self.view.services.get(full)
         if service is None:
             if not (destination.host.startswith("*") and any(host_covers(full, name) for name in self.view.services)):
-                message = f"nobody serves `{destination.host}`: requests sent there are answered with 503."
+                message = f"nobody serves `{destination.host}`: {gone}."
                 remedy = self._known_services(destination.host, item.key.namespace)
                 yield _warning(item, (*path, "host"), message, remedy, "dangling-host")
                 return  # whether a DestinationRule has the subset is no second mistake beside it
         else:
             yield from self._port(item, path, destination, service)
         if destination.subset:
-            yield from self._subset(item, path, destination, full)
+            yield from self._subset(item, path, destination, full, gone)
 
     def _port(self, item: ConfigObject, path: Path, destination: Destination, service: Service) -> Iterator[Problem]:
         numbers = [str(port.number) for port in service.ports]
@@ -168,7 +179,9 @@ class _Finder:
             remedy = f"It has {', '.join(numbers) or 'none'}."
             yield _warning(item, (*path, "port", "number"), message, remedy, "dangling-port")
 
-    def _subset(self, item: ConfigObject, path: Path, destination: Destination, full: str) -> Iterator[Problem]:
+    def _subset(
+        self, item: ConfigObject, path: Path, destination: Destination, full: str, gone: str
+    ) -> Iterator[Problem]:
         defined: dict[str, ConfigObject] = {}
         for rule in self.rules:
             if host_covers(self.view.hostname(rule.spec.host, rule.key.namespace), full):
@@ -176,7 +189,7 @@ class _Finder:
         if destination.subset in defined:
             return
         message = f"no DestinationRule defines the subset `{destination.subset}` of `{destination.host}`"
-        message += ": requests sent there are answered with 503."
+        message += f": {gone}."
         if defined:
             remedy = _listed(destination.subset, defined, "Subsets")
             rule = next(iter(defined.values()))

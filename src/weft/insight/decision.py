@@ -32,11 +32,43 @@ class Considered:
 
 
 @dataclass(frozen=True, slots=True)
+class Hash:
+    """
+    How consistent hashing chooses an endpoint.
+
+    Attributes:
+        by: `ring` or `maglev`.
+        properties: What is looked at, in order (`header x-user`), each with what the request has of it.
+        key: The hash in hexadecimal; empty if the request has none of them, and then chance decides.
+        endpoint: Whose the key is.
+        makes_cookie: The proxy gives the client a cookie, by which its next requests come to the same endpoint.
+        origin: Where that is written, or `default`.
+    """
+
+    by: str
+    properties: tuple[tuple[str, str | None], ...]
+    key: str
+    endpoint: str
+    makes_cookie: bool
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A copy of `percent` of the requests to another cluster, whose endpoints are `endpoints`, if it exists."""
+
+    cluster: str
+    percent: float
+    exists: bool
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Share:
     """
     A destination: its cluster, the share of requests that it gets (0 to 1), and whether it exists.
 
-    `status` is what is answered where it does not.
+    `status` is what is answered where it does not. `hash` is set where a hash chooses the endpoint.
     """
 
     cluster: str
@@ -44,6 +76,7 @@ class Share:
     exists: bool = True
     metadata: Metadata = field(default_factory=dict)
     status: int = 503
+    hash: Hash | None = None
 
     @property
     def parts(self) -> tuple[str, str, str]:
@@ -118,11 +151,25 @@ class Decision:
                     bool(item.get("exists", True)),
                     item.get("metadata") or {},
                     int(item.get("status") or 503),
+                    _hash(item["hash"]) if item.get("hash") else None,
                 )
                 for item in raw.get("clusters") or ()
             ),
             endpoints=tuple(_endpoint(item) for item in raw.get("endpoints") or ()),
             considered=tuple(_considered(item) for item in raw.get("considered") or ()),
+        )
+
+    @property
+    def mirrors(self) -> tuple[Mirror, ...]:
+        """Where copies go."""
+        return tuple(
+            Mirror(
+                item["cluster"],
+                float(item["percent"]),
+                bool(item.get("exists", True)),
+                tuple(_endpoint(endpoint) for endpoint in item.get("endpoints") or ()),
+            )
+            for item in self.raw.get("mirror") or ()
         )
 
     @property
@@ -149,6 +196,17 @@ def _endpoint(item: Mapping[str, Any]) -> Endpoint:
         version=str((item.get("http") or {}).get("version") or ""),
         version_origin=str((item.get("http") or {}).get("origin") or DEFAULT),
         checked=bool(item.get("checked", False)),
+    )
+
+
+def _hash(item: Mapping[str, Any]) -> Hash:
+    return Hash(
+        by=item["by"],
+        properties=tuple((policy["of"], policy["value"]) for policy in item["policies"]),
+        key=item["key"] or "",
+        endpoint=item["endpoint"] or "",
+        makes_cookie=bool(item["makes_cookie"]),
+        origin=str(item["origin"] or DEFAULT),
     )
 
 

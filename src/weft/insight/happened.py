@@ -34,6 +34,26 @@ ANSWERED = "via_upstream"
 """`response_code_details` of an answer that the proxy only passed on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """
+    What is known of a copy of a request to another destination; the request itself knows nothing of it.
+
+    Attributes:
+        cluster: Where it was to go.
+        percent: Of how many requests one is sent.
+        exists: Whether there is such a cluster.
+        failed: How sending it failed, None if nobody told of that.
+        arrived: What the proxy that took it made of it, None if none told of it.
+    """
+
+    cluster: str
+    percent: float
+    exists: bool
+    failed: Record | None
+    arrived: Hop | None
+
+
 @dataclass(slots=True)
 class Hop:
     """
@@ -47,6 +67,8 @@ class Hop:
         decision: What that proxy had been told to do; None if its configuration of then is not known.
         revision: Of that configuration.
         finding: What went wrong here, None if nothing did.
+        failed_copies: Tries of copies of it that did not succeed.
+        copies: One for each place that copies of such requests go to.
     """
 
     record: Record
@@ -56,6 +78,8 @@ class Hop:
     decision: Decision | None = None
     revision: int | None = None
     finding: Finding | None = None
+    failed_copies: list[Record] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
 
     @property
     def cluster(self) -> str:
@@ -103,13 +127,17 @@ def happened(records: Sequence[Record], refused: Sequence[Record], past: Past) -
     hops = [Hop(record) for record in sorted(records, key=_order) if record.log == "requests"]
     for record in sorted((item for item in records if item.log == "tries"), key=lambda item: item.start):
         if (hop := _hop_of_try(hops, record)) is not None:
-            hop.tries.append(record)
-    roots = [hop for hop in hops if not _attach(hop, hops)]
+            (hop.failed_copies if _is_of_copy(record, hop) else hop.tries).append(record)
     for hop in hops:
         _add_last_try(hop)
+        hop.decision, hop.revision = _decide(hop.record, past)
+    copies: list[Hop] = []
+    for hop in hops:
+        _add_copies(hop, hops, copies)
+    roots = [hop for hop in hops if not any(hop is copy for copy in copies) and not _attach(hop, hops)]
+    for hop in hops:
         if (there := _refusal(hop, refused)) is not None:
             hop.refused = _connection(there, past)
-        hop.decision, hop.revision = _decide(hop.record, past)
         hop.finding = find(hop.record, facts(hop))
         hop.nexts.sort(key=lambda item: item.record.start)
     if not hops:
@@ -200,6 +228,42 @@ def _hop_of_try(hops: Sequence[Hop], record: Record) -> Hop | None:
     return next(iter(within or same), None)
 
 
+def _is_of_copy(record: Record, hop: Hop) -> bool:
+    """Whether a try is one of a copy: all tries of a request itself go to one cluster."""
+    return bool(record.cluster and hop.record.cluster) and record.cluster != hop.record.cluster
+
+
+def _called(hop: Hop, record: Record) -> bool:
+    """Whether *record* is the server's side of a connection of *hop*: its client's address is the client's side's own."""
+    return any(
+        (item.upstream_local and item.upstream_local == record.downstream)
+        or (item.upstream == record.listener and not item.upstream_local)
+        for item in (hop.record, *hop.tries)
+    )
+
+
+def _add_copies(hop: Hop, hops: Sequence[Hop], copies: list[Hop]) -> None:
+    """Find what became of the copies of *hop*. Those that arrived, which come from no connection that was told of, join *copies*."""
+    for mirror in hop.decision.mirrors if hop.decision is not None else ():
+        addresses = {endpoint.address for endpoint in mirror.endpoints}
+        failed = next((record for record in hop.failed_copies if record.cluster == mirror.cluster), None)
+        arrived = next(
+            (
+                other
+                for other in hops
+                if other.record.direction == "inbound"
+                and other.record.listener in addresses
+                and other.record.start >= hop.record.start - CLOCK_SECONDS
+                and not any(other is copy for copy in copies)
+                and not any(_called(caller, other.record) for caller in hops)
+            ),
+            None,
+        )
+        if arrived is not None:
+            copies.append(arrived)
+        hop.copies.append(Copy(mirror.cluster, mirror.percent, mirror.exists, failed, arrived))
+
+
 def _within(inner: Record, outer: Record) -> bool:
     return outer.start - CLOCK_SECONDS <= inner.start <= outer.end + CLOCK_SECONDS
 
@@ -208,15 +272,7 @@ def _attach(hop: Hop, hops: Sequence[Hop]) -> bool:
     """Find the hop from which *hop* followed, and put it there."""
     record = hop.record
     if record.direction == "inbound":
-        # The server's side of a connection: its client's address is the client's side's own.
-        def called(other: Hop) -> bool:
-            return any(
-                (item.upstream_local and item.upstream_local == record.downstream)
-                or (item.upstream == record.listener and not item.upstream_local)
-                for item in (other.record, *other.tries)
-            )
-
-        candidates = [other for other in hops if other.record.direction != "inbound" and called(other)]
+        candidates = [other for other in hops if other.record.direction != "inbound" and _called(other, record)]
         if not candidates:
             candidates = [other for other in hops if other.record.direction != "inbound"]
             candidates = [other for other in candidates if other.record.upstream == record.listener]
@@ -227,7 +283,7 @@ def _attach(hop: Hop, hops: Sequence[Hop]) -> bool:
             for other in hops
             if other.record.direction in ("inbound", "gateway")
             and other.record.node == record.node
-            and other is not hop
+            and not any(other is copy.arrived for copy in hop.copies)
         ]
     within = [other for other in candidates if other is not hop and _within(record, other.record)]
     if not within:

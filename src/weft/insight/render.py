@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from weft.insight.decision import BY_CALLER, BY_ENDPOINT, DEFAULT, Considered, Decision, Metadata, Share, cluster_parts
+from weft.insight.decision import (
+    BY_CALLER,
+    BY_ENDPOINT,
+    DEFAULT,
+    Considered,
+    Decision,
+    Endpoint,
+    Hash,
+    Metadata,
+    Share,
+    cluster_parts,
+)
 from weft.insight.mutual_tls import Refusal
 from weft.insight.why import Explanation, InboundSide
 from weft.translate.names import host_cluster
@@ -162,9 +173,18 @@ def _destinations(decision: Decision, scheme: str, place: Place) -> str:
             passes = ", while it passes active health checks" if item.checked else ""
             state = passes if item.healthy else ", not healthy"
             safe = "mutual TLS" if item.tls is not None else bare
-            part = f"{_percent(item.share)} of it" if item.share > 0 else "not eligible"
+            part = _part(item, share)
             lines.append(f"{INDENT * 4}{item.address}  {item.workload or '-'}  {part}, {safe}{state}")
     return _section("Destinations", lines)
+
+
+def _part(endpoint: Endpoint, share: Share) -> str:
+    """Return how much of what goes to its cluster an endpoint gets."""
+    if endpoint.share <= 0:
+        return "not eligible"
+    if share.hash is not None and share.hash.endpoint:
+        return "all of it, by the hash" if endpoint.address == share.hash.endpoint else "none of it, by the hash"
+    return f"{_percent(endpoint.share)} of it"
 
 
 def _settings(explanation: Explanation, place: Place) -> str:
@@ -199,14 +219,34 @@ def _settings(explanation: Explanation, place: Place) -> str:
         add("path", f"becomes {rewrite['path']}", "rewrite")
     if rewrite.get("authority"):
         add("host", f"becomes {rewrite['authority']}", "rewrite")
-    for mirror in raw.get("mirror") or ():
+    if decision.outcome not in ANSWERED:
+        for share in decision.shares:
+            if share.hash is not None:
+                origin = share.hash.origin
+                lines.append(("endpoint", _hashed(share, share.hash), DEFAULT if origin == DEFAULT else place(origin)))
+    for mirror in decision.mirrors:
         key = "mirrors" if "mirrors" in decision.origins else "mirror"
-        add("copy", f"{mirror['percent']:g} % to {_cluster(mirror['cluster'])}", key)
+        text = f"{mirror.percent:g} % to {_cluster(mirror.cluster)}"
+        add("copy", text if mirror.exists else f"{text}, which does not exist: none is sent", key)
     widths = [max((len(line[column]) for line in lines), default=0) for column in (0, 1)]
     return _section(
         "On the way",
         [f"{name:{widths[0]}}  {text:{widths[1]}}  {_from(origin)}" for name, text, origin in lines],
     )
+
+
+def _hashed(share: Share, hashed: Hash) -> str:
+    """Return what chooses the endpoint of *share*, what the request has of it, and what comes of that."""
+    names = [f"{name} (`{value}`)" if value is not None else f"{name} (none)" for name, value in hashed.properties]
+    of = " and ".join(names) or "nothing"
+    table = "a ring" if hashed.by == "ring" else "a Maglev table"
+    if hashed.makes_cookie and not hashed.key:
+        end = "a cookie is made for the client, which leads back to the first endpoint"
+    elif not hashed.key:
+        end = "any endpoint, by chance"
+    else:
+        end = f"{hashed.endpoint or 'no endpoint'} has the hash {hashed.key}"
+    return f"of {_name(share)} by {of} on {table}: {end}"
 
 
 def _links(explanation: Explanation) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from weft.insight.decision import DEFAULT, cluster_parts
-from weft.insight.happened import ANSWERED, Hop, Verdict, verdict
+from weft.insight.happened import ANSWERED, Copy, Hop, Verdict, verdict
 from weft.insight.mutual_tls import Acceptance
 from weft.telemetry import Record
 
@@ -50,6 +50,15 @@ def _hop_json(hop: Hop) -> dict[str, Any]:
         "finding": hop.finding.code if hop.finding else None,
         "decision": hop.decision.raw if hop.decision else None,
         "next": [_hop_json(item) for item in hop.nexts],
+        "copies": [
+            {
+                "cluster": copy.cluster,
+                "percent": copy.percent,
+                "failed": copy.failed.to_json() if copy.failed else None,
+                "arrived": _hop_json(copy.arrived) if copy.arrived else None,
+            }
+            for copy in hop.copies
+        ],
     }
 
 
@@ -192,6 +201,27 @@ def _steps(hop: Hop, began: float, depth: int, place: Place) -> Iterator[str]:
         yield f"{inner}the other side, {theirs.workload}, refused the connection: {why}"
     for following in hop.nexts:
         yield from _steps(following, began, depth + 1, place)
+    for copy in hop.copies:
+        yield f"{inner}copy: {_copied(copy)}"
+        if copy.arrived is not None:
+            yield from _steps(copy.arrived, began, depth + 1, place)
+
+
+def _copied(copy: Copy) -> str:
+    """Return what became of a copy, whose answer nobody waits for."""
+    to = f"to {_service(copy.cluster)}"
+    if copy.arrived is not None:
+        return f"{to}, where {copy.arrived.record.workload} took it; its answer was dropped"
+    if copy.failed is not None:
+        record = copy.failed
+        how = f"answered {record.status}" if record.status else f"failed ({','.join(record.flags)})"
+        words = f": {record.transport_failure}" if record.transport_failure else ""
+        return f"{to} {how}{words}; nobody waited for it"
+    if not copy.exists:
+        return f"none, for there is no {_service(copy.cluster)}"
+    if copy.percent < 100:
+        return f"{copy.percent:g} % of such requests go {to}; of this one no proxy has told"
+    return f"{to}; no proxy has told that it arrived"
 
 
 def _rule(hop: Hop, place: Place) -> str:

@@ -247,6 +247,7 @@ def _is_chance(decision: Decision) -> bool:
     fault = decision.raw.get("fault") or {}
     shares = [share.share for share in decision.shares]
     shares += [fault.get(key, 0) / 100 for key in ("delay_percent", "abort_percent")]
+    shares += [mirror.percent / 100 for mirror in decision.mirrors]
     return any(0 < share < 1 for share in shares)
 
 
@@ -473,7 +474,9 @@ def _inbound_sides(
     """Ask one workload of each destination; the replicas of a version are told the same."""
     known = {workload["workload"]: workload for workload in workloads}
     first: dict[str, Endpoint] = {}
-    for endpoint in (*outbound.endpoints, *_called_directly(outbound, target, workloads)):
+    hashed = {share.hash.endpoint for share in outbound.shares if share.hash is not None}
+    endpoints = sorted(outbound.endpoints, key=lambda endpoint: endpoint.address not in hashed)
+    for endpoint in (*endpoints, *_called_directly(outbound, target, workloads)):
         if endpoint.workload in known and endpoint.share > 0:
             first.setdefault(endpoint.cluster, endpoint)
     sides = []

@@ -27,7 +27,7 @@ class Capability(StrEnum):
 
 
 DATA_PLANES: dict[str, frozenset[Capability]] = {
-    WEFT_PROXY: frozenset({Capability.HTTP2, Capability.ORIGINAL_DESTINATION}),
+    WEFT_PROXY: frozenset(Capability),
     ENVOY: frozenset(Capability),
 }
 """By the name in `Proxy.data_plane`. tests/translate/test_capabilities.py holds it to `weft._native.validate`."""

@@ -20,6 +20,7 @@ from weft.api.networking import (
     TrafficPolicy,
 )
 from weft.model import ConfigObject
+from weft.translate import names
 from weft.translate.fragments import Reading
 from weft.translate.index import matches
 from weft.translate.origin import DEFAULT
@@ -147,6 +148,12 @@ def consistent_hash(
     rules = destination(reading, hostname, service.namespace if service else namespace)
     balancer = rules.policy(port, subset).load_balancer
     return balancer.consistent_hash if balancer else None
+
+
+def consistent_hash_of(reading: Reading, cluster: str) -> ConsistentHashLB | None:
+    """Return the same for the service behind *cluster*, if there is one."""
+    parts = names.outbound_parts(cluster)
+    return consistent_hash(reading, parts[0], parts[1], namespace="", subset=parts[2]) if parts else None
 
 
 def _reached(reading: Reading, hostname: str) -> list[ConfigObject]:

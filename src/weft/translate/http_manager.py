@@ -19,10 +19,12 @@ from weft.data_plane import ENVOY
 from weft.translate import names
 from weft.translate.access_log import Direction, add_connection_logs, add_request_logs, add_try_logs
 from weft.translate.clusters import over_ads
+from weft.translate.destinations import consistent_hash_of
 from weft.translate.extensions import LOCAL_CALLER
 from weft.translate.fragments import Reading
 from weft.translate.policies.cors.apply import FILTER as CORS
 from weft.translate.policies.fault.apply import FILTER as FAULT
+from weft.translate.policies.load_balancing import apply as load_balancing
 
 HTTP_MANAGER = "envoy.filters.network.http_connection_manager"
 TCP_PROXY = "envoy.filters.network.tcp_proxy"
@@ -89,6 +91,9 @@ def tcp_proxy(reading: Reading, direction: Direction, clusters: dict[str, int]) 
             proxy.weighted_clusters.clusters.add(name=name, weight=weight)
     else:
         proxy.cluster = first
+    # A connection has one hash for all of them; whoever does not ask for it passes over it.
+    hashes = (consistent_hash_of(reading, cluster) for cluster in clusters)
+    load_balancing.apply_to_connections(next(filter(None, hashes), None), proxy)
     upstream_host = _ORIGINAL_DESTINATION if relayed else ""
     add_connection_logs(reading, proxy.access_log, direction, upstream_host=upstream_host)
     return proxy

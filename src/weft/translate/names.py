@@ -28,6 +28,14 @@ def outbound_cluster(hostname: str, port: int, subset: str = "") -> str:
     return f"outbound|{port}|{subset}|{hostname}"
 
 
+def outbound_parts(cluster: str) -> tuple[str, int, str] | None:
+    """Return hostname, port and subset of the cluster of a service, None for any other."""
+    match cluster.split("|"):
+        case ["outbound", port, subset, hostname]:
+            return hostname, int(port), subset
+    return None
+
+
 def refused_cluster(hostname: str, port: int) -> str:
     """Return the name, of no cluster, that stands for a service to which a route may not refer."""
     return f"refused|{port}||{hostname}"

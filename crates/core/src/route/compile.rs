@@ -28,6 +28,7 @@ use super::{
 use crate::compile::{Compiled, Context, Problems, Strictness};
 use crate::cors::{CORS_FILTER, Cors, CorsOverride, CorsPolicy};
 use crate::fault::Fault;
+use crate::hash_policy::HashPolicy;
 use crate::header_edit::HeaderEdits;
 use crate::matching::{HeaderMatch, PathMatch, QueryMatch, build_regex};
 use crate::metadata::Metadata;
@@ -223,7 +224,7 @@ fn conditions(context: &mut Context, matcher: &proto::RouteMatch) -> Option<Cond
     })
 }
 
-fn runtime_fraction(context: &mut Context, share: &RuntimeFractionalPercent) -> Option<Fraction> {
+pub(super) fn runtime_fraction(context: &mut Context, share: &RuntimeFractionalPercent) -> Option<Fraction> {
     match &share.default_value {
         Some(value) => Some(Fraction::compile(value)),
         None => {
@@ -308,17 +309,8 @@ fn forward(
             Some(policy) => Some(Arc::new(context.at("retry_policy", |context| RetryPolicy::compile(context, policy)))),
             None => inherited.retry.cloned(),
         },
-        mirrors: context
-            .each("request_mirror_policies", mirrors, |context, policy| Mirror {
-                cluster: policy.cluster.as_str().into(),
-                share: policy
-                    .runtime_fraction
-                    .as_ref()
-                    .and_then(|share| context.at("runtime_fraction", |context| runtime_fraction(context, share)))
-                    .unwrap_or(Fraction::ALWAYS),
-                shadow_suffix: !policy.disable_shadow_host_suffix_append,
-            })
-            .into(),
+        mirrors: context.each("request_mirror_policies", mirrors, Mirror::compile).into(),
+        hash: HashPolicy::compile_all(context, &action.hash_policy),
         upgrades: {
             let upgrades = context.each("upgrade_configs", &action.upgrade_configs, |context, upgrade| {
                 let enabled = upgrade.enabled.as_ref().is_none_or(|enabled| enabled.value);

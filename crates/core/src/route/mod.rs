@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::cors::{Cors, CorsOverride};
 use crate::fault::Fault;
+use crate::hash_policy::HashPolicy;
 use crate::header_edit::HeaderEdits;
 use crate::matching::{HeaderMatch, PathMatch, QueryMatch};
 use crate::metadata::Metadata;
@@ -18,11 +19,13 @@ use crate::upgrade::Upgrade;
 
 mod compile;
 pub(crate) mod domains;
+mod mirror;
 mod on_demand;
 mod paths;
 mod rewrite;
 
 use domains::Domains;
+pub use mirror::{Mirror, MirrorHost};
 use on_demand::Inheritance;
 use paths::Paths;
 
@@ -161,17 +164,6 @@ pub struct Target {
     pub metadata: Metadata,
 }
 
-/// A copy of the request to another cluster, whose answer is dropped.
-#[derive(Debug)]
-pub struct Mirror {
-    /// Cluster name.
-    pub cluster: Arc<str>,
-    /// For which share of requests.
-    pub share: Fraction,
-    /// Append `-shadow` to the host.
-    pub shadow_suffix: bool,
-}
-
 /// How the path changes.
 #[derive(Debug)]
 pub enum PathRewrite {
@@ -210,6 +202,8 @@ pub struct Forward {
     pub retry: Option<Arc<RetryPolicy>>,
     /// Copies.
     pub mirrors: Box<[Mirror]>,
+    /// What decides in clusters that balance by consistent hashing.
+    pub hash: Box<[HashPolicy]>,
     /// Changes of protocol that are allowed here, or not; those that are not named: as the manager says.
     pub upgrades: Box<[Upgrade]>,
 }

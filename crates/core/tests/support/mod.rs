@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test binary uses its own part.
 
+pub mod endpoints;
+
 use weft_core::compile::Strictness;
 use weft_core::format::{Command, Variables};
 use weft_core::header_edit::Headers;

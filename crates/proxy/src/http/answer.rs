@@ -10,7 +10,7 @@ use weft_core::cluster::Cluster;
 use weft_core::decide::Decision;
 use weft_core::respond::{Cause, ResponseFlag};
 
-use crate::codec::Framing;
+use crate::codec::{Framing, Name};
 use crate::filter::{self};
 use crate::forward::{self, Course, Flow, FlowError, Totals, TunnelEnd};
 use crate::message::ReadError;
@@ -45,6 +45,9 @@ impl Exchange<'_> {
         filter::receive(&mut self.scratch.response, (!suppress).then_some(service_time));
         if let Some(web) = &mut self.web {
             web.answer(&mut self.scratch.response);
+        }
+        for cookie in self.set_cookies.drain(..) {
+            self.scratch.response.append(Name::new("set-cookie"), cookie.as_bytes());
         }
         self.edit_response(decision);
         if let Some(granted) = &self.granted {
@@ -99,7 +102,7 @@ impl Exchange<'_> {
     async fn stream(&mut self, server: &mut Server, timeout: Option<Duration>) -> Streamed {
         let deadline = self.deadline(timeout);
         let (idle, expires) = (self.idle, self.expires);
-        let Exchange { client, alarm, scratch, received, sent, course, request_done, web, .. } = self;
+        let Exchange { client, alarm, scratch, received, sent, course, request_done, web, copies, .. } = self;
         let Scratch { to_upstream, to_downstream, replay, .. } = &mut **scratch;
         let (from_server, to_server) = server.split(to_upstream);
         let (from_client, to_client) = client.split(to_downstream);
@@ -117,6 +120,7 @@ impl Exchange<'_> {
             progress: received,
             transcoder: from_web,
             replay: Some(replay),
+            copies: copies.as_deref(),
         };
         let mut answer = Flow {
             reader: from_server,
@@ -125,6 +129,7 @@ impl Exchange<'_> {
             progress: sent,
             transcoder: to_web,
             replay: None,
+            copies: None,
         };
         poll_fn(|context| {
             if sending {
@@ -258,6 +263,7 @@ async fn tunnel_messages(
                 progress: &totals.received,
                 transcoder: None,
                 replay: None,
+                copies: None,
             };
             let mut down = Flow {
                 reader: from_server,
@@ -266,6 +272,7 @@ async fn tunnel_messages(
                 progress: &totals.sent,
                 transcoder: None,
                 replay: None,
+                copies: None,
             };
             poll_fn(|context| {
                 if !up_done && let Poll::Ready(result) = up.poll(context) {

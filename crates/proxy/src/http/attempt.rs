@@ -213,7 +213,7 @@ impl Exchange<'_> {
         let (idle, expires) = (self.idle, self.expires);
         let request_limit = self.manager.request_timeout.map(|limit| self.began + limit);
         let entered = Instant::now();
-        let Exchange { client, alarm, scratch, received, course, request_done, outcome, began, web, .. } = self;
+        let Exchange { client, alarm, scratch, received, course, request_done, outcome, began, web, copies, .. } = self;
         let Scratch { request: _, response, to_upstream, to_downstream, replay } = &mut **scratch;
         let (mut from_server, to_server) = server.split(to_upstream);
         let (from_client, _) = client.split(to_downstream);
@@ -224,6 +224,7 @@ impl Exchange<'_> {
             progress: received,
             transcoder: web.as_mut().and_then(|web| web.request.as_mut()),
             replay: Some(replay),
+            copies: copies.as_deref(),
         };
         let mut sending = !*request_done;
         let mut failed_to_send = false;
@@ -324,6 +325,6 @@ enum Awaited {
 }
 
 /// Requests that may be repeated without being asked (RFC 9110 9.2.2).
-fn is_idempotent(method: &[u8]) -> bool {
+pub(super) fn is_idempotent(method: &[u8]) -> bool {
     matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
 }

@@ -73,10 +73,15 @@ impl Exchange<'_> {
     }
 
     /// A tunnel that ends here: connect to the route's cluster, and pass on bytes.
-    pub(super) async fn end_tunnel(&mut self, upstream: &Rc<WorkerUpstream>, original: SocketAddr) -> Next {
+    pub(super) async fn end_tunnel(
+        &mut self,
+        upstream: &Rc<WorkerUpstream>,
+        original: SocketAddr,
+        key: Option<u64>,
+    ) -> Next {
         let picked = {
             let random = &mut *self.down.worker.random.borrow_mut();
-            pick::pick(upstream, original, None, &Tried::default(), random)
+            pick::pick(upstream, original, None, &Tried::default(), key, random)
         };
         let Some(destination) = picked else {
             return self.respond(Cause::NoHealthyUpstream.into()).await;

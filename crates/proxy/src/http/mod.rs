@@ -13,7 +13,7 @@
 //! - [`crate::message`], the readers and writers of single messages that both ends hand out.
 //!
 //! `access` asks who is let in; `tries` picks, connects and forwards, `attempt` is one try of it; `answer` hands the response on; `local`
-//! holds the answers of our own.
+//! holds the answers of our own; `mirror` sends copies elsewhere.
 
 mod access;
 mod answer;
@@ -23,6 +23,7 @@ mod connection;
 mod forward_proxy;
 mod grpc_web;
 mod local;
+mod mirror;
 mod on_demand;
 mod server;
 mod streams;
@@ -44,6 +45,7 @@ use crate::connect::Destination;
 use crate::filter::{self, Refusal};
 use crate::forward::{Course, Progress};
 use crate::labels::{self, Protocol};
+use crate::message::tap::Taps;
 use crate::metrics::{self, Key};
 use crate::on_demand::Answer;
 use crate::overload::{Action as Overloaded, Actions};
@@ -128,6 +130,10 @@ struct Exchange<'a> {
     web: Option<Box<GrpcWeb>>,
     /// It is from a page of another site, which may see the answer.
     granted: Option<Granted>,
+    /// Copies that its body is fed to. In a box, because hardly any request has one.
+    copies: Option<Box<Taps>>,
+    /// What the answer says about cookies by which the client's next request comes to the same endpoint.
+    set_cookies: Vec<String>,
 }
 
 impl<'a> Exchange<'a> {
@@ -165,6 +171,8 @@ impl<'a> Exchange<'a> {
             upstream: None,
             web: None,
             granted: None,
+            copies: None,
+            set_cookies: Vec::new(),
         }
     }
 

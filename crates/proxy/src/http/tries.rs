@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use weft_core::breaker::Resource;
 use weft_core::cluster::Cluster;
 use weft_core::decide::Decision;
+use weft_core::hash_policy::{self, Hashed};
 use weft_core::outlier::Observation;
 use weft_core::respond::{Cause, Flags, LocalReply, ResponseFlag};
 use weft_core::retry::{RetryPolicy, TryResult};
@@ -55,6 +56,8 @@ impl Exchange<'_> {
             forward.timeout_for(&view)
         };
         self.idle = forward.idle_timeout.unwrap_or(self.idle);
+        // Before anything changes what it is taken of.
+        let key = self.hash(cluster, forward);
         self.prepare(decision, forward);
         let breakers = &upstream.shared.breakers;
         let Some(_in_progress) = breakers.acquire(Resource::Request, &cluster.limits) else {
@@ -64,7 +67,7 @@ impl Exchange<'_> {
         if self.scratch.request.is_connect()
             && Upgrade::find(&forward.upgrades, Upgrade::CONNECT.as_bytes()).is_some_and(terminates)
         {
-            return self.end_tunnel(&upstream, original).await;
+            return self.end_tunnel(&upstream, original, key).await;
         }
         let policy = forward.retry.as_deref();
         // What is kept waits between the two connections: neither side may be asked for more than it allows.
@@ -90,13 +93,16 @@ impl Exchange<'_> {
             let fresh = same_host.is_some();
             let picked = same_host.or_else(|| {
                 let random = &mut *self.down.worker.random.borrow_mut();
-                pick::pick(&upstream, original, policy, &tried, random)
+                pick::pick(&upstream, original, policy, &tried, key, random)
             });
             let Some(destination) = picked else {
                 return self.respond(Cause::NoHealthyUpstream.into()).await;
             };
             if !fresh {
                 self.outcome.attempts += 1;
+                if self.outcome.attempts == 1 && !forward.mirrors.is_empty() {
+                    self.begin_copies(plan, decision, forward, (timeout, limit));
+                }
             }
             self.outcome.begin_try(&destination);
             let active = destination.host().map(|host| host.begin());
@@ -188,6 +194,23 @@ impl Exchange<'_> {
                 }
             }
         }
+    }
+
+    /// What decides on the endpoint, in a cluster that asks for it; with it come cookies for the client.
+    fn hash(&mut self, cluster: &Cluster, forward: &Forward) -> Option<u64> {
+        if forward.hash.is_empty() || !cluster.policy.is_consistent_hash() {
+            return None;
+        }
+        let facts = &self.down.facts;
+        let client = hash_policy::Client {
+            address: self.outcome.client.unwrap_or(facts.remote.ip()),
+            remote: facts.remote,
+            local: facts.local,
+        };
+        let view = View { head: &self.scratch.request, scheme: facts.scheme() };
+        let Hashed { key, cookies } = hash_policy::hash(&forward.hash, &view, &client);
+        self.set_cookies = cookies;
+        key
     }
 
     /// The request has lived as long as it may.

@@ -15,6 +15,7 @@ use crate::codec::{Head, Version};
 
 pub mod http1;
 pub mod http2;
+pub mod tap;
 
 /// Why a reader stopped before the end of its message.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,8 @@ pub enum Next {
 pub enum Reader<'a> {
     Http1(http1::Reader<'a>),
     Http2(http2::Reader<'a>),
+    /// The body alone, of a message that goes elsewhere too.
+    Tap(tap::Reader<'a>),
 }
 
 impl Reader<'_> {
@@ -66,6 +69,8 @@ impl Reader<'_> {
         match self {
             Reader::Http1(reader) => reader.poll_response(context, response, to_head),
             Reader::Http2(reader) => reader.poll_response(context, response),
+            // Who copies a request has its head.
+            Reader::Tap(_) => Poll::Ready(Ok(HeadEnd::Finished)),
         }
     }
 
@@ -77,6 +82,7 @@ impl Reader<'_> {
         match self {
             Reader::Http1(reader) => reader.poll_next(context),
             Reader::Http2(reader) => reader.poll_next(context),
+            Reader::Tap(reader) => reader.poll_next(context),
         }
     }
 
@@ -85,6 +91,7 @@ impl Reader<'_> {
         match self {
             Reader::Http1(reader) => reader.span(),
             Reader::Http2(reader) => reader.span(),
+            Reader::Tap(reader) => reader.span(),
         }
     }
 
@@ -93,6 +100,7 @@ impl Reader<'_> {
         match self {
             Reader::Http1(reader) => reader.consume(),
             Reader::Http2(reader) => reader.consume(),
+            Reader::Tap(reader) => reader.consume(),
         }
     }
 
@@ -103,6 +111,7 @@ impl Reader<'_> {
             Reader::Http2(reader) => {
                 !reader.stream.is_received() || reader.stream.with_trailers(|trailers| trailers.is_some())
             }
+            Reader::Tap(reader) => reader.may_have_trailers(),
         }
     }
 
@@ -111,6 +120,7 @@ impl Reader<'_> {
         match self {
             Reader::Http1(reader) => reader.poll_reset(context),
             Reader::Http2(reader) => reader.poll_reset(context),
+            Reader::Tap(reader) => reader.poll_reset(context),
         }
     }
 
@@ -125,6 +135,7 @@ impl Reader<'_> {
                 Some(trailers) => look(&mut trailers.fields()),
                 None => look(&mut std::iter::empty()),
             }),
+            Reader::Tap(reader) => reader.with_trailers(look),
         }
     }
 }

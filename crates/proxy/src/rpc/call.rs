@@ -151,7 +151,7 @@ impl Exchange {
         loop {
             // pick
             let original = caller.down.facts.local;
-            let picked = pick::pick_in(upstream, original, DRAWS, &tried, &mut *worker.random.borrow_mut());
+            let picked = pick::pick_in(upstream, original, DRAWS, &tried, None, &mut *worker.random.borrow_mut());
             let Some(destination) = picked else { return End::Refused(Cause::NoHealthyUpstream) };
             tried.note(&destination);
             self.outcome.attempts += 1;

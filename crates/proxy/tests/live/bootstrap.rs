@@ -190,7 +190,7 @@ fn validate_finds_resources_wherever_they_are_and_says_what_is_wrong() {
         "eds_cluster_config": {"edsConfig": {"ads": {}}}, "filters": [{"name": "istio.metadata_exchange", "typed_config":
             {"@type": "type.googleapis.com/udpa.type.v1.TypedStruct", "type_url":
                 "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange", "value": {"protocol": "x"}}}]});
-    let bad = json!({"@type": type_url::CLUSTER, "name": "bad", "lb_policy": "RING_HASH", "lbSubsetConfig": {}});
+    let bad = json!({"@type": type_url::CLUSTER, "name": "bad", "lb_policy": "LOAD_BALANCING_POLICY_CONFIG", "lbSubsetConfig": {}});
     let dump = json!({"configs": [
         {"@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump", "bootstrap": {"node": {"id": "a"}}},
         {"@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump", "version_info": "1",
@@ -207,10 +207,11 @@ fn validate_finds_resources_wherever_they_are_and_says_what_is_wrong() {
     assert!(lines[1].starts_with(&format!("not applied: {place}[0].cluster: Cluster.filters[0]: ")), "{report}");
     assert_eq!(lines[2], "3 checked, 1 refused");
     // A resource by itself, in YAML; the compiler's word comes where the fields are all honoured.
-    let (code, report, _) = validate(&format!("\"@type\": {}\nname: c\nlb_policy: MAGLEV\n", type_url::CLUSTER));
+    let (code, report, _) =
+        validate(&format!("\"@type\": {}\nname: c\nlb_policy: LOAD_BALANCING_POLICY_CONFIG\n", type_url::CLUSTER));
     assert_eq!(
         (code, report.as_str()),
-        (Some(1), "refused: Cluster.lb_policy: MAGLEV is not supported\n1 checked, 1 refused\n")
+        (Some(1), "refused: Cluster.lb_policy: LOAD_BALANCING_POLICY_CONFIG is not supported\n1 checked, 1 refused\n")
     );
     let (code, report, _) = validate(&format!("[{good}]"));
     assert_eq!((code, report.lines().last()), (Some(0), Some("1 checked, 0 refused")));

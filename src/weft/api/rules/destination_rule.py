@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isqrt
 
 from weft.api.check import Finding
 from weft.api.names import host_fault, port_fault, subset_fault
 from weft.api.networking import (
     ConnectionPoolSettings,
+    ConsistentHashLB,
     DestinationRule,
     LoadBalancerSettings,
     OutlierDetection,
@@ -93,6 +95,54 @@ def _load_balancer(path: Path, balancer: LoadBalancerSettings) -> Iterator[Findi
     for name in given[1:]:
         message = f"a load balancer has either `{given[0]}` or `{name}`, not both."
         yield Finding((*path, name), message, "Keep one of them.", "conflict", concerns=())
+    if balancer.consistent_hash is not None:
+        yield from _consistent_hash((*path, "consistentHash"), balancer.consistent_hash)
+
+
+MOST_RING_POINTS = 8 << 20
+MOST_MAGLEV_PLACES = 5_000_011
+"""What data planes take (Envoy's `RingHashLbConfig` and `MaglevLbConfig`)."""
+
+
+def _consistent_hash(path: Path, settings: ConsistentHashLB) -> Iterator[Finding]:
+    keys = {
+        "httpHeaderName": settings.http_header_name,
+        "httpCookie": settings.http_cookie,
+        "useSourceIp": settings.use_source_ip,
+        "httpQueryParameterName": settings.http_query_parameter_name,
+    }
+    given = [name for name, value in keys.items() if value is not None]
+    if not given:
+        message = "consistent hashing needs a property of the request that decides."
+        remedy = f"Add one of {', '.join(f'`{name}`' for name in keys)}."
+        yield Finding(path, message, remedy, "missing-field", concerns=tuple(keys))
+    for name in given[1:]:
+        message = f"consistent hashing goes either by `{given[0]}` or by `{name}`, not by both."
+        yield Finding((*path, name), message, "Keep one of them.", "conflict", concerns=())
+    for name in ("httpHeaderName", "httpQueryParameterName"):
+        if keys[name] == "":
+            yield Finding((*path, name), f"`{name}` is empty.", code="missing-field", at_value=True)
+    if settings.ring_hash is not None and settings.maglev is not None:
+        message = "the endpoints are either on a ring or in a Maglev table."
+        yield Finding((*path, "maglev"), message, "Keep `ringHash` or `maglev`.", "conflict", concerns=())
+    if settings.minimum_ring_size and (settings.ring_hash is not None or settings.maglev is not None):
+        message = "`minimumRingSize` is the older form of `ringHash.minimumRingSize`, and has no effect here."
+        yield Finding((*path, "minimumRingSize"), message, "Remove it.", "conflict", concerns=())
+    sizes: dict[Path, int] = {("minimumRingSize",): settings.minimum_ring_size}
+    if settings.ring_hash is not None:
+        sizes["ringHash", "minimumRingSize"] = settings.ring_hash.minimum_ring_size
+    for place, size in sizes.items():
+        if size > MOST_RING_POINTS:
+            message = f"a ring has at most {MOST_RING_POINTS} points, not {size}."
+            yield Finding((*path, *place), message, code="out-of-range", at_value=True)
+    size = settings.maglev.table_size if settings.maglev is not None else 0
+    if size and not (size <= MOST_MAGLEV_PLACES and _is_prime(size)):
+        message = f"a Maglev table has a prime number of places, at most {MOST_MAGLEV_PLACES}; {size} is none."
+        yield Finding((*path, "maglev", "tableSize"), message, code="out-of-range", at_value=True)
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, isqrt(number) + 1))
 
 
 def _connection_pool(path: Path, pool: ConnectionPoolSettings) -> Iterator[Finding]:

@@ -189,7 +189,13 @@ def _one_action(path: Path, route: HTTPRoute) -> Iterator[Finding]:
         yield Finding((*path, name), message, "Keep one of them.", "conflict", concerns=())
     if route.redirect is not None or route.direct_response is not None:
         answer = "redirect" if route.redirect is not None else "directResponse"
-        for name, there in (("fault", route.fault), ("rewrite", route.rewrite), ("corsPolicy", route.cors_policy)):
+        for name, there in (
+            ("fault", route.fault),
+            ("rewrite", route.rewrite),
+            ("corsPolicy", route.cors_policy),
+            ("mirror", route.mirror),
+            ("mirrors", route.mirrors or None),
+        ):
             if there is not None:
                 message = f"`{name}` has no effect beside `{answer}`: nothing is forwarded."
                 yield Finding((*path, name), message, "Remove one of them.", "conflict", concerns=())
@@ -197,6 +203,26 @@ def _one_action(path: Path, route: HTTPRoute) -> Iterator[Finding]:
         yield Finding(
             (*path, "mirrors"), "`mirror` and `mirrors` exclude each other.", "Keep `mirrors`.", "conflict", concerns=()
         )
+    yield from _mirror_share(path, route)
+
+
+def _mirror_share(path: Path, route: HTTPRoute) -> Iterator[Finding]:
+    """What says how much is mirrored, in one of the two ways, the older of which counts whole percents."""
+    given = [
+        name
+        for name, there in (("mirrorPercentage", route.mirror_percentage), ("mirrorPercent", route.mirror_percent))
+        if there is not None
+    ]
+    for name in given if route.mirror is None else ():
+        message = f"`{name}` has no effect without `mirror`."
+        remedy = "Say `percentage` in an item of `mirrors`." if route.mirrors else "Add `mirror`, or remove it."
+        yield Finding((*path, name), message, remedy, "conflict", concerns=("mirror",))
+    if len(given) > 1:
+        message = "`mirrorPercent` is the older form of `mirrorPercentage`; they exclude each other."
+        yield Finding((*path, "mirrorPercent"), message, "Keep `mirrorPercentage`.", "conflict", concerns=())
+    if route.mirror_percent is not None and route.mirror_percent > 100:
+        message = f"a percentage is 0 to 100, not {route.mirror_percent}."
+        yield Finding((*path, "mirrorPercent"), message, code="out-of-range", at_value=True)
 
 
 def _http_match(path: Path, match: HTTPMatchRequest) -> Iterator[Finding]:

@@ -54,7 +54,15 @@ def apply_to_route(settings: ConsistentHashLB | None, action: Any) -> None:
         cookie.name, cookie.path = settings.http_cookie.name, settings.http_cookie.path
         if settings.http_cookie.ttl is not None:
             cookie.ttl.FromTimedelta(settings.http_cookie.ttl)
+        for attribute in settings.http_cookie.attributes:
+            cookie.attributes.add(name=attribute.name, value=attribute.value)
     elif settings.use_source_ip is not None:
         action.hash_policy.add().connection_properties.source_ip = settings.use_source_ip
     elif settings.http_query_parameter_name is not None:
         action.hash_policy.add().query_parameter.name = settings.http_query_parameter_name
+
+
+def apply_to_connections(settings: ConsistentHashLB | None, proxy: Any) -> None:
+    """Say the same on *proxy* (a `TcpProxy`), to which a connection has one property: where it comes from."""
+    if settings is not None and settings.use_source_ip:
+        proxy.hash_policy.add().source_ip.SetInParent()
