@@ -7,6 +7,7 @@ use weft_core::random::Random;
 use weft_core::retry::RetryPolicy;
 
 use crate::connect::Destination;
+use crate::logging;
 use crate::plan::{WorkerUpstream, address_of};
 
 /// Endpoints that were tried for this request, by the address of their counters.
@@ -48,6 +49,16 @@ pub fn pick_in(
         return Some(Destination::Original(original));
     }
     let picker = upstream.picker.as_ref()?;
-    let host = picker.borrow_mut().pick(random, attempts, |host| tried.0.contains(&address_of(&host.counters))).ok()?;
-    Some(Destination::Host(host))
+    let picked = picker.borrow_mut().pick(random, attempts, |host| tried.0.contains(&address_of(&host.counters)));
+    let cluster = &upstream.shared.cluster.name;
+    match picked {
+        Ok(host) => {
+            log::debug!(target: logging::ROUTER, "{cluster} goes to {}", host.endpoint.address);
+            Some(Destination::Host(host))
+        }
+        Err(error) => {
+            log::debug!(target: logging::ROUTER, "{cluster} goes nowhere: {error}");
+            None
+        }
+    }
 }
