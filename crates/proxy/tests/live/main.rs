@@ -6,6 +6,7 @@
 mod kit;
 
 mod access;
+mod admin;
 mod bootstrap;
 mod callers;
 mod calls;
@@ -21,7 +22,9 @@ mod limits;
 mod names;
 mod origin;
 mod overload;
+mod profiles;
 mod proxy_protocol;
+mod records;
 mod responses;
 mod resumption;
 mod server_first;
