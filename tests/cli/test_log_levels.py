@@ -70,7 +70,7 @@ def admin(mesh: Mesh) -> Iterator[Admin]:
 
 def test_levels_are_shown_and_nothing_is_changed(admin: Admin, weft: Weft) -> None:
     result = weft("proxy-config", "log", "reviews")
-    assert result.stdout.splitlines() == ["COMPONENT   LEVEL", *(f"{name:<9}   info " for name in NAMES)]
+    assert result.stdout.splitlines() == ["COMPONENT   LEVEL", *(f"{name:<9}   info" for name in NAMES)]
     assert json.loads(weft("proxy-config", "log", "reviews", "--name", "x", "-o", "json").stdout) == {"xds": "info"}
     assert admin.asked == [{}, {}]
 

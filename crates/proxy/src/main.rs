@@ -144,12 +144,14 @@ fn listed(refusals: &[Refusal]) -> String {
 }
 
 /// A proxy beside each workload needs few of the 512 small pages in a huge one: with them a heap of 1 MiB is 8 MiB resident.
+#[cfg(not(miri))]
 extern "C" fn refuse_huge_pages() {
     // SAFETY: the call takes numbers only. Where the kernel knows no huge pages it fails, and nothing is lost.
     unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
 }
 
 /// Called before `main`, and before the allocator's own constructor touches the first page.
+#[cfg(not(miri))]
 #[used]
 // SAFETY: the section holds functions of this type; this one needs nothing of what is set up later.
 #[unsafe(link_section = ".init_array.00001")]

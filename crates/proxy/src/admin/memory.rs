@@ -99,6 +99,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(any(miri, weft_system_allocator), ignore = "of mimalloc")]
     fn what_is_allocated_by_any_thread_is_counted_in_its_size() {
         let count = || classes().range(3 << 20..5 << 20).map(|(_, class)| class.blocks).sum::<usize>();
         let before = count();

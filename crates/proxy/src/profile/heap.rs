@@ -11,7 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use mimalloc::MiMalloc;
+#[cfg(not(any(miri, weft_system_allocator)))]
+use mimalloc::MiMalloc as Beneath;
+// Miri knows no C, and sanitizers watch the system's allocator.
+#[cfg(any(miri, weft_system_allocator))]
+use std::alloc::System as Beneath;
 
 use super::pprof::{self, About, Profile};
 use super::{MOST_FRAMES, Stacks, modules};
@@ -52,12 +56,12 @@ struct Block {
     stack: Vec<u64>,
 }
 
-// SAFETY: every call is mimalloc's; what is beside it never touches a block.
+// SAFETY: every call is that of the allocator beneath; what is beside it never touches a block.
 unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise.
-        let block = unsafe { MiMalloc.alloc(layout) };
+        let block = unsafe { Beneath.alloc(layout) };
         if IS_ON.load(Ordering::Relaxed) {
             note(block, layout.size());
         }
@@ -67,7 +71,7 @@ unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise.
-        let block = unsafe { MiMalloc.alloc_zeroed(layout) };
+        let block = unsafe { Beneath.alloc_zeroed(layout) };
         if IS_ON.load(Ordering::Relaxed) {
             note(block, layout.size());
         }
@@ -81,7 +85,7 @@ unsafe impl GlobalAlloc for Allocator {
             forget(block);
         }
         // SAFETY: the caller's promise.
-        unsafe { MiMalloc.dealloc(block, layout) };
+        unsafe { Beneath.dealloc(block, layout) };
     }
 
     #[inline]
@@ -90,7 +94,7 @@ unsafe impl GlobalAlloc for Allocator {
             forget(block);
         }
         // SAFETY: the caller's promise.
-        let moved = unsafe { MiMalloc.realloc(block, layout, size) };
+        let moved = unsafe { Beneath.realloc(block, layout, size) };
         if IS_ON.load(Ordering::Relaxed) {
             note(moved, size);
         }
