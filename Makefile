@@ -146,6 +146,10 @@ SECONDS_EACH ?= 300
 fuzz: $(VENV)/.installed ## every parser of foreign bytes; SECONDS_EACH=300
 	tools/fuzz $(SECONDS_EACH)
 
+.PHONY: sanitize
+sanitize: ## tests under Miri and under AddressSanitizer; the first needs a nightly toolchain
+	tools/sanitize
+
 .PHONY: lock
 lock: $(VENV)/.installed ## resolve the locked requirements again
 	for each in build runtime dev; do $(BIN)/python -m piptools compile -q --generate-hashes --no-emit-index-url \

@@ -335,6 +335,17 @@ def of_pages() -> list[dict[str, Any]]:
     return [{"name": "all", "domains": ["*"], "routes": routes, "typed_per_filter_config": {CORS: own}}, bare]
 
 
+NONE = "%REQ(X-NONE)%"
+SHAPES: dict[str, Any] = {
+    "list": ["%RESPONSE_CODE%", f"a %REQ(:METHOD)% b {NONE}", 3, -1.5, 12345678901, None, True, {"x": NONE}, [NONE]],
+    "object": {"number": "%RESPONSE_CODE%", "list": ["%PROTOCOL%", NONE], "none": None},
+    "empty": [{}, [], "", {"x": {}}, {"list": []}],
+    "gone": {"x": NONE, "y": {"z": None}},
+    "several": f"{NONE}{NONE}",
+}
+"""What is in every record beside what is asked for: commands wherever a value can stand."""
+
+
 class Configuration:
     """The bootstrap of one proxy, and where its listeners are."""
 
@@ -342,6 +353,7 @@ class Configuration:
         self.folder = folder
         self.admin = folder / "admin.sock"
         self.log = folder / "access.log"
+        self.omitting = folder / "omitting.log"
         self.ports = {name: free_port() for name in LISTENERS}
         self.server = server
         shadow = {"action": "DENY", "policies": {"shadowed": policy(path({"prefix": "/shadow"}))}}
@@ -473,13 +485,15 @@ class Configuration:
             "details": "%RESPONSE_CODE_DETAILS%",
             "termination": "%CONNECTION_TERMINATION_DETAILS%",
             **{key: f"%DYNAMIC_METADATA({namespace}:{key})%" for key in SHADOW_KEYS},
+            **SHAPES,
         }
-        config = {
-            "@type": f"{TYPES}.access_loggers.file.v3.FileAccessLog",
-            "path": str(self.log),
-            "log_format": {"json_format": record},
-        }
-        return [{"name": "envoy.access_loggers.file", "typed_config": config}]
+
+        def file(path: Path, **log_format: Any) -> dict[str, Any]:
+            kind = f"{TYPES}.access_loggers.file.v3.FileAccessLog"
+            config = {"@type": kind, "path": str(path), "log_format": {"json_format": record, **log_format}}
+            return {"name": "envoy.access_loggers.file", "typed_config": config}
+
+        return [file(self.log), file(self.omitting, omit_empty_values=True)]
 
     def manager(
         self, name: str, filters: list[dict[str, Any]], hosts: list[dict[str, Any]], **more: Any
@@ -825,28 +839,28 @@ def ask(where: Configuration, number: int, case: Case, identities: Identities) -
     return {"status": response.status, "headers": kept, "body": body}
 
 
-def records(where: Configuration, enough: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+def records(log: Path, enough: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
     """The records, once there are *enough* of them."""
     deadline = time.monotonic() + LIMIT
     while True:
-        lines = where.log.read_text().splitlines() if where.log.exists() else []
+        lines = log.read_text().splitlines() if log.exists() else []
         # The last line may not be whole yet.
         found = [json.loads(line) for line in lines if line.endswith("}")]
         if enough(found):
             return found
-        assert time.monotonic() < deadline, f"{where.log}: these are not all: {found}"
+        assert time.monotonic() < deadline, f"{log}: these are not all: {found}"
         time.sleep(0.05)
 
 
-def records_of(where: Configuration, cases: Sequence[Case]) -> list[dict[str, Any]]:
+def records_of(log: Path, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """The record of each of *cases*, in their order."""
     numbers = [str(number) for number in range(len(cases))]
     ours = {case.listener for case in cases}
 
     def by_number(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        return {record["case"]: record for record in found if record["case"] and record["listener"] in ours}
+        return {record["case"]: record for record in found if record.get("case") and record["listener"] in ours}
 
-    found = by_number(records(where, lambda found: by_number(found).keys() >= set(numbers)))
+    found = by_number(records(log, lambda found: by_number(found).keys() >= set(numbers)))
     return [found[number] for number in numbers]
 
 
@@ -878,10 +892,14 @@ def test_both_proxies_let_in_and_answer_the_same(
         name: [ask(where, number, case, identities) for number, case in enumerate(cases)]
         for name, where in proxies.items()
     }
-    told = {name: records_of(where, cases) for name, where in proxies.items()}
+    told = {name: records_of(where.log, cases) for name, where in proxies.items()}
+    told_less = {name: records_of(where.omitting, cases) for name, where in proxies.items()}
     wrong = []
     for number, case in enumerate(cases):
-        both = {name: answers[name][number] | {"record": told[name][number]} for name in proxies}
+        both = {
+            name: answers[name][number] | {"record": told[name][number], "omitting": told_less[name][number]}
+            for name in proxies
+        }
         for name, found in both.items():
             shown = {header: found["headers"].get(header) for header in case.shows}
             if (found["status"], found["record"]["details"], shown) != (case.expected, case.details, case.shows):
@@ -939,14 +957,14 @@ def test_both_proxies_close_the_same_connections(proxies: dict[str, Configuratio
     ]
     told, counted = {}, {}
     for name, where in proxies.items():
-        before, earlier = counters(where), len(records(where, lambda _: True))
+        before, earlier = counters(where), len(records(where.log, lambda _: True))
         for listener, identity, expected in cases:
             client = None if identity is None else identities.clients[identity]
             answer = send_bytes(where, listener, client)
             assert answer.answered == expected, f"{name}: {listener} as {identity}: {answer}"
         # Of bytes each connection has a record; of HTTP only the request that was let in.
         wanted = len(cases) - 1
-        found = records(where, lambda found, whole=earlier + wanted: len(found) >= whole)[earlier:]
+        found = records(where.log, lambda found, whole=earlier + wanted: len(found) >= whole)[earlier:]
         told[name] = sorted(json.dumps(record, sort_keys=True) for record in found)
         differences = {key: value - before.get(key, 0) for key, value in counters(where).items()}
         counted[name] = {key: value for key, value in differences.items() if value}

@@ -19,8 +19,8 @@ use weft_protos::envoy::r#type::metadata::v3::metadata_key::path_segment::Segmen
 use weft_protos::envoy::r#type::metadata::v3::metadata_kind::Kind as Place;
 use weft_protos::envoy::r#type::tracing::v3::CustomTag;
 use weft_protos::envoy::r#type::tracing::v3::custom_tag::Type as TagType;
-use weft_protos::google::protobuf::Struct;
 use weft_protos::google::protobuf::value::Kind;
+use weft_protos::google::protobuf::{Struct, Value};
 
 use crate::compile::Context;
 use crate::format::Format;
@@ -123,8 +123,12 @@ pub enum JsonValue {
     Format(Format),
     /// A nested object.
     Object(Box<[(Box<str>, JsonValue)]>),
-    /// A constant, as JSON text.
+    /// A list.
+    List(Box<[JsonValue]>),
+    /// A number or a boolean, as JSON text.
     Constant(Box<str>),
+    /// Absent: `null`, or nothing where empty values are omitted.
+    Null,
 }
 
 /// Envoy's format for a log that names none.
@@ -186,7 +190,7 @@ fn compile_file(context: &mut Context, file: &FileAccessLog) -> Option<Sink> {
         omit_empty,
     };
     let json = |context: &mut Context, fields: &Struct, omit_empty| Record::Json {
-        fields: json_fields(context, fields),
+        fields: context.at("json_format", |context| json_fields(context, fields)),
         omit_empty,
     };
     let record = match &file.access_log_format {
@@ -349,20 +353,19 @@ impl Filter {
 }
 
 fn json_fields(context: &mut Context, fields: &Struct) -> Box<[(Box<str>, JsonValue)]> {
-    fields
-        .fields
-        .iter()
-        .map(|(name, value)| {
-            let value = match &value.kind {
-                Some(Kind::StringValue(format)) => JsonValue::Format(
-                    context.at(&format!("json_format.{name}"), |context| Format::compile(context, format)),
-                ),
-                Some(Kind::StructValue(fields)) => JsonValue::Object(json_fields(context, fields)),
-                _ => JsonValue::Constant(to_json_value(value).into()),
-            };
-            (name.as_str().into(), value)
-        })
-        .collect()
+    let member =
+        |context: &mut Context, name: &str, value: &Value| context.at(name, |context| json_value(context, value));
+    fields.fields.iter().map(|(name, value)| (name.as_str().into(), member(context, name, value))).collect()
+}
+
+fn json_value(context: &mut Context, value: &Value) -> JsonValue {
+    match &value.kind {
+        Some(Kind::StringValue(format)) => JsonValue::Format(Format::compile(context, format)),
+        Some(Kind::StructValue(fields)) => JsonValue::Object(json_fields(context, fields)),
+        Some(Kind::ListValue(list)) => JsonValue::List(context.each("values", &list.values, json_value).into()),
+        Some(Kind::BoolValue(_) | Kind::NumberValue(_)) => JsonValue::Constant(to_json_value(value).into()),
+        Some(Kind::NullValue(_)) | None => JsonValue::Null,
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The admin socket: what a person, an agent or Prometheus may ask a proxy, over HTTP/1.1, one request a connection.
+//! The admin socket: what a person, an agent or Prometheus may ask a proxy, over HTTP/1.1, one request a connection. Paths, parameters and answers
+//! are Envoy's where Envoy has them; a parameter that is not known is refused by name.
 //!
 //! It runs on the main thread and shares no code with the data path: nothing here may slow a request down.
 
@@ -6,29 +7,38 @@ use std::cell::RefCell;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use regex::Regex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
-use weft_core::balance::Host;
-use weft_core::endpoint::Health;
 
 use crate::bootstrap::Place;
 use crate::configure::Configurator;
+use crate::logging;
 use crate::metrics;
+use crate::metrics::snapshot::{self, Family};
 use crate::overload::{Action, Overload};
-use crate::tls::san;
-use crate::tls::secrets::Secret;
 use crate::worker::Draining;
 
-/// A question is a line and a few headers.
-const HEAD_BYTES: usize = 16 << 10;
-const HEADERS: usize = 64;
+mod answer;
+mod config_dump;
+mod levels;
+mod memory;
+mod profiles;
+mod question;
+mod show;
+mod stats;
+
+use answer::Answer;
+use question::{Method, Query, Question, QuestionError};
+
 /// How long a question may take to arrive.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Rest after a failure to accept.
@@ -89,7 +99,7 @@ pub async fn serve(socket: Socket, admin: Rc<Admin>) {
             }
         };
         if let Err(error) = accepted {
-            eprintln!("weft-proxy: cannot accept on the admin socket: {error}");
+            log::error!(target: logging::ADMIN, "cannot accept on the admin socket: {error}");
             tokio::time::sleep(ACCEPT_REST).await;
         }
     }
@@ -97,107 +107,194 @@ pub async fn serve(socket: Socket, admin: Rc<Admin>) {
 
 async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, admin: Rc<Admin>) {
     let head = tokio::time::timeout(HEAD_TIME, read_head(&mut stream)).await;
-    let answer = match head {
-        Ok(Ok(Some(question))) => admin.respond(&question),
-        Ok(Ok(None)) => Answer::text(400, "not an HTTP request\n"),
+    let (answer, is_head) = match head {
+        Ok(Ok(Ok(question))) => {
+            log::debug!(target: logging::ADMIN, "asked for {:?} {}", question.method, question.path);
+            let is_head = question.method == Method::Head;
+            (admin.respond(question).await, is_head)
+        }
+        Ok(Ok(Err(error))) => (Answer::refusal(error), false),
         // Nobody is there to be told.
         Ok(Err(_)) | Err(_) => return,
     };
-    let head = format!(
-        "HTTP/1.1 {} {}\r\ncontent-type: {}\r\ncontent-length: {}\r\ncache-control: no-cache\r\nconnection: close\r\n\r\n",
-        answer.status,
-        reason(answer.status),
-        answer.content_type,
-        answer.body.len()
-    );
-    let _ = stream.write_all(&[head.as_bytes(), answer.body.as_bytes()].concat()).await;
+    let _ = stream.write_all(&answer.encode(is_head)).await;
     let _ = stream.shutdown().await;
     if answer.quits {
         admin.quit.notify_one();
     }
 }
 
-struct Question {
-    method: String,
-    path: String,
-    /// What is behind `?`.
-    query: String,
-}
-
-/// Read up to the end of the headers; `None` if it is not HTTP. Bodies are not read: no question has one.
-async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Question>> {
+/// Read up to the end of the headers.
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Result<Question, QuestionError>> {
     let mut text = Vec::new();
     loop {
         if stream.read_buf(&mut text).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let mut headers = [httparse::EMPTY_HEADER; HEADERS];
-        let mut request = httparse::Request::new(&mut headers);
-        match request.parse(&text) {
-            Ok(httparse::Status::Complete(_)) => {
-                let target = request.path.unwrap_or_default();
-                let (path, query) = target.split_once('?').unwrap_or((target, ""));
-                let method = request.method.unwrap_or_default().into();
-                return Ok(Some(Question { method, path: path.into(), query: query.into() }));
-            }
-            Ok(httparse::Status::Partial) if text.len() < HEAD_BYTES => {}
-            _ => return Ok(None),
+        if let Some(parsed) = question::parse(&text).transpose() {
+            return Ok(parsed);
         }
     }
 }
 
-struct Answer {
-    status: u16,
-    content_type: &'static str,
-    body: String,
-    quits: bool,
+/// Something that can be asked for.
+struct Endpoint {
+    /// GET (and HEAD), or POST.
+    method: Method,
+    path: &'static str,
+    help: &'static str,
+    parameters: &'static [Parameter],
+    respond: Respond,
 }
 
-impl Answer {
-    fn text(status: u16, body: impl Into<String>) -> Answer {
-        Answer { status, content_type: "text/plain; charset=utf-8", body: body.into(), quits: false }
-    }
+/// A name that may stand in the query, and what it does.
+type Parameter = (&'static str, &'static str);
 
-    fn json(value: &Value) -> Answer {
-        let body = format!("{value:#}\n");
-        Answer { status: 200, content_type: "application/json", body, quits: false }
-    }
+/// The answer; an error is one too, to a question that is no good.
+type Response = Result<Answer, Answer>;
+
+enum Respond {
+    Now(fn(&Admin, &Query) -> Response),
+    /// After a while.
+    Later(fn(Query) -> Pin<Box<dyn Future<Output = Response>>>),
 }
 
-fn reason(status: u16) -> &'static str {
-    match status {
-        200 => "OK",
-        400 => "Bad Request",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        _ => "Service Unavailable",
+const FILTER: Parameter = ("filter", "a regular expression; only metrics whose name, with labels, it finds");
+const USED_ONLY: Parameter = ("usedonly", "only what was counted since the start");
+
+const ENDPOINTS: [Endpoint; 19] = [
+    get("/", "this text", &[], |_, _| Ok(Answer::text(200, help()))),
+    get("/certs", "certificates and roots", &[], |admin, _| Ok(Answer::json(&show::certificates(admin)))),
+    get("/clusters", "every endpoint: address, health, requests in progress", &[("format", "json")], |admin, query| {
+        match query.value("format")? {
+            None | Some("json") => Ok(Answer::json(&show::clusters(admin))),
+            Some(other) => Err(Answer::refusal(format!("format={other}: it is json"))),
+        }
+    }),
+    get(
+        "/config_dump",
+        "every resource: type_url, name, version, state, what of it is not applied",
+        &config_dump::PARAMETERS,
+        config_dump::respond,
+    ),
+    Endpoint {
+        method: Method::Post,
+        path: "/cpuprofiler",
+        help: "where time is spent from now on, as a compressed profile for `go tool pprof`",
+        parameters: &profiles::CPU_PARAMETERS,
+        respond: Respond::Later(|query| Box::pin(profiles::cpu(query))),
+    },
+    post(
+        "/drain_listeners",
+        "accept no more connections, and close those that are idle",
+        &[("graceful", "close none, but as clients are answered")],
+        |admin, query| {
+            let how = if query.flag("graceful")? { Draining::Gracefully } else { Draining::Ending };
+            admin.configurator.borrow_mut().drain(how);
+            Ok(Answer::text(200, "OK\n"))
+        },
+    ),
+    get("/heap_dump", "what was allocated since the heap profiler is on and is still there", &[], profiles::heap_dump),
+    post("/heapprofiler", "sample what is allocated, and by whom", &profiles::HEAP_PARAMETERS, profiles::heap),
+    get("/help", "this text", &[], |_, _| Ok(Answer::text(200, help()))),
+    get(
+        "/listeners",
+        "every listener that is at work, and where it listens",
+        &[("format", "text or json")],
+        show::listeners,
+    ),
+    get("/logging", "the level of each component", &[], |_, _| Ok(levels::shown())),
+    post("/logging", "change levels, and show them", &levels::PARAMETERS, levels::respond),
+    get("/memory", "what is allocated, and what the system gave", &[], |_, _| Ok(memory::respond())),
+    post("/quitquitquit", "drain and end", &[], |_, _| Ok(Answer { quits: true, ..Answer::text(200, "OK\n") })),
+    get(
+        "/ready",
+        "200 when the first listeners and clusters are at work; what is done under overload",
+        &[],
+        |admin, _| Ok(admin.ready()),
+    ),
+    post("/reopen_logs", "open the files of access records anew", &[], |admin, _| {
+        admin.configurator.borrow().reopen();
+        Ok(Answer::text(200, "OK\n"))
+    }),
+    get("/server_info", "version, state, uptime", &[], |admin, _| Ok(Answer::json(&admin.server_info()))),
+    get(
+        "/stats",
+        "what is counted",
+        &[
+            FILTER,
+            ("format", "text, json or prometheus"),
+            ("histogram_buckets", "summary, cumulative or disjoint"),
+            ("type", "All, Counters, Gauges or Histograms"),
+            USED_ONLY,
+        ],
+        |admin, query| stats::respond(admin.families(), query),
+    ),
+    get("/stats/prometheus", "the same for Prometheus", &[FILTER, USED_ONLY], |admin, query| {
+        stats::respond_prometheus(admin.families(), query)
+    }),
+];
+
+const fn get(
+    path: &'static str,
+    help: &'static str,
+    parameters: &'static [Parameter],
+    respond: fn(&Admin, &Query) -> Response,
+) -> Endpoint {
+    Endpoint { method: Method::Get, path, help, parameters, respond: Respond::Now(respond) }
+}
+
+const fn post(
+    path: &'static str,
+    help: &'static str,
+    parameters: &'static [Parameter],
+    respond: fn(&Admin, &Query) -> Response,
+) -> Endpoint {
+    Endpoint { method: Method::Post, path, help, parameters, respond: Respond::Now(respond) }
+}
+
+/// What there is to ask, in Envoy's words.
+fn help() -> String {
+    let mut text = String::from("admin commands are:\n");
+    for Endpoint { method, path, help, parameters, .. } in &ENDPOINTS {
+        let post = if *method == Method::Post { " (POST)" } else { "" };
+        text += &format!("  {path}{post}: {help}\n");
+        for (name, help) in *parameters {
+            text += &format!("      {name}: {help}\n");
+        }
     }
+    text
+}
+
+/// The pattern that *name* gives.
+fn filter(query: &Query, name: &str) -> Result<Option<Regex>, Answer> {
+    let Some(pattern) = query.value(name)? else { return Ok(None) };
+    Regex::new(pattern).map(Some).map_err(|error| Answer::refusal(format!("{name}={pattern}: {error}")))
 }
 
 impl Admin {
-    fn respond(&self, Question { method, path, query }: &Question) -> Answer {
-        match (method.as_str(), path.as_str()) {
-            ("GET" | "HEAD", "/ready") => self.ready(),
-            ("GET", "/stats/prometheus" | "/stats") => Answer {
-                status: 200,
-                content_type: "text/plain; version=0.0.4; charset=utf-8",
-                body: self.stats(),
-                quits: false,
-            },
-            ("GET", "/config_dump") => Answer::json(&self.configurator.borrow().holdings.dump().into()),
-            ("GET", "/clusters") => Answer::json(&self.clusters()),
-            ("GET", "/certs") => Answer::json(&self.certificates()),
-            ("GET", "/server_info") => Answer::json(&self.server_info()),
-            ("POST", "/drain_listeners") => {
-                let is_graceful = query.split('&').any(|it| it == "graceful");
-                self.configurator.borrow_mut().drain(if is_graceful { Draining::Gracefully } else { Draining::Ending });
-                Answer::text(200, "OK\n")
-            }
-            ("POST", "/quitquitquit") => Answer { quits: true, ..Answer::text(200, "OK\n") },
-            (_, "/drain_listeners" | "/quitquitquit") => Answer::text(405, "this takes a POST\n"),
-            ("GET", _) => Answer::text(404, HELP),
-            _ => Answer::text(405, HELP),
+    async fn respond(&self, Question { method, path, query }: Question) -> Answer {
+        let asked = if method == Method::Head { Method::Get } else { method };
+        let of_path = || ENDPOINTS.iter().filter(|endpoint| endpoint.path == path);
+        let Some(endpoint) = of_path().find(|endpoint| endpoint.method == asked) else {
+            return match of_path().next() {
+                Some(Endpoint { method: Method::Post, .. }) => Answer::text(405, "this takes a POST\n"),
+                Some(_) => Answer::text(405, "this takes a GET\n"),
+                None => Answer::text(404, format!("invalid path. {}", help())),
+            };
+        };
+        let known = endpoint.parameters;
+        if let Some(unknown) = query.names().find(|name| !known.iter().any(|(known, _)| known == name)) {
+            let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
+            let there_are =
+                if names.is_empty() { "it takes none".into() } else { format!("there are {}", names.join(", ")) };
+            return Answer::refusal(format!("{path} has no parameter `{unknown}`; {there_are}"));
         }
+        let response = match endpoint.respond {
+            Respond::Now(respond) => respond(self, &query),
+            Respond::Later(respond) => respond(query).await,
+        };
+        response.unwrap_or_else(|refusal| refusal)
     }
 
     fn state(&self) -> &'static str {
@@ -221,10 +318,12 @@ impl Admin {
         Answer::text(if state == "LIVE" { 200 } else { 503 }, text)
     }
 
-    fn stats(&self) -> String {
+    /// Everything that is counted.
+    fn families(&self) -> Vec<Family> {
         let configurator = self.configurator.borrow();
         let flag = |on: bool| if on { 1.0 } else { 0.0 };
-        let mut gauges = vec![
+        let mut families = snapshot::take(&self.metrics);
+        let gauges = [
             ("envoy_server_uptime", "Seconds since the start.", self.started.elapsed().as_secs_f64().floor()),
             ("envoy_server_live", "Whether it serves and does not drain.", flag(!configurator.is_draining())),
             ("envoy_server_concurrency", "Worker threads.", self.metrics.len() as f64),
@@ -233,41 +332,16 @@ impl Admin {
                 "Whether the control plane is connected.",
                 flag(configurator.ads_is_connected()),
             ),
-            ("process_resident_memory_bytes", "Resident memory in bytes.", resident_bytes().unwrap_or(0) as f64),
+            (
+                "process_resident_memory_bytes",
+                "Resident memory in bytes.",
+                memory::resident_bytes().unwrap_or(0) as f64,
+            ),
         ];
-        gauges.extend(self.overload.gauges());
-        let mut text = metrics::render(&self.metrics, &gauges);
-        configurator.followers.render(&mut text);
-        configurator.checks.render(&mut text);
-        text
-    }
-
-    fn clusters(&self) -> Value {
-        let configurator = self.configurator.borrow();
-        let cluster = |(name, upstream): (&Arc<str>, &Arc<crate::plan::Upstream>)| {
-            let hosts = upstream.balancer.as_ref().map_or(&[][..], |balancer| balancer.hosts());
-            json!({"name": **name, "endpoints": hosts.iter().map(|host| endpoint(host)).collect::<Vec<_>>()})
-        };
-        configurator.holdings.upstreams().map(cluster).collect()
-    }
-
-    fn certificates(&self) -> Value {
-        let configurator = self.configurator.borrow();
-        let mut secrets: Vec<_> = configurator.holdings.secrets().iter().collect();
-        secrets.sort_by_key(|(name, _)| Arc::clone(name));
-        let row = |(name, secret): (&Arc<str>, &Secret)| match secret {
-            Secret::Identity(identity) => json!({
-                "name": **name,
-                "uri": identity.uri,
-                "chain": identity.key.cert.iter().map(|it| certificate(it)).collect::<Vec<_>>(),
-            }),
-            Secret::Roots(roots) => json!({
-                "name": **name,
-                "roots": roots.certificates.iter().map(|it| certificate(it)).collect::<Vec<_>>(),
-            }),
-            Secret::TicketKeys(keys) => json!({"name": **name, "session_ticket_keys": keys.len()}),
-        };
-        secrets.into_iter().map(row).collect()
+        families.extend(gauges.into_iter().chain(self.overload.gauges()).map(Family::gauge));
+        families.extend(configurator.followers.counts());
+        families.extend(configurator.checks.counts());
+        families
     }
 
     fn server_info(&self) -> Value {
@@ -282,88 +356,27 @@ impl Admin {
     }
 }
 
-const HELP: &str = "\
-GET  /ready              200 when the first listeners and clusters are at work; what is done under overload
-GET  /stats/prometheus   metrics
-GET  /config_dump        every resource: type_url, name, version, state, what of it is not applied
-GET  /clusters           every endpoint: address, health, requests in progress
-GET  /certs              certificates and roots
-GET  /server_info        version, state, uptime
-POST /drain_listeners    accept no more connections, and close those that are idle; ?graceful: only as clients are answered
-POST /quitquitquit       drain and end
-";
-
-fn endpoint(host: &Host) -> Value {
-    let health = match host.endpoint.health {
-        Health::Healthy => "healthy",
-        Health::Degraded => "degraded",
-        Health::Unhealthy => "unhealthy",
-    };
-    let mut row = json!({
-        "address": host.endpoint.address.to_string(),
-        "hostname": *host.endpoint.hostname,
-        "health": health,
-        "ejected": host.is_ejected(),
-        "active_requests": host.active(),
-        "weight": host.endpoint.weight,
-        "priority": host.priority,
-    });
-    if let Some(active) = host.active_health() {
-        let flags = [
-            ("failed_active_health_check", active.is_failed()),
-            ("pending_active_hc", active.is_unchecked()),
-            ("active_hc_timeout", active.is_timed_out()),
-            ("failed_active_degraded_check", active.is_degraded()),
-            ("excluded_via_immediate_hc_fail", active.is_excluded()),
-            ("pending_dynamic_removal", host.leaving),
-        ];
-        for (name, flag) in flags {
-            row[name] = flag.into();
-        }
-    }
-    row
-}
-
-fn certificate(der: &[u8]) -> Value {
-    let names = san::names(der);
-    json!({"uris": names.uris, "dns": names.dns, "not_after": san::not_after(der)})
-}
-
-/// Memory that this process occupies.
-fn resident_bytes() -> Option<u64> {
-    // Fields of /proc/self/statm are in pages: total, resident, ... (proc(5)).
-    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = text.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    // SAFETY: no pointers are involved.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    Some(pages * u64::try_from(page).ok()?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    async fn ask(request: &[u8]) -> io::Result<Option<Question>> {
-        read_head(&mut &request[..]).await
-    }
-
     #[tokio::test]
-    async fn a_question_is_its_method_and_path() {
-        let question = ask(b"POST /quit?now=1 HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap().unwrap();
-        assert_eq!((question.method.as_str(), question.path.as_str()), ("POST", "/quit"));
-    }
-
-    #[tokio::test]
-    async fn what_is_not_http_is_told_from_what_was_cut_off() {
-        assert!(ask(b"\x16\x03\x01\x02\x00\x01").await.unwrap().is_none());
-        assert!(ask(b"GET / HTTP/1.1\r\nhost").await.is_err());
-        let long = [b"GET / HTTP/1.1\r\na: ".as_slice(), &[b'x'; HEAD_BYTES]].concat();
-        assert!(ask(&long).await.unwrap().is_none());
+    async fn a_question_may_come_in_pieces_and_must_come_whole() {
+        let (mut client, mut server) = tokio::io::duplex(8);
+        let reading = async {
+            let question = read_head(&mut server).await.unwrap().unwrap();
+            assert_eq!((question.method, question.path.as_str()), (Method::Get, "/ready"));
+        };
+        let writing = async { client.write_all(b"GET /ready HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap() };
+        tokio::join!(reading, writing);
+        assert!(read_head(&mut &b"GET / HTTP/1.1\r\nhost"[..]).await.is_err());
     }
 
     #[test]
-    fn this_process_occupies_memory() {
-        assert!(resident_bytes().unwrap() > 1 << 20);
+    fn what_there_is_to_ask_is_told_once_and_in_order() {
+        let paths: Vec<_> = ENDPOINTS.iter().map(|endpoint| (endpoint.path, endpoint.method == Method::Post)).collect();
+        assert!(paths.is_sorted() && paths.windows(2).all(|pair| pair[0] != pair[1]), "{paths:?}");
+        assert!(help().contains("\n  /logging (POST): change levels, and show them\n      level: "), "{}", help());
     }
 
     #[tokio::test]

@@ -28,6 +28,7 @@ use weft_xds::client::Resource;
 
 use crate::document::{self, DocumentError};
 use crate::edge::Edge;
+use crate::logging;
 use crate::overload;
 
 /// How long draining may take if nothing is said.
@@ -37,7 +38,7 @@ const DEFAULT_DRAIN: Duration = Duration::from_secs(5);
 pub const TYPE_URL: &str = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
 
 pub const USAGE: &str = "usage: weft-proxy -c BOOTSTRAP [--concurrency N] [--state-dir DIR] [--edge-socket PATH] \
-[--workload NAME] [--drain-time SECONDS] [--keeper-fd N]\n       weft-proxy validate FILE";
+[--workload NAME] [--drain-time SECONDS] [--keeper-fd N] [-l|--log-level LEVEL] [--component-log-level NAME:LEVEL,...]\n       weft-proxy validate FILE";
 
 /// What was asked for on the command line.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +52,8 @@ pub struct Options {
     pub drain: Duration,
     /// The inherited descriptor of a channel to who keeps listening sockets.
     pub keeper: Option<RawFd>,
+    /// Levels of log lines that are not the default ones.
+    pub logging: logging::Change,
 }
 
 /// What was wrong with the command line or the bootstrap; the cause is always the caller's.
@@ -80,6 +83,7 @@ impl Options {
         let mut workload = None;
         let mut drain = DEFAULT_DRAIN;
         let mut keeper = None;
+        let mut logging = logging::Change::default();
         while let Some(argument) = arguments.next() {
             let (name, inline) = match argument.split_once('=') {
                 Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(value.to_owned())),
@@ -116,12 +120,16 @@ impl Options {
                         StartError::Usage(format!("--keeper-fd {text}: the number of a descriptor is needed"))
                     })?);
                 }
+                "-l" | "--log-level" => logging.all(&value()?).map_err(|error| StartError::Usage(error.to_string()))?,
+                "--component-log-level" => {
+                    logging.pairs(&value()?).map_err(|error| StartError::Usage(format!("{name}: {error}")))?;
+                }
                 _ => return Err(StartError::Usage(format!("unknown argument {name}"))),
             }
         }
         let bootstrap = bootstrap.ok_or_else(|| StartError::Usage("-c is missing".into()))?;
         let edge = edge_socket.map(|socket| Edge { socket, workload: workload.unwrap_or_default() });
-        Ok(Options { bootstrap, concurrency, state_dir, edge, drain, keeper })
+        Ok(Options { bootstrap, concurrency, state_dir, edge, drain, keeper, logging })
     }
 }
 

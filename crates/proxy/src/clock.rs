@@ -70,7 +70,7 @@ pub fn monotonic() -> Duration {
     BASE.get_or_init(std::time::Instant::now).elapsed()
 }
 
-fn since_epoch() -> Duration {
+pub fn since_epoch() -> Duration {
     // Before 1970 there were no proxies.
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

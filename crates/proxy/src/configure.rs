@@ -25,6 +25,7 @@ use crate::clock;
 use crate::dns::follow::Followers;
 use crate::health_check::Checks;
 use crate::listen::Sockets;
+use crate::logging;
 use crate::on_demand::{Answer, Ask, Asked, Change};
 use crate::plan::Active;
 use crate::state::{self, Entry};
@@ -186,7 +187,7 @@ impl Configurator {
         let entries = match state::read(&directory) {
             Ok(entries) => entries,
             Err(error) => {
-                eprintln!("weft-proxy: the state in {} is not used: {error}", directory.display());
+                log::warn!(target: logging::STATE, "the state in {} is not used: {error}", directory.display());
                 return Vec::new();
             }
         };
@@ -215,7 +216,8 @@ impl Configurator {
             }
         }
         self.settle();
-        eprintln!("weft-proxy: {} resources taken over from {}", entries.len() - refused.len(), directory.display());
+        let taken = entries.len() - refused.len();
+        log::info!(target: logging::STATE, "{taken} resources taken over from {}", directory.display());
         let is_refused =
             |entry: &Entry| refused.iter().any(|(type_url, name)| *type_url == entry.type_url && *name == entry.name);
         entries.into_iter().filter(|entry| !is_refused(entry)).collect()
@@ -229,10 +231,13 @@ impl Configurator {
         });
         let kind = type_url.rsplit('.').next().unwrap_or(type_url);
         for refusal in &outcome.refusals {
-            eprintln!("weft-proxy: refused {kind} {}: {}", refusal.name, refusal.reason);
+            log::warn!(target: logging::XDS, "refused {kind} {}: {}", refusal.name, refusal.reason);
         }
         for (name, problem) in &outcome.not_applied {
-            eprintln!("weft-proxy: not applied, in {kind} {name} and wherever else it stands: {problem}");
+            log::info!(
+                target: logging::XDS,
+                "not applied, in {kind} {name} and wherever else it stands: {problem}"
+            );
         }
         (outcome.refusals, outcome.changed)
     }
@@ -269,7 +274,7 @@ impl Configurator {
             self.me.upgrade().map(|me| spawn_local(wait_for_clusters(me)));
         }
         if !was_live && self.holdings.is_live() {
-            eprintln!("weft-proxy: ready; {} addresses listened on", self.sockets.len());
+            log::info!(target: logging::MAIN, "ready; {} addresses listened on", self.sockets.len());
         }
     }
 
@@ -307,6 +312,7 @@ impl Configurator {
 
     /// Behind the plan in the worker's queue.
     fn answer(&self, ask: Ask, answer: Answer) {
+        log::debug!(target: logging::XDS, "virtual host {}, which a request needs: {answer:?}", ask.name());
         let _ = self.workers[ask.worker].send(Command::Answer(ask.answer, answer));
     }
 
@@ -554,18 +560,36 @@ impl Stream {
 
 impl Receiver for Stream {
     fn update(&mut self, type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> Result<(), Vec<Refusal>> {
-        self.configurator.borrow_mut().update(type_url, resources, removed)
+        let kind = type_url.rsplit('.').next().unwrap_or(type_url);
+        // Names and versions only: what is in a secret is nobody's business.
+        for Resource { name, version, body, .. } in &resources {
+            let (bytes, source) = (body.len(), &self.source);
+            log::debug!(target: logging::XDS, "{kind} {name} version {version:?}, {bytes} bytes, from {source}");
+        }
+        if !removed.is_empty() {
+            log::debug!(target: logging::XDS, "{kind} {} removed by {}", removed.join(", "), self.source);
+        }
+        let count = resources.len();
+        let result = self.configurator.borrow_mut().update(type_url, resources, removed);
+        let verdict = if result.is_ok() { "ACK" } else { "NACK" };
+        log::debug!(target: logging::XDS, "{verdict} of {count} {kind} to {}", self.source);
+        result
     }
 
     fn connected(&mut self) {
         if self.note(true) {
-            eprintln!("weft-proxy: connected to {}", self.source);
+            log::info!(target: logging::XDS, "connected to {}", self.source);
         }
     }
 
-    fn disconnected(&mut self, error: &client::Error, _retry: Duration) {
+    fn disconnected(&mut self, error: &client::Error, retry: Duration) {
+        log::debug!(target: logging::XDS, "{}: {error}; again in {retry:?}", self.source);
         if self.note(false) {
-            eprintln!("weft-proxy: {} is away ({error}); trying again, and working by what is known", self.source);
+            log::warn!(
+                target: logging::XDS,
+                "{} is away ({error}); trying again, and working by what is known",
+                self.source
+            );
         }
     }
 }
@@ -633,7 +657,7 @@ async fn keep_saving(configurator: Rc<RefCell<Configurator>>) {
 
 fn report_save(directory: &std::path::Path, result: std::io::Result<()>) {
     if let Err(error) = result {
-        eprintln!("weft-proxy: the state cannot be kept in {}: {error}", directory.display());
+        log::error!(target: logging::STATE, "the state cannot be kept in {}: {error}", directory.display());
     }
 }
 

@@ -31,6 +31,7 @@ use crate::codec::proxy_protocol;
 use crate::edge::Edge;
 use crate::identify::{Ends, peer_leaf, principal, principal_key};
 use crate::io::{self as sockets, Io};
+use crate::logging;
 use crate::netns;
 use crate::plan::{AddressHasher, Upstream, WorkerUpstream, address_of};
 use crate::rpc::session::Session as CallSession;
@@ -269,6 +270,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        log::debug!(target: logging::POOL, "a connection to {} is closed after {} requests", self.peer.address, self.requests);
         self.pool.open.set(self.pool.open.get() - 1);
         // Its permit is given back with the rest of it, before the woken task can run.
         self.pool.wake_next();
@@ -469,14 +471,16 @@ pub async fn connect(
     let deadline = cluster.connect_timeout;
     let address = destination.address();
     let work = pin!(open(&upstream.shared, &address, transport, Some(ends), standing, offer));
-    let io = match tokio::time::timeout(deadline, work).await {
-        Ok(result) => result?,
-        Err(_) => return Err(ConnectError::Timeout(deadline)),
-    };
+    let opened = tokio::time::timeout(deadline, work).await.unwrap_or(Err(ConnectError::Timeout(deadline)));
+    let io = opened.inspect_err(|error| {
+        log::debug!(target: logging::POOL, "{} cannot be connected to {address}: {error}", cluster.name);
+    })?;
     upstream.pool.open.set(upstream.pool.open.get() + 1);
+    let peer = Peer::new(destination, &io);
+    log::debug!(target: logging::POOL, "{} is connected to {}, who is {:?}", cluster.name, peer.address, peer.principal);
     Ok(Connection {
         local: sockets::local_address(io.as_raw_fd()),
-        peer: Rc::new(Peer::new(destination, &io)),
+        peer: Rc::new(peer),
         io,
         buffer: Buffer::limited(cluster.buffer_limit_bytes),
         reused: false,

@@ -13,6 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 use crate::descriptors::Received;
+use crate::logging;
 
 /// How long `listen` waits for the edge, which does nothing but a bind.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -113,7 +114,7 @@ impl Edge {
             Ok(())
         };
         if let Err(error) = tell() {
-            eprintln!("weft-proxy: the edge keeps {address}: {error}");
+            log::warn!(target: logging::LISTENER, "the edge keeps {address}: {error}");
         }
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::descriptors::{self, Received};
+use crate::logging;
 use crate::plan::SocketKey;
 
 #[derive(Serialize, Deserialize)]
@@ -98,7 +99,7 @@ impl Keeper {
             descriptors::send(self.channel.as_fd(), &line, socket.map(AsFd::as_fd))
         });
         if let Err(error) = told {
-            eprintln!("weft-proxy: listening sockets are not kept: {error}");
+            log::warn!(target: logging::LISTENER, "listening sockets are not kept: {error}");
         }
     }
 }

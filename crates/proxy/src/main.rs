@@ -43,6 +43,7 @@ mod io;
 mod keeper;
 mod labels;
 mod listen;
+mod logging;
 mod message;
 mod metrics;
 mod multiplex;
@@ -52,6 +53,7 @@ mod on_demand;
 mod overload;
 mod pick;
 mod plan;
+mod profile;
 mod rbac;
 mod record;
 mod respond;
@@ -82,7 +84,7 @@ use crate::record::service::Services;
 use crate::worker::{Command, Draining, Start};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: profile::heap::Allocator = profile::heap::Allocator;
 
 /// How often draining looks whether connections are left.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -147,12 +149,14 @@ fn listed(refusals: &[Refusal]) -> String {
 }
 
 /// A proxy beside each workload needs few of the 512 small pages in a huge one: with them a heap of 1 MiB is 8 MiB resident.
+#[cfg(not(miri))]
 extern "C" fn refuse_huge_pages() {
     // SAFETY: the call takes numbers only. Where the kernel knows no huge pages it fails, and nothing is lost.
     unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
 }
 
 /// Called before `main`, and before the allocator's own constructor touches the first page.
+#[cfg(not(miri))]
 #[used]
 // SAFETY: the section holds functions of this type; this one needs nothing of what is set up later.
 #[unsafe(link_section = ".init_array.00001")]
@@ -160,7 +164,9 @@ static BEFORE_ALLOCATOR: extern "C" fn() = refuse_huge_pages;
 
 // SIGPIPE is ignored by Rust's runtime before `main`; a closed socket is an error of the write.
 fn run(started: Instant, arguments: Vec<String>) -> Result<(), Failure> {
+    profile::cpu::enter_thread();
     let options = Options::parse(arguments)?;
+    logging::start(&options.logging);
     // Before the limits that follow from it are read.
     overload::raise_descriptor_limit();
     let bootstrap = Bootstrap::read(&options.bootstrap)?;
@@ -234,8 +240,9 @@ impl Workers {
             let obituary = Obituary { name: name.clone(), to: to.clone() };
             let thread = thread::Builder::new().name(name).spawn(move || {
                 let obituary = obituary;
+                profile::cpu::enter_thread();
                 if let Err(error) = worker::run(start) {
-                    eprintln!("weft-proxy: {}: {error}", obituary.name);
+                    log::error!(target: logging::MAIN, "{}: {error}", obituary.name);
                 }
             })?;
             workers.threads.push(thread);
@@ -328,11 +335,11 @@ async fn supervise(
         spawn_local(admin::serve(admin::Socket::bind(place).await?, Rc::new(admin)));
     }
     for problem in &bootstrap.not_applied {
-        eprintln!("weft-proxy: not applied, in the bootstrap: {problem}");
+        log::info!(target: logging::MAIN, "not applied, in the bootstrap: {problem}");
     }
     let node = bootstrap.node.id.clone();
     Configurator::start(&configurator, bootstrap).map_err(Failure::Static)?;
-    eprintln!("weft-proxy: started, {} workers, {node}", options.concurrency);
+    log::info!(target: logging::MAIN, "started, {} workers, {node}", options.concurrency);
     tokio::select! {
         () = signals.end(&configurator) => {}
         () = quit.notified() => {}
@@ -342,14 +349,14 @@ async fn supervise(
     configurator.borrow_mut().save();
     configurator.borrow().stop();
     if !workers.join().await {
-        eprintln!("weft-proxy: a worker does not stop; its last records may be lost");
+        log::error!(target: logging::MAIN, "a worker does not stop; its last records may be lost");
     }
     Ok(())
 }
 
 /// Accept no more, and wait until the connections that exist are gone, the time is over, or a second signal comes.
 async fn drain(configurator: &RefCell<Configurator>, workers: &Workers, limit: Duration, signals: &mut Signals) {
-    eprintln!("weft-proxy: draining, {} connections, at most {limit:?}", workers.connections());
+    log::info!(target: logging::MAIN, "draining, {} connections, at most {limit:?}", workers.connections());
     configurator.borrow_mut().drain(Draining::Ending);
     let idle = async {
         // Workers must have seen the command before their numbers mean anything.
@@ -363,8 +370,8 @@ async fn drain(configurator: &RefCell<Configurator>, workers: &Workers, limit: D
     tokio::select! {
         () = idle => {}
         () = tokio::time::sleep(limit) => {
-            eprintln!("weft-proxy: the time is over; {} connections are cut off", workers.connections());
+            log::warn!(target: logging::MAIN, "the time is over; {} connections are cut off", workers.connections());
         }
-        () = signals.end(configurator) => eprintln!("weft-proxy: cut short by a second signal"),
+        () = signals.end(configurator) => log::warn!(target: logging::MAIN, "cut short by a second signal"),
     }
 }

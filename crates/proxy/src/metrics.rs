@@ -4,7 +4,7 @@
 //! when somebody scrapes. Labels are put into words once for each series.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +19,8 @@ use crate::connect::Peer;
 use crate::labels::Protocol;
 use crate::plan::{AddressHasher, ByAddress, address_of};
 use crate::record::Outcome;
+
+pub mod snapshot;
 
 /// Upper bounds of the histograms' buckets, as Envoy exports them; milliseconds or bytes.
 pub const BOUNDS: [f64; 19] = [
@@ -289,128 +291,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Sums over the workers, for one combination of labels.
-#[derive(Default)]
-struct Sums {
-    requests: u64,
-    histograms: [([u64; BOUNDS.len() + 1], u64); 3],
-    opened: u64,
-    closed: u64,
-    received: u64,
-    sent: u64,
-}
-
-/// Write everything in Prometheus's text format.
-pub fn render(workers: &[Arc<Shared>], gauges: &[(&str, &str, f64)]) -> String {
-    let mut sums: BTreeMap<String, Sums> = BTreeMap::new();
-    for worker in workers {
-        for series in lock(&worker.series).iter() {
-            let sum = sums.entry(series.labels.clone()).or_default();
-            sum.requests += series.requests.read();
-            let histograms = [&series.duration_ms, &series.request_bytes, &series.response_bytes];
-            for (total, histogram) in sum.histograms.iter_mut().zip(histograms) {
-                for (bucket, counter) in total.0.iter_mut().zip(&histogram.buckets) {
-                    *bucket += counter.read();
-                }
-                total.1 += histogram.sum.read();
-            }
-            sum.opened += series.opened.read();
-            sum.closed += series.closed.read();
-            sum.received += series.received.read();
-            sum.sent += series.sent.read();
-        }
-    }
-    let mut out = String::new();
-    let mut counter = |name: &str, help: &str, read: fn(&Sums) -> u64| {
-        head(&mut out, name, help, "counter");
-        for (labels, value) in sums.iter().map(|(labels, sum)| (labels, read(sum))).filter(|(_, value)| *value > 0) {
-            let _ = writeln!(out, "{name}{{{labels}}} {value}");
-        }
-    };
-    counter("istio_requests_total", "Requests that ended.", |sum| sum.requests);
-    counter("istio_tcp_connections_opened_total", "Connections of TCP that were opened.", |sum| sum.opened);
-    counter("istio_tcp_connections_closed_total", "Connections of TCP that ended.", |sum| sum.closed);
-    counter("istio_tcp_received_bytes_total", "Bytes from the clients of TCP connections that ended.", |sum| {
-        sum.received
-    });
-    counter("istio_tcp_sent_bytes_total", "Bytes to the clients of TCP connections that ended.", |sum| sum.sent);
-    let histograms = [
-        ("istio_request_duration_milliseconds", "Time from the head of a request to the end of its answer."),
-        ("istio_request_bytes", "Bytes of the bodies of requests."),
-        ("istio_response_bytes", "Bytes of the bodies of answers."),
-    ];
-    for (index, (name, help)) in histograms.into_iter().enumerate() {
-        head(&mut out, name, help, "histogram");
-        for (labels, sum) in sums.iter().filter(|(_, sum)| sum.requests > 0) {
-            let (buckets, total) = &sum.histograms[index];
-            let mut below = 0;
-            for (bound, count) in BOUNDS.iter().zip(buckets) {
-                below += count;
-                let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {below}");
-            }
-            below += buckets[BOUNDS.len()];
-            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {below}");
-            let _ = writeln!(out, "{name}_sum{{{labels}}} {}", *total as f64 / 1000.0);
-            let _ = writeln!(out, "{name}_count{{{labels}}} {below}");
-        }
-    }
-    for (name, help, read) in COUNTERS {
-        let value: u64 = workers.iter().map(|worker| read(&worker.counters).read()).sum();
-        // The one of them that also falls.
-        let kind = if name == ACTIVE { "gauge" } else { "counter" };
-        head(&mut out, name, help, kind);
-        let _ = writeln!(out, "{name} {value}");
-    }
-    render_rbac(workers, &mut out);
-    for (index, rows) in RPC_COUNTERS.iter().enumerate() {
-        let sum = |read: fn(&RpcCounters) -> u64| -> u64 {
-            workers.iter().map(|worker| read(&worker.counters.rpc[index])).sum()
-        };
-        // Few meshes speak them; who does not has no use for dozens of zeros.
-        if rows.iter().all(|(_, _, read)| sum(*read) == 0) {
-            continue;
-        }
-        for (name, help, read) in *rows {
-            let kind = if name.ends_with("_request_active") { "gauge" } else { "counter" };
-            head(&mut out, name, help, kind);
-            let _ = writeln!(out, "{name} {}", sum(*read));
-        }
-    }
-    for (name, help, value) in gauges {
-        head(&mut out, name, help, "gauge");
-        let _ = writeln!(out, "{name} {value}");
-    }
-    out
-}
-
-/// What RBAC filters decided; filters of the same names together.
-fn render_rbac(workers: &[Arc<Shared>], out: &mut String) {
-    let mut sums: BTreeMap<String, (&str, u64)> = BTreeMap::new();
-    for worker in workers {
-        for counts in lock(&worker.rbac).iter() {
-            let CounterNames { allowed, denied, shadow_allowed, shadow_denied } = &*counts.names;
-            for (name, help, counter) in [
-                (allowed, "Let in by RBAC rules.", &counts.allowed),
-                (denied, "Refused by RBAC rules.", &counts.denied),
-                (shadow_allowed, "What RBAC shadow rules would let in.", &counts.shadow_allowed),
-                (shadow_denied, "What RBAC shadow rules would refuse.", &counts.shadow_denied),
-            ] {
-                sums.entry(name.to_string()).or_insert((help, 0)).1 += counter.read();
-            }
-        }
-    }
-    let mut told = "";
-    for (name, (help, value)) in &sums {
-        // Those of one name stand together, whatever their labels: `{` is behind all that a name is made of.
-        let metric = name.split('{').next().unwrap_or(name);
-        if metric != told {
-            head(out, metric, help, "counter");
-            told = metric;
-        }
-        let _ = writeln!(out, "{name} {value}");
-    }
-}
-
 const ACTIVE: &str = "envoy_http_downstream_cx_active";
 
 /// Name, what it counts, and where.
@@ -543,11 +423,6 @@ const RPC_COUNTERS: [&[RpcRow]; rpc::Protocol::NAMES.len()] = [
         ),
     ],
 ];
-
-/// The two lines before a metric.
-pub fn head(out: &mut String, name: &str, help: &str, kind: &str) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
 
 /// Append `name="value",` with the value escaped.
 pub fn label(out: &mut String, name: &str, value: &str) {

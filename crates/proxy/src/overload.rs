@@ -21,6 +21,7 @@ use weft_protos::envoy::extensions::resource_monitors::downstream_connections::v
 use weft_protos::envoy::extensions::resource_monitors::fixed_heap::v3::FixedHeapConfig;
 use weft_protos::google::protobuf::Any;
 
+use crate::logging;
 use crate::worker::Command;
 
 /// How often the pressure is looked at, if nothing is said. Reading it costs microseconds, and memory can grow fast.
@@ -358,7 +359,8 @@ pub async fn watch(config: Config, overload: Arc<Overload>, workers: Vec<Unbound
             continue;
         }
         overload.actions.store(actions.0, Ordering::Relaxed);
-        eprintln!("weft-proxy: {}", describe(&config, actions, &pressures));
+        let level = if actions.is_empty() { log::Level::Info } else { log::Level::Warn };
+        log::log!(target: logging::OVERLOAD, level, "{}", describe(&config, actions, &pressures));
         for worker in &workers {
             // A worker that has ended ends the process.
             let _ = worker.send(Command::Overload);

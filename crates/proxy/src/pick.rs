@@ -8,6 +8,7 @@ use weft_core::random::Random;
 use weft_core::retry::RetryPolicy;
 
 use crate::connect::Destination;
+use crate::logging;
 use crate::plan::{WorkerUpstream, address_of};
 
 /// Endpoints that were tried for this request, by the address of their counters.
@@ -56,6 +57,16 @@ pub fn pick_in(
     }
     let picker = upstream.picker.as_ref()?;
     let was_tried = |host: &Host| tried.0.contains(&address_of(&host.counters));
-    let host = picker.borrow_mut().pick(key, random, attempts, was_tried).ok()?;
-    Some(Destination::Host(host))
+    let picked = picker.borrow_mut().pick(key, random, attempts, was_tried);
+    let cluster = &upstream.shared.cluster.name;
+    match picked {
+        Ok(host) => {
+            log::debug!(target: logging::ROUTER, "{cluster} goes to {}", host.endpoint.address);
+            Some(Destination::Host(host))
+        }
+        Err(error) => {
+            log::debug!(target: logging::ROUTER, "{cluster} goes nowhere: {error}");
+            None
+        }
+    }
 }

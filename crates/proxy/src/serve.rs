@@ -25,7 +25,7 @@ use crate::plan::{ChainContext, SocketKey, WorkerPlan, address_of};
 use crate::rbac::Standings;
 use crate::record::{Entry, Outcome, Subject};
 use crate::worker::Worker;
-use crate::{caller, http, rpc, tcp};
+use crate::{caller, http, logging, rpc, tcp};
 
 /// Scratch memory above which it is not kept for the next request.
 const KEPT_BYTES: usize = 64 * 1024;
@@ -89,6 +89,7 @@ pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>,
     // identify
     let Some(capturing) = plan.active.sockets.get(&*key) else { return };
     let Some(mut ends) = identify::identify(&socket, capturing) else { return };
+    log::debug!(target: logging::LISTENER, "{} accepts {} for {}", capturing.name, ends.remote, ends.local);
     let Ok(io) = Io::new(socket) else { return };
     let Some(_admission) = worker.overload.admit(capturing.ignore_global_limit) else {
         io.reset_on_close();
@@ -125,6 +126,11 @@ pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>,
                 return;
             }
         };
+        log::debug!(
+            target: logging::LISTENER,
+            "{} has filter chain {:?} of {}; TLS: {}, server name {:?}, identity {:?}",
+            facts.remote, context.chain.name, listener.name, facts.secure, facts.server_name, facts.peer_uri
+        );
         let (direction, buffer_limit) = (listener.direction, listener.buffer_limit_bytes);
         drop(plan);
         let chain = Arc::clone(&context.chain);
@@ -158,6 +164,11 @@ fn refused(
     error: &DetectError,
 ) {
     count_refused(worker, error);
+    let component = match error {
+        DetectError::Plaintext | DetectError::Handshake(_) | DetectError::HandshakeTimeout => logging::TLS,
+        _ => logging::LISTENER,
+    };
+    log::debug!(target: component, "{} refuses {} for {}: {error}", listener.name, facts.remote, facts.local);
     let of_listener = plan.active.connection_logs.get(&address_of(listener));
     // Of bytes there is a record whatever became of them; of HTTP only if something was asked.
     let of_chain = match error {

@@ -73,7 +73,8 @@ pub fn read(directory: &Path) -> Result<Vec<Entry>, StateError> {
     }
 }
 
-fn encode(entries: Vec<Entry>) -> Vec<u8> {
+/// The file that holds *entries*.
+pub fn encode(entries: Vec<Entry>) -> Vec<u8> {
     let resources = entries
         .into_iter()
         .map(|entry| Resource {
@@ -91,7 +92,11 @@ fn encode(entries: Vec<Entry>) -> Vec<u8> {
     text
 }
 
-fn decode(text: &[u8]) -> Result<Vec<Entry>, StateError> {
+/// The entries of a file; not every byte sequence is one.
+///
+/// # Errors
+/// It is another version's, or damaged.
+pub fn decode(text: &[u8]) -> Result<Vec<Entry>, StateError> {
     let rest = text.strip_prefix(HEADER).ok_or(StateError::Header)?;
     let (digest, content) = rest.split_at_checked(DIGEST).ok_or(StateError::Checksum)?;
     if digest.strip_suffix(b"\n") != Some(sha256_hex(content).as_bytes()) {

@@ -35,6 +35,7 @@ use weft_xds::Refusal;
 use weft_xds::client::Resource;
 
 use crate::listen;
+use crate::logging;
 use crate::plan::{Active, ByAddress, ChainContext, SocketKey, Upstream, address_of};
 use crate::record::Log;
 use crate::state::Entry;
@@ -370,6 +371,7 @@ impl Holdings {
             return Err(format!("published as {}, but it calls itself {}", resource.name, secret.name));
         }
         let secret = secrets::read(&secret).map_err(|error| error.to_string())?;
+        log::debug!(target: logging::TLS, "{} is now {secret}", resource.name);
         let name: Name = resource.name.as_str().into();
         self.next_mark += 1;
         let mark = SecretMark { version: resource.version, mark: self.next_mark };
@@ -720,6 +722,11 @@ impl Holdings {
             .into_iter()
             .flatten()
             .filter_map(|cluster| cluster.upstream.balancer.as_ref())
+    }
+
+    /// Listeners at work.
+    pub fn listeners(&self) -> impl Iterator<Item = (&Name, &Arc<Listener>)> {
+        self.listeners_at_work.iter().map(|(name, listener)| (name, &listener.stored.value))
     }
 
     pub fn secrets(&self) -> &Secrets {

@@ -23,13 +23,14 @@ use crate::clock::Clock;
 use crate::connect::Standing;
 use crate::io as sockets;
 use crate::labels::Node;
+use crate::logging;
 use crate::metrics::{self, WorkerMetrics};
 use crate::netns;
 use crate::on_demand::{Answer, Asking};
 use crate::overload::{Action, Overload};
 use crate::plan::{Active, SocketKey, WorkerPlan};
 use crate::record::service::Services;
-use crate::record::{self, Entry, Log, Recorder};
+use crate::record::{self, Entry, Log, Recorder, Summary};
 use crate::serve::{self, Scratch};
 use crate::server_first::ServerFirst;
 
@@ -146,6 +147,7 @@ impl Worker {
 
     /// Write a record of a request or connection that is over.
     pub fn record(&self, logs: &[Log], entry: &Entry<'_>) {
+        log::debug!(target: entry.component(), "{}", Summary(entry));
         if self.recorder.record(logs, entry) {
             self.flush.notify_one();
         }
@@ -301,7 +303,7 @@ impl Listening {
                 Some(Listening { key, socket, task: task.abort_handle() })
             }
             Err(error) => {
-                eprintln!("weft-proxy: cannot watch the listening socket of {}: {error}", key.address);
+                log::error!(target: logging::LISTENER, "cannot watch the listening socket of {}: {error}", key.address);
                 None
             }
         }
@@ -352,7 +354,7 @@ fn accept(worker: &Rc<Worker>, key: &Rc<SocketKey>, socket: &AsyncFd<OwnedFd>) -
             // The client gave up while it waited.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EINTR)) => {}
             Err(error) => {
-                eprintln!("weft-proxy: cannot accept on {}: {error}", key.address);
+                log::error!(target: logging::LISTENER, "cannot accept on {}: {error}", key.address);
                 return Accepted::Failed;
             }
         }

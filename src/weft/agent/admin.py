@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 TIMEOUT_SECONDS = 2.0
 
@@ -39,6 +40,18 @@ async def is_ready(admin: Path) -> bool:
     except (OSError, TimeoutError):
         return False
     return status == 200
+
+
+async def stats(admin: Path, pattern: str) -> dict[str, int]:
+    """
+    Return the counters and gauges whose names *pattern*, a regular expression, finds, by name.
+
+    Raises:
+        OSError, TimeoutError: As `ask`.
+    """
+    _, text = await ask(admin, f"/stats?filter={quote(pattern)}")
+    lines = (line.rpartition(": ") for line in text.decode().splitlines())
+    return {name: int(value) for name, _, value in lines if value.isdigit()}
 
 
 async def finish(

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from weft.cli import log_levels
 from weft.cli.client import Client, UnixConnection, connect
 from weft.cli.main import ExampleCommand, unknown
 from weft.cli.output import columns, duration, emit, mesh_option, output_option, place
@@ -23,30 +24,47 @@ weft proxy-config routes productpage-v1-0                 the routes of one prox
 weft proxy-config clusters productpage-v1-0 -o json       the whole messages, as protobuf JSON
 weft proxy-config endpoints productpage-v1-0 --name reviews
 weft proxy-config secrets reviews-v1-0                              certificates, never keys
+weft proxy-config log reviews-v1-0                                  which lines its log has
+weft proxy-config log reviews-v1-0 --level xds:debug,pool:debug     have it say more
 """
 
-KINDS = (*TYPES, "secrets")
+KINDS = (*TYPES, "secrets", "log")
 
 Json = Mapping[str, Any]
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES)
-@click.argument("kind", metavar="listeners|routes|clusters|endpoints|secrets")
+@click.argument("kind", metavar="listeners|routes|clusters|endpoints|secrets|log")
 @click.argument("workload")
-@click.option("--name", "part", help="Only resources whose name contains this.")
+@click.option("--name", "part", help="Only resources, or components of the log, whose name contains this.")
+@click.option(
+    "--level", metavar="[COMPONENT:]LEVEL,...", help="With log: change the level of all components, or of one."
+)
+@click.option("--reset", is_flag=True, help="With log: have all levels as they were at the proxy's start.")
 @output_option()
 @mesh_option
-def command(*, kind: str, workload: str, part: str | None, output: str, mesh: str | None) -> None:
+def command(
+    *, kind: str, workload: str, part: str | None, level: str | None, reset: bool, output: str, mesh: str | None
+) -> None:
     """
     Show what a proxy has been told: its listeners, routes, clusters or endpoints, or the certificates that it holds.
 
-    Secrets show certificates and their life; private keys never leave the agent and are never printed.
+    Secrets show certificates and their life; private keys never leave the agent and are never printed. Log shows from
+    which level on each component of the proxy writes into its log (proxy.log beside its other files), and changes that
+    until the proxy is started again: trace, debug, info, warning, error, off.
     """
     wanted = next((known for known in KINDS if kind in (known, known[:-1])), None)
     if wanted is None:
         raise UsageError(unknown("kind of resource", kind, KINDS))
+    if wanted != "log" and (level is not None or reset):
+        raise UsageError("--level and --reset go with `weft proxy-config log`.")
     client = connect(mesh)
     workload = named(client, workload)
+    if wanted == "log":
+        shown = log_levels.show(client, workload, change=level, reset=reset)
+        shown = {name: value for name, value in shown.items() if part is None or part in name}
+        emit(shown, output, lambda: columns(["component", "level"], list(shown.items()), empty="No components."))
+        return
     if wanted == "secrets":
         data = secrets(client, workload)
         emit(data, output, lambda: secrets_table(data, datetime.now(UTC)))

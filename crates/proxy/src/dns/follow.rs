@@ -3,7 +3,6 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::rc::Weak;
 use std::sync::Arc;
 
@@ -12,7 +11,9 @@ use weft_core::dns::{Dns, Heard};
 
 use super::{lookup, random};
 use crate::configure::Configurator;
+use crate::logging;
 use crate::metrics;
+use crate::metrics::snapshot::{Family, Kind};
 
 type Name = Arc<str>;
 
@@ -88,22 +89,24 @@ impl Followers {
         }
     }
 
-    /// The counts in Prometheus's text format, under Envoy's names.
-    pub fn render(&self, out: &mut String) {
+    /// The counts, under Envoy's names.
+    pub fn counts(&self) -> Vec<Family> {
         let rows: [Row; 4] = [
             ("envoy_cluster_update_attempt", "Lookups of the names of a cluster.", |it| it.attempts),
             ("envoy_cluster_update_success", "Lookups that were answered.", |it| it.successes),
             ("envoy_cluster_update_failure", "Lookups that failed.", |it| it.failures),
             ("envoy_cluster_update_no_rebuild", "Lookups that changed nothing.", |it| it.no_rebuilds),
         ];
-        for (name, help, read) in rows.into_iter().filter(|_| !self.0.is_empty()) {
-            metrics::head(out, name, help, "counter");
+        let family = |(name, help, read): Row| {
+            let mut family = Family::new(name, help, Kind::Counter);
             for (cluster, following) in &self.0 {
                 let mut label = String::new();
                 metrics::label(&mut label, "envoy_cluster_name", cluster);
-                let _ = writeln!(out, "{name}{{{}}} {}", label.trim_end_matches(','), read(&following.counts));
+                family.count(label.trim_end_matches(',').to_owned(), read(&following.counts));
             }
-        }
+            family
+        };
+        rows.into_iter().filter(|_| !self.0.is_empty()).map(family).collect()
     }
 }
 
@@ -122,6 +125,7 @@ impl Follower {
             let Some(configurator) = self.configurator.upgrade() else { return };
             configurator.borrow_mut().followers.attempt(&self.cluster);
             drop(configurator);
+            log::debug!(target: logging::DNS, "asking for {} of cluster {}", self.name, self.cluster);
             // In a box: it waits most of the time, and has kilobytes of state only while it asks.
             let answer = Box::pin(lookup(&self.dns.resolver, self.dns.family, &self.name)).await;
             let Some(configurator) = self.configurator.upgrade() else { return };
@@ -131,6 +135,7 @@ impl Follower {
                 Err(error) => error.to_string(),
             };
             let addresses = answer.ok().map(|answer| answer.addresses);
+            log::debug!(target: logging::DNS, "{} of cluster {} is {addresses:?}", self.name, self.cluster);
             let heard = configurator.borrow_mut().hear(&self.cluster, &self.dns, &self.name, addresses);
             drop(configurator);
             let random = u64::from_be_bytes(random());
@@ -141,8 +146,9 @@ impl Follower {
                 // Once, so that a server that is away fills no disk.
                 if failures == 0 {
                     let Follower { cluster, name, .. } = &self;
-                    eprintln!(
-                        "weft-proxy: {name} of cluster {cluster} is not resolved ({failed}); trying again, and working by what is known"
+                    log::warn!(
+                        target: logging::DNS,
+                        "{name} of cluster {cluster} is not resolved ({failed}); trying again, and working by what is known"
                     );
                 }
                 failures += 1;

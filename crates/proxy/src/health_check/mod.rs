@@ -5,7 +5,6 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +16,9 @@ use weft_core::random::SplitMix;
 
 use crate::configure::Configurator;
 use crate::connect::Standing;
+use crate::logging;
 use crate::metrics;
+use crate::metrics::snapshot::{Family, Kind};
 use crate::plan::{ByAddress, Upstream, address_of};
 
 mod exchange;
@@ -55,18 +56,20 @@ struct Counts {
 }
 
 /// Name, kind, what it counts, and where.
-type Row = (&'static str, &'static str, &'static str, fn(&Cluster) -> u64);
+type Row = (&'static str, Kind, &'static str, fn(&Cluster) -> u64);
 
 const ROWS: [Row; 7] = [
-    ("attempt", "counter", "Health checks.", |it| it.counts.attempts),
-    ("success", "counter", "Health checks that passed.", |it| it.counts.successes),
-    ("failure", "counter", "Health checks that failed, and answers to requests that say so.", |it| it.counts.failures),
-    ("passive_failure", "counter", "Answers to requests that fail their endpoint's health.", |it| {
+    ("attempt", Kind::Counter, "Health checks.", |it| it.counts.attempts),
+    ("success", Kind::Counter, "Health checks that passed.", |it| it.counts.successes),
+    ("failure", Kind::Counter, "Health checks that failed, and answers to requests that say so.", |it| {
+        it.counts.failures
+    }),
+    ("passive_failure", Kind::Counter, "Answers to requests that fail their endpoint's health.", |it| {
         it.counts.passive_failures
     }),
-    ("network_failure", "counter", "Health checks without an answer.", |it| it.counts.network_failures),
-    ("healthy", "gauge", "Endpoints that pass their health checks.", |it| it.count(|health| !health.is_failed())),
-    ("degraded", "gauge", "Endpoints that pass their health checks as degraded.", |it| {
+    ("network_failure", Kind::Counter, "Health checks without an answer.", |it| it.counts.network_failures),
+    ("healthy", Kind::Gauge, "Endpoints that pass their health checks.", |it| it.count(|health| !health.is_failed())),
+    ("degraded", Kind::Gauge, "Endpoints that pass their health checks as degraded.", |it| {
         it.count(ActiveHealth::is_degraded)
     }),
 ];
@@ -177,17 +180,18 @@ impl Checks {
         check.pause(verdict.passed(), noted.transition, used, &mut self.random)
     }
 
-    /// The counts in Prometheus's text format, under Envoy's names.
-    pub fn render(&self, out: &mut String) {
-        for (name, kind, help, read) in ROWS.into_iter().filter(|_| !self.clusters.is_empty()) {
-            let name = format!("envoy_cluster_health_check_{name}");
-            metrics::head(out, &name, help, kind);
+    /// The counts, under Envoy's names.
+    pub fn counts(&self) -> Vec<Family> {
+        let family = |(name, kind, help, read): Row| {
+            let mut family = Family::new(format!("envoy_cluster_health_check_{name}"), help, kind);
             for (cluster, checked) in &self.clusters {
                 let mut label = String::new();
                 metrics::label(&mut label, "envoy_cluster_name", cluster);
-                let _ = writeln!(out, "{name}{{{}}} {}", label.trim_end_matches(','), read(checked));
+                family.count(label.trim_end_matches(',').to_owned(), read(checked));
             }
-        }
+            family
+        };
+        ROWS.into_iter().filter(|_| !self.clusters.is_empty()).map(family).collect()
     }
 }
 
@@ -208,7 +212,7 @@ impl Configurator {
         let ejection_ends =
             passed && self.holdings.balancers(cluster).any(|balancer| balancer.check_passed(&target.host));
         if ejection_ends {
-            eprintln!("weft-proxy: {} passes a health check, which ends its ejection", place(cluster, &target.host));
+            log::info!(target: logging::HEALTH, "{} passes a health check, which ends its ejection", place(cluster, &target.host));
         }
         if ejection_ends || noted.transition == Transition::Changed {
             self.balance_soon(cluster);
@@ -229,13 +233,15 @@ fn tell(cluster: &Name, target: &Target, check: &HealthCheck, noted: Noted, foun
     let why = &found.why;
     match noted.turned {
         Some(true) if noted.first => {}
-        Some(true) => eprintln!("weft-proxy: {place} is healthy: it passes its {kind} health check"),
-        Some(false) => eprintln!("weft-proxy: {place} is unhealthy: it fails its {kind} health check ({why})"),
+        Some(true) => log::info!(target: logging::HEALTH, "{place} is healthy: it passes its {kind} health check"),
+        Some(false) => {
+            log::warn!(target: logging::HEALTH, "{place} is unhealthy: it fails its {kind} health check ({why})")
+        }
         None if found.verdict.passed() && check.logs_successes => {
-            eprintln!("weft-proxy: {place} passes its {kind} health check");
+            log::info!(target: logging::HEALTH, "{place} passes its {kind} health check");
         }
         None if !found.verdict.passed() && (noted.first || check.logs_failures) => {
-            eprintln!("weft-proxy: {place} fails its {kind} health check ({why})");
+            log::warn!(target: logging::HEALTH, "{place} fails its {kind} health check ({why})");
         }
         None => {}
     }

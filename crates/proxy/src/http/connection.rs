@@ -113,8 +113,11 @@ async fn serve_request(
     last: bool,
 ) -> Next {
     let began = Instant::now();
-    down.worker.metrics.counters().downstream_requests.add(1);
     let arrival = read_head(socket, parser, &mut scratch.request, manager, began).await;
+    // Whoever closes a connection at rest has begun none.
+    if !matches!(arrival, Arrival::Nothing) || !socket.buffer.is_empty() {
+        down.worker.metrics.counters().downstream_requests.add(1);
+    }
     // The clock is asked again only if the head did not come at once.
     let head_read = if matches!(arrival, Arrival::Ready { waited: false }) { began } else { Instant::now() };
     let refused = match arrival {

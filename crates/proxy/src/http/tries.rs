@@ -19,7 +19,8 @@ use weft_core::upgrade::Upgrade;
 
 use crate::codec::{Head, Known, Version};
 use crate::connect::Destination;
-use crate::filter::{self};
+use crate::filter;
+use crate::logging;
 use crate::pick::{self, Tried};
 use crate::plan::{WorkerPlan, WorkerUpstream};
 use crate::record::{self, Entry, Outcome, Subject};
@@ -321,7 +322,7 @@ impl Exchange<'_> {
             && balancer.fail_at_once(host)
         {
             let (endpoint, cluster) = (&host.endpoint.address, &upstream.shared.cluster.name);
-            eprintln!("weft-proxy: endpoint {endpoint} of cluster {cluster} is unhealthy: it says so in an answer");
+            log::warn!(target: logging::HEALTH, "endpoint {endpoint} of cluster {cluster} is unhealthy: it says so in an answer");
         }
     }
 

@@ -10,15 +10,16 @@ pub mod service;
 mod template;
 
 use std::cell::Cell;
+use std::fmt;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use weft_core::access_log::{AccessLog, Filter, LogService, Sink};
-use weft_core::format::{Command, Variables};
+use weft_core::format::{Command, Format, Variables};
 use weft_core::respond::{Cause, Flags, ResponseFlag};
 use weft_core::route::Route;
 
@@ -26,6 +27,7 @@ use crate::clock::{self, Clock};
 use crate::codec::{Head, Version, decimal};
 use crate::connect::{Destination, Peer};
 use crate::identify::Facts;
+use crate::logging;
 use crate::rbac::Shadow;
 
 use journal::Journal;
@@ -193,7 +195,32 @@ pub struct Entry<'a> {
     pub chain_name: &'a str,
 }
 
+/// An entry in one line, for the log.
+pub struct Summary<'e>(pub &'e Entry<'e>);
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        static FORMAT: LazyLock<Format> = LazyLock::new(|| Format::parse(SUMMARY).unwrap_or_default());
+        let mut line = Vec::new();
+        FORMAT.write(self.0, "-", &mut line);
+        out.write_str(&String::from_utf8_lossy(&line))
+    }
+}
+
+const SUMMARY: &str = "\"%REQ(:METHOD)% %REQ(:AUTHORITY)%%REQ(:PATH)%\" from %DOWNSTREAM_REMOTE_ADDRESS% for %DOWNSTREAM_LOCAL_ADDRESS% \
+went to %UPSTREAM_HOST% of %UPSTREAM_CLUSTER%: %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%, \
+%BYTES_RECEIVED% and %BYTES_SENT% bytes, %DURATION% ms";
+
 impl Entry<'_> {
+    /// Who speaks of it in the log.
+    pub fn component(&self) -> &'static str {
+        match (self.subject, self.version) {
+            (Subject::Connection, _) => logging::TCP,
+            (Subject::Request | Subject::Try, Some(_)) => logging::HTTP,
+            (Subject::Request | Subject::Try, None) => logging::RPC,
+        }
+    }
+
     fn request_header(&self, name: &str) -> Option<&[u8]> {
         let head = self.request?;
         let present = |bytes: &'_ [u8]| !bytes.is_empty();

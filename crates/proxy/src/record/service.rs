@@ -20,6 +20,7 @@ use weft_xds::access_log::client::{self, Batch, Client, Config, Task};
 use weft_xds::client::Address;
 
 use crate::bootstrap::{Bootstrap, Place};
+use crate::logging;
 
 use super::{Entry, message};
 
@@ -96,11 +97,14 @@ pub async fn run(mut tasks: UnboundedReceiver<(String, Task)>) {
     while let Some((name, task)) = tasks.recv().await {
         let mut away = false;
         spawn_local(task.run(move |state| match state {
-            Ok(()) if std::mem::take(&mut away) => eprintln!("weft-proxy: access records reach {name} again"),
+            Ok(()) if std::mem::take(&mut away) => {
+                log::info!(target: logging::RECORDS, "access records reach {name} again");
+            }
             Ok(()) => {}
             Err(error) if !std::mem::replace(&mut away, true) => {
-                eprintln!(
-                    "weft-proxy: access records do not reach {name}: {error}; the newest wait, others are dropped"
+                log::warn!(
+                    target: logging::RECORDS,
+                    "access records do not reach {name}: {error}; the newest wait, others are dropped"
                 );
             }
             Err(_) => {}

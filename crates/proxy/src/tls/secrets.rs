@@ -1,5 +1,6 @@
 //! SDS secrets as keys and roots.
 
+use std::fmt;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
@@ -23,6 +24,20 @@ pub enum Secret {
     Roots(Arc<Roots>),
     /// What seals session tickets.
     TicketKeys(Arc<[Key]>),
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Secret::Identity(identity) => {
+                let Identity { key, uri } = &**identity;
+                let end = key.cert.first().and_then(|leaf| san::not_after(leaf)).unwrap_or_default();
+                write!(out, "the identity {} until {end}", uri.as_deref().unwrap_or("without a URI"))
+            }
+            Secret::Roots(roots) => write!(out, "{} roots", roots.certificates.len()),
+            Secret::TicketKeys(keys) => write!(out, "{} session ticket keys", keys.len()),
+        }
+    }
 }
 
 /// A key, its chain, and who that makes us.

@@ -6,6 +6,7 @@
 mod kit;
 
 mod access;
+mod admin;
 mod bootstrap;
 mod callers;
 mod calls;
@@ -25,7 +26,9 @@ mod names;
 mod on_demand;
 mod origin;
 mod overload;
+mod profiles;
 mod proxy_protocol;
+mod records;
 mod responses;
 mod resumption;
 mod server_first;

@@ -154,6 +154,5 @@ async def open_connections(admin: Path) -> int:
 
 async def _sum_of(pattern: str, admin: Path) -> int:
     """Return the sum of the gauges whose names match *pattern*."""
-    _, text = await questions.ask(admin, f"/stats?filter={pattern}")
-    lines = (line.rpartition(": ") for line in text.decode().splitlines())
-    return sum(int(value) for name, _, value in lines if name and not name.startswith(OWN_QUESTIONS))
+    found = await questions.stats(admin, pattern)
+    return sum(value for name, value in found.items() if not name.startswith(OWN_QUESTIONS))

@@ -67,6 +67,4 @@ class WeftProxy:
 
 
 async def _open_connections(admin: Path) -> int:
-    _, text = await questions.ask(admin, "/stats")
-    lines = (line.split(" ") for line in text.decode().splitlines())
-    return sum(int(float(value)) for name, value in (it for it in lines if len(it) == 2) if name == OPEN_CONNECTIONS)
+    return sum((await questions.stats(admin, f"^{OPEN_CONNECTIONS}$")).values())

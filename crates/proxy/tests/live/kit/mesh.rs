@@ -198,13 +198,20 @@ impl Mesh {
     }
 
     pub fn try_admin(&self, method: &str, path: &str) -> Option<(u16, String)> {
+        let (head, body) = self.ask_admin(method, path)?;
+        Some((head.split(' ').nth(1)?.parse().ok()?, String::from_utf8(body).ok()?))
+    }
+
+    /// The head and the body of the answer.
+    pub fn ask_admin(&self, method: &str, path: &str) -> Option<(String, Vec<u8>)> {
         let mut stream = UnixStream::connect(self.path("admin.sock")).ok()?;
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         write!(stream, "{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").ok()?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).ok()?;
-        let (head, body) = text.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.parse().ok()?, body.into()))
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).ok()?;
+        let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
+        let body = answer.split_off(end + 4);
+        Some((String::from_utf8(answer).ok()?, body))
     }
 
     #[track_caller]

@@ -333,8 +333,14 @@ pub fn retries(on: &str, count: u32) -> route::RetryPolicy {
 fn access_log(path: &Path) -> accesslog::AccessLog {
     let text = |value: &str| protobuf::Value { kind: Some(protobuf::value::Kind::StringValue(value.into())) };
     let fields = RECORD.iter().map(|(name, format)| ((*name).into(), text(format))).collect();
+    json_log(path, protobuf::Struct { fields }, false)
+}
+
+/// A log that writes an object of *fields* for each record.
+pub fn json_log(path: &Path, fields: protobuf::Struct, omit_empty_values: bool) -> accesslog::AccessLog {
     let format = core::SubstitutionFormatString {
-        format: Some(core::substitution_format_string::Format::JsonFormat(protobuf::Struct { fields })),
+        format: Some(core::substitution_format_string::Format::JsonFormat(fields)),
+        omit_empty_values,
         ..Default::default()
     };
     let file = file::FileAccessLog {

@@ -1,0 +1,113 @@
+//! What is in force: certificates, clusters, listeners.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use weft_core::balance::Host;
+use weft_core::endpoint::Health;
+
+use super::answer::Answer;
+use super::question::Query;
+use super::{Admin, Response};
+use crate::tls::san;
+use crate::tls::secrets::Secret;
+
+/// `/clusters`
+pub fn clusters(admin: &Admin) -> Value {
+    let configurator = admin.configurator.borrow();
+    let cluster = |(name, upstream): (&Arc<str>, &Arc<crate::plan::Upstream>)| {
+        let hosts = upstream.balancer.as_ref().map_or(&[][..], |balancer| balancer.hosts());
+        json!({"name": **name, "endpoints": hosts.iter().map(|host| endpoint(host)).collect::<Vec<_>>()})
+    };
+    configurator.holdings.upstreams().map(cluster).collect()
+}
+
+fn endpoint(host: &Host) -> Value {
+    let health = match host.endpoint.health {
+        Health::Healthy => "healthy",
+        Health::Degraded => "degraded",
+        Health::Unhealthy => "unhealthy",
+    };
+    let mut row = json!({
+        "address": host.endpoint.address.to_string(),
+        "hostname": *host.endpoint.hostname,
+        "health": health,
+        "ejected": host.is_ejected(),
+        "active_requests": host.active(),
+        "weight": host.endpoint.weight,
+        "priority": host.priority,
+    });
+    if let Some(active) = host.active_health() {
+        let flags = [
+            ("failed_active_health_check", active.is_failed()),
+            ("pending_active_hc", active.is_unchecked()),
+            ("active_hc_timeout", active.is_timed_out()),
+            ("failed_active_degraded_check", active.is_degraded()),
+            ("excluded_via_immediate_hc_fail", active.is_excluded()),
+            ("pending_dynamic_removal", host.leaving),
+        ];
+        for (name, flag) in flags {
+            row[name] = flag.into();
+        }
+    }
+    row
+}
+
+/// `/certs`
+pub fn certificates(admin: &Admin) -> Value {
+    let configurator = admin.configurator.borrow();
+    let mut secrets: Vec<_> = configurator.holdings.secrets().iter().collect();
+    secrets.sort_by_key(|(name, _)| Arc::clone(name));
+    let row = |(name, secret): (&Arc<str>, &Secret)| match secret {
+        Secret::Identity(identity) => json!({
+            "name": **name,
+            "uri": identity.uri,
+            "chain": identity.key.cert.iter().map(|it| certificate(it)).collect::<Vec<_>>(),
+        }),
+        Secret::Roots(roots) => json!({
+            "name": **name,
+            "roots": roots.certificates.iter().map(|it| certificate(it)).collect::<Vec<_>>(),
+        }),
+        Secret::TicketKeys(keys) => json!({"name": **name, "session_ticket_keys": keys.len()}),
+    };
+    secrets.into_iter().map(row).collect()
+}
+
+fn certificate(der: &[u8]) -> Value {
+    let names = san::names(der);
+    json!({"uris": names.uris, "dns": names.dns, "not_after": san::not_after(der)})
+}
+
+/// `/listeners`, as Envoy tells it: `name::address` a line, or `listener_statuses`.
+pub fn listeners(admin: &Admin, query: &Query) -> Response {
+    let configurator = admin.configurator.borrow();
+    let listeners = configurator.holdings.listeners();
+    match query.value("format")? {
+        None | Some("text") => {
+            let mut text = String::new();
+            for (name, listener) in listeners {
+                for bind in &listener.addresses {
+                    let _ = writeln!(text, "{name}::{}", bind.address);
+                }
+            }
+            Ok(Answer::text(200, text))
+        }
+        Some("json") => {
+            let status = |(name, listener): (&Arc<str>, &Arc<weft_core::listener::Listener>)| {
+                let mut addresses = listener.addresses.iter().map(|bind| {
+                    let (address, port) = (bind.address.ip().to_string(), bind.address.port());
+                    json!({"socket_address": {"address": address, "port_value": port}})
+                });
+                let mut status = json!({"name": **name, "local_address": addresses.next()});
+                let more: Vec<Value> = addresses.collect();
+                if !more.is_empty() {
+                    status["additional_local_addresses"] = more.into();
+                }
+                status
+            };
+            Ok(Answer::json(&json!({"listener_statuses": listeners.map(status).collect::<Vec<_>>()})))
+        }
+        Some(other) => Err(Answer::refusal(format!("format={other}: text or json is needed"))),
+    }
+}

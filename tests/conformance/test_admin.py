@@ -1,0 +1,223 @@
+"""The admin interfaces of weft-proxy and Envoy answer alike where weft-proxy has what Envoy has, asked in the same run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import http.client
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ports import free_port
+from weft.agent import admin
+from weft.agent.data_planes import DATA_PLANES
+from weft.cli import log_levels
+from weft.cli.client import UnixConnection
+from weft.data_plane import ENVOY, WEFT_PROXY
+from weft.errors import UsageError
+
+pytestmark = pytest.mark.conformance
+
+LIMIT = 30.0
+TYPES = "type.googleapis.com/envoy.extensions"
+
+HISTOGRAMS = {WEFT_PROXY: "istio_request_duration_milliseconds", ENVOY: r"^http\.in\.downstream_rq_time$"}
+REQUESTS = {WEFT_PROXY: "^envoy_http_downstream_rq_total$", ENVOY: r"^http\.in\.downstream_rq_total$"}
+"""What both count, as patterns."""
+
+
+class Proxy:
+    """A data plane with one listener, which answers by itself."""
+
+    def __init__(self, kind: str, directory: Path) -> None:
+        directory.mkdir()
+        self.kind = kind
+        self.port = free_port()
+        self.admin = directory / "admin.sock"
+        path = directory / "bootstrap.json"
+        path.write_text(json.dumps(self._bootstrap()))
+        command = [DATA_PLANES[kind].find().path, "-c", str(path), "--concurrency", "1", "--log-level", "warning"]
+        self.process = subprocess.Popen([*command, *(["--disable-hot-restart"] if kind == ENVOY else [])])
+
+    def _bootstrap(self) -> dict[str, Any]:
+        route = {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "hello"}}}
+        manager = {
+            "@type": f"{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "in",
+            "route_config": {"name": "in", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+            "http_filters": [
+                {"name": "router", "typed_config": {"@type": f"{TYPES}.filters.http.router.v3.Router"}},
+            ],
+        }
+        address = {"socket_address": {"address": "127.0.0.1", "port_value": self.port}}
+        listener = {
+            "name": "in",
+            "address": address,
+            "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+        }
+        return {
+            "node": {"id": "admin", "cluster": "admin"},
+            "admin": {"address": {"pipe": {"path": str(self.admin)}}},
+            "static_resources": {"listeners": [listener]},
+            # Envoy's histograms are shown once an interval is over, of 5 s by default.
+            **({"stats_flush_interval": "0.1s"} if self.kind == ENVOY else {}),
+        }
+
+    def ask(self, path: str, method: str = "GET") -> tuple[int, str, str]:
+        """Status, content type without its parameters, and body."""
+        with contextlib.closing(UnixConnection(self.admin, LIMIT)) as connection:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            kind = (answer.getheader("content-type") or "").partition(";")[0]
+            return answer.status, kind, answer.read().decode()
+
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None, "it has ended; what it said is above"
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self.ask("/ready")[2].startswith("LIVE")
+        return False
+
+
+@pytest.fixture(scope="module")
+def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Proxy]]:
+    """Both, after three requests on one connection."""
+    directory = tmp_path_factory.mktemp("admin")
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for kind in (WEFT_PROXY, ENVOY):
+            running[kind] = proxy = Proxy(kind, directory / kind)
+            stack.callback(proxy.process.wait)
+            stack.callback(proxy.process.kill)
+        for proxy in running.values():
+            asyncio.run(until(proxy.is_ready))
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=LIMIT)) as client:
+                for _ in range(3):
+                    client.request("GET", "/")
+                    assert client.getresponse().read() == b"hello"
+            pattern = HISTOGRAMS[proxy.kind]
+            asyncio.run(until(lambda proxy=proxy, pattern=pattern: " P0(" in proxy.ask(f"/stats?filter={pattern}")[2]))
+        yield running
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(LIMIT):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def shape(value: Any) -> Any:
+    """What of JSON is its form: names and types; of lists of objects all forms that occur, and null is a number that is not there."""
+    if isinstance(value, dict):
+        return {name: shape(item) for name, item in value.items()}
+    if isinstance(value, list):
+        forms = [shape(item) for item in value]
+        return [form for index, form in enumerate(forms) if form not in forms[:index]]
+    return "number" if value is None or isinstance(value, int | float) else type(value).__name__
+
+
+@pytest.mark.parametrize("more", ["", "&histogram_buckets=cumulative", "&histogram_buckets=disjoint", "&usedonly"])
+def test_statistics_in_json_have_one_shape(proxies: dict[str, Proxy], more: str) -> None:
+    found = {}
+    for kind, proxy in proxies.items():
+        pattern = f"{HISTOGRAMS[kind]}|{REQUESTS[kind]}"
+        status, content_type, text = proxy.ask(f"/stats?format=json&filter={pattern}{more}")
+        assert (status, content_type) == (200, "application/json"), text
+        numbers = [item for item in json.loads(text)["stats"] if "name" in item]
+        assert [item["value"] for item in numbers] == [3], text
+        found[kind] = shape(json.loads(text))
+        if not more:
+            assert json.loads(text)["stats"][-1]["histograms"]["supported_quantiles"] == [
+                0, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 100,
+            ]  # fmt: skip
+    assert found[WEFT_PROXY] == found[ENVOY]
+    nothing = {kind: json.loads(proxy.ask("/stats?format=json&filter=^nobody$")[2]) for kind, proxy in proxies.items()}
+    assert nothing[WEFT_PROXY] == nothing[ENVOY]
+
+
+def test_statistics_in_text_have_one_shape(proxies: dict[str, Proxy]) -> None:
+    found = {}
+    for kind, proxy in proxies.items():
+        status, content_type, text = proxy.ask(f"/stats?filter={HISTOGRAMS[kind]}|{REQUESTS[kind]}")
+        lines = text.splitlines()
+        assert (status, content_type, len(lines)) == (200, "text/plain", 2), text
+        # A number, then a histogram; of it the names of its quantiles.
+        assert re.fullmatch(r"\S+: 3", lines[0]), text
+        found[kind] = re.findall(r" (P[\d.]+)\(\S+,[\d.]+\)", lines[1])
+    assert found[WEFT_PROXY] == found[ENVOY] != []
+    counted = {kind: asyncio.run(admin.stats(proxy.admin, REQUESTS[kind])) for kind, proxy in proxies.items()}
+    assert [sum(values.values()) for values in counted.values()] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/stats?format=nonsense"),
+        ("GET", "/stats?filter=("),
+        ("GET", "/stats?type=nonsense"),
+        ("GET", "/config_dump?resource=nonsense"),
+        ("GET", "/config_dump?name_regex=("),
+        ("GET", "/nothing"),
+        ("POST", "/nothing"),
+        ("GET", "/quitquitquit"),
+        ("GET", "/drain_listeners"),
+        ("POST", "/logging?level=nonsense"),
+        ("POST", "/logging?nonsense=debug"),
+        ("POST", "/logging?paths=nonsense:debug"),
+        # Without a parameter Envoy wants one, and weft-proxy takes its time.
+        ("POST", "/cpuprofiler?enable=nonsense"),
+        ("HEAD", "/ready"),
+        ("POST", "/reopen_logs"),
+        ("GET", "/help"),
+        ("GET", "/memory"),
+        ("GET", "/listeners"),
+    ],
+)
+def test_both_answer_with_one_status(proxies: dict[str, Proxy], method: str, path: str) -> None:
+    answers = {kind: proxy.ask(path, method) for kind, proxy in proxies.items()}
+    assert answers[WEFT_PROXY][0] == answers[ENVOY][0], answers
+
+
+def test_listeners_are_told_alike(proxies: dict[str, Proxy]) -> None:
+    for query in ("", "?format=json"):
+        found = []
+        for proxy in proxies.values():
+            status, kind, text = proxy.ask(f"/listeners{query}")
+            assert status == 200
+            text = text.replace(str(proxy.port), "1")
+            found.append((kind, json.loads(text) if query else text))
+        assert found[0] == found[1]
+
+
+def test_memory_has_envoys_names(proxies: dict[str, Proxy]) -> None:
+    weft, envoy = (json.loads(proxy.ask("/memory")[2]) for proxy in proxies.values())
+    named = {name: value for name, value in weft.items() if name in envoy}
+    assert {"allocated", "heap_size", "total_thread_cache", "total_physical_bytes"} <= set(named)
+    assert all(isinstance(value, str) and value.isdigit() for value in named.values())
+    # What is beside them is weft-proxy's own.
+    assert set(weft) - set(envoy) == {"size_classes"}
+
+
+def test_levels_are_shown_and_changed_alike(proxies: dict[str, Proxy]) -> None:
+    """By the functions of `weft proxy-config log`, which know no difference."""
+    for proxy in proxies.values():
+        levels = functools.partial(log_levels.ask, proxy.admin, "it")
+        names = set(levels())
+        assert {"admin", "dns", "http", "main", "pool", "router"} <= names
+        assert set(levels().values()) == {"warning"}
+        assert levels(level="info") == dict.fromkeys(names, "info")
+        changed = levels(paths="http:debug,pool:error")
+        assert changed == dict.fromkeys(names, "info") | {"http": "debug", "pool": "error"}
+        assert levels() == changed
+        assert levels(dns="off") == changed | {"dns": "off"}
+        for query in ({"level": "loud"}, {"paths": "nobody:info"}, {"paths": "http:loud"}, {"nobody": "info"}):
+            with pytest.raises(UsageError):
+                levels(**query)
+        assert levels() == changed | {"dns": "off"}
+        levels(level="warning")
