@@ -206,7 +206,7 @@ def test_logs_of_one_program_are_of_that_program(person: Person, shop: Mesh) -> 
     assert (done.returncode, "Did you mean" in done.stderr) == (4, True)
 
 
-@pytest.mark.parametrize("kind", ["listeners", "routes", "clusters", "endpoints", "secrets"])
+@pytest.mark.parametrize("kind", ["listeners", "routes", "clusters", "endpoints", "secrets", "log"])
 def test_proxy_config_shows_what_a_proxy_has(person: Person, shop: Mesh, kind: str) -> None:
     assert person.weft("proxy-config", kind, "front-0", "-m", "shop").stdout.strip()
     assert person.json("proxy-config", kind, "front-0", "-m", "shop")

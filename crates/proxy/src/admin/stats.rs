@@ -108,9 +108,11 @@ fn full_name(name: &str, sample: &Sample) -> String {
     if sample.labels.is_empty() { name.to_owned() } else { format!("{name}{{{}}}", sample.labels) }
 }
 
+type Named<T> = Vec<(String, T)>;
+
 /// Each metric by its name with labels: those that are numbers, then histograms; each sorted, as Envoy sorts them.
-fn sorted(families: &[Family]) -> (Vec<(String, &Value)>, Vec<(String, &Distribution)>) {
-    let (mut numbers, mut histograms) = (Vec::new(), Vec::new());
+fn sorted(families: &[Family]) -> (Named<&Value>, Named<&Distribution>) {
+    let (mut numbers, mut histograms) = (Named::new(), Named::new());
     for family in families {
         for sample in &family.samples {
             let name = full_name(&family.name, sample);

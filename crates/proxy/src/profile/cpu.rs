@@ -113,6 +113,7 @@ pub async fn take(duration: Duration, frequency: u32) -> Result<Profile, CpuErro
         period: ("cpu", "nanoseconds", period),
         duration,
         comment: (lost > 0).then(|| format!("{lost} samples were lost")),
+        own: &[],
     };
     Ok(pprof::profile(&about, &modules, &values))
 }

@@ -106,6 +106,8 @@ pub struct About {
     pub period: (&'static str, &'static str, i64),
     pub duration: Duration,
     pub comment: Option<String>,
+    /// Functions whose names hold one of these are left out where stacks begin: those that take the sample.
+    pub own: &'static [&'static str],
 }
 
 /// Texts by number; 0 is the empty one.
@@ -147,7 +149,11 @@ pub fn profile(about: &About, modules: &[Loaded], stacks: &Stacks<Vec<i64>>) -> 
     let (mut location, mut function) = (Vec::new(), Vec::new());
     let (mut locations, mut functions) = (HashMap::new(), HashMap::new());
     let mut sample = Vec::with_capacity(stacks.len());
+    let is_own = |address: &u64| {
+        symbols.find(*address).is_some_and(|place| about.own.iter().any(|part| place.name.contains(part)))
+    };
     for (stack, values) in stacks {
+        let stack = &stack[stack.iter().position(|address| !is_own(address)).unwrap_or(0)..];
         let mut place = |address: u64| -> u64 {
             *locations.entry(address).or_insert_with(|| {
                 let id = location.len() as u64 + 1;
