@@ -408,15 +408,16 @@ impl Session {
         self.nonces += 1;
         let nonce = self.nonces.to_string();
         let subscription = self.types.get_mut(type_url).expect("a response is made for a subscription only");
-        // Of a virtual host that does not exist the client waits for a resource without a body (Envoy, "VHDS").
-        let unpopulated = if type_url == VIRTUAL_HOST { &*removals } else { &[] };
-        let unpopulated = unpopulated.iter().map(|name| Resource::unpopulated(name));
+        // Of a virtual host that never was the client waits for a resource without a body (Envoy, "VHDS"), and for no other word of it.
+        let (unpopulated, gone): (Vec<&Arc<str>>, Vec<&Arc<str>>) =
+            removals.iter().partition(|name| type_url == VIRTUAL_HOST && !subscription.has.contains_key(*name));
+        let unpopulated = unpopulated.into_iter().map(|name| Resource::unpopulated(name));
         let pieces: Vec<Bytes> = match self.variant {
             Variant::Delta => upserts.iter().map(|it| it.as_delta()).chain(unpopulated).collect(),
             Variant::StateOfTheWorld if is_whole(type_url) => subscription.whole(&upserts, &removals),
             Variant::StateOfTheWorld => upserts.iter().map(|it| it.as_state_of_the_world()).collect(),
         };
-        let told: &[Arc<str>] = if self.variant == Variant::Delta { &removals } else { &[] };
+        let told: &[&Arc<str>] = if self.variant == Variant::Delta { &gone } else { &[] };
         let response = response(view.revision, type_url, &nonce, told, pieces);
         let completes = subscription.plan.as_ref().filter(|plan| plan.upserts.is_empty() && plan.removals.is_empty());
         let completes = completes.and_then(|plan| plan.generation);
@@ -658,10 +659,10 @@ mod field {
 }
 
 /// A framed response around encoded resources.
-fn response(revision: u64, type_url: &str, nonce: &str, removed: &[Arc<str>], resources: Vec<Bytes>) -> Rope {
+fn response(revision: u64, type_url: &str, nonce: &str, removed: &[&Arc<str>], resources: Vec<Bytes>) -> Rope {
     let revision = revision.to_string();
     let fields = [(field::VERSION, &*revision), (field::TYPE_URL, type_url), (field::NONCE, nonce)];
-    let fields = fields.into_iter().chain(removed.iter().map(|name| (field::REMOVED, &**name)));
+    let fields = fields.into_iter().chain(removed.iter().map(|name| (field::REMOVED, &***name)));
     let head_bytes: usize = fields.clone().map(|(tag, value)| bytes_len(tag, value.len())).sum();
     let mut head = BytesMut::with_capacity(grpc::PREFIX_BYTES + head_bytes);
     head.put_slice(&grpc::prefix(head_bytes + resources.iter().map(Bytes::len).sum::<usize>()));

@@ -44,6 +44,7 @@ mod field {
     pub(super) const RESOURCE_VERSION: u32 = 1;
     pub(super) const RESOURCE_BODY: u32 = 2;
     pub(super) const RESOURCE_NAME: u32 = 3;
+    pub(super) const RESOURCE_ALIASES: u32 = 4;
     pub(super) const ANY_TYPE_URL: u32 = 1;
     pub(super) const ANY_VALUE: u32 = 2;
 }
@@ -75,10 +76,12 @@ impl Resource {
 
     /// The place of a resource that does not exist, in a response of the delta protocol.
     pub(crate) fn unpopulated(name: &str) -> Bytes {
-        let named_bytes = bytes_len(field::RESOURCE_NAME, name.len());
+        let named_bytes = bytes_len(field::RESOURCE_NAME, name.len()) + bytes_len(field::RESOURCE_ALIASES, name.len());
         let mut delta = BytesMut::with_capacity(bytes_len(field::RESOURCES, named_bytes));
         put_head(&mut delta, field::RESOURCES, named_bytes);
         put_bytes(&mut delta, field::RESOURCE_NAME, name.as_bytes());
+        // Envoy takes no body from those that have an alias only.
+        put_bytes(&mut delta, field::RESOURCE_ALIASES, name.as_bytes());
         delta.freeze()
     }
 
