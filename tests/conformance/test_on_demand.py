@@ -69,7 +69,7 @@ def routes(data_plane: str, **more: Any) -> Resource:
 
 def host(name: str, to: str, *domains: str) -> Resource:
     content = {
-        "name": name,
+        "name": f"web/{name}",  # Envoy removes it by this name
         "domains": [name, *domains],
         "routes": [{"match": {"prefix": "/"}, "route": {"cluster": to}}],
     }
