@@ -171,7 +171,8 @@ mod tests {
         let mut change = Change::default();
         change.all("error").unwrap();
         change.pairs("xds:debug,pool:off").unwrap();
-        let found = Change { all: Some(1), some: vec![(13, 4), (6, 0)] };
+        let place = |name| COMPONENTS.iter().position(|known| *known == name).unwrap();
+        let found = Change { all: Some(1), some: vec![(place(XDS), 4), (place(POOL), 0)] };
         assert_eq!(change, found);
         assert_eq!(change.pairs("xds"), Err(LevelError::Pair("xds".into())));
         assert_eq!(change.one("xsd", "info"), Err(LevelError::Component("xsd".into())));
