@@ -227,6 +227,10 @@ pub struct Connection {
 }
 
 impl Connection {
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// How long it may be idle.
     pub fn idle_timeout(&self, cluster: &Cluster) -> Option<Duration> {
         self.key.idle_timeout(cluster)
@@ -298,6 +302,8 @@ pub struct Pool {
     waiting: RefCell<VecDeque<(Waker, Rc<Cell<Turn>>)>>,
     /// Connections that exist, idle or not.
     open: Cell<usize>,
+    /// Its cluster is another now: what is given back is closed.
+    is_retired: Cell<bool>,
 }
 
 impl Pool {
@@ -324,6 +330,9 @@ impl Pool {
     }
 
     fn put(&self, connection: Connection) {
+        if self.is_retired.get() {
+            return;
+        }
         let key = connection.key;
         self.idle.borrow_mut().entry(key).or_default().push(Idle { connection, since: Instant::now() });
         self.wake_next();
@@ -404,6 +413,22 @@ impl Pool {
             }
             is_known
         });
+    }
+
+    /// The cluster is gone, or another of its name has taken its place: close what is idle, and the rest as it becomes so. Connections know
+    /// their pool, so that nothing of it would end by itself.
+    pub fn retire(&self) {
+        self.is_retired.set(true);
+        let idle = self.idle.take();
+        let (shared, calls) = (self.shared.take(), self.calls.take());
+        // After the maps are let go of: a connection that closes looks at its pool.
+        drop(idle);
+        shared.into_values().flatten().for_each(|connection| connection.session.retire());
+        calls.into_values().flatten().for_each(|session| session.retire());
+    }
+
+    pub fn is_retired(&self) -> bool {
+        self.is_retired.get()
     }
 
     pub fn open_count(&self) -> usize {

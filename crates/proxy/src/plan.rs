@@ -150,7 +150,7 @@ pub struct WorkerUpstream {
 impl WorkerPlan {
     /// Make the view of *active*, keeping the pools of clusters that did not change.
     pub fn new(active: Arc<Active>, previous: Option<&WorkerPlan>) -> WorkerPlan {
-        let upstreams = active
+        let upstreams: ByAddress<Rc<WorkerUpstream>> = active
             .upstreams
             .iter()
             .map(|(&address, shared)| {
@@ -168,6 +168,11 @@ impl WorkerPlan {
                 (address, upstream)
             })
             .collect();
+        for (address, before) in previous.iter().flat_map(|plan| &plan.upstreams) {
+            if !upstreams.get(address).is_some_and(|upstream| Rc::ptr_eq(&upstream.pool, &before.pool)) {
+                before.pool.retire();
+            }
+        }
         WorkerPlan { active, upstreams }
     }
 

@@ -203,7 +203,7 @@ async fn keep(mut driver: Driver, mut connection: Connection, cluster: Arc<Clust
     let idle_timeout = connection.key.idle_timeout(&cluster);
     let worn = http.max_connection_duration.map(|most| connection.since + most);
     loop {
-        let Connection { io, buffer, .. } = &mut connection;
+        let Connection { io, buffer, pool, .. } = &mut connection;
         let turn = std::future::poll_fn(|context| {
             if let Poll::Ready(turn) = driver.poll(context, io, buffer) {
                 return Poll::Ready(Some(turn));
@@ -217,7 +217,10 @@ async fn keep(mut driver: Driver, mut connection: Connection, cluster: Arc<Clust
             if is_idle && session.is_worn() {
                 return Poll::Ready(Some(Turn::Over(ConnectionEnd::Closed)));
             }
-            if !session.is_worn() && http.max_requests_per_connection.is_some_and(|most| requests >= most) {
+            // One that was made while its cluster was being replaced serves those it was made for.
+            let is_left = requests > 0 && pool.is_retired();
+            if !session.is_worn() && (is_left || http.max_requests_per_connection.is_some_and(|most| requests >= most))
+            {
                 session.retire();
             }
             let idle = idle_timeout.filter(|_| is_idle).map(|most| idle_since + most);

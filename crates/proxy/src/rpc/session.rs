@@ -333,6 +333,9 @@ impl Driver {
                 session.retired.set(true);
             }
             let is_idle = session.is_idle();
+            if session.begun.get() > 0 && self.connection.pool().is_retired() {
+                session.retired.set(true);
+            }
             if std::mem::replace(&mut was_busy, !is_idle) && is_idle {
                 idle_since = Instant::now();
             }

@@ -215,3 +215,31 @@ fn an_idle_client_is_sent_away_when_its_connection_has_lasted_long_enough() {
     client.expect_end();
     expect_passed(began, Duration::from_millis(300));
 }
+
+/// Have the cluster replaced by another of its name.
+fn replace_cluster(mesh: &mut Mesh, after: f64) {
+    mesh.change(|setup| setup.cluster.connect_timeout = Some(seconds(after)));
+}
+
+#[test]
+fn connections_of_a_cluster_that_was_replaced_close() {
+    let upstream = Upstream::new();
+    let mut mesh = Mesh::start(&[upstream.address()], |_| {});
+    let mut client = mesh.client();
+    for round in 0..3 {
+        client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+        let mut peer = upstream.accept();
+        peer.message();
+        if round == 1 {
+            // While it is used: it closes as it becomes idle.
+            replace_cluster(&mut mesh, 10.0 + f64::from(round));
+            peer.send(ok("late"));
+            assert_eq!(client.message().text(), "late");
+        } else {
+            peer.send(ok("idle"));
+            assert_eq!(client.message().text(), "idle");
+            replace_cluster(&mut mesh, 10.0 + f64::from(round));
+        }
+        peer.expect_end();
+    }
+}
