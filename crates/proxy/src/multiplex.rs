@@ -633,6 +633,8 @@ impl Driver {
                     waker.wake();
                 }
             }
+            // RFC 9113 6.8: it speaks of streams that its receiver has begun. A server has begun none, and what the client has asked for it answers.
+            Event::GoAway { .. } if session.role == Role::Server => {}
             Event::GoAway { last, .. } => {
                 let refused: Vec<_> = session
                     .inboxes

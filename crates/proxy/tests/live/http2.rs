@@ -503,3 +503,40 @@ fn a_connection_that_lasts_too_long_ends_in_good_order() {
     client.expect(HEADERS, 3);
     assert_eq!(client.body(3).0, b"hello");
 }
+
+#[test]
+fn a_client_that_says_goodbye_gets_the_answers_to_what_it_has_asked() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |_| {});
+    let mut client = Wire::client(&mesh);
+    client.request(1, "GET", "/", &[], true);
+    let mut peer = upstream.accept();
+    peer.message();
+    // Its number is that of the last stream which the server has begun (RFC 9113 6.8): there is none.
+    client.send(GOAWAY, 0, 0, &[0; 8]);
+    client.send(PING, 0, 0, b"heard it");
+    while client.frame().payload != b"heard it" {}
+    peer.send(ok("late"));
+    client.expect(HEADERS, 1);
+    assert_eq!(client.body(1).0, b"late");
+}
+
+#[test]
+fn a_shared_connection_of_a_cluster_that_was_replaced_closes_after_its_last_answer() {
+    let upstream = Upstream::new();
+    let mut mesh = Mesh::start(&[upstream.address()], http2_upstream);
+    let mut client = mesh.client();
+    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut server = Wire::server(upstream.accept(), &[]);
+    let stream = server.next().stream;
+    mesh.change(|setup| setup.cluster.connect_timeout = Some(seconds(7.0)));
+    server.expect(GOAWAY, 0);
+    server.answer(stream, b"late");
+    assert_eq!(client.message().text(), "late");
+    server.0.expect_end();
+    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut other = Wire::server(upstream.accept(), &[]);
+    let stream = other.next().stream;
+    other.answer(stream, b"again");
+    assert_eq!(client.message().text(), "again");
+}
