@@ -25,7 +25,8 @@ ORDER = ROOT / "crates" / "proxy" / "order.txt"
 
 VARIABLE = (
     (re.compile(r"\.llvm\.\d+$"), ""),  # what the optimiser adds when it makes a name public
-    (re.compile(r"17h[0-9a-f]{16}E$"), "17h*"),  # the legacy mangling's hash
+    (re.compile(r"17h[0-9a-f]{16}E(\.\d+)?$"), "17h*"),  # the legacy mangling's hash
+    (re.compile(r"\.\d+$"), ".*"),  # one of several private ones of that name
     (re.compile(r"Cs[0-9A-Za-z]+_"), "Cs*_"),  # a crate in the v0 mangling
     (re.compile(r"^aws_lc_\d+_\d+_\d+_"), "aws_lc_*_"),
 )
