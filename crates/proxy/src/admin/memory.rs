@@ -39,7 +39,7 @@ pub fn respond() -> Answer {
     }))
 }
 
-/// What mimalloc holds of the system's memory.
+/// What mimalloc has of the system's memory, touched or not.
 fn committed_bytes() -> usize {
     let mut committed = 0;
     let nothing = ptr::null_mut;

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, c_int, c_void};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use framehop::{ExplicitModuleSectionInfo, Module, Unwinder as _, UnwinderNative};
 
@@ -13,10 +13,12 @@ pub type Cache = framehop::CacheNative<framehop::MayAllocateDuringUnwind>;
 /// `DW_EH_PE_pcrel | DW_EH_PE_sdata4` (LSB 10.5.1), which linkers write.
 const RELATIVE_32_BITS: u8 = 0x1b;
 
+/// What this process was started from, even if another file has that name by now.
+const OWN: &str = "/proc/self/exe";
+
 /// Something that was loaded. Nothing is ever unloaded here, so what it refers to stays.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The executable's is what it was started from, even if another file has that name by now.
     pub path: PathBuf,
     /// Added to the addresses in the file.
     pub base: u64,
@@ -53,7 +55,7 @@ unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: usize, all: *mu
         unsafe { CStr::from_ptr(info.dlpi_name) }
     };
     let path = match name.to_str().unwrap_or_default() {
-        "" => "/proc/self/exe".into(),
+        "" => OWN.into(),
         name => PathBuf::from(name),
     };
     if let (Some(first), Some(last)) = (segments.first(), segments.last()) {
@@ -70,6 +72,12 @@ pub fn unwinder(modules: &[Loaded]) -> Unwinder {
 }
 
 impl Loaded {
+    /// As people know it.
+    pub fn name(&self) -> String {
+        let path = if self.path == Path::new(OWN) { std::env::current_exe().ok() } else { None };
+        path.as_ref().unwrap_or(&self.path).display().to_string()
+    }
+
     fn for_unwinding(&self) -> Module<&'static [u8]> {
         let stated = |range: &Range<u64>| range.start - self.base..range.end - self.base;
         let mut sections = ExplicitModuleSectionInfo::default();
@@ -82,7 +90,7 @@ impl Loaded {
                 sections.eh_frame = self.read(&frames);
             }
         }
-        Module::new(self.path.display().to_string(), self.addresses.clone(), self.base, sections)
+        Module::new(self.name(), self.addresses.clone(), self.base, sections)
     }
 
     /// `.eh_frame`, to which its header points; it ends within its segment, and says itself where.

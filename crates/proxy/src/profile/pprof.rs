@@ -142,7 +142,7 @@ pub fn profile(about: &About, modules: &[Loaded], stacks: &Stacks<Vec<i64>>) -> 
         id,
         memory_start: module.addresses.start,
         memory_limit: module.addresses.end,
-        filename: strings.number(&module.path.display().to_string()),
+        filename: strings.number(&module.name()),
         has_functions: true,
     });
     let mapping = mapping.collect();
