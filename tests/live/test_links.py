@@ -297,7 +297,10 @@ async def reaches_by(links: Links, link: str, version: str) -> None:
     log = links.mesh[link].files.access_log
 
     def recorded() -> bool:
-        records = map(json.loads, log.read_text().splitlines())
+        if not log.exists():  # nothing has come yet
+            return False
+        whole, _, _unfinished = log.read_text().rpartition("\n")
+        records = map(json.loads, whole.splitlines())
         return any(record["protocol"] == version and record["path"] == way.path for record in records)
 
     async def asked() -> None:
