@@ -191,8 +191,9 @@ fn nobody_who_got_through_is_reset_when_a_listener_goes_and_comes_or_the_proxy_d
             until("the listener is back", || std::net::TcpStream::connect(address).ok());
         }
         mesh.signal(libc::SIGTERM);
-        assert!(mesh.wait_exit().success());
+        let exit = mesh.wait_exit();
         stop.store(true, Ordering::Relaxed);
+        assert!(exit.success());
         for visitor in visitors {
             let (failures, served) = visitor.join().unwrap();
             assert!(failures.is_empty(), "{failures:?} beside {served} answers");
