@@ -1,14 +1,17 @@
 //! The words of a metric's labels, Istio's names (istio.io/docs/reference/config/metrics). Made once for each series.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 use weft_core::listener::Direction;
 use weft_core::respond::Flags;
 use weft_core::rpc;
 
 use crate::identify::Facts;
-use crate::metrics::label;
-use crate::plan::Upstream;
+use crate::metrics::{self, Key, Series, label};
+use crate::plan::{Upstream, WorkerUpstream, address_of};
 use crate::record::Outcome;
+use crate::worker::Worker;
 
 const UNKNOWN: &str = "unknown";
 /// What Istio's stats filter says of a workload without a revision.
@@ -166,12 +169,38 @@ impl Protocol {
 }
 
 /// A number for a set of flags.
-pub fn flags_key(flags: Flags) -> u64 {
+fn flags_key(flags: Flags) -> u64 {
     if flags.is_empty() { 0 } else { flags.iter().fold(0, |bits, flag| bits | 1 << flag as u8) }
 }
 
+/// What counts a request, a call or a connection, as it stands now.
+pub fn series(
+    worker: &Worker,
+    direction: Direction,
+    facts: &Facts,
+    outcome: &Outcome,
+    upstream: Option<&WorkerUpstream>,
+    protocol: Protocol,
+) -> Arc<Series> {
+    let host = outcome.destination.as_ref().and_then(|destination| destination.host());
+    // The status of a connection is none of its labels.
+    let status = if protocol == Protocol::Tcp { 0 } else { outcome.status };
+    let key = Key {
+        cluster: outcome.cluster.as_ref().map_or(0, address_of),
+        endpoint: host.map_or(0, |host| address_of(&host.endpoint)),
+        principals: metrics::principals(facts.peer_key, outcome),
+        code: u32::from(status) | metrics::kind(direction, protocol),
+        flags: flags_key(outcome.flags),
+        secure: facts.secure,
+    };
+    worker.metrics.series(key, || {
+        let upstream = upstream.map(|upstream| &*upstream.shared);
+        describe(&worker.node, direction, facts, outcome, upstream, protocol)
+    })
+}
+
 /// All labels of one series, `name="value",...` without a comma at the end.
-pub fn describe(
+fn describe(
     node: &Node,
     direction: Direction,
     facts: &Facts,

@@ -15,9 +15,9 @@ use crate::connect::{self, Connection, Offer};
 use crate::forward::{self, Totals, TunnelEnd};
 use crate::identify::Ends;
 use crate::labels::{self, Protocol};
-use crate::metrics::{self, Key, Series};
+use crate::metrics::Series;
 use crate::pick::{self, Tried};
-use crate::plan::{WorkerUpstream, address_of};
+use crate::plan::WorkerUpstream;
 use crate::record::{Entry, Outcome, Subject};
 use crate::serve::{Downstream, Socket};
 use crate::worker::Worker;
@@ -224,17 +224,5 @@ pub async fn within(
 
 /// What counts the connection. Its labels say how it stands now: once it is there, later flags are only in its record.
 fn series(down: &Downstream, outcome: &Outcome, upstream: Option<&WorkerUpstream>) -> Arc<Series> {
-    let host = outcome.destination.as_ref().and_then(|destination| destination.host());
-    let key = Key {
-        cluster: outcome.cluster.as_ref().map_or(0, address_of),
-        endpoint: host.map_or(0, |host| address_of(&host.endpoint)),
-        principals: metrics::principals(down.facts.peer_key, outcome),
-        code: metrics::kind(down.direction, Protocol::Tcp),
-        flags: labels::flags_key(outcome.flags),
-        secure: down.facts.secure,
-    };
-    down.worker.metrics.series(key, || {
-        let upstream = upstream.map(|upstream| &*upstream.shared);
-        labels::describe(&down.worker.node, down.direction, &down.facts, outcome, upstream, Protocol::Tcp)
-    })
+    labels::series(&down.worker, down.direction, &down.facts, outcome, upstream, Protocol::Tcp)
 }

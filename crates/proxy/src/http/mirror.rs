@@ -30,9 +30,8 @@ use crate::identify::Facts;
 use crate::labels::{self, Protocol};
 use crate::message::tap::{self, Tap};
 use crate::message::{HeadEnd, Next, ReadError, Reader};
-use crate::metrics::{self, Key};
 use crate::pick::{self, Tried};
-use crate::plan::{ChainContext, WorkerPlan, WorkerUpstream, address_of};
+use crate::plan::{ChainContext, WorkerPlan, WorkerUpstream};
 use crate::record::{self, Entry, Outcome, Subject};
 use crate::respond;
 use crate::serve::Scratch;
@@ -345,19 +344,8 @@ impl Copy {
     fn count(&self, outcome: &Outcome, scratch: &Scratch) {
         let is_grpc = self.client_version == Version::Http2 && respond::is_grpc(&scratch.request);
         let protocol = if is_grpc { Protocol::Grpc } else { Protocol::Http };
-        let host = outcome.destination.as_ref().and_then(Destination::host);
-        let key = Key {
-            cluster: outcome.cluster.as_ref().map_or(0, address_of),
-            endpoint: host.map_or(0, |host| address_of(&host.endpoint)),
-            principals: metrics::principals(self.facts.peer_key, outcome),
-            code: u32::from(outcome.status) | metrics::kind(self.direction, protocol),
-            flags: labels::flags_key(outcome.flags),
-            secure: self.facts.secure,
-        };
-        let series = self.worker.metrics.series(key, || {
-            let upstream = Some(&*self.upstream.shared);
-            labels::describe(&self.worker.node, self.direction, &self.facts, outcome, upstream, protocol)
-        });
+        let upstream = Some(&*self.upstream);
+        let series = labels::series(&self.worker, self.direction, &self.facts, outcome, upstream, protocol);
         series.request(outcome.duration, outcome.bytes_received, outcome.bytes_sent);
     }
 }

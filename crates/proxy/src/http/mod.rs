@@ -41,15 +41,13 @@ use weft_core::respond::{Cause, LocalReply, ResponseFlag};
 
 use crate::alarm::Alarm;
 use crate::codec::Version;
-use crate::connect::Destination;
 use crate::filter::{self, Refusal};
 use crate::forward::{Course, Progress};
 use crate::labels::{self, Protocol};
 use crate::message::tap::Taps;
-use crate::metrics::{self, Key};
 use crate::on_demand::Answer;
 use crate::overload::{Action as Overloaded, Actions};
-use crate::plan::{WorkerPlan, WorkerUpstream, address_of};
+use crate::plan::{WorkerPlan, WorkerUpstream};
 use crate::record::{Entry, Outcome, Subject};
 use crate::respond;
 use crate::route::{self, View};
@@ -388,19 +386,9 @@ impl Exchange<'_> {
         // gRPC is spoken over HTTP/2 alone (gRPC over HTTP/2, Requests).
         let is_grpc = self.client_version == Version::Http2 && respond::is_grpc(&self.scratch.request);
         let protocol = if is_grpc { Protocol::Grpc } else { Protocol::Http };
-        let host = outcome.destination.as_ref().and_then(Destination::host);
-        let key = Key {
-            cluster: outcome.cluster.as_ref().map_or(0, address_of),
-            endpoint: host.map_or(0, |host| address_of(&host.endpoint)),
-            principals: metrics::principals(self.down.facts.peer_key, outcome),
-            code: u32::from(outcome.status) | metrics::kind(self.down.direction, protocol),
-            flags: labels::flags_key(outcome.flags),
-            secure: self.down.facts.secure,
-        };
-        let series = self.down.worker.metrics.series(key, || {
-            let upstream = self.upstream.as_ref().map(|upstream| &*upstream.shared);
-            labels::describe(&self.down.worker.node, self.down.direction, &self.down.facts, outcome, upstream, protocol)
-        });
+        let down = self.down;
+        let upstream = self.upstream.as_deref();
+        let series = labels::series(&down.worker, down.direction, &down.facts, outcome, upstream, protocol);
         series.request(outcome.duration, outcome.bytes_received, outcome.bytes_sent);
     }
 }

@@ -22,10 +22,9 @@ use crate::codec::Head;
 use crate::codec::rpc::{self as codec, Failure, Frame, Message, Refusal, Sharing, Status};
 use crate::connect::{CallWay, Connection, Destination, connect_call};
 use crate::labels::{self, Protocol};
-use crate::metrics::{self, Key};
 use crate::overload::Action as Overloaded;
 use crate::pick::{self, Tried};
-use crate::plan::{WorkerUpstream, address_of};
+use crate::plan::WorkerUpstream;
 use crate::record::{Entry, Outcome, Subject};
 use crate::tcp;
 
@@ -373,19 +372,8 @@ impl Exchange {
         self.outcome.bytes_received = self.message.len() as u64;
         let outcome = &self.outcome;
         let protocol = Protocol::Rpc(caller.protocol);
-        let host = outcome.destination.as_ref().and_then(Destination::host);
-        let key = Key {
-            cluster: outcome.cluster.as_ref().map_or(0, address_of),
-            endpoint: host.map_or(0, |host| address_of(&host.endpoint)),
-            principals: metrics::principals(down.facts.peer_key, outcome),
-            code: u32::from(outcome.status) | metrics::kind(down.direction, protocol),
-            flags: labels::flags_key(outcome.flags),
-            secure: down.facts.secure,
-        };
-        let series = down.worker.metrics.series(key, || {
-            let upstream = self.upstream.as_ref().map(|upstream| &*upstream.shared);
-            labels::describe(&down.worker.node, down.direction, &down.facts, outcome, upstream, protocol)
-        });
+        let upstream = self.upstream.as_deref();
+        let series = labels::series(&down.worker, down.direction, &down.facts, outcome, upstream, protocol);
         series.request(outcome.duration, outcome.bytes_received, outcome.bytes_sent);
         if down.context.logs.is_empty() {
             return;

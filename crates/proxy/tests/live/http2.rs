@@ -529,6 +529,9 @@ fn a_shared_connection_of_a_cluster_that_was_replaced_closes_after_its_last_answ
     client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
     let mut server = Wire::server(upstream.accept(), &[]);
     let stream = server.next().stream;
+    // What it has to say to our settings it says before this.
+    server.send(PING, 0, 0, b"settled?");
+    while server.frame().payload != b"settled?" {}
     mesh.change(|setup| setup.cluster.connect_timeout = Some(seconds(7.0)));
     server.expect(GOAWAY, 0);
     server.answer(stream, b"late");
