@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.conformance.proxies import Static
 from tests.ports import free_port, until_listening
-from weft.agent.data_planes import DATA_PLANES
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 Json = dict[str, Any]
@@ -42,18 +39,10 @@ def listener(name: str, port: int, filters: list[Json]) -> Json:
     return {"name": name, "address": address(port), "filter_chains": [{"filters": filters}]}
 
 
-@dataclass(frozen=True)
-class Running:
-    """A data plane with one listener for each name in `ports`."""
-
-    kind: str
-    ports: dict[str, int]
-
-
 @contextlib.contextmanager
 def both(
     directory: Path, names: tuple[str, ...], resources: Callable[[dict[str, int]], Json]
-) -> Iterator[tuple[Running, Running]]:
+) -> Iterator[tuple[Static, Static]]:
     """
     Run Envoy and weft-proxy until the block ends.
 
@@ -62,23 +51,10 @@ def both(
     with contextlib.ExitStack() as stack:
         running = []
         for kind in (ENVOY, WEFT_PROXY):
-            home = directory / kind
-            home.mkdir()
             ports = {name: free_port() for name in names}
-            bootstrap = {
-                "node": {"id": "one", "cluster": "one"},
-                "admin": {"address": {"pipe": {"path": str(home / "admin.sock")}}},
-                "static_resources": resources(ports),
-            }
-            path = home / "bootstrap.json"
-            path.write_text(json.dumps(bootstrap))
-            command = [DATA_PLANES[kind].find().path, "-c", str(path), "--concurrency", "1"]
-            if kind == ENVOY:
-                command += ["--disable-hot-restart", "--log-level", "error"]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
+            proxy = Static(kind, directory / kind, ports, resources(ports))
+            stack.callback(proxy.stop)
             for port in ports.values():
-                until_listening(port, process)
-            running.append(Running(kind, ports))
+                until_listening(port, proxy.process)
+            running.append(proxy)
         yield running[0], running[1]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.both import Json, Running, address, both, http_filters, listener, typed
-from tests.conformance.proxies import LIMIT
+from tests.conformance.both import Json, address, both, http_filters, listener, typed
+from tests.conformance.proxies import LIMIT, Static
 
 pytestmark = pytest.mark.conformance
 
@@ -166,7 +166,7 @@ def upstreams() -> Iterator[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def planes(upstreams: list[int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Running]]:
+def planes(upstreams: list[int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Static, Static]]:
     directory: Path = tmp_path_factory.mktemp("hash")
     with both(directory, ("http", "tcp"), lambda ports: static_resources(upstreams, ports)) as running:
         yield running
@@ -197,7 +197,7 @@ class Client:
 
 
 @pytest.mark.parametrize("name", clusters(list(range(1, ENDPOINTS + 1))))
-def test_a_key_has_the_same_endpoint(planes: tuple[Running, Running], name: str) -> None:
+def test_a_key_has_the_same_endpoint(planes: tuple[Static, Static], name: str) -> None:
     found = []
     for plane in planes:
         with Client(plane.ports["http"]) as client:
@@ -207,7 +207,7 @@ def test_a_key_has_the_same_endpoint(planes: tuple[Running, Running], name: str)
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if name != "made"])
-def test_the_same_is_hashed(planes: tuple[Running, Running], name: str) -> None:
+def test_the_same_is_hashed(planes: tuple[Static, Static], name: str) -> None:
     found = []
     for plane in planes:
         with Client(plane.ports["http"], source="127.0.0.9") as client:
@@ -226,7 +226,7 @@ def test_the_same_is_hashed(planes: tuple[Running, Running], name: str) -> None:
     assert (len(set(found[0])) == 1) == (name == "source")
 
 
-def test_several_values_of_a_header_are_hashed_in_no_order(planes: tuple[Running, Running]) -> None:
+def test_several_values_of_a_header_are_hashed_in_no_order(planes: tuple[Static, Static]) -> None:
     found = []
     for plane in planes:
         chosen = []
@@ -248,7 +248,7 @@ def test_several_values_of_a_header_are_hashed_in_no_order(planes: tuple[Running
     assert found[0] == found[1]
 
 
-def test_a_cookie_is_made_that_leads_to_the_same_endpoint_at_both(planes: tuple[Running, Running]) -> None:
+def test_a_cookie_is_made_that_leads_to_the_same_endpoint_at_both(planes: tuple[Static, Static]) -> None:
     shapes = []
     for plane in planes:
         for _ in range(5):
@@ -266,7 +266,7 @@ def test_a_cookie_is_made_that_leads_to_the_same_endpoint_at_both(planes: tuple[
     assert set(shapes) == {'user="VALUE"; Max-Age=60; Path=/made; SameSite=Strict; Secure; HttpOnly'}
 
 
-def test_connections_from_one_address_have_the_same_endpoint(planes: tuple[Running, Running]) -> None:
+def test_connections_from_one_address_have_the_same_endpoint(planes: tuple[Static, Static]) -> None:
     found = []
     for plane in planes:
         chosen = []

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.both import Json, Running, address, both, http_filters, listener
-from tests.conformance.proxies import LIMIT
+from tests.conformance.both import Json, address, both, http_filters, listener
+from tests.conformance.proxies import LIMIT, Static
 
 pytestmark = pytest.mark.conformance
 
@@ -116,9 +116,7 @@ def upstreams() -> Iterator[dict[str, Upstream]]:
 
 
 @pytest.fixture(scope="module")
-def planes(
-    upstreams: dict[str, Upstream], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Running, Running]]:
+def planes(upstreams: dict[str, Upstream], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Static, Static]]:
     directory: Path = tmp_path_factory.mktemp("mirror")
     ports = {name: upstream.port for name, upstream in upstreams.items()} | {"dead": 1}
     with both(directory, ("http",), lambda own: static_resources(own, ports)) as running:
@@ -143,7 +141,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("text", REQUESTS.values(), ids=REQUESTS.keys())
-def test_a_copy_is_the_same_of_both(planes: tuple[Running, Running], upstreams: dict[str, Upstream], text: str) -> None:
+def test_a_copy_is_the_same_of_both(planes: tuple[Static, Static], upstreams: dict[str, Upstream], text: str) -> None:
     found = []
     for plane in planes:
         with socket.create_connection(("127.0.0.1", plane.ports["http"]), timeout=LIMIT) as connection:
