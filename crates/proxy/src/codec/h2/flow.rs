@@ -32,7 +32,6 @@ impl SendWindow {
 /// What the peer may send. It opens as data is used up, so that what waits in memory never exceeds the window.
 #[derive(Clone, Copy, Debug)]
 pub struct ReceiveWindow {
-    size: u32,
     /// What the peer may still send.
     left: i64,
     /// Used up and not yet told to the peer.
@@ -41,7 +40,7 @@ pub struct ReceiveWindow {
 
 impl ReceiveWindow {
     pub fn new(size: u32) -> ReceiveWindow {
-        ReceiveWindow { size, left: size.into(), used: 0 }
+        ReceiveWindow { left: size.into(), used: 0 }
     }
 
     /// Note that *bytes* have come. False: more than was allowed.
@@ -51,10 +50,12 @@ impl ReceiveWindow {
         self.left >= 0
     }
 
-    /// Note that *bytes* were used up. Returns the increment to tell the peer, once it is worth a frame.
+    /// Note that *bytes* were used up. Returns the increment to tell the peer, once it is worth a frame: when the peer has no more left
+    /// than that. Measured by what is left and not by the window's size, because what others hold of it unread may leave less than any
+    /// part of its size: then the peer would wait for us, and we for it.
     pub fn release(&mut self, bytes: usize) -> Option<u32> {
         self.used += bytes as u32;
-        if self.used < self.size / 2 || self.used == 0 {
+        if i64::from(self.used) < self.left || self.used == 0 {
             return None;
         }
         self.left += i64::from(self.used);
@@ -85,5 +86,18 @@ mod tests {
         assert_eq!(window.release(1), Some(50));
         assert!(window.receive(50));
         assert!(!window.receive(1));
+    }
+
+    #[test]
+    fn what_is_held_unread_does_not_keep_back_what_was_used() {
+        let mut window = ReceiveWindow::new(100);
+        assert!(window.receive(90));
+        // 80 of these stay unread.
+        assert_eq!(window.release(9), None);
+        assert_eq!(window.release(1), Some(10));
+        for _ in 0..3 {
+            assert!(window.receive(20));
+            assert_eq!(window.release(20), Some(20), "nothing is left to the peer");
+        }
     }
 }

@@ -367,6 +367,23 @@ fn crumbs_become_one_cookie_and_host_is_the_authority() {
 }
 
 #[test]
+fn a_crumb_without_bytes_leaves_no_separator() {
+    let fields = [
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":path", "/"),
+        (":authority", "a"),
+        ("cookie", ""),
+        ("cookie", "a=1"),
+        ("cookie", ""),
+        ("cookie", "b=2"),
+        ("cookie", ""),
+    ];
+    let (seen, _) = Raw::new().headers(1, true, &fields).read_by_server(Limits::default());
+    assert_eq!(seen, [Seen::Head(1, "GET a / cookie=a=1; b=2".into(), true)]);
+}
+
+#[test]
 fn data_must_add_up_to_the_length() {
     let mut fields = GET.to_vec();
     fields.push(("content-length", "3"));
