@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2  # noqa: F401 - registers the type for Any
+from google.protobuf.json_format import ParseDict
 
-from tests.conformance.test_envoy_xds import NODE, Resource, cluster, endpoints, listener, route, upstream
+from tests.conformance.test_envoy_xds import NODE, Resource, cluster, endpoints, listener, resource, route, upstream
 from tests.ports import free_port
 from weft.agent import admin, hot_restart
 from weft.agent.data_planes import DATA_PLANES
@@ -30,6 +32,9 @@ from weft.xds import Publisher
 pytestmark = pytest.mark.conformance
 
 LIMIT_SECONDS = 60.0
+
+SECONDS_AFTER_CHANGE = 2.5
+"""For how long a connection is used after its listener has changed."""
 
 
 class Agent:
@@ -175,6 +180,53 @@ def test_without_shared_memory_of_its_layout_it_runs_alone(tmp_path: Path, monke
             assert await ask(port) == b"first"
             assert "SIGABRT" in agent.notices[0]
             assert "Hot restart version mismatch" in (tmp_path / "proxy.log").read_text()
+            publisher.close()
+
+    asyncio.run(test())
+
+
+def carrying(port: int, stat_prefix: str) -> Resource:
+    """Return a listener that carries TCP to the cluster `up`."""
+    proxy = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        "stat_prefix": stat_prefix,
+        "cluster": "up",
+    }
+    content = {
+        "name": "carries",
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+        "filter_chains": [{"filters": [{"name": "tcp", "typed_config": proxy}]}],
+    }
+    return resource("carries", ParseDict(content, Listener()))
+
+
+def test_a_connection_outlives_a_change_of_its_listener(tmp_path: Path) -> None:
+    """It was cut off one second after any change, whoever it belonged to."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while part := await reader.read(100):
+            writer.write(part)
+        writer.close()
+
+    async def test() -> None:
+        port = free_port()
+        async with await asyncio.start_server(echo, "127.0.0.1", 0) as up, Agent(tmp_path).running() as agent:
+            common = [cluster("up"), endpoints("up", up.sockets[0].getsockname()[1])]
+            publisher = Publisher(tmp_path / "xds.sock")
+            publisher.publish({NODE: [*common, carrying(port, "before")]}, 1)
+            await agent.proxy.ready()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            publisher.publish({NODE: [*common, carrying(port, "after")]}, 2)
+            assert not (await publisher.wait(2, LIMIT_SECONDS)).silent
+            changed = asyncio.get_running_loop().time()
+            while asyncio.get_running_loop().time() < changed + SECONDS_AFTER_CHANGE:
+                writer.write(b"one more")
+                assert await reader.readexactly(8) == b"one more"
+                await asyncio.sleep(0.05)
+            _, gauges = await admin.ask(tmp_path / "admin.sock", "/stats?filter=total_filter_chains_draining")
+            assert gauges.strip().endswith(b": 1"), "it was not the old filter chain that carried this"
+            writer.close()
+            await writer.wait_closed()
             publisher.close()
 
     asyncio.run(test())

@@ -24,6 +24,7 @@ from tests.live.load import Connection, Program
 from tests.ports import free_port
 from weft.agent.agent import note_certificate
 from weft.agent.bootstrap import bootstrap
+from weft.agent.data_planes.envoy import CHANGED_LISTENER_SECONDS
 from weft.agent.sds import SecretService
 from weft.agent.stream import AgentStream, Registered
 
@@ -38,8 +39,7 @@ COMMANDS = {
     "weft-proxy": ["weft-proxy", "--concurrency", "1"],
     "envoy": [
         *("envoy", "--use-dynamic-base-id", "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"),
-        # How long connections of a filter chain that is gone may stay: as short as it is for weft-proxy's.
-        *("--drain-time-s", "5", "--drain-strategy", "immediate"),
+        *("--drain-time-s", str(CHANGED_LISTENER_SECONDS), "--drain-strategy", "immediate"),
     ],
 }
 

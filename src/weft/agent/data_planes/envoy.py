@@ -37,7 +37,14 @@ RECORDS_SENT_SECONDS = 0.12
 
 DRAIN_POLL_SECONDS = 0.01
 DRAIN_CALLS = ("/healthcheck/fail", "/drain_listeners?graceful")
-"""Have answers say `connection: close`, and accept no more."""
+"""Have answers say `connection: close`; what still comes is accepted until the end."""
+
+RETIRE_CALLS = ("/healthcheck/fail", "/drain_listeners")
+"""The same, and leave what comes to the next process, which has the sockets too."""
+
+CHANGED_LISTENER_SECONDS = 45
+"""How long what is open stays after a change of its listener: TCP connections and answers under way are cut off then, and a request
+that comes on a connection at rest at that moment is lost. Istio's `drainDuration`. It is not how long an end takes."""
 
 OPEN_REQUESTS = r"^(http\..*\.downstream_rq_active|tcp\..*\.downstream_cx_active)$"
 OPEN_CONNECTIONS = r"^(http|tcp)\..*\.downstream_cx_active$"
@@ -89,8 +96,8 @@ class Envoy:
         command = [executable, "-c", str(place.bootstrap), "--concurrency", str(place.concurrency)]
         command += ["--log-level", "warning"]
         command += ["--file-flush-interval-msec", str(RECORDS_FLUSH_MILLISECONDS)]
-        # A whole number of seconds; the end comes when nothing is open any more, not when this is over.
-        return [*command, "--drain-time-s", "1", "--drain-strategy", "immediate"]
+        # From the change on every answer says `connection: close`, not ever more of them.
+        return [*command, "--drain-time-s", str(CHANGED_LISTENER_SECONDS), "--drain-strategy", "immediate"]
 
     async def drain(self, pid: int, admin: Path) -> None:
         """Have answers say `connection: close`, wait until none is open, and end it."""
@@ -99,7 +106,7 @@ class Envoy:
         _end(pid)
 
     async def retire(self, pid: int, admin: Path, patience: float) -> None:
-        await questions.finish(admin, DRAIN_CALLS, open_connections, patience=patience, poll=RETIRE_POLL_SECONDS)
+        await questions.finish(admin, RETIRE_CALLS, open_connections, patience=patience, poll=RETIRE_POLL_SECONDS)
         await asyncio.sleep(RECORDS_SENT_SECONDS)
         _end(pid)
 
