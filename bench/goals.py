@@ -64,6 +64,7 @@ GOALS = (
     # Flat, as far as a shared machine can tell.
     Goal("growth.hosts", 1.1, f"{US}, 10", ours=f"{US}, 10,000"),
     Goal("growth.routes", 1.1, f"{US}, 10", ours=f"{US}, 10,000"),
+    Goal("growth.regexes", 1.1, f"{US}, 10", ours=f"{US}, 10,000"),
     Goal("growth.workers", 1.1, f"{US}, 1", ours=f"{US}, 2"),
 )
 

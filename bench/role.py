@@ -130,6 +130,8 @@ class Role:
     hosts: int = HOSTS
     paths: int = 0
     """So many prefix routes and as many exact ones before the default route of each virtual host."""
+    regexes: int = 0
+    """So many regular expressions with a beginning of their own, and as many that all begin alike, before it."""
     endpoints: int = 0
     """Of each service; 0 is one for each port of `answer`. The others are never connected to."""
     downstream_tls: Tls | None = None

@@ -226,6 +226,9 @@ def _virtual_host(role: Role, service: str, names: tuple[str, ...]) -> dict[str,
     for number in range(role.paths):
         routes.append({"match": {"path": f"/exact/{number}"}, "route": action})
         routes.append({"match": {"prefix": f"/prefix/{number}/"}, "route": action})
+    for number in range(role.regexes):
+        for regex in (f"/regex/{number}/[a-z]+", f"/[a-z]+/item-{number}"):
+            routes.append({"match": {"safe_regex": {"regex": regex}}, "route": action})
     routes.append({"name": "default", "match": {"prefix": "/"}, "route": action})
     virtual_host: dict[str, Any] = {"name": service, "domains": list(names), "routes": routes}
     if role.has(Feature.CORS):

@@ -31,6 +31,9 @@ def run(run: Run) -> list[Table]:
         return [
             _grown(run, "hosts", "virtual hosts and clusters", {count: _hosts(ports, count) for count in COUNTS}),
             _grown(run, "routes", "routes of one host", {count: _routes(ports, count) for count in COUNTS}),
+            _grown(
+                run, "regexes", "regular expressions of one host", {count: _regexes(ports, count) for count in COUNTS}
+            ),
             _grown(run, "workers", "workers", {count: _workers(ports, count) for count in (1, 2)}),
         ]
 
@@ -49,6 +52,13 @@ def _routes(ports: Ports, count: int) -> _Grown:
     wanted = Role(ports, FEATURES, hosts=1, paths=count // 2)
     numbers = range(0, count // 2, max(1, count // SPREAD))
     paths = [path for number in numbers for path in (f"/exact/{number}", f"/prefix/{number}/x")]
+    return wanted, [role.host(wanted.target)] * len(paths), paths
+
+
+def _regexes(ports: Ports, count: int) -> _Grown:
+    wanted = Role(ports, FEATURES, hosts=1, regexes=count // 2)
+    numbers = range(0, count // 2, max(1, count // SPREAD))
+    paths = [path for number in numbers for path in (f"/regex/{number}/x", f"/any/item-{number}")]
     return wanted, [role.host(wanted.target)] * len(paths), paths
 
 

@@ -2,8 +2,17 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::sync::Arc;
 
 use regex::bytes::{Regex, RegexBuilder};
+use regex_automata::hybrid::dfa::{Cache, DFA, OverlappingState};
+use regex_automata::nfa::thompson;
+use regex_automata::util::pool::Pool;
+use regex_automata::util::syntax;
+use regex_automata::{Anchored, Input, MatchKind};
+use regex_syntax::ParserBuilder;
+use regex_syntax::hir::literal::Extractor;
 use weft_protos::envoy::config::route::v3 as route;
 use weft_protos::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use weft_protos::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
@@ -24,6 +33,22 @@ pub struct FullRegex {
 /// Largest compiled size of one regular expression, bytes: a few hundred alternatives, not a memory bomb.
 const REGEX_SIZE_LIMIT: usize = 1 << 20;
 
+/// Largest compiled size of many together, bytes.
+const REGEX_SET_SIZE_LIMIT: usize = 1 << 25;
+
+/// Memory for the states of one automaton in each thread, which are made as texts need them; bytes.
+const STATES_BYTES: usize = 1 << 21;
+
+/// When its states had to be forgotten so often, it is not used for a text that would need many new ones.
+const STATES_FORGOTTEN: usize = 3;
+
+/// A text must use each of its new states for so many bytes.
+const BYTES_OF_A_STATE: usize = 10;
+
+fn full(pattern: &str) -> String {
+    format!("^(?:{pattern})$")
+}
+
 /// Bytes, not code points: `.` is any byte but a newline, `\d` and `\w` are ASCII as in RE2, which Envoy uses.
 pub(crate) fn build_regex(pattern: &str) -> Result<Regex, String> {
     RegexBuilder::new(pattern).unicode(false).size_limit(REGEX_SIZE_LIMIT).build().map_err(|error| error.to_string())
@@ -33,7 +58,7 @@ impl FullRegex {
     /// # Errors
     /// The pattern is not a regular expression, or too large.
     pub fn new(pattern: &str) -> Result<Self, String> {
-        Ok(Self { source: pattern.into(), regex: build_regex(&format!("^(?:{pattern})$"))? })
+        Ok(Self { source: pattern.into(), regex: build_regex(&full(pattern))? })
     }
 
     /// Whether the whole of `text` matches.
@@ -41,8 +66,66 @@ impl FullRegex {
         self.regex.is_match(text)
     }
 
+    /// What every text that matches begins with; empty if that differs.
+    pub fn literal_prefix(&self) -> Vec<u8> {
+        let parsed = ParserBuilder::new().unicode(false).utf8(false).build().parse(&self.source);
+        let literals = parsed.map(|expression| Extractor::new().extract(&expression));
+        literals.ok().and_then(|literals| literals.longest_common_prefix().map(<[u8]>::to_vec)).unwrap_or_default()
+    }
+
     pub(crate) fn compile(context: &mut Context, field: &str, matcher: &matcher::RegexMatcher) -> Option<Self> {
         Self::new(&matcher.regex).map_err(|reason| context.refuse_at(field, reason)).ok()
+    }
+}
+
+/// Regular expressions in one automaton, which reads a text once for all of them.
+pub struct FullRegexSet {
+    automaton: Arc<DFA>,
+    states: Pool<Cache, Box<dyn Fn() -> Cache + Send + Sync + UnwindSafe + RefUnwindSafe>>,
+    length: usize,
+}
+
+impl FullRegexSet {
+    /// # Errors
+    /// Together they are too large.
+    pub fn new<'r>(regexes: impl Iterator<Item = &'r FullRegex>) -> Result<Self, String> {
+        let patterns: Vec<String> = regexes.map(|regex| full(&regex.source)).collect();
+        let states = DFA::config()
+            .match_kind(MatchKind::All)
+            .cache_capacity(STATES_BYTES)
+            .minimum_cache_clear_count(Some(STATES_FORGOTTEN))
+            .minimum_bytes_per_state(Some(BYTES_OF_A_STATE));
+        let automaton = DFA::builder()
+            .configure(states)
+            .syntax(syntax::Config::new().unicode(false).utf8(false))
+            .thompson(thompson::Config::new().utf8(false).nfa_size_limit(Some(REGEX_SET_SIZE_LIMIT)))
+            .build_many(&patterns)
+            .map_err(|error| error.to_string())?;
+        let automaton = Arc::new(automaton);
+        let maker = Arc::clone(&automaton);
+        Ok(Self { automaton, states: Pool::new(Box::new(move || maker.create_cache())), length: patterns.len() })
+    }
+
+    /// Call *take* with the index of each that matches the whole of `text`, or may do so: all of them where the automaton would need
+    /// more states than it may have.
+    pub fn for_each_match(&self, text: &[u8], mut take: impl FnMut(usize)) {
+        let (mut states, mut at) = (self.states.get(), OverlappingState::start());
+        let input = Input::new(text).anchored(Anchored::Yes);
+        loop {
+            if self.automaton.try_search_overlapping_fwd(&mut states, &input, &mut at).is_err() {
+                return (0..self.length).for_each(take);
+            }
+            match at.get_match() {
+                Some(found) => take(found.pattern().as_usize()),
+                None => return,
+            }
+        }
+    }
+}
+
+impl fmt::Debug for FullRegexSet {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} regular expressions", self.length)
     }
 }
 

@@ -284,6 +284,68 @@ fn the_first_matching_route_wins_and_the_trace_says_why_others_did_not() {
     );
 }
 
+/// Matchers that are alike and of which many match the same paths, by a number.
+fn alike(kind: u8, number: u16) -> proto::RouteMatch {
+    let number = number % 40;
+    let specifier = match kind % 10 {
+        0 => PathSpecifier::Path(format!("/svc/{number}")),
+        1 => PathSpecifier::Prefix(format!("/svc/{number}")),
+        2 => PathSpecifier::PathSeparatedPrefix(format!("/svc/{number}")),
+        3 => PathSpecifier::SafeRegex(regex(&format!("/svc/{number}[0-9]*"))),
+        4 => PathSpecifier::SafeRegex(regex(&format!("/.*/{number}"))),
+        5 => PathSpecifier::SafeRegex(regex(&format!("/svc/{number}|/{number}/.*"))),
+        6 => PathSpecifier::SafeRegex(regex(&format!("(?i)/SVC/{number}"))),
+        7 => PathSpecifier::SafeRegex(regex(&format!("/(svc/)?{number}(/x)?"))),
+        8 => PathSpecifier::SafeRegex(regex(".*")),
+        _ => PathSpecifier::Path(format!("/Svc/{number}")),
+    };
+    let mut matcher = proto::RouteMatch {
+        path_specifier: Some(specifier),
+        case_sensitive: Some(BoolValue { value: kind % 10 != 9 }),
+        ..Default::default()
+    };
+    // What matches almost every path must not hide what comes after it.
+    if kind.is_multiple_of(3) || kind % 10 == 8 {
+        matcher.headers = vec![proto::HeaderMatcher {
+            name: "number".into(),
+            header_match_specifier: Some(H::ExactMatch(number.to_string())),
+            ..Default::default()
+        }];
+    }
+    matcher
+}
+
+quickcheck! {
+    /// A long list is looked up and a short one is read; with a trace every list is read, from its beginning.
+    fn a_long_list_is_as_if_it_were_read(list: Vec<(u8, u16)>, paths: Vec<(u8, u16)>, times: u8) -> TestResult {
+        struct All;
+        impl Trace for All {
+            fn considered(&mut self, _: Subject<'_>, _: bool, _: impl FnOnce() -> String) {}
+        }
+        let length = list.len();
+        let many = list.into_iter().cycle().take(length * usize::from(times % 8 + 1));
+        let table = routes(
+            many.enumerate()
+                .map(|(position, (kind, number))| to(&position.to_string(), alike(kind, number ^ (position / length) as u16)))
+                .collect(),
+        );
+        TestResult::from_bool(paths.into_iter().all(|(kind, number)| {
+            let number = number % 40;
+            let path = match kind % 5 {
+                0 => format!("/svc/{number}"),
+                1 => format!("/svc/{number}/x?y=/svc/1"),
+                2 => format!("/{number}/{number}"),
+                3 => format!("/SVC/{number}"),
+                _ => format!("/{number}"),
+            };
+            let asked = request("a", &path, &[("number", &number.to_string())]);
+            let read = table.route(&asked, &mut Fixed(0.0), &mut All).route.map(|route| &*route.name);
+            let looked_up = table.route(&asked, &mut Fixed(0.0), &mut Silent).route.map(|route| &*route.name);
+            read == looked_up
+        }))
+    }
+}
+
 fn forward(action: proto::RouteAction) -> (RouteTable, proto::RouteAction) {
     let route = proto::Route {
         r#match: Some(prefix("/old")),

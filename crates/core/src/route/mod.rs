@@ -333,14 +333,11 @@ impl RouteTable {
         }
         let Some(host) = virtual_host else { return Found { virtual_host: None, route: None } };
         if let (Some(paths), false) = (&host.paths, trace.wants_all()) {
-            let mut next = paths.next(request.path(), 0);
-            while let Some(position) = next {
-                if host.routes[position].matches(request, random).is_ok() {
-                    return Found { virtual_host, route: Some(&host.routes[position]) };
-                }
-                next = paths.next(request.path(), position + 1);
-            }
-            return Found { virtual_host, route: None };
+            let route = paths
+                .candidates(request.path())
+                .map(|position| &host.routes[position])
+                .find(|route| route.matches(request, random).is_ok());
+            return Found { virtual_host, route };
         }
         let route = host.routes.iter().find(|route| match route.matches(request, random) {
             Ok(()) => {
