@@ -95,6 +95,28 @@ def test_the_edge_listens_on_a_reserved_port_while_a_gateway_wants_it(tmp_path: 
     asyncio.run(talk())
 
 
+def test_a_port_listens_again_whatever_lingers_there_and_is_nobodys_meanwhile() -> None:
+    """A connection that was closed at this end lingers for a minute (TIME_WAIT), for which a gateway was away."""
+    (got,), bound = published.reserve([Published(80, "127.0.0.1", 0)])
+    place = ("127.0.0.1", got.host_port)
+    with bound[published.target(got)] as reserved:
+        for _ in range(3):
+            with socket.socket() as other:
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                with pytest.raises(OSError, match="in use"):
+                    other.bind(place)
+            published.listen(reserved, 1)
+            with socket.create_connection(place) as client:
+                accepted, _ = reserved.accept()
+                accepted.close()
+                assert client.recv(1) == b""
+            published.rest(reserved)
+            assert refused(got.host_port)
+    again = published.bind(*place)  # as the next mesh does
+    with again:
+        published.listen(again, 1)
+
+
 def test_a_port_that_the_kernel_chose_stays_when_it_stops_listening_and_begins_again(taken: socket.socket) -> None:
     (got,), bound = published.reserve([Published(taken.getsockname()[1], "127.0.0.1", 0)])
     with bound[published.target(got)] as reserved:

@@ -267,6 +267,40 @@ def test_a_published_port_is_given_back_while_the_proxy_takes_nothing_there(tmp_
     run(tmp_path, body)
 
 
+def test_whoever_calls_when_the_proxy_has_just_died_waits_for_the_next(tmp_path: Path) -> None:
+    """Its socket refuses before its agent knows; the published port is not given back for that."""
+    proxy, place = Proxy(tmp_path / "publish-80.sock"), free_place()
+
+    async def body(relay: Relay, _: Path) -> None:
+        ready, asked = asyncio.Event(), asyncio.Event()
+        ready.set()
+
+        async def serving() -> None:
+            await ready.wait()
+            asked.set()
+
+        async with proxy.standing():
+            relay.publish(place, proxy.path, serving, pytest.fail)
+            reader, writer = await connected(place)
+            writer.write(b"question\n")
+            assert await reader.readline() == b"answer to question\n"
+            writer.close()
+        asked.clear()
+        reader, writer = await asyncio.open_connection(place.address, place.port)
+        writer.write(b"another\n")
+        await asked.wait()
+        ready.clear()  # now it is known
+        proxy.path.unlink()
+        async with proxy.standing():
+            _, waiting = await asyncio.open_connection(place.address, place.port)
+            ready.set()
+            assert await reader.readline() == b"answer to another\n"
+            for each in (writer, waiting):
+                each.close()
+
+    run(tmp_path, body)
+
+
 def test_a_published_port_that_somebody_has_is_told_with_the_reason(tmp_path: Path) -> None:
     proxy = Proxy(tmp_path / "publish-80.sock")
 

@@ -147,7 +147,7 @@ class Edge:
             case {"release": str(target)}:
                 if target in self._reserved:
                     with contextlib.suppress(OSError):  # it did not listen
-                        self._reserved[target].shutdown(socket.SHUT_RD)
+                        published.rest(self._reserved[target])
                 elif (kept := self._listeners.pop(target, None)) is not None:
                     kept.close()
                 return {"ok": True}, None, []
@@ -198,7 +198,10 @@ class Edge:
     def _listen(self, target: str) -> socket.socket:
         if (reserved := self._reserved.get(target)) is not None:
             reserved.setblocking(False)
-            reserved.listen(_BACKLOG)
+            try:
+                published.listen(reserved, _BACKLOG)
+            except OSError as error:
+                raise _refused(error, f"{target} cannot be published") from error
             return reserved
         kept = self._listeners.get(target)
         if kept is not None:

@@ -59,6 +59,7 @@ def bind(address: str, port: int) -> socket.socket:
             # Connections of an earlier mesh may linger there (TIME_WAIT).
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind((address, port))
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except OSError:
         made.close()
         raise
@@ -104,6 +105,25 @@ def _bind_published(wanted: Published) -> socket.socket:
         return _bind_free(wanted.host_address)
     except OSError as error:
         raise UsageError(f"No port of {wanted.host_address} can be published: {reason(error, 0)}.") from error
+
+
+def listen(reserved: socket.socket, backlog: int) -> None:
+    """
+    Have a socket of `bind` listen, for the first time or again.
+
+    Raises:
+        OSError: It cannot.
+    """
+    # The kernel looks at who has the port once more. Connections that were closed at this end linger for a minute, and forbid it unless
+    # they were accepted with SO_REUSEADDR, too.
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.listen(backlog)
+
+
+def rest(reserved: socket.socket) -> None:
+    """Have it listen no more, and keep its port from others; raises OSError if it did not listen."""
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    reserved.shutdown(socket.SHUT_RD)
 
 
 def _bind_free(address: str) -> socket.socket:

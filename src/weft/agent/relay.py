@@ -36,6 +36,9 @@ EXHAUSTED_PAUSE_SECONDS = 0.1
 LISTENER_POLL_SECONDS = 0.02
 """Between looks for the proxy's socket: a Gateway is in effect within 100 ms of its being applied."""
 
+DEATH_KNOWN_SECONDS = 0.05
+"""How long it may take until the death of a process is known to the agent, its parent, on a busy machine."""
+
 REFUSED_PAUSE_SECONDS = 5.0
 """Before the edge is asked again for a port that it could not have; it is told each time."""
 
@@ -125,11 +128,16 @@ class Relay:
         refused = asyncio.Event()
 
         async def carry_in(connection: socket.socket) -> None:
-            await serving()
-            try:
-                await self._carry_in(connection, path)
-            except (ConnectionRefusedError, FileNotFoundError):
-                refused.set()
+            # A proxy that has just died refuses too, before anybody knows that it serves no more.
+            for until_it_is_known in (0.0, DEATH_KNOWN_SECONDS):
+                await asyncio.sleep(until_it_is_known)
+                await serving()
+                try:
+                    await self._carry_in(connection, path)
+                except (ConnectionRefusedError, FileNotFoundError):
+                    continue
+                return
+            refused.set()
 
         accepting = asyncio.create_task(self._accept(listener, carry_in))
         try:
