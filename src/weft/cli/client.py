@@ -51,6 +51,12 @@ class Client:
         self._path = path
         self.mesh = mesh
 
+    def admin_socket(self, workload: str) -> Path:
+        """Return where the proxy of *workload* answers for itself (docs/reference/admin.md)."""
+        from weft.agent import paths  # the one home of every path
+
+        return paths.mesh_paths(self.mesh).workload(workload).admin_socket
+
     def get(self, path: str, *, timeout: float = TIMEOUT_SECONDS, **query: object) -> Any:
         """Call `GET path?query`; absent (None) query values are left out."""
         return self._call("GET", _target(path, query), None, timeout)

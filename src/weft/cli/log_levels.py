@@ -38,9 +38,7 @@ def show(client: Client, workload: str, *, change: str | None = None, reset: boo
         UsageError: A component or level that there is not; then nothing is changed.
         WeftError: The proxy does not answer.
     """
-    from weft.agent import paths  # the one home of every path
-
-    admin = paths.mesh_paths(client.mesh).workload(workload).admin_socket
+    admin = client.admin_socket(workload)
     shown = ask(admin, workload)
     for_all, some = parse(change or "", shown)
     if reset:

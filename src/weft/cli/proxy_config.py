@@ -49,9 +49,10 @@ def command(
     """
     Show what a proxy has been told: its listeners, routes, clusters or endpoints, or the certificates that it holds.
 
-    Secrets show certificates and their life; private keys never leave the agent and are never printed. Log shows from
-    which level on each component of the proxy writes into its log (proxy.log beside its other files), and changes that
-    until the proxy is started again: trace, debug, info, warning, error, off.
+    Endpoints show what was told of their health, or else what the proxy has found itself: EJECTED by outlier detection,
+    FAILED CHECK, UNCHECKED. Secrets show certificates and their life; private keys never leave the agent and are never
+    printed. Log shows from which level on each component of the proxy writes into its log (proxy.log beside its other
+    files), and changes that until the proxy is started again: trace, debug, info, warning, error, off.
     """
     wanted = next((known for known in KINDS if kind in (known, known[:-1])), None)
     if wanted is None:
@@ -76,7 +77,7 @@ def command(
         "listeners": listeners_table,
         "routes": routes_table,
         "clusters": clusters_table,
-        "endpoints": endpoints_table,
+        "endpoints": lambda found: endpoints_table(found, found_health(client.admin_socket(workload))),
     }
     emit(resources, output, lambda: tables[wanted](resources))
 
@@ -142,41 +143,59 @@ def clusters_table(resources: Sequence[Json]) -> str:
     return columns(head, rows, empty="No clusters.")
 
 
-def endpoints_table(resources: Sequence[Json]) -> str:
-    """Return a line for each endpoint of each cluster."""
+def endpoints_table(resources: Sequence[Json], found: Mapping[tuple[str, str], str]) -> str:
+    """Return a line for each endpoint of each cluster; *found*: as `found_health`."""
     rows: list[list[object]] = []
     for assignment in resources:
-        found = [
+        cluster = assignment["cluster_name"]
+        endpoints = [
             endpoint for locality in assignment.get("endpoints", ()) for endpoint in locality.get("lb_endpoints", ())
         ]
-        for endpoint in found:
+        for endpoint in endpoints:
             workload = endpoint.get("metadata", {}).get("filter_metadata", {}).get("istio", {}).get("workload", "")
-            rows.append(
-                [
-                    _address(endpoint["endpoint"]["address"]),
-                    str(workload).partition(";")[0],
-                    endpoint.get("health_status", "HEALTHY").replace("UNKNOWN", "HEALTHY"),
-                    endpoint.get("load_balancing_weight", 1),
-                    assignment["cluster_name"],
-                ]
-            )
-        if not found:
-            rows.append(["(none)", "", "", "", assignment["cluster_name"]])
+            address = _address(endpoint["endpoint"]["address"])
+            told = endpoint.get("health_status", "HEALTHY").replace("UNKNOWN", "HEALTHY")
+            health = found.get((cluster, address), told) if told == "HEALTHY" else told
+            weight = endpoint.get("load_balancing_weight", 1)
+            rows.append([address, str(workload).partition(";")[0], health, weight, cluster])
+        if not endpoints:
+            rows.append(["(none)", "", "", "", cluster])
     return columns(["endpoint", "workload", "health", "weight", "cluster"], rows, empty="No endpoints.")
+
+
+FOUND = {
+    "failed_outlier_check": "EJECTED",
+    "ejected": "EJECTED",
+    "failed_active_health_check": "FAILED CHECK",
+    "pending_active_hc": "UNCHECKED",
+}
+"""What a proxy says of an endpoint that it does not use, in Envoy's names and in weft-proxy's, and how it is shown."""
+
+
+def found_health(admin: Path) -> dict[tuple[str, str], str]:
+    """Return what the proxy has found of endpoints that it was told to use, by (cluster, address); nothing if it does not answer."""
+    answer = _ask(admin, "/clusters?format=json") or []
+    clusters = answer.get("cluster_statuses", []) if isinstance(answer, dict) else answer
+    found = {}
+    for cluster in clusters:
+        for host in (*cluster.get("host_statuses", ()), *cluster.get("endpoints", ())):
+            flags = host.get("health_status", host)
+            address = host["address"] if isinstance(host["address"], str) else _address(host["address"])
+            if state := next((state for flag, state in FOUND.items() if flags.get(flag)), None):
+                found[cluster["name"], address] = state
+    return found
 
 
 def secrets(client: Client, workload: str) -> dict[str, Any]:
     """Return what the proxy itself says of its certificates, and what the control plane signed last."""
-    from weft.agent import paths  # the one home of every path
-
     proxies = {proxy["workload"]: proxy for proxy in client.get("/v1/proxies")}
     if workload not in proxies:
         client.get(f"/v1/proxies/{workload}/resources")  # refuses, and lists those that there are
-    admin = paths.mesh_paths(client.mesh).workload(workload).admin_socket
+    answer = _ask(client.admin_socket(workload), "/certs")
     return {
         "identity": proxies[workload]["identity"],
         "signed": proxies[workload]["certificate"],
-        "certificates": _admin_certificates(admin),
+        "certificates": answer.get("certificates", []) if isinstance(answer, dict) else answer,
     }
 
 
@@ -201,16 +220,14 @@ def secrets_table(data: Json, now: datetime) -> str:
     return f"The proxy does not answer. Its last certificate, {data['identity']}, is good until {signed or '(none)'}."
 
 
-def _admin_certificates(admin: Path) -> list[Any] | None:
-    """Ask the proxy's admin interface; None if it does not answer."""
+def _ask(admin: Path, path: str) -> Any:
+    """Ask the proxy's admin interface for JSON; None if it does not answer."""
     try:
         with closing(UnixConnection(admin, 5.0)) as connection:
-            connection.request("GET", "/certs")
-            answer = json.loads(connection.getresponse().read())
+            connection.request("GET", path)
+            return json.loads(connection.getresponse().read())
     except (OSError, ValueError, http.client.HTTPException):
         return None
-    found = answer.get("certificates", []) if isinstance(answer, dict) else answer
-    return list(found)
 
 
 def _address(address: Json) -> str:
