@@ -21,8 +21,6 @@ from weft.data_plane import ENVOY, WEFT_PROXY
 pytestmark = pytest.mark.conformance
 
 KINDS = ("http", "tcp", "grpc")
-UNCHECKED = "unchecked"
-"""A cluster whose endpoints are judged by what they answer."""
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"
 SERVICE = b"\x0a\x09shop.Cart"  # HealthCheckRequest{service: "shop.Cart"}
 
@@ -51,8 +49,6 @@ class Requests(socketserver.StreamRequestHandler):
                 status = 200 if endpoint.is_good else 503
                 if endpoint.flaps and checks % 2 == 0:
                     status = 500
-            elif b" /work" in line:
-                status = 200 if endpoint.is_good else 500
             elif b" /fail" in line:
                 headers = "x-envoy-immediate-health-check-fail: true\r\n"
             text = endpoint.name
@@ -168,23 +164,13 @@ def cluster(kind: str, endpoints: list[Endpoint]) -> dict[str, Any]:
     }
 
 
-def judged_by_answers(endpoints: list[Endpoint]) -> dict[str, Any]:
-    targets = [{"endpoint": {"address": socket_address("127.0.0.1", endpoint.port)}} for endpoint in endpoints]
-    return {
-        "name": UNCHECKED,
-        "type": "STATIC",
-        "load_assignment": {"cluster_name": UNCHECKED, "endpoints": [{"lb_endpoints": targets}]},
-        "outlier_detection": {"consecutive_5xx": 2, "max_ejection_percent": 50, "enforcing_success_rate": 0},
-    }
-
-
 class Proxy(Static):
-    """A data plane with a listener for a cluster of each kind of check, and for one without."""
+    """A data plane with a listener for a cluster of each kind of check."""
 
     def __init__(self, kind: str, directory: Path, endpoints: list[Endpoint]) -> None:
-        ports = {name: free_port() for name in (*KINDS, UNCHECKED)}
+        ports = {name: free_port() for name in KINDS}
         listeners = [static_listener(name, port) for name, port in ports.items()]
-        clusters = [*(cluster(name, endpoints) for name in KINDS), judged_by_answers(endpoints)]
+        clusters = [cluster(name, endpoints) for name in KINDS]
         super().__init__(kind, directory, ports, {"clusters": clusters, "listeners": listeners})
 
     def failed(self, cluster: str) -> set[int]:
@@ -295,19 +281,3 @@ def test_an_endpoint_that_is_away_fails_on_both(both: list[Proxy], endpoints: li
             proxy.expect_failed(kind, b)
             proxy.expect(kind, {(200, "a")})
             assert proxy.count("health_check_network_failure", kind) >= 2
-
-
-@pytest.mark.timeout(120)
-def test_what_both_say_of_an_endpoint_that_was_ejected(both: list[Proxy], endpoints: list[Endpoint]) -> None:
-    """By its answers, which no check has asked for."""
-    b = endpoints[1]
-    b.is_good = False
-    for proxy in both:
-        assert proxy.found(UNCHECKED, "EJECTED") == set()
-
-        def is_ejected(proxy: Proxy = proxy) -> bool:
-            proxy.get(UNCHECKED, "/work")
-            return proxy.found(UNCHECKED, "EJECTED") == {b.port}
-
-        until(f"{proxy.kind} ejects it", is_ejected)
-        assert proxy.answering(UNCHECKED) == {(200, "a")}

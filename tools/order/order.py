@@ -25,12 +25,15 @@ ORDER = ROOT / "crates" / "proxy" / "order.txt"
 
 VARIABLE = (
     (re.compile(r"\.llvm\.\d+$"), ""),  # what the optimiser adds when it makes a name public
-    (re.compile(r"17h[0-9a-f]{16}E(\.\d+)?$"), "17h*"),  # the legacy mangling's hash
     (re.compile(r"\.\d+$"), ".*"),  # one of several private ones of that name
-    (re.compile(r"Cs[0-9A-Za-z]+_"), "Cs*_"),  # a crate in the v0 mangling
+    (re.compile(r"Cs[0-9A-Za-z]+_"), "Cs*_"),  # a crate
     (re.compile(r"^aws_lc_\d+_\d+_\d+_"), "aws_lc_*_"),
 )
-"""What differs between builds, toolchains and versions, and what stands for it in a linker script."""
+"""
+What differs between builds, toolchains and versions, and what stands for it in a linker script.
+
+The v0 mangling (.cargo/config.toml) says which types a generic function was made for; a name of the legacy one stood for all of them.
+"""
 
 
 def main() -> None:

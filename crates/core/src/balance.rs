@@ -308,12 +308,22 @@ impl Balancer {
         true
     }
 
-    /// Bring back endpoints whose ejection is over; to be called at each [`OutlierDetection::interval`]. Returns how many came back.
+    /// End an interval: bring back endpoints whose ejection is over, and eject those that do far worse than the others; to be called at each
+    /// [`OutlierDetection::interval`]. Returns how many came back.
     pub fn tick(&self, now: Duration) -> usize {
         let Some(rules) = &self.outlier else { return 0 };
-        let states = self.hosts.iter().filter_map(|host| host.outlier.as_ref());
-        let back = states.filter(|state| state.tick(rules, now)).count();
-        if back > 0 {
+        let states: Vec<&OutlierState> = self.hosts.iter().filter_map(|host| host.outlier.as_deref()).collect();
+        let back = states.iter().filter(|state| state.tick(rules, now)).count();
+        let outliers = rules.compare(&states);
+        let mut ejected = states.iter().filter(|state| state.is_ejected()).count();
+        let mut out = 0;
+        for index in outliers {
+            if rules.may_eject(ejected, self.hosts.len()) && states[index].eject(now) {
+                ejected += 1;
+                out += 1;
+            }
+        }
+        if back + out > 0 {
             self.rebuild();
         }
         back

@@ -10,7 +10,7 @@ use weft_protos::google::protobuf;
 /// One thing in a resource that cannot be honoured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// `Cluster.outlier_detection.success_rate_stdev_factor`
+    /// `Cluster.outlier_detection.max_ejection_time_jitter`
     pub path: String,
     /// What is wrong with it, in words.
     pub reason: String,

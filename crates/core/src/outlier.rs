@@ -5,7 +5,9 @@
 //! ejected --(tick after base * ejections, at most max; or an active health check passes)--> healthy
 //! ```
 //!
-//! Success resets the consecutive counts. Each interval without ejection forgives one earlier ejection.
+//! Success resets the consecutive counts. Each interval without ejection forgives one earlier ejection. At its end, too, endpoints are
+//! compared with each other, by the share of requests that succeeded in it: who is far below the others is ejected, or whose failures are
+//! more than a percentage. Both need enough endpoints with enough requests, or they would be about chance.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,6 +28,10 @@ pub struct OutlierDetection {
     pub consecutive_local_origin_failure: Option<u32>,
     /// Local failures do not count as 5xx.
     pub split_local_origin: bool,
+    /// By all results, or by all but local ones if those are split off. By success rate unless `enforcing_success_rate` is 0.
+    pub rates: Rates,
+    /// By local results alone, if they are split off. By success rate unless `enforcing_local_origin_success_rate` is 0.
+    pub local_rates: Rates,
     /// How often [`crate::balance::Balancer::tick`] is to be called. Default 10 s.
     pub interval: Duration,
     /// Ejection lasts this times the number of ejections. Default 30 s.
@@ -38,6 +44,37 @@ pub struct OutlierDetection {
     pub always_eject_one: bool,
     /// A health check that passes ends an ejection. Default true.
     pub check_unejects: bool,
+}
+
+/// How endpoints are compared at the end of an interval.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// Ejects whose share of successes is far below the mean; `None`: not by this.
+    pub success: Option<SuccessRate>,
+    /// Ejects whose share of failures is high; `None`: not by this.
+    pub failure: Option<FailurePercentage>,
+}
+
+/// `success_rate_*`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SuccessRate {
+    /// So many endpoints must have had enough requests. Default 5.
+    pub minimum_hosts: usize,
+    /// Requests in an interval that are enough. Default 100.
+    pub request_volume: u32,
+    /// How many standard deviations below the mean, in thousandths. Default 1900.
+    pub stdev_thousandths: u32,
+}
+
+/// `failure_percentage_*`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailurePercentage {
+    /// So many endpoints must have had enough requests. Default 5.
+    pub minimum_hosts: usize,
+    /// Requests in an interval that are enough. Default 50.
+    pub request_volume: u32,
+    /// From this share of failures on, percent. Default 85.
+    pub threshold: u32,
 }
 
 /// How a request to an endpoint ended, for outlier detection.
@@ -61,6 +98,67 @@ pub(crate) struct OutlierState {
     ejections: AtomicU32,
     /// Milliseconds of the caller's clock plus one; 0: not ejected.
     ejected_at: AtomicU64,
+    results: Results,
+    local_results: Results,
+}
+
+/// What was seen of one endpoint in the interval that runs; counted only where endpoints are compared.
+#[derive(Debug, Default)]
+struct Results {
+    all: AtomicU32,
+    failed: AtomicU32,
+}
+
+impl Results {
+    fn note(&self, failed: bool) {
+        self.all.fetch_add(1, Ordering::Relaxed);
+        if failed {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// All and percent of success, and begin anew. `None`: there was nothing.
+    fn take(&self) -> Option<(u32, f64)> {
+        let (all, failed) = (self.all.swap(0, Ordering::Relaxed), self.failed.swap(0, Ordering::Relaxed));
+        // Another worker may have counted between the two.
+        (all > 0).then(|| (all, 100.0 * f64::from(all - failed.min(all)) / f64::from(all)))
+    }
+}
+
+impl Rates {
+    fn compares(&self) -> bool {
+        self.success.is_some() || self.failure.is_some()
+    }
+
+    /// Which of these (requests and percent of success) are to be ejected.
+    fn outliers(&self, seen: &[Option<(u32, f64)>]) -> Vec<usize> {
+        let with = |volume: u32| {
+            let enough = move |(index, seen): (usize, &Option<(u32, f64)>)| match seen {
+                Some((all, rate)) if *all >= volume => Some((index, *rate)),
+                _ => None,
+            };
+            seen.iter().enumerate().filter_map(enough).collect::<Vec<_>>()
+        };
+        let mut found = Vec::new();
+        if let Some(rule) = self.success {
+            let hosts = with(rule.request_volume);
+            if !hosts.is_empty() && hosts.len() >= rule.minimum_hosts {
+                let count = hosts.len() as f64;
+                let mean = hosts.iter().map(|(_, rate)| rate).sum::<f64>() / count;
+                let variance = hosts.iter().map(|(_, rate)| (rate - mean).powi(2)).sum::<f64>() / count;
+                let least = mean - variance.sqrt() * f64::from(rule.stdev_thousandths) / 1000.0;
+                found.extend(hosts.iter().filter(|(_, rate)| *rate < least).map(|(index, _)| *index));
+            }
+        }
+        if let Some(rule) = self.failure {
+            let hosts = with(rule.request_volume);
+            if !hosts.is_empty() && hosts.len() >= rule.minimum_hosts {
+                let threshold = f64::from(rule.threshold);
+                found.extend(hosts.iter().filter(|(_, rate)| 100.0 - rate >= threshold).map(|(index, _)| *index));
+            }
+        }
+        found
+    }
 }
 
 impl OutlierState {
@@ -131,8 +229,39 @@ fn count(counter: &AtomicU32, threshold: Option<u32>) -> bool {
 }
 
 impl OutlierDetection {
+    /// End an interval: which endpoints the comparison with the others asks to eject. *states*: of all endpoints.
+    pub(crate) fn compare(&self, states: &[&OutlierState]) -> Vec<usize> {
+        let mut found = Vec::new();
+        let kinds: [(&Rates, fn(&OutlierState) -> &Results); 2] =
+            [(&self.rates, |state| &state.results), (&self.local_rates, |state| &state.local_results)];
+        for (rates, results) in kinds {
+            if rates.compares() {
+                // What is out is not compared, and begins anew too.
+                let taken = |state: &&OutlierState| results(state).take().filter(|_| !state.is_ejected());
+                found.extend(rates.outliers(&states.iter().map(taken).collect::<Vec<_>>()));
+            }
+        }
+        found
+    }
+
+    fn note(&self, state: &OutlierState, observation: Observation) {
+        if self.local_rates.compares() {
+            state.local_results.note(observation == Observation::LocalFailure);
+        }
+        let failed = match observation {
+            Observation::LocalFailure | Observation::Connected if self.split_local_origin => return,
+            Observation::LocalFailure => true,
+            Observation::Connected => false,
+            Observation::Status(status) => (500..600).contains(&status),
+        };
+        if self.rates.compares() {
+            state.results.note(failed);
+        }
+    }
+
     /// Count an observation; whether it asks for ejection.
     pub(crate) fn observe(&self, state: &OutlierState, observation: Observation) -> bool {
+        self.note(state, observation);
         let (server_error, gateway_error) = match observation {
             Observation::Connected => {
                 clear(&state.consecutive_local);
@@ -198,12 +327,38 @@ impl OutlierDetection {
             100,
             read(&detection.consecutive_local_origin_failure, 5),
         );
-        if read(&detection.enforcing_success_rate, 100) != 0 {
-            context.refuse_at(
-                "enforcing_success_rate",
-                "ejection by success rate is not supported; it is on unless this is 0",
-            );
-        }
+        let success = SuccessRate {
+            minimum_hosts: read(&detection.success_rate_minimum_hosts, 5) as usize,
+            request_volume: read(&detection.success_rate_request_volume, 100),
+            stdev_thousandths: read(&detection.success_rate_stdev_factor, 1900),
+        };
+        let failure = FailurePercentage {
+            minimum_hosts: read(&detection.failure_percentage_minimum_hosts, 5) as usize,
+            request_volume: read(&detection.failure_percentage_request_volume, 50),
+            threshold: read(&detection.failure_percentage_threshold, 85),
+        };
+        let mut is_enforced = |field: &str, enforcing: &Option<UInt32Value>, default: u32| {
+            enforced(field, enforcing, default, 1).is_some()
+        };
+        let rates = Rates {
+            success: is_enforced("enforcing_success_rate", &detection.enforcing_success_rate, 100).then_some(success),
+            failure: is_enforced("enforcing_failure_percentage", &detection.enforcing_failure_percentage, 0)
+                .then_some(failure),
+        };
+        let local_rates = Rates {
+            success: is_enforced(
+                "enforcing_local_origin_success_rate",
+                &detection.enforcing_local_origin_success_rate,
+                100,
+            )
+            .then_some(success),
+            failure: is_enforced(
+                "enforcing_failure_percentage_local_origin",
+                &detection.enforcing_failure_percentage_local_origin,
+                0,
+            )
+            .then_some(failure),
+        };
         let base = context.duration("base_ejection_time", detection.base_ejection_time.as_ref());
         let base_ejection_time = base.unwrap_or(Duration::from_secs(30));
         Self {
@@ -211,6 +366,8 @@ impl OutlierDetection {
             consecutive_gateway_failure,
             consecutive_local_origin_failure,
             split_local_origin: detection.split_external_local_origin_errors,
+            rates,
+            local_rates: if detection.split_external_local_origin_errors { local_rates } else { Rates::default() },
             interval: context.duration("interval", detection.interval.as_ref()).unwrap_or(Duration::from_secs(10)),
             base_ejection_time,
             max_ejection_time: context

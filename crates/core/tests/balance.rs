@@ -288,9 +288,117 @@ fn an_ejection_ends_with_the_rules_that_are_to_end_it() {
     assert!(again.hosts().iter().all(|host| host.is_healthy()), "it begins anew");
 }
 
+/// Endpoints that are compared after an interval in which each had these (requests, failures); which of them are out then, by position.
+fn compared(detection: proto::OutlierDetection, seen: &[(u32, u32)], failure: Observation) -> Vec<usize> {
+    let rules = ejecting(|rules| {
+        *rules = proto::OutlierDetection {
+            enforcing_consecutive_5xx: number(0),
+            enforcing_consecutive_local_origin_failure: number(0),
+            max_ejection_percent: number(50),
+            ..detection
+        }
+    });
+    let endpoints = (1..=seen.len()).map(|port| endpoint(port as u32, 1, Healthy)).collect();
+    let balancer = Balancer::new(&rules, &assignment(vec![locality(0, 1, endpoints)]), None, 0);
+    let observe = |host, observation| assert!(!balancer.observe(host, observation, SECOND), "not before the end");
+    for (host, (all, failed)) in balancer.hosts().iter().zip(seen) {
+        (0..*failed).for_each(|_| observe(host, failure));
+        (*failed..*all).for_each(|_| observe(host, Observation::Status(404)));
+    }
+    balancer.tick(SECOND * 2);
+    let out = || balancer.hosts().iter().enumerate().filter(|(_, host)| host.is_ejected()).map(|(at, _)| at).collect();
+    let first: Vec<usize> = out();
+    balancer.tick(SECOND * 3);
+    assert_eq!(out(), first, "what was counted is not counted again");
+    first
+}
+
 #[test]
-fn success_rate_ejection_must_be_turned_off_because_envoy_has_it_on() {
-    let resource = proto::Cluster { outlier_detection: Some(proto::OutlierDetection::default()), ..Default::default() };
+fn endpoints_that_fail_far_more_often_than_the_others_are_ejected() {
+    use proto::OutlierDetection as Rules;
+    let (bad, local) = (Observation::Status(503), Observation::LocalFailure);
+    let split = Rules { split_external_local_origin_errors: true, ..Rules::default() };
+    let failures =
+        |rules: Rules| Rules { enforcing_success_rate: number(0), enforcing_failure_percentage: number(100), ..rules };
+    let alike: &[(u32, u32)] = &[(100, 0); 4];
+    let with = |own: (u32, u32)| [alike, &[own]].concat();
+    // name, rules, what was seen, of what kind the failures are, who is out
+    let cases: &[(&str, Rules, Vec<(u32, u32)>, Observation, &[usize])] = &[
+        ("one far below the others, by Envoy's default", Rules::default(), with((100, 10)), bad, &[4]),
+        ("failures found on this side count too", Rules::default(), with((100, 10)), local, &[4]),
+        ("all alike", Rules::default(), vec![(100, 30); 5], bad, &[]),
+        ("too few requests", Rules::default(), with((99, 99)), bad, &[]),
+        ("too few endpoints", Rules::default(), vec![(100, 0), (100, 0), (100, 0), (100, 50)], bad, &[]),
+        (
+            "so few are enough if the rules say so",
+            Rules {
+                success_rate_minimum_hosts: number(4),
+                success_rate_request_volume: number(10),
+                success_rate_stdev_factor: number(1500),
+                ..Rules::default()
+            },
+            vec![(10, 0), (10, 0), (10, 0), (10, 5)],
+            bad,
+            &[3],
+        ),
+        (
+            "within 1.9 standard deviations",
+            Rules::default(),
+            vec![(100, 0), (100, 10), (100, 20), (100, 30), (100, 40)],
+            bad,
+            &[],
+        ),
+        ("turned off", Rules { enforcing_success_rate: number(0), ..Rules::default() }, with((100, 100)), bad, &[]),
+        ("local failures are another matter if split off", split.clone(), with((100, 10)), local, &[4]),
+        (
+            "which may be turned off",
+            Rules { enforcing_local_origin_success_rate: number(0), ..split.clone() },
+            with((100, 10)),
+            local,
+            &[],
+        ),
+        ("a percentage, of all alike", failures(Rules::default()), vec![(50, 43); 6], bad, &[0, 1, 2]),
+        ("less than the percentage", failures(Rules::default()), vec![(50, 42); 6], bad, &[]),
+        (
+            "another percentage, of fewer",
+            Rules {
+                failure_percentage_threshold: number(20),
+                failure_percentage_minimum_hosts: number(2),
+                failure_percentage_request_volume: number(5),
+                ..failures(Rules::default())
+            },
+            vec![(5, 1), (5, 0)],
+            bad,
+            &[0],
+        ),
+        (
+            "not by percentage, by default",
+            Rules { enforcing_success_rate: number(0), ..Rules::default() },
+            vec![(50, 50); 6],
+            bad,
+            &[],
+        ),
+        (
+            "a percentage of local failures",
+            Rules {
+                enforcing_failure_percentage_local_origin: number(100),
+                enforcing_local_origin_success_rate: number(0),
+                ..split
+            },
+            vec![(50, 50); 6],
+            local,
+            &[0, 1, 2],
+        ),
+    ];
+    for (name, rules, seen, failure, out) in cases {
+        assert_eq!(compared(rules.clone(), seen, *failure), *out, "{name}");
+    }
+}
+
+#[test]
+fn a_share_of_enforcement_is_refused() {
+    let detection = proto::OutlierDetection { enforcing_success_rate: number(50), ..Default::default() };
+    let resource = proto::Cluster { outlier_detection: Some(detection), ..Default::default() };
     let problems = Cluster::compile(&resource, Strictness::Refuse).unwrap_err().0;
     assert_eq!(problems[0].path, "Cluster.outlier_detection.enforcing_success_rate");
 }

@@ -29,7 +29,7 @@ fn honoured_fields_pass() {
         name: "c".into(),
         connect_timeout: Some(Duration { seconds: 1, nanos: 0 }),
         outlier_detection: Some(OutlierDetection {
-            enforcing_success_rate: Some(UInt32Value { value: 0 }),
+            success_rate_stdev_factor: Some(UInt32Value { value: 0 }),
             ..Default::default()
         }),
         transport_socket: tls_socket(&UpstreamTlsContext { sni: "s".into(), ..Default::default() }),
@@ -56,7 +56,7 @@ fn every_unhonoured_field_is_named_with_its_path() {
     let cluster = Cluster {
         close_connections_on_host_health_failure: true,
         outlier_detection: Some(OutlierDetection {
-            success_rate_stdev_factor: Some(UInt32Value { value: 0 }),
+            max_ejection_time_jitter: Some(Duration { seconds: 1, nanos: 0 }),
             ..Default::default()
         }),
         transport_socket_matches: vec![matched(None), matched(tls_socket(&weak))],
@@ -69,7 +69,7 @@ fn every_unhonoured_field_is_named_with_its_path() {
         found,
         [
             "Cluster.close_connections_on_host_health_failure",
-            "Cluster.outlier_detection.success_rate_stdev_factor",
+            "Cluster.outlier_detection.max_ejection_time_jitter",
             "Cluster.transport_socket_matches[1].transport_socket.typed_config.allow_renegotiation",
             "Cluster.transport_socket_matches[1].transport_socket.typed_config.common_tls_context.tls_params.signature_algorithms",
             "Cluster.typed_extension_protocol_options[x]",

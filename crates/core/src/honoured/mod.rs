@@ -94,7 +94,7 @@ const MAX_DEPTH: usize = 100;
 
 /// Everything in a serialised resource that weft does not honour: set fields without a mark in the list, unknown fields, unknown types, broken bytes.
 ///
-/// Paths begin with the short name of the message: `Cluster.outlier_detection.success_rate_stdev_factor`.
+/// Paths begin with the short name of the message: `Cluster.outlier_detection.max_ejection_time_jitter`.
 pub fn walk(type_url: &str, value: &[u8]) -> Vec<Problem> {
     let mut walker = Walker { path: String::new(), problems: Vec::new(), depth: 0 };
     match find(type_url) {

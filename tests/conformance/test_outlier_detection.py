@@ -1,0 +1,125 @@
+"""The same rules of outlier detection, the same endpoints out: stock Envoy and weft-proxy, in one run."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance.proxies import Static, socket_address, static_listener, until
+from tests.ports import free_port
+from weft.cli.proxy_config import found_health
+from weft.data_plane import ENVOY, WEFT_PROXY
+
+pytestmark = pytest.mark.conformance
+
+RULES: dict[str, dict[str, Any]] = {
+    "consecutive": {"consecutive_5xx": 2},
+    "success-rate": {
+        "enforcing_consecutive_5xx": 0,
+        "success_rate_minimum_hosts": 3,
+        "success_rate_request_volume": 5,
+        "success_rate_stdev_factor": 1000,
+    },
+    "failure-percentage": {
+        "enforcing_consecutive_5xx": 0,
+        "enforcing_success_rate": 0,
+        "enforcing_failure_percentage": 100,
+        "failure_percentage_minimum_hosts": 3,
+        "failure_percentage_request_volume": 5,
+        "failure_percentage_threshold": 60,
+    },
+}
+"""By cluster. One of three endpoints is out for good as soon as it is found."""
+
+COMMON = {"interval": "0.3s", "base_ejection_time": "300s", "max_ejection_percent": 40}
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Every `failing`-th request of its server fails."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_GET(self) -> None:
+        self.send_response(500 if self.server.fails() else 200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_request(self, *_: object) -> None:
+        """Says nothing."""
+
+
+class Server(ThreadingHTTPServer):
+    """Fails `failing` of four requests."""
+
+    daemon_threads = True
+
+    def __init__(self, failing: int) -> None:
+        super().__init__(("127.0.0.1", 0), Endpoint)
+        self._failing, self._served, self._lock = failing, 0, threading.Lock()
+
+    def fails(self) -> bool:
+        with self._lock:
+            self._served += 1
+            return self._served % 4 < self._failing
+
+
+@contextlib.contextmanager
+def servers(*failing: int) -> Iterator[list[int]]:
+    """Yields the ports."""
+    running = [Server(each) for each in failing]
+    for each in running:
+        threading.Thread(target=each.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield [int(each.server_address[1]) for each in running]
+    finally:
+        for each in running:
+            each.shutdown()
+            each.server_close()
+
+
+def cluster(name: str, ports: list[int]) -> dict[str, Any]:
+    targets = [{"endpoint": {"address": socket_address("127.0.0.1", port)}} for port in ports]
+    return {
+        "name": name,
+        "type": "STATIC",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": targets}]},
+        "outlier_detection": COMMON | {"enforcing_success_rate": 100 if name == "success-rate" else 0} | RULES[name],
+    }
+
+
+@pytest.mark.parametrize("kind", [ENVOY, WEFT_PROXY])
+def test_who_fails_more_often_than_the_others_is_ejected(tmp_path: Path, kind: str) -> None:
+    """By each of the rules, as `weft proxy-config endpoints` shows it; who fails now and then stays."""
+    with servers(0, 1, 3) as ports:
+        listening = {name: free_port() for name in RULES}
+        resources = {
+            "clusters": [cluster(name, ports) for name in RULES],
+            "listeners": [static_listener(name, port) for name, port in listening.items()],
+        }
+        proxy = Static(kind, tmp_path / kind, listening, resources)
+        try:
+            until("it is ready", proxy.is_ready)
+            for name in RULES:
+
+                def out(name: str = name) -> set[int]:
+                    for _ in range(30):
+                        proxy.get(name)
+                    found = found_health(proxy.admin)
+                    return {
+                        int(at.rpartition(":")[2])
+                        for (of, at), seen in found.items()
+                        if (of, seen) == (name, "EJECTED")
+                    }
+
+                assert out() <= {ports[2]}
+                until(f"{name} ejects the one", lambda: out() == {ports[2]})
+                assert out() == {ports[2]}
+        finally:
+            proxy.stop()
