@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -32,7 +34,7 @@ class Peer:
     """
     A running proxy, or a pair of which the first is called: `port` is where it listens.
 
-    `began` is the moment before it was started, `listened` the one when it accepted a connection (time.monotonic).
+    `began` is the moment before it was executed, `listened` the one when it accepted a connection (time.monotonic).
     """
 
     name: str
@@ -76,10 +78,18 @@ def command(name: str, workers: int) -> list[str]:
 
 @contextlib.contextmanager
 def _listening(peer: Callable[[subprocess.Popen[bytes]], Peer], started: _Started, port: int) -> Iterator[Peer]:
-    began = time.monotonic()
-    with running(started.command, cores=started.cores, log=started.log, environment=started.environment) as process:
+    moment = mmap.mmap(-1, struct.calcsize("d"))  # the same memory in both processes
+
+    def prepare() -> None:
+        struct.pack_into("d", moment, 0, time.monotonic())
+
+    with running(
+        started.command, cores=started.cores, log=started.log, environment=started.environment, prepare=prepare
+    ) as process:
         wait_for_port(port, process=process, log=started.log)
-        yield replace(peer(process), began=began, listened=time.monotonic())
+        listened = time.monotonic()
+        (began,) = struct.unpack_from("d", moment)
+        yield replace(peer(process), began=began, listened=listened)
 
 
 @dataclass(frozen=True)
