@@ -134,7 +134,7 @@ check: ## exactly what CI runs
 	$(MAKE) e2e PYTEST=tools/pytest-twice
 	$(MAKE) resilience CRASHES=2 CHANGES=40 PYTEST=tools/pytest-twice
 	$(MAKE) soak SECONDS=120
-	$(MAKE) fuzz SECONDS_EACH=10
+	FUZZ_SEED=1 $(MAKE) fuzz SECONDS_EACH=10
 	tools/generate --check
 
 .PHONY: bench
