@@ -39,18 +39,18 @@ def _first_answer(port: int, *, timeout: float = 15.0) -> float:
     wanted = backends.BODY_LETTER.encode() * BODY_BYTES
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
-            head, _, body = _ask(port).partition(b"\r\n\r\n")
+            head, _, body = _ask(port, len(wanted)).partition(b"\r\n\r\n")
             if b" 200 " in head.split(b"\r\n")[0] and body == wanted:
                 return time.monotonic()
         time.sleep(0.0005)
     raise TimeoutError(f"no right answer on {port} within {timeout} s")
 
 
-def _ask(port: int) -> bytes:
-    """Return what comes until the end of the answer; a library for HTTP would take longer than some proxies."""
+def _ask(port: int, length: int) -> bytes:
+    """Return an answer with a body of that length, or what comes of it; a library for HTTP would take longer than some proxies."""
     with socket.create_connection(("127.0.0.1", port), timeout=1) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answer = b""
-        while part := client.recv(65536):
+        while len(answer.partition(b"\r\n\r\n")[2]) < length and (part := client.recv(65536)):
             answer += part
         return answer

@@ -99,21 +99,26 @@ def test_a_port_listens_again_whatever_lingers_there_and_is_nobodys_meanwhile() 
     """A connection that was closed at this end lingers for a minute (TIME_WAIT), for which a gateway was away."""
     (got,), bound = published.reserve([Published(80, "127.0.0.1", 0)])
     place = ("127.0.0.1", got.host_port)
+
+    def nobody_else_can_have_it() -> None:
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):
+                other.bind(place)
+
     with bound[published.target(got)] as reserved:
         for _ in range(3):
-            with socket.socket() as other:
-                other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                with pytest.raises(OSError, match="in use"):
-                    other.bind(place)
+            nobody_else_can_have_it()
             published.listen(reserved, 1)
+            nobody_else_can_have_it()
             with socket.create_connection(place) as client:
                 accepted, _ = reserved.accept()
                 accepted.close()
                 assert client.recv(1) == b""
             published.rest(reserved)
             assert refused(got.host_port)
-    again = published.bind(*place)  # as the next mesh does
-    with again:
+    with published.bind(*place) as again:  # as the next mesh does
+        nobody_else_can_have_it()
         published.listen(again, 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -178,7 +179,7 @@ class Proxy(Static):
         return self.found(cluster, "FAILED CHECK")
 
     def found(self, cluster: str, state: str) -> set[int]:
-        found = found_health(self.admin)
+        found = found_health(json.loads(self.ask("/clusters?format=json")))
         return {
             int(address.rpartition(":")[2])
             for (name, address), seen in found.items()

@@ -20,6 +20,9 @@ class Program:
     `/echo` of <authority>, by one connection for each of its own callers'.
     """
 
+    protocol = "HTTP"
+    """What its workload declares."""
+
     def __init__(self, address: str, port: int) -> None:
         self._address, self._port = address, port
         self._server: asyncio.Server | None = None

@@ -86,7 +86,7 @@ class Member:
         workload = {
             "service": self.service,
             "version": "v1",
-            "ports": [{"number": self._port, "protocol": "HTTP"}],
+            "ports": [{"number": self._port, "protocol": self.program.protocol}],
             "data_plane": self.data_plane,
             "interception": "explicit",
             "namespace_path": "",
@@ -159,6 +159,11 @@ class Member:
                 finally:
                     connection.close()
                 await asyncio.sleep(0.02)
+
+    @property
+    def inbound(self) -> tuple[str, int]:
+        """Where sidecars call this one."""
+        return self.registered.address, self._port
 
     async def takes_plain_text(self) -> bool:
         """Whether a caller without a certificate is answered at the address where sidecars call this one."""

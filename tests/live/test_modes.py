@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.live.load import load
+from tests.live.load import Program, load
 from tests.live.mesh import PATIENCE_SECONDS, LiveMesh, live_mesh
 
 POLICY = """\
@@ -139,5 +139,50 @@ def test_port_workload_namespace_and_mesh_hold_on_both_data_planes(service: str)
             await takes(mine=True, others=False)
             await mesh.delete("PeerAuthentication", "default", "one")
             await takes(mine=False, others=False)
+
+    asyncio.run(run())
+
+
+class Carried(Program):
+    """Its port is declared as TCP. It says what `says` says, and then sends back what comes; at first it speaks HTTP."""
+
+    protocol = "TCP"
+    says: bytes | None = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.says is None:
+            return await super()._serve(reader, writer)
+        writer.write(self.says)
+        while part := await reader.read(1000):
+            writer.write(part)
+        writer.close()
+        return None
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", ["weft-proxy", pytest.param("envoy", marks=pytest.mark.conformance)])
+def test_plain_text_is_found_under_permissive_whatever_it_looks_like(kind: str) -> None:
+    """The beginning of a TLS record (RFC 8446 5.1) of which the rest never comes, and nothing, because the server speaks first."""
+
+    async def run() -> None:
+        async with live_mesh([("carried", kind)], program=Carried) as mesh:
+            member = mesh["carried"]
+            assert isinstance(member.program, Carried)
+            await mesh.apply(LEVELS.format(service="carried", port=mesh.ports["carried"]).split("---\n")[1])
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not await member.takes_plain_text():
+                    await asyncio.sleep(0.05)
+            for says, sent in (
+                (b"", b"text"),
+                (b"", b"\x80\x03\x01\x3f\xff and less than 16 KiB"),
+                (b"220 ready", b""),
+            ):
+                member.program.says = says
+                reader, writer = await asyncio.open_connection(*member.inbound)
+                writer.write(sent)
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    assert await reader.readexactly(len(says + sent)) == says + sent
+                writer.close()
+                await writer.wait_closed()
 
     asyncio.run(run())

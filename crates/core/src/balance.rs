@@ -313,7 +313,8 @@ impl Balancer {
     pub fn tick(&self, now: Duration) -> usize {
         let Some(rules) = &self.outlier else { return 0 };
         let states: Vec<&OutlierState> = self.hosts.iter().filter_map(|host| host.outlier.as_deref()).collect();
-        let back = states.iter().filter(|state| state.tick(rules, now)).count();
+        let were_in: Vec<bool> = states.iter().map(|state| !state.is_ejected()).collect();
+        let back = states.iter().filter(|state| state.bring_back(rules, now)).count();
         let outliers = rules.compare(&states);
         let mut ejected = states.iter().filter(|state| state.is_ejected()).count();
         let mut out = 0;
@@ -323,6 +324,12 @@ impl Balancer {
                 out += 1;
             }
         }
+        // After the comparison, so that who is ejected at each of its first chances is so for longer each time.
+        states
+            .iter()
+            .zip(were_in)
+            .filter(|(state, was_in)| *was_in && !state.is_ejected())
+            .for_each(|(state, _)| state.forgive());
         if back + out > 0 {
             self.rebuild();
         }

@@ -39,10 +39,11 @@ const REGEX_SET_SIZE_LIMIT: usize = 1 << 25;
 /// Memory for the states of one automaton in each thread, which are made as texts need them; bytes.
 const STATES_BYTES: usize = 1 << 21;
 
-/// When its states had to be forgotten so often, it is not used for a text that would need many new ones.
+/// When its states had to be forgotten so often, it is given up for a text in which they come to be forgotten once more, unless they are
+/// worth it.
 const STATES_FORGOTTEN: usize = 3;
 
-/// A text must use each of its new states for so many bytes.
+/// They are if so many bytes were read for each of them since they were forgotten last.
 const BYTES_OF_A_STATE: usize = 10;
 
 fn full(pattern: &str) -> String {
@@ -58,6 +59,8 @@ impl FullRegex {
     /// # Errors
     /// The pattern is not a regular expression, or too large.
     pub fn new(pattern: &str) -> Result<Self, String> {
+        // By itself first: what would close the group that it is put into is no expression, and would match a part of a text.
+        regex_syntax::ast::parse::Parser::new().parse(pattern).map_err(|error| error.to_string())?;
         Ok(Self { source: pattern.into(), regex: build_regex(&full(pattern))? })
     }
 

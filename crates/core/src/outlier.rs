@@ -5,7 +5,7 @@
 //! ejected --(tick after base * ejections, at most max; or an active health check passes)--> healthy
 //! ```
 //!
-//! Success resets the consecutive counts. Each interval without ejection forgives one earlier ejection. At its end, too, endpoints are
+//! Success resets the consecutive counts. Each whole interval without ejection forgives one earlier ejection. At its end, too, endpoints are
 //! compared with each other, by the share of requests that succeeded in it: who is far below the others is ejected, or whose failures are
 //! more than a percentage. Both need enough endpoints with enough requests, or they would be about chance.
 
@@ -177,22 +177,23 @@ impl OutlierState {
         ejected
     }
 
-    /// End an ejection whose time has come, or forgive an old one. Returns whether the endpoint is back.
-    pub(crate) fn tick(&self, rules: &OutlierDetection, now: Duration) -> bool {
+    /// End an ejection whose time has come. Returns whether the endpoint is back.
+    pub(crate) fn bring_back(&self, rules: &OutlierDetection, now: Duration) -> bool {
         let stamp = self.ejected_at.load(Ordering::Acquire);
-        let ejections = self.ejections.load(Ordering::Relaxed);
         if stamp == 0 {
-            if ejections > 0 {
-                self.ejections.store(ejections - 1, Ordering::Relaxed);
-            }
             return false;
         }
+        let ejections = self.ejections.load(Ordering::Relaxed);
         let duration = rules.base_ejection_time.saturating_mul(ejections.max(1)).min(rules.max_ejection_time);
-        if millis(now).saturating_sub(stamp - 1) < millis(duration) {
-            return false;
+        millis(now).saturating_sub(stamp - 1) >= millis(duration) && self.uneject()
+    }
+
+    /// Forgive one earlier ejection.
+    pub(crate) fn forgive(&self) {
+        let ejections = self.ejections.load(Ordering::Relaxed);
+        if ejections > 0 {
+            self.ejections.store(ejections - 1, Ordering::Relaxed);
         }
-        self.ejected_at.store(0, Ordering::Release);
-        true
     }
 
     /// End an ejection at once. Returns whether there was one.
@@ -265,6 +266,11 @@ impl OutlierDetection {
         let (server_error, gateway_error) = match observation {
             Observation::Connected => {
                 clear(&state.consecutive_local);
+                // To a carried connection it is what an answer is to a request.
+                if !self.split_local_origin {
+                    clear(&state.consecutive_5xx);
+                    clear(&state.consecutive_gateway);
+                }
                 return false;
             }
             Observation::LocalFailure if self.split_local_origin => {

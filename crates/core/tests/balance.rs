@@ -306,11 +306,84 @@ fn compared(detection: proto::OutlierDetection, seen: &[(u32, u32)], failure: Ob
         (*failed..*all).for_each(|_| observe(host, Observation::Status(404)));
     }
     balancer.tick(SECOND * 2);
-    let out = || balancer.hosts().iter().enumerate().filter(|(_, host)| host.is_ejected()).map(|(at, _)| at).collect();
-    let first: Vec<usize> = out();
-    balancer.tick(SECOND * 3);
-    assert_eq!(out(), first, "what was counted is not counted again");
-    first
+    out_of(&balancer)
+}
+
+fn out_of(balancer: &Balancer) -> Vec<usize> {
+    balancer.hosts().iter().enumerate().filter(|(_, host)| host.is_ejected()).map(|(at, _)| at).collect()
+}
+
+/// Five endpoints, of which the last fails all of its requests, that are compared by success rate.
+fn five_compared() -> std::sync::Arc<Balancer> {
+    let rules = ejecting(|rules| {
+        rules.enforcing_consecutive_5xx = number(0);
+        rules.enforcing_success_rate = number(100);
+    });
+    let endpoints = (1..=5).map(|port| endpoint(port, 1, Healthy)).collect();
+    Balancer::new(&rules, &assignment(vec![locality(0, 1, endpoints)]), None, 0)
+}
+
+/// Who is out is asked nothing.
+fn ask_all(balancer: &Balancer, requests: usize) {
+    for (index, host) in balancer.hosts().iter().enumerate().filter(|(_, host)| !host.is_ejected()) {
+        let status = if index == 4 { 500 } else { 200 };
+        (0..requests).for_each(|_| assert!(!balancer.observe(host, Observation::Status(status), SECOND)));
+    }
+}
+
+#[test]
+fn an_interval_is_compared_by_itself() {
+    let balancer = five_compared();
+    for interval in 1..10 {
+        ask_all(&balancer, 60);
+        balancer.tick(SECOND * interval);
+        assert_eq!(out_of(&balancer), Vec::<usize>::new(), "60 requests are too few, however many came before");
+    }
+    ask_all(&balancer, 100);
+    balancer.tick(SECOND * 10);
+    assert_eq!(out_of(&balancer), [4]);
+}
+
+#[test]
+fn who_is_ejected_again_and_again_is_so_for_longer_each_time() {
+    let balancer = five_compared();
+    let (mut lengths, mut began) = (Vec::new(), None);
+    for second in 1..200 {
+        ask_all(&balancer, 100);
+        balancer.tick(SECOND * second);
+        match (began, balancer.hosts()[4].is_ejected()) {
+            (None, true) => began = Some(second),
+            (Some(since), false) => {
+                lengths.push(second - since);
+                began = None;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(lengths[..4], [10, 20, 30, 40], "ten seconds times the number of ejections");
+}
+
+#[test]
+fn what_came_while_an_endpoint_was_out_is_forgotten_when_it_is_back() {
+    let balancer = Balancer::new(&ejecting(|_| ()), &four(), None, 0);
+    let fail = |now: Duration| balancer.observe(&balancer.hosts()[0], Observation::Status(500), now);
+    (0..10).for_each(|_| {
+        fail(SECOND);
+    });
+    assert_eq!(balancer.tick(SECOND * 11), 1);
+    assert!(!fail(SECOND * 12) && !fail(SECOND * 12), "it begins anew");
+    assert!(fail(SECOND * 12));
+}
+
+#[test]
+fn a_connection_that_was_made_ends_a_row_of_failures() {
+    let balancer = Balancer::new(&ejecting(|_| ()), &four(), None, 0);
+    let host = &balancer.hosts()[0];
+    for _ in 0..5 {
+        assert!(!balancer.observe(host, Observation::LocalFailure, SECOND));
+        assert!(!balancer.observe(host, Observation::LocalFailure, SECOND));
+        assert!(!balancer.observe(host, Observation::Connected, SECOND));
+    }
 }
 
 #[test]

@@ -346,6 +346,49 @@ quickcheck! {
     }
 }
 
+#[test]
+fn hundreds_of_expressions_that_begin_alike_are_told_apart() {
+    let number = |text: &str, at: usize| regex(&text.replace("N", &at.to_string()));
+    // What no automaton of many can be made of is tried, and only with those beside it.
+    for odd in ["/[a-z]+/item-N", "/(?u:\\b)?[a-z]+/item-N"] {
+        let list = (0..1200)
+            .map(|at| {
+                let text = if at == 700 { odd } else { "/[a-z]+/item-N" };
+                let matcher = proto::RouteMatch {
+                    path_specifier: Some(PathSpecifier::SafeRegex(number(text, at))),
+                    ..Default::default()
+                };
+                to(&at.to_string(), matcher)
+            })
+            .collect();
+        let table = routes(list);
+        for at in [0, 511, 512, 699, 700, 701, 1023, 1024, 1199] {
+            assert_eq!(route_of(&table, &request("a", &format!("/any/item-{at}?x"), &[])), at.to_string());
+        }
+        assert_eq!(route_of(&table, &request("a", "/any/item-1200", &[])), "none");
+        // Each of these is a text that the automata have not seen: they forget, and give up.
+        for text in 0..300 {
+            let path = format!("/{}/item-{}", "abcdefghij".repeat(40), text * 4);
+            assert_eq!(route_of(&table, &request("a", &path, &[])), (text * 4).to_string());
+        }
+    }
+}
+
+#[test]
+fn an_expression_that_is_none_by_itself_is_refused() {
+    for text in ["a)|(?:b", "(", "a)", "(?i"] {
+        let matcher =
+            proto::RouteMatch { path_specifier: Some(PathSpecifier::SafeRegex(regex(text))), ..Default::default() };
+        let found =
+            RouteTable::compile(&configuration(vec![host("h", &["*"], vec![to("r", matcher)])]), Strictness::Refuse);
+        assert_eq!(
+            found.unwrap_err().0[0].path,
+            "RouteConfiguration.virtual_hosts[0].routes[0].match.safe_regex",
+            "{text}"
+        );
+    }
+}
+
 fn forward(action: proto::RouteAction) -> (RouteTable, proto::RouteAction) {
     let route = proto::Route {
         r#match: Some(prefix("/old")),

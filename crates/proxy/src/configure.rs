@@ -39,7 +39,7 @@ const FIRST_CLUSTERS_TIME: Duration = Duration::from_secs(5);
 const GATHER_TIME: Duration = Duration::from_millis(5);
 /// Changes of this time go to the disk together.
 const SAVE_TIME: Duration = Duration::from_millis(200);
-/// The longest and shortest time between two looks at ejected endpoints.
+/// The longest and shortest time between two looks at whether an interval of outlier detection is over.
 const TICK_TIME: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// See the module.
@@ -478,7 +478,7 @@ impl Configurator {
         }
     }
 
-    /// Bring back endpoints whose ejection is over; how long until the next look.
+    /// End the intervals of outlier detection that are over; how long until the next look.
     fn tick(&mut self, now: Duration) -> Duration {
         let (shortest, mut pause) = TICK_TIME;
         let mut ticked = HashMap::new();

@@ -58,7 +58,7 @@ async def finish(
     admin: Path, calls: Sequence[str], count_open: Callable[[Path], Awaitable[int]], *, patience: float, poll: float
 ) -> bool:
     """
-    POST *calls*, with which the proxy accepts no more, and wait until it has nothing open.
+    POST *calls*, with which the proxy begins to drain, and wait until it has nothing open.
 
     Args:
         calls: Paths.

@@ -201,7 +201,8 @@ class Edge:
             try:
                 published.listen(reserved, _BACKLOG)
             except OSError as error:
-                raise _refused(error, f"{target} cannot be published") from error
+                said = published.reason(error, reserved.getsockname()[1])
+                raise _refused(error, f"{target} cannot be published: {said}", bare=True) from error
             return reserved
         kept = self._listeners.get(target)
         if kept is not None:

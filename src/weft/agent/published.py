@@ -117,7 +117,11 @@ def listen(reserved: socket.socket, backlog: int) -> None:
     # The kernel looks at who has the port once more. Connections that were closed at this end linger for a minute, and forbid it unless
     # they were accepted with SO_REUSEADDR, too.
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.listen(backlog)
+    try:
+        reserved.listen(backlog)
+    except OSError:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        raise
 
 
 def rest(reserved: socket.socket) -> None:

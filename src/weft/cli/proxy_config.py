@@ -77,7 +77,7 @@ def command(
         "listeners": listeners_table,
         "routes": routes_table,
         "clusters": clusters_table,
-        "endpoints": lambda found: endpoints_table(found, found_health(client.admin_socket(workload))),
+        "endpoints": lambda told: endpoints_table(told, _asked_health(client, workload)),
     }
     emit(resources, output, lambda: tables[wanted](resources))
 
@@ -166,16 +166,18 @@ def endpoints_table(resources: Sequence[Json], found: Mapping[tuple[str, str], s
 FOUND = {
     "failed_outlier_check": "EJECTED",
     "ejected": "EJECTED",
-    "failed_active_health_check": "FAILED CHECK",
     "pending_active_hc": "UNCHECKED",
+    "failed_active_health_check": "FAILED CHECK",
 }
-"""What a proxy says of an endpoint that it does not use, in Envoy's names and in weft-proxy's, and how it is shown."""
+"""
+What a proxy says of an endpoint that it does not use, in Envoy's names and in weft-proxy's, and how it is shown. The first holds: what was
+never checked counts as failed, too.
+"""
 
 
-def found_health(admin: Path) -> dict[tuple[str, str], str]:
-    """Return what the proxy has found of endpoints that it was told to use, by (cluster, address); nothing if it does not answer."""
-    answer = _ask(admin, "/clusters?format=json") or []
-    clusters = answer.get("cluster_statuses", []) if isinstance(answer, dict) else answer
+def found_health(clusters: Any) -> dict[tuple[str, str], str]:
+    """Return what a proxy has found of endpoints that it was told to use, by (cluster, address), from its `/clusters?format=json`."""
+    clusters = clusters.get("cluster_statuses", []) if isinstance(clusters, dict) else clusters
     found = {}
     for cluster in clusters:
         for host in (*cluster.get("host_statuses", ()), *cluster.get("endpoints", ())):
@@ -184,6 +186,14 @@ def found_health(admin: Path) -> dict[tuple[str, str], str]:
             if state := next((state for flag, state in FOUND.items() if flags.get(flag)), None):
                 found[cluster["name"], address] = state
     return found
+
+
+def _asked_health(client: Client, workload: str) -> dict[tuple[str, str], str]:
+    """What the proxy says of itself; that it says nothing is told."""
+    if (answer := _ask(client.admin_socket(workload), "/clusters?format=json")) is None:
+        click.echo(f"{workload}'s proxy does not answer: health is what it was told.", err=True)
+        return {}
+    return found_health(answer)
 
 
 def secrets(client: Client, workload: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ program behind it. A workload that declares no port is a client only and has nei
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from envoy.config.cluster.v3 import cluster_pb2
@@ -34,6 +35,13 @@ from weft.translate.resource import CLUSTER, LISTENER, Resource, resource, seria
 LOOPBACK = "127.0.0.1"
 """Where a program is tried while nobody has found it listening: most bind a wildcard or this."""
 
+UNDECIDED = timedelta(seconds=3)
+"""
+How long an Envoy looks for mutual TLS where plain text is accepted too. A sidecar sends its ClientHello as soon as it is connected; who says
+nothing waits for a server that speaks first, and what could be the beginning of a TLS record of any kind and is followed by less than that
+(one in a thousand of texts of random bytes) would wait for ever. weft-proxy reads closer, and dials for who is silent.
+"""
+
 RETRIES = 2
 """On `reset-before-request` only: the program closed an idle connection just as a request came (Istio's inbound)."""
 
@@ -62,7 +70,7 @@ def _listener(reading: Reading, workload: Workload, port: WorkloadPort) -> Resou
     http = reading.speaks_http(port.protocol)
     chains = [message.filter_chains.add(name=name)]
     if mode is Mode.PERMISSIVE:
-        _accept_both(message, http=http)
+        _accept_both(message, reading.data_plane, http=http)
         chains = list(message.filter_chains)
     elif mode is Mode.STRICT and reading.data_plane == ENVOY:
         # For the records: Envoy knows from the inspector alone which server the caller named.
@@ -87,14 +95,16 @@ def _listener(reading: Reading, workload: Workload, port: WorkloadPort) -> Resou
     return resource(LISTENER, name, serialise(message))
 
 
-def _accept_both(message: Any, *, http: bool) -> None:
+def _accept_both(message: Any, data_plane: str, *, http: bool) -> None:
     """
     Tell mutual TLS from plain text by the first bytes, and add the filter chains for the latter.
 
     TLS that does not name Istio's protocols is the program's own: it is passed on to a TCP port, and to an HTTP port,
-    which could not read it, not at all. Where the server speaks first Envoy waits for ever (Istio's too).
+    which could not read it, not at all.
     """
     inspect(message, TLS_INSPECTOR, tls_inspector_pb2.TlsInspector())
+    if data_plane == ENVOY:
+        message.listener_filters_timeout.FromTimedelta(UNDECIDED)
     mutual = message.filter_chains[0].filter_chain_match
     mutual.transport_protocol = "tls"
     mutual.application_protocols.extend(tls.ALPN_PEERS)

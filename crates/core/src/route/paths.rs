@@ -15,7 +15,8 @@ use super::Route;
 const FEW: usize = 32;
 
 /// As many regular expressions are one automaton: so many that begin alike share its memory for states, so that a path costs a lookup for
-/// each of its bytes. Of thousands each state would stand for all, and none would be there twice.
+/// each of its bytes. Of thousands each state would stand for all, and none would be there twice. So a worker has at most 4 KiB of states for
+/// each expression, whatever paths clients choose.
 const REGEXES_TOGETHER: usize = 512;
 
 /// Positions in the list, ascending.
@@ -39,8 +40,8 @@ pub struct Paths {
 #[derive(Debug, Default)]
 struct Regexes {
     positions: Positions,
-    /// Parts of the positions in their order; none if there are few.
-    together: Vec<FullRegexSet>,
+    /// For each part of the positions in their order, `None` where it cannot be one automaton; no parts if there are few.
+    together: Vec<Option<FullRegexSet>>,
 }
 
 impl Paths {
@@ -85,13 +86,14 @@ impl Regexes {
             return;
         }
         let sets = self.positions.chunks(REGEXES_TOGETHER).map(|chunk| {
+            // Each was built alone; together they may be too large, or one may know what no automaton of this kind does (`(?u:\b)`).
             FullRegexSet::new(chunk.iter().filter_map(|&position| match &routes[position as usize].conditions.path {
                 PathMatch::Regex(regex) => Some(regex),
                 _ => None,
             }))
+            .ok()
         });
-        // Each of them was built alone, so all of them fail only by their size: then each is tried.
-        self.together = sets.collect::<Result<_, _>>().unwrap_or_default();
+        self.together = sets.collect();
     }
 }
 
@@ -144,7 +146,10 @@ impl Candidates<'_> {
             let mut matched = Positions::new();
             for alike in combined() {
                 for (set, positions) in alike.together.iter().zip(alike.positions.chunks(REGEXES_TOGETHER)) {
-                    set.for_each_match(self.path, |index| matched.push(positions[index]));
+                    match set {
+                        Some(set) => set.for_each_match(self.path, |index| matched.push(positions[index])),
+                        None => matched.extend(positions),
+                    }
                 }
             }
             // An expression may be named twice: where it may match, and then where it does.

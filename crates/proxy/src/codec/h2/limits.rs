@@ -67,7 +67,7 @@ impl Default for Limits {
             // Envoy's present default. A sidecar's peer sends all of its requests over one connection.
             streams: 1024,
             stream_window_bytes: 256 * 1024,
-            // Sixteen streams that nobody reads do not stop the others, and cannot take more memory than this.
+            // Fifteen streams that nobody reads do not stop the others, and cannot take more memory than this.
             connection_window_bytes: 4 * 1024 * 1024,
             header_bytes: 60 * 1024,
             header_fields: 100,

@@ -1,0 +1,49 @@
+"""What `weft proxy-config` makes of messages and of a proxy's own word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from weft.cli.proxy_config import endpoints_table, found_health
+
+
+def endpoint(address: str, **more: Any) -> dict[str, Any]:
+    return {"endpoint": {"address": {"socket_address": {"address": address, "port_value": 80}}}, **more}
+
+
+def test_what_a_proxy_has_found_is_shown_of_those_that_it_was_told_are_well() -> None:
+    told = [endpoint("10.0.0.1"), endpoint("10.0.0.2", health_status="DRAINING"), endpoint("10.0.0.3")]
+    found = {
+        ("one", "10.0.0.1:80"): "EJECTED",
+        ("one", "10.0.0.2:80"): "FAILED CHECK",
+        ("other", "10.0.0.3:80"): "EJECTED",
+    }
+    table = endpoints_table([{"cluster_name": "one", "endpoints": [{"lb_endpoints": told}]}], found)
+    shown = [line.split()[:2] for line in table.splitlines()[1:]]
+    assert shown == [["10.0.0.1:80", "EJECTED"], ["10.0.0.2:80", "DRAINING"], ["10.0.0.3:80", "HEALTHY"]]
+
+
+ENVOYS = {"address": {"socket_address": {"address": "10.0.0.1", "port_value": 80}}}
+WEFTS = {"address": "10.0.0.1:80", "health": "healthy", "ejected": False, "failed_active_health_check": False}
+
+
+@pytest.mark.parametrize(
+    ("flags", "own", "state"),
+    [
+        ({"eds_health_status": "HEALTHY"}, {}, None),
+        ({"failed_outlier_check": True}, {"ejected": True}, "EJECTED"),
+        ({"failed_active_health_check": True}, {"failed_active_health_check": True}, "FAILED CHECK"),
+        (
+            {"failed_active_health_check": True, "pending_active_hc": True},
+            {"failed_active_health_check": True, "pending_active_hc": True},
+            "UNCHECKED",
+        ),
+    ],
+)
+def test_both_data_planes_words_are_read(flags: dict[str, Any], own: dict[str, Any], state: str | None) -> None:
+    expected = {} if state is None else {("one", "10.0.0.1:80"): state}
+    envoys = {"cluster_statuses": [{"name": "one", "host_statuses": [ENVOYS | {"health_status": flags}]}]}
+    assert found_health(envoys) == expected
+    assert found_health([{"name": "one", "endpoints": [WEFTS | own]}]) == expected
