@@ -37,7 +37,7 @@ LOOPBACK = "127.0.0.1"
 
 UNDECIDED = timedelta(seconds=3)
 """
-How long an Envoy looks for mutual TLS where plain text is accepted too. A sidecar sends its ClientHello as soon as it is connected; who says
+How long an Envoy looks for mutual TLS where plain text is accepted too, on a TCP port. A sidecar sends its ClientHello as soon as it is connected; who says
 nothing waits for a server that speaks first, and what could be the beginning of a TLS record of any kind and is followed by less than that
 (one in a thousand of texts of random bytes) would wait for ever. weft-proxy reads closer, and dials for who is silent.
 """
@@ -103,7 +103,7 @@ def _accept_both(message: Any, data_plane: str, *, http: bool) -> None:
     which could not read it, not at all.
     """
     inspect(message, TLS_INSPECTOR, tls_inspector_pb2.TlsInspector())
-    if data_plane == ENVOY:
+    if data_plane == ENVOY and not http:
         message.listener_filters_timeout.FromTimedelta(UNDECIDED)
     mutual = message.filter_chains[0].filter_chain_match
     mutual.transport_protocol = "tls"
