@@ -37,9 +37,9 @@ LOOPBACK = "127.0.0.1"
 
 UNDECIDED = timedelta(seconds=3)
 """
-How long an Envoy looks for mutual TLS where plain text is accepted too, on a TCP port. A sidecar sends its ClientHello as soon as it is connected; who says
-nothing waits for a server that speaks first, and what could be the beginning of a TLS record of any kind and is followed by less than that
-(one in a thousand of texts of random bytes) would wait for ever. weft-proxy reads closer, and dials for who is silent.
+How long an Envoy looks for mutual TLS on a TCP port that accepts plain text too. A sidecar sends its ClientHello as soon as it is connected;
+who says nothing waits for a server that speaks first. And what could be the beginning of a TLS record, of any kind, and is followed by less
+than that (one in a thousand of texts of random bytes) would wait for ever. weft-proxy reads closer, and dials for who is silent.
 """
 
 RETRIES = 2
