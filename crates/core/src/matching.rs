@@ -81,10 +81,12 @@ impl FullRegex {
     }
 }
 
+type MakeStates = Box<dyn Fn() -> Cache + Send + Sync + UnwindSafe + RefUnwindSafe>;
+
 /// Regular expressions in one automaton, which reads a text once for all of them.
 pub struct FullRegexSet {
     automaton: Arc<DFA>,
-    states: Pool<Cache, Box<dyn Fn() -> Cache + Send + Sync + UnwindSafe + RefUnwindSafe>>,
+    states: Pool<Cache, MakeStates>,
     length: usize,
 }
 

@@ -233,15 +233,15 @@ impl OutlierDetection {
     /// End an interval: which endpoints the comparison with the others asks to eject. *states*: of all endpoints.
     pub(crate) fn compare(&self, states: &[&OutlierState]) -> Vec<usize> {
         let mut found = Vec::new();
-        let kinds: [(&Rates, fn(&OutlierState) -> &Results); 2] =
-            [(&self.rates, |state| &state.results), (&self.local_rates, |state| &state.local_results)];
-        for (rates, results) in kinds {
+        let mut compare = |rates: &Rates, results: &dyn Fn(&OutlierState) -> Option<(u32, f64)>| {
             if rates.compares() {
                 // What is out is not compared, and begins anew too.
-                let taken = |state: &&OutlierState| results(state).take().filter(|_| !state.is_ejected());
+                let taken = |state: &&OutlierState| results(state).filter(|_| !state.is_ejected());
                 found.extend(rates.outliers(&states.iter().map(taken).collect::<Vec<_>>()));
             }
-        }
+        };
+        compare(&self.rates, &|state| state.results.take());
+        compare(&self.local_rates, &|state| state.local_results.take());
         found
     }
 

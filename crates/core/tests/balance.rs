@@ -395,8 +395,9 @@ fn endpoints_that_fail_far_more_often_than_the_others_are_ejected() {
         |rules: Rules| Rules { enforcing_success_rate: number(0), enforcing_failure_percentage: number(100), ..rules };
     let alike: &[(u32, u32)] = &[(100, 0); 4];
     let with = |own: (u32, u32)| [alike, &[own]].concat();
-    // name, rules, what was seen, of what kind the failures are, who is out
-    let cases: &[(&str, Rules, Vec<(u32, u32)>, Observation, &[usize])] = &[
+    /// Name, rules, what was seen, of what kind the failures are, who is out.
+    type Case = (&'static str, Rules, Vec<(u32, u32)>, Observation, &'static [usize]);
+    let cases: &[Case] = &[
         ("one far below the others, by Envoy's default", Rules::default(), with((100, 10)), bad, &[4]),
         ("failures found on this side count too", Rules::default(), with((100, 10)), local, &[4]),
         ("all alike", Rules::default(), vec![(100, 30); 5], bad, &[]),
