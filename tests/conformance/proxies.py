@@ -29,6 +29,7 @@ from weft.agent.bootstrap import bootstrap
 from weft.agent.data_planes import DATA_PLANES
 from weft.agent.data_planes.weft_proxy import WeftProxy
 from weft.cli.client import UnixConnection
+from weft.cli.proxy_config import found_health
 from weft.data_plane import ENVOY
 
 LIMIT = 30.0
@@ -235,6 +236,11 @@ class Static:
         with contextlib.suppress(OSError, http.client.HTTPException):
             return self.ask("/ready").startswith("LIVE")
         return False
+
+    def found(self, cluster: str, state: str) -> set[int]:
+        """Ports of the endpoints of which `weft proxy-config endpoints` says *state*."""
+        health = found_health(json.loads(self.ask("/clusters?format=json")))
+        return {int(at.rpartition(":")[2]) for (name, at), seen in health.items() if (name, seen) == (cluster, state)}
 
     def count(self, metric: str, cluster: str) -> int:
         """What `envoy_cluster_METRIC` counts for *cluster*."""

@@ -64,14 +64,7 @@ def running(directory: Path, upstream: int) -> Iterator[subprocess.Popen[bytes]]
     path = directory / "bootstrap.json"
     path.write_text(json.dumps(bootstrap(directory, upstream)))
     command = [DATA_PLANES[ENVOY].find().path, "-c", str(path), "--concurrency", "1", "--disable-hot-restart"]
-    command += [
-        "--log-level",
-        "error",
-        "--drain-time-s",
-        str(envoy.CHANGED_LISTENER_SECONDS),
-        "--drain-strategy",
-        "immediate",
-    ]
+    command += ["--log-level", "error", *envoy.DRAIN_OPTIONS]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
         try:
             yield process

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ import pytest
 
 from tests.conformance.proxies import Static, socket_address, static_listener, typed, until
 from tests.ports import free_port
-from weft.cli.proxy_config import found_health
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = pytest.mark.conformance
@@ -175,16 +173,8 @@ class Proxy(Static):
         super().__init__(kind, directory, ports, {"clusters": clusters, "listeners": listeners})
 
     def failed(self, cluster: str) -> set[int]:
-        """Ports of endpoints that fail their active health check, as `weft proxy-config endpoints` says."""
+        """Ports of endpoints that fail their active health check."""
         return self.found(cluster, "FAILED CHECK")
-
-    def found(self, cluster: str, state: str) -> set[int]:
-        found = found_health(json.loads(self.ask("/clusters?format=json")))
-        return {
-            int(address.rpartition(":")[2])
-            for (name, address), seen in found.items()
-            if (name, seen) == (cluster, state)
-        }
 
     def answering(self, cluster: str) -> set[tuple[int, str]]:
         return {self.get(cluster) for _ in range(4)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +13,6 @@ import pytest
 
 from tests.conformance.proxies import Static, socket_address, static_listener, until
 from tests.ports import free_port
-from weft.cli.proxy_config import found_health
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = pytest.mark.conformance
@@ -42,7 +40,7 @@ COMMON = {"interval": "1s", "base_ejection_time": "300s", "max_ejection_percent"
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    """Every `failing`-th request of its server fails."""
+    """Answers 500 or 200, as its server says."""
 
     protocol_version = "HTTP/1.1"
     server: Server
@@ -57,7 +55,7 @@ class Endpoint(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Fails `failing` of four requests."""
+    """Fails *failing* of four requests."""
 
     daemon_threads = True
 
@@ -112,12 +110,7 @@ def test_who_fails_more_often_than_the_others_is_ejected(tmp_path: Path, kind: s
                 def out(name: str = name) -> set[int]:
                     for _ in range(30):
                         proxy.get(name)
-                    found = found_health(json.loads(proxy.ask("/clusters?format=json")))
-                    return {
-                        int(at.rpartition(":")[2])
-                        for (of, at), seen in found.items()
-                        if (of, seen) == (name, "EJECTED")
-                    }
+                    return proxy.found(name, "EJECTED")
 
                 assert out() <= {ports[2]}
                 until(f"{name} ejects the one", lambda: out() == {ports[2]})

@@ -24,7 +24,7 @@ from tests.live.load import Connection, Program
 from tests.ports import free_port
 from weft.agent.agent import note_certificate
 from weft.agent.bootstrap import bootstrap
-from weft.agent.data_planes.envoy import CHANGED_LISTENER_SECONDS
+from weft.agent.data_planes.envoy import DRAIN_OPTIONS
 from weft.agent.sds import SecretService
 from weft.agent.stream import AgentStream, Registered
 
@@ -39,7 +39,7 @@ COMMANDS = {
     "weft-proxy": ["weft-proxy", "--concurrency", "1"],
     "envoy": [
         *("envoy", "--use-dynamic-base-id", "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"),
-        *("--drain-time-s", str(CHANGED_LISTENER_SECONDS), "--drain-strategy", "immediate"),
+        *DRAIN_OPTIONS,
     ],
 }
 

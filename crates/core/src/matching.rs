@@ -12,6 +12,7 @@ use regex_automata::util::pool::Pool;
 use regex_automata::util::syntax;
 use regex_automata::{Anchored, Input, MatchKind};
 use regex_syntax::ParserBuilder;
+use regex_syntax::hir::Hir;
 use regex_syntax::hir::literal::Extractor;
 use weft_protos::envoy::config::route::v3 as route;
 use weft_protos::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
@@ -50,6 +51,10 @@ fn full(pattern: &str) -> String {
     format!("^(?:{pattern})$")
 }
 
+fn parse(pattern: &str) -> Result<Hir, Box<regex_syntax::Error>> {
+    ParserBuilder::new().unicode(false).utf8(false).build().parse(pattern).map_err(Box::new)
+}
+
 /// Bytes, not code points: `.` is any byte but a newline, `\d` and `\w` are ASCII as in RE2, which Envoy uses.
 pub(crate) fn build_regex(pattern: &str) -> Result<Regex, String> {
     RegexBuilder::new(pattern).unicode(false).size_limit(REGEX_SIZE_LIMIT).build().map_err(|error| error.to_string())
@@ -60,7 +65,7 @@ impl FullRegex {
     /// The pattern is not a regular expression, or too large.
     pub fn new(pattern: &str) -> Result<Self, String> {
         // By itself first: what would close the group that it is put into is no expression, and would match a part of a text.
-        regex_syntax::ast::parse::Parser::new().parse(pattern).map_err(|error| error.to_string())?;
+        parse(pattern).map_err(|error| error.to_string())?;
         Ok(Self { source: pattern.into(), regex: build_regex(&full(pattern))? })
     }
 
@@ -71,8 +76,7 @@ impl FullRegex {
 
     /// What every text that matches begins with; empty if that differs.
     pub fn literal_prefix(&self) -> Vec<u8> {
-        let parsed = ParserBuilder::new().unicode(false).utf8(false).build().parse(&self.source);
-        let literals = parsed.map(|expression| Extractor::new().extract(&expression));
+        let literals = parse(&self.source).map(|expression| Extractor::new().extract(&expression));
         literals.ok().and_then(|literals| literals.longest_common_prefix().map(<[u8]>::to_vec)).unwrap_or_default()
     }
 

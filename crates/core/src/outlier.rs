@@ -132,30 +132,26 @@ impl Rates {
 
     /// Which of these (requests and percent of success) are to be ejected.
     fn outliers(&self, seen: &[Option<(u32, f64)>]) -> Vec<usize> {
-        let with = |volume: u32| {
-            let enough = move |(index, seen): (usize, &Option<(u32, f64)>)| match seen {
-                Some((all, rate)) if *all >= volume => Some((index, *rate)),
-                _ => None,
-            };
-            seen.iter().enumerate().filter_map(enough).collect::<Vec<_>>()
+        // Index and percent of those with enough requests, if they are enough.
+        let comparable = |request_volume: u32, minimum_hosts: usize| {
+            let each = seen.iter().enumerate().filter_map(|(index, seen)| Some((index, (*seen)?)));
+            let hosts: Vec<_> =
+                each.filter(|(_, (all, _))| *all >= request_volume).map(|(index, (_, rate))| (index, rate)).collect();
+            if hosts.len() < minimum_hosts { Vec::new() } else { hosts }
         };
         let mut found = Vec::new();
         if let Some(rule) = self.success {
-            let hosts = with(rule.request_volume);
-            if !hosts.is_empty() && hosts.len() >= rule.minimum_hosts {
-                let count = hosts.len() as f64;
-                let mean = hosts.iter().map(|(_, rate)| rate).sum::<f64>() / count;
-                let variance = hosts.iter().map(|(_, rate)| (rate - mean).powi(2)).sum::<f64>() / count;
-                let least = mean - variance.sqrt() * f64::from(rule.stdev_thousandths) / 1000.0;
-                found.extend(hosts.iter().filter(|(_, rate)| *rate < least).map(|(index, _)| *index));
-            }
+            let hosts = comparable(rule.request_volume, rule.minimum_hosts);
+            let count = hosts.len() as f64;
+            let mean = hosts.iter().map(|(_, rate)| rate).sum::<f64>() / count;
+            let variance = hosts.iter().map(|(_, rate)| (rate - mean).powi(2)).sum::<f64>() / count;
+            let least = mean - variance.sqrt() * f64::from(rule.stdev_thousandths) / 1000.0;
+            found.extend(hosts.iter().filter(|(_, rate)| *rate < least).map(|(index, _)| *index));
         }
         if let Some(rule) = self.failure {
-            let hosts = with(rule.request_volume);
-            if !hosts.is_empty() && hosts.len() >= rule.minimum_hosts {
-                let threshold = f64::from(rule.threshold);
-                found.extend(hosts.iter().filter(|(_, rate)| 100.0 - rate >= threshold).map(|(index, _)| *index));
-            }
+            let hosts = comparable(rule.request_volume, rule.minimum_hosts);
+            let threshold = f64::from(rule.threshold);
+            found.extend(hosts.iter().filter(|(_, rate)| 100.0 - rate >= threshold).map(|(index, _)| *index));
         }
         found
     }
@@ -245,43 +241,27 @@ impl OutlierDetection {
         found
     }
 
-    fn note(&self, state: &OutlierState, observation: Observation) {
-        if self.local_rates.compares() {
-            state.local_results.note(observation == Observation::LocalFailure);
-        }
-        let failed = match observation {
-            Observation::LocalFailure | Observation::Connected if self.split_local_origin => return,
-            Observation::LocalFailure => true,
-            Observation::Connected => false,
-            Observation::Status(status) => (500..600).contains(&status),
-        };
-        if self.rates.compares() {
-            state.results.note(failed);
-        }
-    }
-
     /// Count an observation; whether it asks for ejection.
     pub(crate) fn observe(&self, state: &OutlierState, observation: Observation) -> bool {
-        self.note(state, observation);
+        let is_local_failure = observation == Observation::LocalFailure;
+        if self.local_rates.compares() {
+            state.local_results.note(is_local_failure);
+        }
+        if !is_local_failure {
+            clear(&state.consecutive_local);
+        } else if self.split_local_origin {
+            return count(&state.consecutive_local, self.consecutive_local_origin_failure);
+        }
         let (server_error, gateway_error) = match observation {
-            Observation::Connected => {
-                clear(&state.consecutive_local);
-                // To a carried connection it is what an answer is to a request.
-                if !self.split_local_origin {
-                    clear(&state.consecutive_5xx);
-                    clear(&state.consecutive_gateway);
-                }
-                return false;
-            }
-            Observation::LocalFailure if self.split_local_origin => {
-                return count(&state.consecutive_local, self.consecutive_local_origin_failure);
-            }
+            Observation::Connected if self.split_local_origin => return false,
+            // To a carried connection it is what an answer is to a request.
+            Observation::Connected => (false, false),
             Observation::LocalFailure => (true, true),
-            Observation::Status(status) => {
-                clear(&state.consecutive_local);
-                ((500..600).contains(&status), matches!(status, 502..=504))
-            }
+            Observation::Status(status) => ((500..600).contains(&status), matches!(status, 502..=504)),
         };
+        if self.rates.compares() {
+            state.results.note(server_error);
+        }
         let by_gateway = if gateway_error {
             count(&state.consecutive_gateway, self.consecutive_gateway_failure)
         } else {
@@ -305,33 +285,32 @@ impl OutlierDetection {
     pub(crate) fn compile(context: &mut Context, detection: &proto::OutlierDetection) -> Self {
         let read = |value: &Option<UInt32Value>, default| value.as_ref().map_or(default, |value| value.value);
         // A share of enforcement between never and always would need dice for each ejection; nobody asks for it.
-        let mut enforced =
-            |field: &str, enforcing: &Option<UInt32Value>, default: u32, threshold: u32| match read(enforcing, default)
-            {
-                0 => None,
-                100 => Some(threshold).filter(|threshold| *threshold > 0),
-                share => {
-                    context.refuse_at(field, format!("{share} is not supported: 0 or 100"));
-                    None
-                }
-            };
-        let consecutive_5xx = enforced(
-            "enforcing_consecutive_5xx",
-            &detection.enforcing_consecutive_5xx,
-            100,
-            read(&detection.consecutive_5xx, 5),
+        let mut enforced = |field: &str, enforcing: &Option<UInt32Value>, default: u32| match read(enforcing, default) {
+            0 => false,
+            100 => true,
+            share => {
+                context.refuse_at(field, format!("{share} is not supported: 0 or 100"));
+                false
+            }
+        };
+        let row = |enforced: bool, length: &Option<UInt32Value>| {
+            enforced.then(|| read(length, 5)).filter(|threshold| *threshold > 0)
+        };
+        let consecutive_5xx = row(
+            enforced("enforcing_consecutive_5xx", &detection.enforcing_consecutive_5xx, 100),
+            &detection.consecutive_5xx,
         );
-        let consecutive_gateway_failure = enforced(
-            "enforcing_consecutive_gateway_failure",
-            &detection.enforcing_consecutive_gateway_failure,
-            0,
-            read(&detection.consecutive_gateway_failure, 5),
+        let consecutive_gateway_failure = row(
+            enforced("enforcing_consecutive_gateway_failure", &detection.enforcing_consecutive_gateway_failure, 0),
+            &detection.consecutive_gateway_failure,
         );
-        let consecutive_local_origin_failure = enforced(
-            "enforcing_consecutive_local_origin_failure",
-            &detection.enforcing_consecutive_local_origin_failure,
-            100,
-            read(&detection.consecutive_local_origin_failure, 5),
+        let consecutive_local_origin_failure = row(
+            enforced(
+                "enforcing_consecutive_local_origin_failure",
+                &detection.enforcing_consecutive_local_origin_failure,
+                100,
+            ),
+            &detection.consecutive_local_origin_failure,
         );
         let success = SuccessRate {
             minimum_hosts: read(&detection.success_rate_minimum_hosts, 5) as usize,
@@ -343,22 +322,19 @@ impl OutlierDetection {
             request_volume: read(&detection.failure_percentage_request_volume, 50),
             threshold: read(&detection.failure_percentage_threshold, 85),
         };
-        let mut is_enforced = |field: &str, enforcing: &Option<UInt32Value>, default: u32| {
-            enforced(field, enforcing, default, 1).is_some()
-        };
         let rates = Rates {
-            success: is_enforced("enforcing_success_rate", &detection.enforcing_success_rate, 100).then_some(success),
-            failure: is_enforced("enforcing_failure_percentage", &detection.enforcing_failure_percentage, 0)
+            success: enforced("enforcing_success_rate", &detection.enforcing_success_rate, 100).then_some(success),
+            failure: enforced("enforcing_failure_percentage", &detection.enforcing_failure_percentage, 0)
                 .then_some(failure),
         };
         let local_rates = Rates {
-            success: is_enforced(
+            success: enforced(
                 "enforcing_local_origin_success_rate",
                 &detection.enforcing_local_origin_success_rate,
                 100,
             )
             .then_some(success),
-            failure: is_enforced(
+            failure: enforced(
                 "enforcing_failure_percentage_local_origin",
                 &detection.enforcing_failure_percentage_local_origin,
                 0,

@@ -179,7 +179,12 @@ fn ejecting(change: impl FnOnce(&mut proto::OutlierDetection)) -> Cluster {
 }
 
 fn four() -> LoadAssignment {
-    assignment(vec![locality(0, 1, (1..=4).map(|port| endpoint(port, 1, Healthy)).collect())])
+    healthy(4)
+}
+
+/// So many endpoints, at the ports from 1 on.
+fn healthy(count: u32) -> LoadAssignment {
+    assignment(vec![locality(0, 1, (1..=count).map(|port| endpoint(port, 1, Healthy)).collect())])
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -298,8 +303,7 @@ fn compared(detection: proto::OutlierDetection, seen: &[(u32, u32)], failure: Ob
             ..detection
         }
     });
-    let endpoints = (1..=seen.len()).map(|port| endpoint(port as u32, 1, Healthy)).collect();
-    let balancer = Balancer::new(&rules, &assignment(vec![locality(0, 1, endpoints)]), None, 0);
+    let balancer = Balancer::new(&rules, &healthy(seen.len() as u32), None, 0);
     let observe = |host, observation| assert!(!balancer.observe(host, observation, SECOND), "not before the end");
     for (host, (all, failed)) in balancer.hosts().iter().zip(seen) {
         (0..*failed).for_each(|_| observe(host, failure));
@@ -319,8 +323,7 @@ fn five_compared() -> std::sync::Arc<Balancer> {
         rules.enforcing_consecutive_5xx = number(0);
         rules.enforcing_success_rate = number(100);
     });
-    let endpoints = (1..=5).map(|port| endpoint(port, 1, Healthy)).collect();
-    Balancer::new(&rules, &assignment(vec![locality(0, 1, endpoints)]), None, 0)
+    Balancer::new(&rules, &healthy(5), None, 0)
 }
 
 /// Who is out is asked nothing.

@@ -346,19 +346,18 @@ quickcheck! {
     }
 }
 
+fn by_regex(text: &str) -> proto::RouteMatch {
+    proto::RouteMatch { path_specifier: Some(PathSpecifier::SafeRegex(regex(text))), ..Default::default() }
+}
+
 #[test]
 fn hundreds_of_expressions_that_begin_alike_are_told_apart() {
-    let number = |text: &str, at: usize| regex(&text.replace("N", &at.to_string()));
     // What no automaton of many can be made of is tried, and only with those beside it.
     for odd in ["/[a-z]+/item-N", "/(?u:\\b)?[a-z]+/item-N"] {
         let list = (0..1200)
             .map(|at| {
                 let text = if at == 700 { odd } else { "/[a-z]+/item-N" };
-                let matcher = proto::RouteMatch {
-                    path_specifier: Some(PathSpecifier::SafeRegex(number(text, at))),
-                    ..Default::default()
-                };
-                to(&at.to_string(), matcher)
+                to(&at.to_string(), by_regex(&text.replace('N', &at.to_string())))
             })
             .collect();
         let table = routes(list);
@@ -377,10 +376,10 @@ fn hundreds_of_expressions_that_begin_alike_are_told_apart() {
 #[test]
 fn an_expression_that_is_none_by_itself_is_refused() {
     for text in ["a)|(?:b", "(", "a)", "(?i"] {
-        let matcher =
-            proto::RouteMatch { path_specifier: Some(PathSpecifier::SafeRegex(regex(text))), ..Default::default() };
-        let found =
-            RouteTable::compile(&configuration(vec![host("h", &["*"], vec![to("r", matcher)])]), Strictness::Refuse);
+        let found = RouteTable::compile(
+            &configuration(vec![host("h", &["*"], vec![to("r", by_regex(text))])]),
+            Strictness::Refuse,
+        );
         assert_eq!(
             found.unwrap_err().0[0].path,
             "RouteConfiguration.virtual_hosts[0].routes[0].match.safe_regex",

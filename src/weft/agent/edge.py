@@ -201,8 +201,7 @@ class Edge:
             try:
                 published.listen(reserved, _BACKLOG)
             except OSError as error:
-                said = published.reason(error, reserved.getsockname()[1])
-                raise _refused(error, f"{target} cannot be published: {said}", bare=True) from error
+                raise _unpublished(error, target) from error
             return reserved
         kept = self._listeners.get(target)
         if kept is not None:
@@ -217,9 +216,7 @@ class Edge:
             made.listen(_BACKLOG)
         except OSError as error:
             made.close()
-            raise _refused(
-                error, f"{target} cannot be published: {published.reason(error, address[1])}", bare=True
-            ) from error
+            raise _unpublished(error, target) from error
         # Port 0 is the kernel's choice: two such requests are two sockets.
         if address[1]:
             self._listeners[target] = made
@@ -405,6 +402,12 @@ def _is_loopback(text: str) -> bool:
 def _refused(error: OSError, message: str, *, bare: bool = False) -> EdgeRefused:
     name = errno.errorcode.get(error.errno or 0, "EIO")
     return EdgeRefused(name, message if bare else f"{message}: {os.strerror(error.errno or 0)}")
+
+
+def _unpublished(error: OSError, target: str) -> EdgeRefused:
+    _, address = _parse(target)
+    said = published.reason(error, address[1])
+    return _refused(error, f"{target} cannot be published: {said}", bare=True)
 
 
 async def _is_host_listening(port: int) -> bool:

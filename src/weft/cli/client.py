@@ -20,6 +20,9 @@ from weft.errors import InvalidConfiguration, MeshNotRunning, NotFound, UsageErr
 TIMEOUT_SECONDS = 30.0
 """For one answer. Applying a thousand documents takes seconds; a call that waits adds its own time to this."""
 
+PROXY_SECONDS = 5.0
+"""For what a proxy says of itself."""
+
 LONGEST_WAIT_SECONDS = 600.0
 """What one call may ask the control plane to wait (docs/reference/interfaces.md, 4.3)."""
 
@@ -51,11 +54,20 @@ class Client:
         self._path = path
         self.mesh = mesh
 
-    def admin_socket(self, workload: str) -> Path:
-        """Return where the proxy of *workload* answers for itself (docs/reference/admin.md)."""
+    def ask_proxy(self, workload: str, target: str, *, method: str = "GET") -> tuple[int, bytes]:
+        """
+        Ask the proxy of *workload* itself (docs/reference/admin.md); returns status and body.
+
+        Raises:
+            OSError, HTTPException: It does not answer, or says what is no HTTP.
+        """
         from weft.agent import paths  # the one home of every path
 
-        return paths.mesh_paths(self.mesh).workload(workload).admin_socket
+        admin = paths.mesh_paths(self.mesh).workload(workload).admin_socket
+        with closing(UnixConnection(admin, PROXY_SECONDS)) as connection:
+            connection.request(method, target)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
 
     def get(self, path: str, *, timeout: float = TIMEOUT_SECONDS, **query: object) -> Any:
         """Call `GET path?query`; absent (None) query values are left out."""

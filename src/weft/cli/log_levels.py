@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Mapping
-from contextlib import closing
-from pathlib import Path
 from urllib.parse import urlencode
 
-from weft.cli.client import Client, UnixConnection
+from weft.cli.client import Client
 from weft.cli.main import unknown
 from weft.data_plane import ENVOY, WEFT_PROXY
 from weft.errors import UsageError, WeftError
@@ -22,8 +20,6 @@ LEVELS = ("trace", "debug", "info", "warning", "error", "critical", "off")
 
 AT_START = {WEFT_PROXY: "info", ENVOY: "warning"}
 """As the agent starts them (weft.agent.data_planes)."""
-
-TIMEOUT_SECONDS = 5.0
 
 
 def show(client: Client, workload: str, *, change: str | None = None, reset: bool = False) -> dict[str, str]:
@@ -38,17 +34,16 @@ def show(client: Client, workload: str, *, change: str | None = None, reset: boo
         UsageError: A component or level that there is not; then nothing is changed.
         WeftError: The proxy does not answer.
     """
-    admin = client.admin_socket(workload)
-    shown = ask(admin, workload)
+    shown = ask(client, workload)
     for_all, some = parse(change or "", shown)
     if reset:
         planes = {proxy["workload"]: proxy["data_plane"] for proxy in client.get("/v1/proxies")}
         for_all = for_all or AT_START[planes[workload]]
     # Envoy takes one parameter at a time.
     if for_all is not None:
-        shown = ask(admin, workload, level=for_all)
+        shown = ask(client, workload, level=for_all)
     if some:
-        shown = ask(admin, workload, paths=",".join(f"{name}:{level}" for name, level in some.items()))
+        shown = ask(client, workload, paths=",".join(f"{name}:{level}" for name, level in some.items()))
     return shown
 
 
@@ -74,16 +69,15 @@ def parse(text: str, known: Mapping[str, str]) -> tuple[str | None, dict[str, st
     return for_all, some
 
 
-def ask(admin: Path, workload: str, **query: str) -> dict[str, str]:
+def ask(client: Client, workload: str, **query: str) -> dict[str, str]:
     """POST /logging, and read the list that it answers with: two spaces, a name, a colon, a level."""
     try:
-        with closing(UnixConnection(admin, TIMEOUT_SECONDS)) as connection:
-            connection.request("POST", f"/logging?{urlencode(query, safe=':,')}" if query else "/logging")
-            answer = connection.getresponse()
-            text = answer.read().decode()
+        target = f"/logging?{urlencode(query, safe=':,')}" if query else "/logging"
+        status, body = client.ask_proxy(workload, target, method="POST")
+        text = body.decode()
     except (OSError, ValueError, http.client.HTTPException) as exc:
         raise WeftError(f"The proxy of {workload} does not answer: {exc}. `weft status` shows what it does.") from exc
-    if answer.status != 200:
+    if status != 200:
         raise UsageError(text.partition("\n")[0].removeprefix("error: "))
     lines = (line.strip().partition(": ") for line in text.splitlines() if line.startswith("  "))
     return {name: level for name, _, level in lines}

@@ -46,6 +46,9 @@ CHANGED_LISTENER_SECONDS = 45
 """How long what is open stays after a change of its listener: TCP connections and answers under way are cut off then, and a request
 that comes on a connection at rest at that moment is lost. Istio's `drainDuration`. It is not how long an end takes."""
 
+# From the change on every answer says `connection: close`, not ever more of them.
+DRAIN_OPTIONS = ("--drain-time-s", str(CHANGED_LISTENER_SECONDS), "--drain-strategy", "immediate")
+
 OPEN_REQUESTS = r"^(http\..*\.downstream_rq_active|tcp\..*\.downstream_cx_active)$"
 OPEN_CONNECTIONS = r"^(http|tcp)\..*\.downstream_cx_active$"
 OWN_QUESTIONS = "http.admin."
@@ -96,8 +99,7 @@ class Envoy:
         command = [executable, "-c", str(place.bootstrap), "--concurrency", str(place.concurrency)]
         command += ["--log-level", "warning"]
         command += ["--file-flush-interval-msec", str(RECORDS_FLUSH_MILLISECONDS)]
-        # From the change on every answer says `connection: close`, not ever more of them.
-        return [*command, "--drain-time-s", str(CHANGED_LISTENER_SECONDS), "--drain-strategy", "immediate"]
+        return [*command, *DRAIN_OPTIONS]
 
     async def drain(self, pid: int, admin: Path) -> None:
         """Have answers say `connection: close`, wait until none is open, and end it."""

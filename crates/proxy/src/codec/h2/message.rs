@@ -144,15 +144,15 @@ impl<'h> Reader<'h> {
                 }
             }
             _ if self.part == Part::Trailers && is_forbidden_trailer(field.name) => {}
+            // A crumb without bytes adds none: a value must not end in a space.
+            Kind::Cookie if self.part == Part::Request && value.is_empty() => {}
             Kind::Cookie if self.part == Part::Request => {
-                // RFC 9113 8.2.3: crumbs become one cookie again. One without bytes adds none: a value must not end in a space.
-                if !value.is_empty() {
-                    if !self.cookie.is_empty() {
-                        self.cookie.extend_from_slice(b"; ");
-                    }
-                    self.cookie.extend_from_slice(value);
-                    self.cookie_never_indexed |= field.never_indexed;
+                // RFC 9113 8.2.3: crumbs become one cookie again.
+                if !self.cookie.is_empty() {
+                    self.cookie.extend_from_slice(b"; ");
                 }
+                self.cookie.extend_from_slice(value);
+                self.cookie_never_indexed |= field.never_indexed;
             }
             Kind::Regular(known) => self.append(field, known),
             Kind::Expect => {
