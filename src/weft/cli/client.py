@@ -40,6 +40,19 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
+def ask_proxy(admin: Path, target: str, *, method: str = "GET") -> tuple[int, bytes]:
+    """
+    Ask a proxy on its admin socket; returns status and body.
+
+    Raises:
+        OSError, HTTPException: It does not answer, or says what is no HTTP.
+    """
+    with closing(UnixConnection(admin, PROXY_SECONDS)) as connection:
+        connection.request(method, target)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
 class Client:
     """
     Calls of the HTTP API. Values are what JSON gives: dicts, lists, strings, numbers.
@@ -54,20 +67,11 @@ class Client:
         self._path = path
         self.mesh = mesh
 
-    def ask_proxy(self, workload: str, target: str, *, method: str = "GET") -> tuple[int, bytes]:
-        """
-        Ask the proxy of *workload* itself (docs/reference/admin.md); returns status and body.
-
-        Raises:
-            OSError, HTTPException: It does not answer, or says what is no HTTP.
-        """
+    def admin_socket(self, workload: str) -> Path:
+        """Return where the proxy of *workload* answers for itself (docs/reference/admin.md); see `ask_proxy`."""
         from weft.agent import paths  # the one home of every path
 
-        admin = paths.mesh_paths(self.mesh).workload(workload).admin_socket
-        with closing(UnixConnection(admin, PROXY_SECONDS)) as connection:
-            connection.request(method, target)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+        return paths.mesh_paths(self.mesh).workload(workload).admin_socket
 
     def get(self, path: str, *, timeout: float = TIMEOUT_SECONDS, **query: object) -> Any:
         """Call `GET path?query`; absent (None) query values are left out."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import urlencode
 
-from weft.cli.client import Client
+from weft.cli.client import Client, ask_proxy
 from weft.cli.main import unknown
 from weft.data_plane import ENVOY, WEFT_PROXY
 from weft.errors import UsageError, WeftError
@@ -34,16 +35,17 @@ def show(client: Client, workload: str, *, change: str | None = None, reset: boo
         UsageError: A component or level that there is not; then nothing is changed.
         WeftError: The proxy does not answer.
     """
-    shown = ask(client, workload)
+    admin = client.admin_socket(workload)
+    shown = ask(admin, workload)
     for_all, some = parse(change or "", shown)
     if reset:
         planes = {proxy["workload"]: proxy["data_plane"] for proxy in client.get("/v1/proxies")}
         for_all = for_all or AT_START[planes[workload]]
     # Envoy takes one parameter at a time.
     if for_all is not None:
-        shown = ask(client, workload, level=for_all)
+        shown = ask(admin, workload, level=for_all)
     if some:
-        shown = ask(client, workload, paths=",".join(f"{name}:{level}" for name, level in some.items()))
+        shown = ask(admin, workload, paths=",".join(f"{name}:{level}" for name, level in some.items()))
     return shown
 
 
@@ -69,11 +71,11 @@ def parse(text: str, known: Mapping[str, str]) -> tuple[str | None, dict[str, st
     return for_all, some
 
 
-def ask(client: Client, workload: str, **query: str) -> dict[str, str]:
+def ask(admin: Path, workload: str, **query: str) -> dict[str, str]:
     """POST /logging, and read the list that it answers with: two spaces, a name, a colon, a level."""
     try:
         target = f"/logging?{urlencode(query, safe=':,')}" if query else "/logging"
-        status, body = client.ask_proxy(workload, target, method="POST")
+        status, body = ask_proxy(admin, target, method="POST")
         text = body.decode()
     except (OSError, ValueError, http.client.HTTPException) as exc:
         raise WeftError(f"The proxy of {workload} does not answer: {exc}. `weft status` shows what it does.") from exc

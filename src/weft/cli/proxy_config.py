@@ -6,12 +6,13 @@ import http.client
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
 
 from weft.cli import log_levels
-from weft.cli.client import Client, connect
+from weft.cli.client import Client, ask_proxy, connect
 from weft.cli.main import ExampleCommand, unknown
 from weft.cli.output import columns, duration, emit, mesh_option, output_option, place
 from weft.cli.resources import TYPES, decode_all
@@ -188,7 +189,7 @@ def found_health(clusters: Any) -> dict[tuple[str, str], str]:
 
 def _asked_health(client: Client, workload: str) -> dict[tuple[str, str], str]:
     """What the proxy says of itself; that it says nothing is told."""
-    if (answer := _ask(client, workload, "/clusters?format=json")) is None:
+    if (answer := _ask(client.admin_socket(workload), "/clusters?format=json")) is None:
         click.echo(f"{workload}'s proxy does not answer: health is what it was told.", err=True)
         return {}
     return found_health(answer)
@@ -199,7 +200,7 @@ def secrets(client: Client, workload: str) -> dict[str, Any]:
     proxies = {proxy["workload"]: proxy for proxy in client.get("/v1/proxies")}
     if workload not in proxies:
         client.get(f"/v1/proxies/{workload}/resources")  # refuses, and lists those that there are
-    answer = _ask(client, workload, "/certs")
+    answer = _ask(client.admin_socket(workload), "/certs")
     return {
         "identity": proxies[workload]["identity"],
         "signed": proxies[workload]["certificate"],
@@ -228,10 +229,10 @@ def secrets_table(data: Json, now: datetime) -> str:
     return f"The proxy does not answer. Its last certificate, {data['identity']}, is good until {signed or '(none)'}."
 
 
-def _ask(client: Client, workload: str, target: str) -> Any:
+def _ask(admin: Path, target: str) -> Any:
     """Ask the proxy for JSON; None if it does not answer."""
     try:
-        _, text = client.ask_proxy(workload, target)
+        _, text = ask_proxy(admin, target)
         return json.loads(text)
     except (OSError, ValueError, http.client.HTTPException):
         return None
