@@ -17,10 +17,11 @@ mod base64;
 #[path = "../../crates/proxy/src/codec/mod.rs"]
 mod codec;
 
+mod heads;
+
+use codec::Head;
 use codec::h2::{Connection, Event, Limits, Role};
-use codec::http1::encode::{self, After};
-use codec::http1::{self, HeadParser};
-use codec::{Framing, Head};
+use heads::{same_in_http1, same_in_http2};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
@@ -30,7 +31,7 @@ fuzz_target!(|input: &[u8]| {
     let step = usize::from(*split % 64) + 1;
     let (role, begin) = if kind % 2 == 0 { (Role::Server, PREFACE) } else { (Role::Client, SETTINGS) };
     // Small limits, so that a fuzzer can reach them.
-    let limits = Limits { streams: 4, header_bytes: 512, header_fields: 10, ..Limits::default() };
+    let limits = Limits { streams: 4, header_bytes: 512, header_fields: 10, extended_connect: true, ..Limits::default() };
     let all = [begin, bytes].concat();
     let whole = feed(role, limits, &all, all.len());
     let parts = feed(role, limits, &all, step);
@@ -110,54 +111,4 @@ fn feed(role: Role, limits: Limits, bytes: &[u8], step: usize) -> Result {
     }
     result.said = connection.output().to_vec();
     result
-}
-
-/// What a hop may change: names lose their case, and nothing else.
-fn fields(head: &Head) -> Vec<(Vec<u8>, Vec<u8>)> {
-    head.fields().map(|(name, value)| (name.to_ascii_lowercase(), value.to_vec())).collect()
-}
-
-fn assert_same(one: &Head, other: &Head) {
-    assert_eq!((one.method(), one.path(), one.authority()), (other.method(), other.path(), other.authority()));
-    assert_eq!(fields(one), fields(other));
-    let sent = |framing: Framing| if framing == Framing::Length(0) { Framing::None } else { framing };
-    assert_eq!(sent(one.framing), sent(other.framing));
-}
-
-fn same_in_http2(head: &Head) {
-    let wide = Limits { header_bytes: 1 << 20, header_fields: 200, ..Limits::default() };
-    let (mut client, mut server) = (Connection::new(Role::Client, wide), Connection::new(Role::Server, wide));
-    if !head.upgrade().is_empty() {
-        return;
-    }
-    client.request(head, false, head.framing == Framing::None);
-    let mut again = Head::default();
-    let mut used = 0;
-    loop {
-        let (count, event) = server
-            .receive(&client.output()[used..], Duration::ZERO, &mut again)
-            .expect("our own frames are well-formed");
-        used += count;
-        match event {
-            Some(Event::Head { .. }) => return assert_same(head, &again),
-            Some(Event::Writable { .. }) => {}
-            other => panic!("what was accepted is not accepted again: {other:?}"),
-        }
-    }
-}
-
-fn same_in_http1(head: &Head) {
-    if head.authority().is_empty() || head.is_connect() || !head.upgrade().is_empty() {
-        // The first two are refused before they are forwarded; an upgrade gains fields on its way.
-        return;
-    }
-    let mut out = Vec::new();
-    encode::request(&mut out, head, After::KeepAlive);
-    let mut again = Head::default();
-    let limits = http1::Limits { head_bytes: 1 << 20, fields: 200 };
-    let read = HeadParser::default().request(&out, &mut again, limits);
-    assert_eq!(read, Ok(Some(out.len())), "not one request in HTTP/1.1: {:?}", String::from_utf8_lossy(&out));
-    // `te` and lengths are written by the encoder; reading gives them back as fields.
-    again.remove(b"te");
-    assert_same(head, &again);
 }

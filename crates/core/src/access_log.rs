@@ -23,9 +23,9 @@ use weft_protos::google::protobuf::value::Kind;
 use weft_protos::google::protobuf::{Struct, Value};
 
 use crate::compile::Context;
-use crate::format::Format;
+use crate::format::{Command, Format, Piece};
 use crate::metadata::{Metadata, to_json_value, value_at};
-use crate::respond::{Flags, ResponseFlag};
+use crate::respond::{Flags, ResponseFlag, grpc_status};
 
 /// One log. All logs of a manager are written for each request.
 #[derive(Debug, Clone)]
@@ -65,6 +65,8 @@ pub struct LogService {
     pub request_headers: Box<[Box<str>]>,
     /// Lower-case names.
     pub response_headers: Box<[Box<str>]>,
+    /// Lower-case names.
+    pub response_trailers: Box<[Box<str>]>,
     /// In the order of the configuration.
     pub tags: Box<[Tag]>,
 }
@@ -131,6 +133,34 @@ pub enum JsonValue {
     Null,
 }
 
+impl JsonValue {
+    fn add_trailers(&self, names: &mut Vec<Box<str>>) {
+        match self {
+            JsonValue::Format(format) => add_trailers(format, names),
+            JsonValue::Object(fields) => fields.iter().for_each(|(_, value)| value.add_trailers(names)),
+            JsonValue::List(values) => values.iter().for_each(|value| value.add_trailers(names)),
+            JsonValue::Constant(_) | JsonValue::Null => {}
+        }
+    }
+}
+
+/// Add the trailers that *format* asks for to *names*.
+fn add_trailers(format: &Format, names: &mut Vec<Box<str>>) {
+    for piece in &format.0 {
+        match piece {
+            Piece::Value(Command::ResponseTrailer { name, otherwise, .. }) => {
+                names.push(name.clone());
+                names.extend(otherwise.clone());
+            }
+            Piece::Value(Command::GrpcStatus(_)) => names.push(GRPC_STATUS.into()),
+            Piece::Value(_) | Piece::Text(_) => {}
+        }
+    }
+}
+
+/// Where gRPC tells its status: a trailer, or a header of an answer that is all trailers.
+pub const GRPC_STATUS: &str = "grpc-status";
+
 /// Envoy's format for a log that names none.
 const DEFAULT_TEXT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% \
 %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \
@@ -155,15 +185,14 @@ impl AccessLog {
                     compile_file(context, &file)
                 }
                 "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig" => {
-                    let config = decoded::<HttpGrpcAccessLogConfig>(context, value)?;
-                    let common = config.common_config.unwrap_or_default();
-                    let (request, response) =
-                        (&config.additional_request_headers_to_log, &config.additional_response_headers_to_log);
-                    compile_service(context, &common, request, response)
+                    let mut config = decoded::<HttpGrpcAccessLogConfig>(context, value)?;
+                    let common = config.common_config.take().unwrap_or_default();
+                    compile_service(context, &common, &config)
                 }
                 "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig" => {
                     let config = decoded::<TcpGrpcAccessLogConfig>(context, value)?;
-                    compile_service(context, &config.common_config.unwrap_or_default(), &[], &[])
+                    let common = config.common_config.unwrap_or_default();
+                    compile_service(context, &common, &HttpGrpcAccessLogConfig::default())
                 }
                 other => {
                     context.refuse(format!("weft-proxy does not write `{other}`"));
@@ -172,6 +201,22 @@ impl AccessLog {
             }
         });
         Some(Self { filter, sink: sink? })
+    }
+
+    /// Lower-case names of the trailers that its records ask for: nobody else looks at an answer's trailers once they have passed.
+    pub fn response_trailers(&self) -> Vec<Box<str>> {
+        let mut names = Vec::new();
+        if self.filter.as_ref().is_some_and(Filter::asks_grpc_status) {
+            names.push(GRPC_STATUS.into());
+        }
+        match &self.sink {
+            Sink::Service(service) => names.extend(service.response_trailers.iter().cloned()),
+            Sink::File { record: Record::Text { format, .. }, .. } => add_trailers(format, &mut names),
+            Sink::File { record: Record::Json { fields, .. }, .. } => {
+                fields.iter().for_each(|(_, value)| value.add_trailers(&mut names));
+            }
+        }
+        names
     }
 
     /// Compile a field of logs.
@@ -214,8 +259,7 @@ fn compile_file(context: &mut Context, file: &FileAccessLog) -> Option<Sink> {
 fn compile_service(
     context: &mut Context,
     config: &CommonGrpcAccessLogConfig,
-    request_headers: &[String],
-    response_headers: &[String],
+    additional: &HttpGrpcAccessLogConfig,
 ) -> Option<Sink> {
     let names = |names: &[String]| names.iter().map(|name| name.to_ascii_lowercase().into()).collect();
     let service = context.at("common_config", |context| {
@@ -237,8 +281,9 @@ fn compile_service(
             flush_interval: context
                 .duration("buffer_flush_interval", config.buffer_flush_interval.as_ref())
                 .unwrap_or(DEFAULT_FLUSH_INTERVAL),
-            request_headers: names(request_headers),
-            response_headers: names(response_headers),
+            request_headers: names(&additional.additional_request_headers_to_log),
+            response_headers: names(&additional.additional_response_headers_to_log),
+            response_trailers: names(&additional.additional_response_trailers_to_log),
             tags: tags.into_iter().flatten().collect(),
         })
     });
@@ -276,6 +321,8 @@ pub enum Filter {
     Status(Comparison, u32),
     /// Any of these flags, or any at all if there is none here.
     Flags(Flags),
+    /// One of these statuses of gRPC, a bit for each; or, if it *excludes* them, none of them.
+    GrpcStatus { statuses: u32, excludes: bool },
     /// Any of these.
     Or(Box<[Filter]>),
     /// All of these.
@@ -293,17 +340,41 @@ pub enum Comparison {
     AtMost,
 }
 
+/// What filters ask of a record.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct End {
+    /// HTTP status; 0 if no answer was given.
+    pub status: u16,
+    /// Why not.
+    pub flags: Flags,
+    /// What the answer says of it, in a trailer or a header.
+    pub grpc_status: Option<u32>,
+}
+
 impl Filter {
-    /// Whether a record with this status and these flags is written.
-    pub fn takes(&self, status: u16, flags: Flags) -> bool {
+    /// Whether a record of what came to this *end* is written.
+    pub fn takes(&self, end: &End) -> bool {
         match self {
-            Filter::Status(Comparison::Equal, value) => u32::from(status) == *value,
-            Filter::Status(Comparison::AtLeast, value) => u32::from(status) >= *value,
-            Filter::Status(Comparison::AtMost, value) => u32::from(status) <= *value,
-            Filter::Flags(wanted) if wanted.is_empty() => !flags.is_empty(),
-            Filter::Flags(wanted) => wanted.iter().any(|flag| flags.contains(flag)),
-            Filter::Or(filters) => filters.iter().any(|filter| filter.takes(status, flags)),
-            Filter::And(filters) => filters.iter().all(|filter| filter.takes(status, flags)),
+            Filter::Status(Comparison::Equal, value) => u32::from(end.status) == *value,
+            Filter::Status(Comparison::AtLeast, value) => u32::from(end.status) >= *value,
+            Filter::Status(Comparison::AtMost, value) => u32::from(end.status) <= *value,
+            Filter::Flags(wanted) if wanted.is_empty() => !end.flags.is_empty(),
+            Filter::Flags(wanted) => wanted.iter().any(|flag| end.flags.contains(flag)),
+            Filter::GrpcStatus { statuses, excludes } => {
+                // Envoy asks it of every answer: one that tells none has what its HTTP status says in gRPC's words.
+                let status = end.grpc_status.unwrap_or_else(|| grpc_status(end.status).into());
+                statuses.checked_shr(status).is_some_and(|rest| rest & 1 == 1) != *excludes
+            }
+            Filter::Or(filters) => filters.iter().any(|filter| filter.takes(end)),
+            Filter::And(filters) => filters.iter().all(|filter| filter.takes(end)),
+        }
+    }
+
+    fn asks_grpc_status(&self) -> bool {
+        match self {
+            Filter::GrpcStatus { .. } => true,
+            Filter::Or(filters) | Filter::And(filters) => filters.iter().any(Filter::asks_grpc_status),
+            Filter::Status(..) | Filter::Flags(_) => false,
         }
     }
 
@@ -336,12 +407,26 @@ impl Filter {
                 }
                 Some(Filter::Flags(flags))
             }
+            Some(FilterSpecifier::GrpcStatusFilter(wanted)) => {
+                let mut statuses = 0;
+                for status in &wanted.statuses {
+                    match proto::grpc_status_filter::Status::try_from(*status) {
+                        Ok(status) => statuses |= 1 << status as u32,
+                        Err(_) => {
+                            context.refuse_at("grpc_status_filter.statuses", format!("there is no status {status}"));
+                        }
+                    }
+                }
+                Some(Filter::GrpcStatus { statuses, excludes: wanted.exclude })
+            }
             Some(FilterSpecifier::OrFilter(filters)) => Some(Filter::Or(Self::compile_all(context, &filters.filters))),
             Some(FilterSpecifier::AndFilter(filters)) => {
                 Some(Filter::And(Self::compile_all(context, &filters.filters)))
             }
             _ => {
-                context.refuse("status_code_filter, response_flag_filter, or_filter or and_filter is needed");
+                context.refuse(
+                    "status_code_filter, response_flag_filter, grpc_status_filter, or_filter or and_filter is needed",
+                );
                 None
             }
         })
@@ -379,17 +464,38 @@ mod tests {
             flags.iter().for_each(|flag| set.insert(*flag));
             set
         };
+        let takes = |filter: &Filter, status, flags| filter.takes(&End { status, flags, grpc_status: None });
         let failed = Filter::Or(Box::new([Filter::Flags(Flags::NONE), Filter::Status(Comparison::AtLeast, 400)]));
-        assert!(!failed.takes(200, Flags::NONE));
-        assert!(failed.takes(404, Flags::NONE));
-        assert!(failed.takes(200, flags(&[ResponseFlag::UpstreamConnectionTermination])));
+        assert!(!takes(&failed, 200, Flags::NONE));
+        assert!(takes(&failed, 404, Flags::NONE));
+        assert!(takes(&failed, 200, flags(&[ResponseFlag::UpstreamConnectionTermination])));
         let only = Filter::And(Box::new([
             Filter::Flags(flags(&[ResponseFlag::NoRouteFound, ResponseFlag::NoClusterFound])),
             Filter::Status(Comparison::AtMost, 499),
         ]));
-        assert!(only.takes(404, flags(&[ResponseFlag::NoRouteFound])));
-        assert!(!only.takes(503, flags(&[ResponseFlag::NoClusterFound])));
-        assert!(!only.takes(404, flags(&[ResponseFlag::FaultInjected])));
-        assert!(Filter::Status(Comparison::Equal, 0).takes(0, Flags::NONE));
+        assert!(takes(&only, 404, flags(&[ResponseFlag::NoRouteFound])));
+        assert!(!takes(&only, 503, flags(&[ResponseFlag::NoClusterFound])));
+        assert!(!takes(&only, 404, flags(&[ResponseFlag::FaultInjected])));
+        assert!(takes(&Filter::Status(Comparison::Equal, 0), 0, Flags::NONE));
+    }
+
+    #[test]
+    fn a_filter_of_grpc_asks_what_the_answer_says_and_else_what_its_http_status_means() {
+        let wanted = 1 << 14 | 1 << 2;
+        for (status, grpc_status, expected) in [
+            (200, Some(14), true),
+            (200, Some(0), false),
+            (200, Some(77), false),
+            (503, None, true),
+            (404, None, false),
+            // Of an answer that is no gRPC, and of none at all, nothing is known: UNKNOWN.
+            (200, None, true),
+            (0, None, true),
+        ] {
+            let end = End { status, flags: Flags::NONE, grpc_status };
+            let one = Filter::GrpcStatus { statuses: wanted, excludes: false };
+            let other = Filter::GrpcStatus { statuses: wanted, excludes: true };
+            assert_eq!((one.takes(&end), other.takes(&end)), (expected, !expected), "{end:?}");
+        }
     }
 }

@@ -18,6 +18,8 @@ pub enum Command {
     Protocol,
     /// `%RESPONSE_CODE%`
     ResponseCode,
+    /// `%GRPC_STATUS%`, `%GRPC_STATUS(CAMEL_STRING)%`, ...: of a call of gRPC, also where only the HTTP status tells it.
+    GrpcStatus(GrpcFormat),
     /// `%RESPONSE_FLAGS%`
     ResponseFlags,
     /// `%RESPONSE_CODE_DETAILS%`
@@ -68,6 +70,50 @@ pub enum Command {
     Hostname,
     /// `%DYNAMIC_METADATA(NAMESPACE:KEY):LENGTH%`: of what shadow rules of RBAC tell, which is all there is.
     DynamicMetadata { namespace: Box<str>, key: Box<str>, length: Option<usize> },
+}
+
+/// How a status of gRPC is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrpcFormat {
+    /// `Unavailable`
+    Camel,
+    /// `UNAVAILABLE`
+    Snake,
+    /// `14`
+    Number,
+}
+
+/// Names of the statuses, by number. Envoy's in camel case have one L in the second, gRPC's two.
+const GRPC_STATUSES: [(&str, &str); 17] = [
+    ("OK", "OK"),
+    ("Canceled", "CANCELLED"),
+    ("Unknown", "UNKNOWN"),
+    ("InvalidArgument", "INVALID_ARGUMENT"),
+    ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
+    ("NotFound", "NOT_FOUND"),
+    ("AlreadyExists", "ALREADY_EXISTS"),
+    ("PermissionDenied", "PERMISSION_DENIED"),
+    ("ResourceExhausted", "RESOURCE_EXHAUSTED"),
+    ("FailedPrecondition", "FAILED_PRECONDITION"),
+    ("Aborted", "ABORTED"),
+    ("OutOfRange", "OUT_OF_RANGE"),
+    ("Unimplemented", "UNIMPLEMENTED"),
+    ("Internal", "INTERNAL"),
+    ("Unavailable", "UNAVAILABLE"),
+    ("DataLoss", "DATA_LOSS"),
+    ("Unauthenticated", "UNAUTHENTICATED"),
+];
+
+impl GrpcFormat {
+    /// *status* in this way; `None`: as its number, also where it has no name.
+    pub fn name(self, status: u32) -> Option<&'static str> {
+        let (camel, snake) = GRPC_STATUSES.get(status as usize)?;
+        match self {
+            GrpcFormat::Camel => Some(camel),
+            GrpcFormat::Snake => Some(snake),
+            GrpcFormat::Number => None,
+        }
+    }
 }
 
 /// A piece of a format: text that stands as it is, or a value.
@@ -202,6 +248,12 @@ fn command(text: &str) -> Result<Command, String> {
                 }
                 _ => Err(unknown()),
             },
+            "GRPC_STATUS" if length.is_none() => match argument {
+                "CAMEL_STRING" => Ok(Command::GrpcStatus(GrpcFormat::Camel)),
+                "SNAKE_STRING" => Ok(Command::GrpcStatus(GrpcFormat::Snake)),
+                "NUMBER" => Ok(Command::GrpcStatus(GrpcFormat::Number)),
+                _ => Err(unknown()),
+            },
             "TRAILER" => Ok(Command::ResponseTrailer { name: header(), otherwise, length }),
             _ => Err(unknown()),
         };
@@ -210,6 +262,8 @@ fn command(text: &str) -> Result<Command, String> {
         "START_TIME" => Command::StartTime(None),
         "PROTOCOL" => Command::Protocol,
         "RESPONSE_CODE" => Command::ResponseCode,
+        "GRPC_STATUS" => Command::GrpcStatus(GrpcFormat::Camel),
+        "GRPC_STATUS_NUMBER" => Command::GrpcStatus(GrpcFormat::Number),
         "RESPONSE_FLAGS" => Command::ResponseFlags,
         "RESPONSE_CODE_DETAILS" => Command::ResponseCodeDetails,
         "CONNECTION_TERMINATION_DETAILS" => Command::ConnectionTerminationDetails,

@@ -54,6 +54,15 @@ pub trait Headers {
     fn remove(&mut self, name: &str);
 }
 
+/// Fields about one connection that go no further than it, whatever a configuration says; lower-case.
+const ALWAYS_REMOVED: [&str; 2] = ["keep-alive", "proxy-connection"];
+
+/// Fields that the proxy writes itself, by the message and the connection that it goes to (RFC 9110 7.6.1, RFC 9112 6); lower-case.
+///
+/// Envoy adds and removes them as it is told: `content-length: 3,7`, or `transfer-encoding: chunked` before a body that is not. What is
+/// between two proxies would then end where each of them thinks.
+const FRAMING: [&str; 5] = ["connection", "content-length", "te", "transfer-encoding", "upgrade"];
+
 impl HeaderEdits {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
@@ -112,6 +121,10 @@ impl HeaderEdits {
             {
                 context.refuse_at("header.key", format!("`{}` cannot be added", header.key));
             }
+            let name = header.key.to_ascii_lowercase();
+            if FRAMING.contains(&name.as_str()) || ALWAYS_REMOVED.contains(&name.as_str()) {
+                context.refuse_at("header.key", format!("weft-proxy writes `{}` itself", header.key));
+            }
             let value = if header.raw_value.is_empty() {
                 header.value.as_str()
             } else {
@@ -130,7 +143,7 @@ impl HeaderEdits {
                 (None, HeaderAppendAction::OverwriteIfExists) => AppendAction::OverwriteIfExists,
             };
             Some(Addition {
-                name: header.key.to_ascii_lowercase().into(),
+                name: name.into(),
                 value: context.at("header.value", |context| Format::compile(context, value)),
                 action,
                 keep_empty: option.keep_empty_value,
@@ -140,7 +153,11 @@ impl HeaderEdits {
             if name.is_empty() || name.starts_with(':') || name.eq_ignore_ascii_case("host") {
                 context.refuse(format!("`{name}` cannot be removed"));
             }
-            name.to_ascii_lowercase().into_boxed_str()
+            let name = name.to_ascii_lowercase();
+            if FRAMING.contains(&name.as_str()) {
+                context.refuse(format!("weft-proxy writes `{name}` itself"));
+            }
+            name.into_boxed_str()
         });
         Self { add: add.into_iter().flatten().collect(), remove: remove.into() }
     }

@@ -18,6 +18,8 @@ pub struct Http2Options {
     pub connection_window_bytes: Option<u32>,
     /// Bytes of each direction's header compression table.
     pub header_table_bytes: Option<u32>,
+    /// The peer may open streams of other protocols by extended CONNECT (RFC 8441).
+    pub extended_connect: bool,
     /// What a peer may do beyond which the connection ends. `None` in each: only the proxy's own allowance over time holds.
     pub floods: FloodLimits,
     /// PING as often, and close a connection whose peer does not answer.
@@ -81,6 +83,7 @@ impl Http2Options {
         });
         Self {
             header_table_bytes: options.hpack_table_size.as_ref().map(|size| size.value),
+            extended_connect: options.allow_connect,
             floods: FloodLimits {
                 outbound_frames: most(context, "max_outbound_frames", options.max_outbound_frames.as_ref()),
                 outbound_control_frames: most(

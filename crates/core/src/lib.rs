@@ -28,6 +28,7 @@ pub mod dns;
 pub mod endpoint;
 pub mod fault;
 pub mod format;
+pub mod grpc_timeout;
 pub mod hash;
 pub mod hash_policy;
 pub mod header_edit;

@@ -2,7 +2,8 @@
 //!
 //! Without network namespaces every process of the machine, and every page in a browser, can connect to the addresses on which a
 //! proxy waits for its own program. Whoever is taken for the program acts under its identity. The user of the other process is
-//! checked for each connection by the proxy (`Listener::caller_uids`); here it is what browsers send that is told apart.
+//! checked for each connection by the proxy (`Listener::caller_uids`); here it is what browsers send that is told apart: requests by
+//! what they say of themselves, and where bytes are carried, requests from everything else.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -16,6 +17,9 @@ use crate::route::domains::without_port;
 
 /// SHA-256 in hexadecimal.
 const DIGEST_LENGTH: usize = 64;
+
+/// Of a line that could become a request's: what is longer without an end is taken for one, for pages make targets of any length.
+const LONGEST_LINE_BYTES: usize = 8 * 1024;
 
 /// A compiled `LocalCaller` filter.
 #[derive(Debug, Clone, Default)]
@@ -103,6 +107,47 @@ impl LocalCaller {
     }
 }
 
+/// What a client's first bytes are where bytes are carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// A request of HTTP: its sender may be a web page.
+    Request,
+    /// More bytes decide it.
+    Undecided,
+    /// Anything else, which no page can have sent in the clear.
+    Other,
+}
+
+/// Tell whether a client that began with *data* speaks HTTP: a request line (RFC 9112 3), or the preface of HTTP/2 (RFC 9113 3.4), which
+/// has the form of one.
+///
+/// Any token is a method, for a page may make one up. What follows the target tells requests from the commands of text protocols, of
+/// which many begin with a method's name (`GET key` of Redis, `CONNECT {...}` of NATS). Browsers put no space into a target.
+pub fn opening(data: &[u8]) -> Opening {
+    let mut parts = data.splitn(3, |&byte| byte == b' ');
+    let method = parts.next().unwrap_or_default();
+    let undecided = if data.len() > LONGEST_LINE_BYTES { Opening::Request } else { Opening::Undecided };
+    if !method.iter().copied().all(is_of_token) {
+        return Opening::Other;
+    }
+    let Some(target) = parts.next() else { return undecided };
+    if method.is_empty() || target.iter().any(u8::is_ascii_control) {
+        return Opening::Other;
+    }
+    match parts.next() {
+        None => undecided,
+        Some(_) if target.is_empty() => Opening::Other,
+        Some(version) if version.starts_with(b"HTTP/") => Opening::Request,
+        Some(version) if b"HTTP/".starts_with(version) => undecided,
+        Some(_) => Opening::Other,
+    }
+}
+
+/// RFC 9110 5.6.2.
+fn is_of_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,6 +219,51 @@ mod tests {
         let proxy = filter(true);
         assert_eq!(proxy.tunnel(b"RATINGS:9080").map(|name| &**name), Some("127.77.3.4_9080"));
         assert_eq!(proxy.tunnel(b"ratings:1").map(|name| &**name), Some("virtualOutbound"));
+    }
+
+    #[test]
+    fn requests_are_told_from_the_first_bytes_of_other_protocols() {
+        for (data, expected) in [
+            (&b"POST / HTTP/1.1\r\nHost: evil.example\r\n\r\nFLUSHALL"[..], Opening::Request),
+            (b"GET /a?b=%20c HTTP/1.0\r\n", Opening::Request),
+            // A page may make up a method, once its name means this address.
+            (b"FLUSHALL / HTTP/1.1\r\n", Opening::Request),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Opening::Request),
+            // Redis in both forms, memcached, NATS, SMTP, IRC, RTSP, HTTP/0.9.
+            (b"*1\r\n$4\r\nPING\r\n", Opening::Other),
+            (b"GET key\r\n", Opening::Other),
+            (b"SET key HTTP\r\n", Opening::Other),
+            (b"get /session/1\r\n", Opening::Other),
+            (b"CONNECT {\"verbose\":false}\r\n", Opening::Other),
+            (b"EHLO mail.example\r\n", Opening::Other),
+            (b"USER guest 0 * :Guest", Opening::Other),
+            (b"OPTIONS rtsp://a/b RTSP/1.0\r\n", Opening::Other),
+            (b"GET /\r\n", Opening::Other),
+            (b"GET  HTTP/1.1\r\n", Opening::Other),
+            (b" GET / HTTP/1.1\r\n", Opening::Other),
+            (b"PING\r\n", Opening::Other),
+            // PostgreSQL, TLS.
+            (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", Opening::Other),
+            (b"\x16\x03\x01\x02\x00", Opening::Other),
+        ] {
+            assert_eq!(opening(data), expected, "{:?}", data.escape_ascii().to_string());
+        }
+    }
+
+    #[test]
+    fn bytes_are_undecided_only_as_long_as_a_request_line_could_come_of_them() {
+        let line = b"POST /x HTTP/1.1";
+        let decided = b"POST /x HTTP/".len();
+        for end in 0..line.len() {
+            let expected = if end < decided { Opening::Undecided } else { Opening::Request };
+            assert_eq!(opening(&line[..end]), expected, "{end}");
+        }
+        // Neither a long name nor a long target leads past it.
+        for begin in ["", "GET /"] {
+            let long = format!("{begin}{}", "a".repeat(LONGEST_LINE_BYTES + 1));
+            assert_eq!(opening(long.as_bytes()), Opening::Request);
+            assert_eq!(opening(format!("{long}\n").as_bytes()), Opening::Other);
+        }
     }
 
     #[test]

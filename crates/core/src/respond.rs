@@ -38,7 +38,7 @@ flags! {
     UpstreamRemoteReset "UR" "The upstream reset the stream.";
     UpstreamConnectionFailure "UF" "No connection to the upstream could be made: refused, unreachable, timed out, or TLS failed.";
     UpstreamConnectionTermination "UC" "The upstream closed the connection before its answer was complete.";
-    UpstreamOverflow "UO" "A circuit breaker of the cluster was open: too many connections or requests at once.";
+    UpstreamOverflow "UO" "A circuit breaker of the cluster was open: too many connections, requests or retries at once.";
     NoRouteFound "NR" "No route matched the request, or no filter chain matched the connection.";
     DelayInjected "DI" "A fault rule delayed the request on purpose.";
     FaultInjected "FI" "A fault rule answered instead of the upstream, on purpose.";
@@ -232,6 +232,8 @@ pub enum Cause {
     ConnectionLimit,
     /// A connection lasted longer than allowed.
     ConnectionDuration,
+    /// HTTP, where only bytes of the program beside this proxy are carried: a web page may have sent it.
+    HttpAmongBytes,
 }
 
 /// One row of [`TABLE`].
@@ -421,6 +423,7 @@ pub const TABLE: &[Row] = {
         row(GlobalConnectionLimit, 0, Some(F::OverloadManager), "downstream_global_cx_overflow", ""),
         row(ConnectionLimit, 0, None, "connection_limit", ""),
         row(ConnectionDuration, 0, Some(F::DurationTimeout), "max_duration_timeout", ""),
+        row(HttpAmongBytes, 0, None, "caller_http_on_tcp", ""),
     ]
 };
 
@@ -429,6 +432,11 @@ impl Cause {
     pub fn row(self) -> &'static Row {
         // The table has the order of the enum (a test holds it to that).
         &TABLE[self as usize]
+    }
+
+    /// Whether it ends a try, or the attempt to make one; what ends a request whatever becomes of its try does not.
+    pub fn is_of_a_try(self) -> bool {
+        matches!(self, Self::NoHealthyUpstream | Self::PerTryTimeout | Self::ResponseTimeout) || self.is_early_reset()
     }
 
     /// Whether details and body are those of an upstream that was reset before its answer began.
@@ -534,6 +542,6 @@ mod tests {
         for (index, row) in TABLE.iter().enumerate() {
             assert_eq!(row.cause as usize, index, "{:?}", row.cause);
         }
-        assert_eq!(TABLE.len(), Cause::ConnectionDuration as usize + 1);
+        assert_eq!(TABLE.len(), Cause::HttpAmongBytes as usize + 1);
     }
 }

@@ -122,7 +122,7 @@ pub enum TryResult {
         /// HTTP status.
         status: u16,
         /// `grpc-status` among the headers: a response of trailers only.
-        grpc_status: Option<u16>,
+        grpc_status: Option<u32>,
         /// `x-envoy-ratelimited` is present.
         rate_limited: bool,
         /// One of [`RetryPolicy::headers`] matches.
@@ -164,7 +164,7 @@ impl RetryPolicy {
     }
 
     /// gRPC status codes: <https://grpc.io/docs/guides/status-codes/>.
-    fn allows_grpc(&self, status: u16) -> bool {
+    fn allows_grpc(&self, status: u32) -> bool {
         let condition = match status {
             1 => RetryOn::CANCELLED,
             4 => RetryOn::DEADLINE_EXCEEDED,

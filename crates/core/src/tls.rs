@@ -321,6 +321,9 @@ impl TlsCommon {
         if revoked.is_some() && trust.is_none() {
             context.refuse("without trusted roots nobody's certificate is looked for in `crl`");
         }
+        if !sans.is_empty() && trust.is_none() {
+            context.refuse("without trusted roots anybody's certificate could bear the names that are asked for");
+        }
         let parameters = tls.tls_params.clone().unwrap_or_default();
         // Envoy's defaults: servers and clients speak TLS 1.2 and 1.3.
         let min_version = match parameters.tls_minimum_protocol_version() {

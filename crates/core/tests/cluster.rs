@@ -8,7 +8,7 @@ use support::any;
 use weft_core::cluster::{Cluster, Discovery, LbPolicy, ProxyProtocolVersion, UpstreamProtocol};
 use weft_core::compile::Strictness;
 use weft_core::endpoint::LoadAssignment;
-use weft_core::format::{Command, Format, Piece, Variables};
+use weft_core::format::{Command, Format, GrpcFormat, Piece, Variables};
 use weft_protos::envoy::config::cluster::v3 as proto;
 use weft_protos::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use weft_protos::envoy::config::core::v3 as core;
@@ -221,11 +221,14 @@ fn formats_are_parsed_or_refused() {
         ("plain 100%%", vec![Piece::Text("plain 100%".into())]),
         ("%REQ(X-A?:PATH):8%", vec![header("x-a", Some(":path"), Some(8))]),
         ("[%PROTOCOL%]", vec![Piece::Text("[".into()), Piece::Value(Command::Protocol), Piece::Text("]".into())]),
+        ("%GRPC_STATUS%", vec![Piece::Value(Command::GrpcStatus(GrpcFormat::Camel))]),
+        ("%GRPC_STATUS(SNAKE_STRING)%", vec![Piece::Value(Command::GrpcStatus(GrpcFormat::Snake))]),
+        ("%GRPC_STATUS_NUMBER%", vec![Piece::Value(Command::GrpcStatus(GrpcFormat::Number))]),
         ("%START_TIME(%Y-%m-%d)%", vec![Piece::Value(Command::StartTime(Some("%Y-%m-%d".into())))]),
     ] {
         assert_eq!(Format::parse(text).map(|format| format.0), Ok(expected), "{text}");
     }
-    for text in ["%", "%PROTOCOL", "%NO_SUCH_COMMAND%", "%REQ(a", "%REQ(a)x%", "%REQ(a):long%"] {
+    for text in ["%", "%PROTOCOL", "%NO_SUCH_COMMAND%", "%REQ(a", "%REQ(a)x%", "%REQ(a):long%", "%GRPC_STATUS(X)%"] {
         assert!(Format::parse(text).is_err(), "{text}");
     }
 }

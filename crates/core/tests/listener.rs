@@ -284,8 +284,8 @@ fn secret(name: &str) -> tls::SdsSecretConfig {
     }
 }
 
-/// A listener with a certificate by SDS, and what was said of its sessions; what is not applied, or refused.
-fn sessions(change: impl FnOnce(&mut tls::DownstreamTlsContext)) -> Result<Vec<String>, String> {
+/// A listener with a certificate by SDS and what else is said of its TLS; what is not applied, or refused.
+fn terminated(change: impl FnOnce(&mut tls::DownstreamTlsContext)) -> Result<Vec<String>, String> {
     let mut context = tls::DownstreamTlsContext {
         common_tls_context: Some(tls::CommonTlsContext {
             tls_certificate_sds_secret_configs: vec![secret("default")],
@@ -313,15 +313,42 @@ fn what_is_said_of_sessions_is_honoured_or_named() {
         let keys = tls::TlsSessionTicketKeys { keys: lengths.iter().map(key).collect() };
         Some(SessionTicketKeysType::SessionTicketKeys(keys))
     };
-    let with_timeout = |hours| sessions(|context| context.session_timeout = hours);
+    let with_timeout = |hours| terminated(|context| context.session_timeout = hours);
     assert_eq!(with_timeout(hours(12)), Ok(vec![]));
     let cut = format!("{path}.session_timeout: cut to 43200s, for which keys of tickets are kept");
     assert_eq!(with_timeout(hours(13)), Ok(vec![cut]));
-    let with_keys = |lengths: &[usize]| sessions(|context| context.session_ticket_keys_type = keys(lengths));
+    let with_keys = |lengths: &[usize]| terminated(|context| context.session_ticket_keys_type = keys(lengths));
     assert_eq!(with_keys(&[80, 80]), Ok(vec![]));
     let short = format!("{path}.session_ticket_keys.keys[1]: a key has 80 bytes, and not 48");
     assert_eq!(with_keys(&[80, 48]), Err(short));
     assert_eq!(with_keys(&[]), Err(format!("{path}.session_ticket_keys.keys: at least one is needed")));
+}
+
+#[test]
+fn names_prove_nothing_without_roots() {
+    let named = tls::CertificateValidationContext {
+        match_typed_subject_alt_names: vec![tls::SubjectAltNameMatcher {
+            san_type: tls::subject_alt_name_matcher::SanType::Uri.into(),
+            matcher: Some(StringMatcher {
+                match_pattern: Some(MatchPattern::Exact("spiffe://cluster.local/ns/default/sa/reviews".into())),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let combined =
+        CombinedCertificateValidationContext { default_validation_context: Some(named.clone()), ..Default::default() };
+    for validation in
+        [ValidationContextType::ValidationContext(named), ValidationContextType::CombinedValidationContext(combined)]
+    {
+        let refusal = terminated(|context| {
+            context.common_tls_context.as_mut().expect("as it is made").validation_context_type = Some(validation);
+        })
+        .expect_err("anybody could bear the name");
+        let reason = "without trusted roots anybody's certificate could bear the names that are asked for";
+        assert!(refusal.contains(reason), "{refusal}");
+    }
 }
 
 #[test]

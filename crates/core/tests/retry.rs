@@ -30,7 +30,7 @@ fn status(status: u16) -> TryResult {
     TryResult::Response { status, grpc_status: None, rate_limited: false, retriable_header: false }
 }
 
-fn grpc(code: u16) -> TryResult {
+fn grpc(code: u32) -> TryResult {
     TryResult::Response { status: 200, grpc_status: Some(code), rate_limited: false, retriable_header: false }
 }
 

@@ -388,6 +388,29 @@ fn an_expression_that_is_none_by_itself_is_refused() {
     }
 }
 
+#[test]
+fn what_frames_a_message_is_edited_by_nobody() {
+    let framing = ["Connection", "content-length", "TE", "transfer-encoding", "upgrade"];
+    let of_connection = ["keep-alive", "Proxy-Connection"];
+    let mut route = to("r", prefix("/"));
+    let added: Vec<_> = framing.iter().chain(&of_connection).map(|name| add(name, "1", 0)).collect();
+    route.request_headers_to_add = added.clone();
+    route.response_headers_to_add = added;
+    // Nothing is left of the latter two, so nothing is wrong with taking them away.
+    let removed: Vec<_> = framing.iter().chain(&of_connection).map(|name| (*name).to_owned()).collect();
+    route.request_headers_to_remove = removed.clone();
+    route.response_headers_to_remove = removed;
+    let found = RouteTable::compile(&configuration(vec![host("h", &["*"], vec![route])]), Strictness::Refuse);
+    let paths: Vec<_> = found.unwrap_err().0.into_iter().map(|problem| problem.path).collect();
+    let at = "RouteConfiguration.virtual_hosts[0].routes[0]";
+    let mut expected = Vec::new();
+    for side in ["request", "response"] {
+        expected.extend((0..7).map(|index| format!("{at}.{side}_headers_to_add[{index}].header.key")));
+        expected.extend((0..5).map(|index| format!("{at}.{side}_headers_to_remove[{index}]")));
+    }
+    assert_eq!(paths, expected);
+}
+
 fn forward(action: proto::RouteAction) -> (RouteTable, proto::RouteAction) {
     let route = proto::Route {
         r#match: Some(prefix("/old")),
@@ -447,6 +470,55 @@ fn grpc_requests_get_the_timeout_they_ask_for_if_the_route_lets_them() {
         headers.extend(asked.map(|asked| ("grpc-timeout", asked)));
         let found = only_forward(&make(most)).timeout_for(&request("a", "/", &headers));
         assert_eq!(found, expected, "{most:?} {kind} {asked:?}");
+    }
+}
+
+#[test]
+fn a_server_is_told_of_the_limit_that_holds_for_its_call() {
+    let time = |millis: i64| ProtoDuration { seconds: millis / 1000, nanos: (millis % 1000 * 1_000_000) as i32 };
+    let millis = |count| Some(Duration::from_millis(count));
+    let older = |most: i64| (None, Some(most));
+    let newer = |limit: i64, most: Option<i64>| (Some((limit, most)), None);
+    for ((stream, older), kind, asked, expected) in [
+        ((None, None), "application/grpc", Some("90S"), None),
+        (older(0), "application/grpc", Some("100m"), millis(100)),
+        (older(300), "application/grpc", Some("100m"), millis(100)),
+        (older(300), "application/grpc+proto", Some("90S"), millis(300)),
+        (older(300), "application/grpc", None, millis(300)),
+        (older(300), "text/plain", Some("90S"), None),
+        // A try may take 2 s.
+        (older(0), "application/grpc", Some("90S"), millis(2000)),
+        (newer(60_000, Some(0)), "application/grpc", Some("90S"), millis(90_000)),
+        (newer(60_000, Some(300)), "application/grpc", Some("90S"), millis(300)),
+        (newer(60_000, Some(300)), "application/grpc", Some("nonsense"), millis(60_000)),
+        (newer(300, None), "application/grpc", Some("100m"), millis(300)),
+        (newer(300, None), "application/grpc", None, millis(300)),
+        (newer(0, None), "application/grpc", Some("100m"), None),
+        (newer(300, Some(0)), "text/plain", Some("100m"), None),
+    ] {
+        let (table, _) = forward(proto::RouteAction {
+            cluster_specifier: cluster("c"),
+            timeout: Some(time(70_000)),
+            max_grpc_timeout: older.map(time),
+            max_stream_duration: stream.map(|(limit, most)| proto::route_action::MaxStreamDuration {
+                max_stream_duration: Some(time(limit)),
+                grpc_timeout_header_max: most.map(time),
+                ..Default::default()
+            }),
+            retry_policy: Some(proto::RetryPolicy { per_try_timeout: Some(time(2000)), ..Default::default() }),
+            ..Default::default()
+        });
+        let forward = only_forward(&table);
+        let mut headers = vec![("content-type", kind)];
+        headers.extend(asked.map(|asked| ("grpc-timeout", asked)));
+        let request = request("a", "/", &headers);
+        let (timeout, life) = (forward.timeout_for(&request), forward.stream_duration_for(&request, None));
+        let told = forward.grpc_timeout_to_tell(&request, timeout, life);
+        assert_eq!(told, expected, "{stream:?} {older:?} {kind} {asked:?}");
+        assert_eq!(
+            forward.timeout_of_a_try(timeout),
+            timeout.map_or(millis(2000), |limit| millis(2000).map(|own| own.min(limit)))
+        );
     }
 }
 

@@ -236,11 +236,15 @@ impl Connection {
         self.key.idle_timeout(cluster)
     }
 
+    /// Whether it is too old for another request.
+    fn has_lasted(&self, cluster: &Cluster) -> bool {
+        cluster.http.max_connection_duration.is_some_and(|most| self.since.elapsed() >= most)
+    }
+
     /// Give the connection back for the next request. The message on it must be complete in both directions.
     pub fn release(mut self, cluster: &Cluster) {
-        let worn = cluster.http.max_requests_per_connection.is_some_and(|most| self.requests >= most)
-            || cluster.http.max_connection_duration.is_some_and(|most| self.since.elapsed() >= most);
-        if worn || !self.buffer.is_empty() {
+        let worn = cluster.http.max_requests_per_connection.is_some_and(|most| self.requests >= most);
+        if worn || self.has_lasted(cluster) || !self.buffer.is_empty() {
             return;
         }
         self.buffer.release_if_empty();
@@ -286,6 +290,15 @@ struct Idle {
     since: Instant,
 }
 
+impl Idle {
+    /// Whether the next request may have it.
+    fn is_good(&self, idle_timeout: Option<Duration>, cluster: &Cluster) -> bool {
+        idle_timeout.is_none_or(|most| self.since.elapsed() < most)
+            && !self.connection.has_lasted(cluster)
+            && self.connection.io.is_fresh()
+    }
+}
+
 /// Connections of one worker to one cluster.
 #[derive(Default)]
 pub struct Pool {
@@ -311,12 +324,12 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(key)?;
         let idle_timeout = key.idle_timeout(cluster);
-        while let Some(Idle { connection, since }) = connections.pop() {
-            if idle_timeout.is_none_or(|most| since.elapsed() < most) && connection.io.is_fresh() {
-                return Some(connection);
+        while let Some(entry) = connections.pop() {
+            if entry.is_good(idle_timeout, cluster) {
+                return Some(entry.connection);
             }
             // The pool itself closes what is stale; `drop` touches only the counter, not this map.
-            drop(connection);
+            drop(entry);
         }
         None
     }
@@ -367,7 +380,7 @@ impl Pool {
             let idle_timeout = key.idle_timeout(cluster);
             let mut kept = Vec::with_capacity(connections.len());
             for entry in connections.drain(..) {
-                if idle_timeout.is_none_or(|most| entry.since.elapsed() < most) && entry.connection.io.is_fresh() {
+                if entry.is_good(idle_timeout, cluster) {
                     kept.push(entry);
                 } else {
                     closed.push(entry);
@@ -493,6 +506,46 @@ pub async fn connect(
             return Ok(connection);
         }
     };
+    make(upstream, destination, ends, standing, offer, permit).await
+}
+
+/// Leave to open a connection for bytes, at once or not at all: such a connection is never given back, and nobody knows when it ends, so
+/// that there is nothing to wait for (Envoy's TCP proxy). One that is idle in the pool counts as any other.
+///
+/// # Errors
+/// [`ConnectError::Overflow`].
+pub fn admit(upstream: &WorkerUpstream) -> Result<Permit, ConnectError> {
+    let Upstream { breakers, cluster, .. } = &*upstream.shared;
+    breakers.acquire(Resource::Connection, &cluster.limits).ok_or(ConnectError::Overflow)
+}
+
+/// Open a connection to *destination* for bytes, as [`admit`] has allowed; it counts as one of `max_pending_requests` until it is there.
+///
+/// # Errors
+/// [`ConnectError`].
+pub async fn connect_bytes(
+    upstream: &Rc<WorkerUpstream>,
+    destination: &Destination,
+    ends: Ends,
+    standing: &Standing,
+    permit: Permit,
+) -> Result<Connection, ConnectError> {
+    let Upstream { breakers, cluster, .. } = &*upstream.shared;
+    let _pending = breakers.acquire(Resource::Pending, &cluster.limits).ok_or(ConnectError::Overflow)?;
+    make(upstream, destination, ends, standing, Offer::All, permit).await
+}
+
+/// Open a connection that counts by *permit*.
+async fn make(
+    upstream: &Rc<WorkerUpstream>,
+    destination: &Destination,
+    ends: Ends,
+    standing: &Standing,
+    offer: Offer<'_>,
+    permit: Permit,
+) -> Result<Connection, ConnectError> {
+    let cluster = &upstream.shared.cluster;
+    let transport = destination.transport(cluster);
     let deadline = cluster.connect_timeout;
     let address = destination.address();
     let work = pin!(open(&upstream.shared, &address, transport, Some(ends), standing, offer));
@@ -511,7 +564,7 @@ pub async fn connect(
         reused: false,
         requests: 1,
         since: Instant::now(),
-        key,
+        key: destination.key(transport, ends),
         pool: Rc::clone(&upstream.pool),
         _permit: permit,
     })

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use rustls::server::{Accepted, Acceptor};
 use tokio::time::Instant;
-use weft_core::listener::{FilterChain, Listener, Place, ProxyProtocol, Seen};
+use weft_core::listener::{FilterChain, Listener, NetworkFilter, Place, ProxyProtocol, Seen};
 use weft_core::trace::Silent;
 
 use crate::alarm::Alarm;
 use crate::buffer::Buffer;
+use crate::codec::opening::{self, Opening};
 use crate::codec::proxy_protocol::{Expected, HeaderError, Reader as HeaderReader, Said, Step};
 use crate::identify::{Ends, Facts};
 use crate::io::Io;
@@ -28,8 +29,6 @@ use crate::worker::Worker;
 
 /// How long a TLS handshake may take where the chain says nothing; Envoy waits for ever.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
-/// A first line longer than this is not HTTP's.
-const FIRST_LINE_BYTES: usize = 8 * 1024;
 
 /// Why a connection was closed before it reached a filter.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +44,9 @@ pub enum DetectError {
     /// RBAC rules of its filter chain do not let it in; to be held so long before it is closed.
     #[error("{details}")]
     Denied { details: String, delay: Option<Duration>, chain: Arc<FilterChain> },
+    /// Its process is another user's, and what the filter chain carries has no answer that would say so.
+    #[error("caller_uid_refused")]
+    Caller { chain: Arc<FilterChain> },
     #[error("listener_filter_timeout")]
     Silent,
     #[error("proxy_protocol_error:{0}")]
@@ -163,6 +165,9 @@ pub async fn detect(
 }
 
 fn authorise(worker: &Worker, chain: &Arc<FilterChain>, facts: &mut Facts) -> Result<(), DetectError> {
+    if facts.foreign && !matches!(chain.filter, NetworkFilter::Http(_)) {
+        return Err(DetectError::Caller { chain: Arc::clone(chain) });
+    }
     rbac::admit(&worker.metrics, chain, facts).map_err(|(verdict, delay)| DetectError::Denied {
         details: verdict.details(),
         delay,
@@ -254,26 +259,11 @@ fn learn(seen: &mut Seen, accepted: &Accepted) {
 /// Whether a request line of HTTP/1 comes, or HTTP/2's preface.
 async fn look_for_http(io: &Io, buffer: &mut Buffer) -> Result<Option<String>, DetectError> {
     loop {
-        let data = buffer.data();
-        if data.starts_with(b"PRI * HTTP/2.0\r\n") {
-            return Ok(Some("h2c".into()));
+        match opening::of(buffer.data()) {
+            Opening::Http(protocol) => return Ok(Some(protocol.into())),
+            Opening::Other => return Ok(None),
+            Opening::Undecided => more(io, buffer).await?,
         }
-        if let Some(end) = memchr::memchr(b'\n', data) {
-            let line = data[..end].trim_ascii_end();
-            return Ok(if line.ends_with(b" HTTP/1.1") {
-                Some("http/1.1".into())
-            } else if line.ends_with(b" HTTP/1.0") {
-                Some("http/1.0".into())
-            } else {
-                None
-            });
-        }
-        // A method is a token (RFC 9110 9.1); anything else cannot become HTTP.
-        let method = data.split(|&byte| byte == b' ').next().unwrap_or_default();
-        if !method.iter().all(|byte| byte.is_ascii_alphabetic() || *byte == b'-') || data.len() > FIRST_LINE_BYTES {
-            return Ok(None);
-        }
-        more(io, buffer).await?;
     }
 }
 

@@ -8,13 +8,14 @@ use std::time::Duration;
 use rustls_pki_types::CertificateDer;
 use weft_core::decide::Decision;
 use weft_core::format::Variables;
+use weft_core::grpc_timeout;
 use weft_core::http_manager::{ForwardClientCert, HttpManager, ServerHeader};
 use weft_core::random::{Draw, Random};
 use weft_core::respond::Cause;
 use weft_core::route::Forward;
 
 use crate::clock::Clock;
-use crate::codec::{Head, Known, Name};
+use crate::codec::{Head, Known, Name, Version};
 use crate::identify::Facts;
 use crate::normalise::{Normalised, normalise};
 use crate::route::Editable;
@@ -49,8 +50,9 @@ pub fn admit(
     facts: &Facts,
     random: &mut impl Random,
 ) -> Result<Option<IpAddr>, Refusal> {
-    // A wish for HTTP/2 in clear text may be ignored (RFC 9113 3.1); any other upgrade must be allowed.
-    if request.upgrade().eq_ignore_ascii_case(b"h2c") {
+    // A wish for HTTP/2 in clear text may be ignored (RFC 9113 3.1); any other upgrade must be allowed. In HTTP/2 it is no wish but a
+    // CONNECT: what follows is a tunnel's bytes, and would go on as if it were another request's.
+    if request.version != Version::Http2 && request.upgrade().eq_ignore_ascii_case(b"h2c") {
         request.set_upgrade(b"");
     }
     request.remove_hop_by_hop();
@@ -174,10 +176,10 @@ pub fn client_certificate(
     let _ = write!(text, "Hash={}", tls::sha256_hex(leaf));
     let details = &manager.client_cert_details;
     if details.cert {
-        let _ = write!(text, ";Cert=\"{}\"", url_encoded(&tls::pem(leaf)));
+        let _ = write!(text, ";Cert=\"{}\"", url_encoded(&tls::pem::write(leaf)));
     }
     if details.chain {
-        let chain: String = chain.iter().map(|certificate| url_encoded(&tls::pem(certificate))).collect();
+        let chain: String = chain.iter().map(|certificate| url_encoded(&tls::pem::write(certificate))).collect();
         let _ = write!(text, ";Chain=\"{chain}\"");
     }
     if details.subject {
@@ -223,11 +225,21 @@ fn harmless(name: &str) -> Cow<'_, str> {
     Cow::Owned(name.bytes().map(escape).collect())
 }
 
+/// What the upstream is told of how long it may take.
+#[derive(Clone, Copy)]
+pub struct Told {
+    /// `x-envoy-expected-rq-timeout-ms`.
+    pub of_a_try: Option<Duration>,
+    /// `grpc-timeout`, where it is not left as the caller says.
+    pub grpc: Option<Duration>,
+}
+
 /// Apply what the route says to the request, after which it goes upstream.
 pub fn prepare(
     request: &mut Head,
     decision: &Decision<'_>,
     forward: &Forward,
+    told: Told,
     suppress_envoy_headers: bool,
     variables: &impl Variables,
 ) {
@@ -248,7 +260,10 @@ pub fn prepare(
         }
         request.set_path(&path);
     }
-    if let (false, Some(timeout)) = (suppress_envoy_headers, forward.timeout) {
+    if let Some(timeout) = told.grpc {
+        request.set(Name::new("grpc-timeout"), grpc_timeout::write(timeout).as_bytes());
+    }
+    if let (false, Some(timeout)) = (suppress_envoy_headers, told.of_a_try) {
         set_number(request, Name::new("x-envoy-expected-rq-timeout-ms"), timeout.as_millis() as u64);
     }
 }

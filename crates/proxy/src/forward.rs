@@ -8,15 +8,22 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::time::Instant;
+use weft_core::local_caller::{self, Opening};
 
+use crate::alarm::{Alarm, Elapsed};
 use crate::buffer::{Buffer, SMALL_BYTES};
 use crate::codec::grpc_web::{NotBase64, Transcoder};
 use crate::codec::http1::BodyError;
 use crate::io::Io;
 use crate::message::tap::Taps;
 use crate::message::{Next, ReadError, Reader, Writer};
+
+/// How long a client's first bytes are kept while they could still become a request line. A browser sends that at once, and no page can
+/// have it send a part and wait; a client of something else may have said all that it says before it is answered.
+const OPENING_TIME: Duration = Duration::from_secs(1);
 
 /// Why a flow stopped before the end of the message.
 #[derive(Debug, thiserror::Error)]
@@ -211,10 +218,21 @@ fn not_base64(_: NotBase64) -> FlowError {
 pub struct Totals {
     pub received: Progress,
     pub sent: Progress,
+    /// What ended first, for then the tunnel is over, though the other direction may go on for a while.
+    pub first_end: Cell<Option<TunnelEnd>>,
+}
+
+impl Totals {
+    /// This has ended now.
+    pub fn end(&self, end: TunnelEnd) {
+        if self.first_end.get().is_none() {
+            self.first_end.set(Some(end));
+        }
+    }
 }
 
 /// How a tunnel ended.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TunnelEnd {
     /// Both directions ended in order.
     Finished,
@@ -222,30 +240,48 @@ pub enum TunnelEnd {
     Downstream,
     /// The upstream did.
     Upstream,
+    /// The client began with a request of HTTP, of which nothing was passed on.
+    Request,
 }
 
-/// Copy bytes both ways until both sides have ended. Each direction ends by itself (half close).
+/// Copy bytes both ways until both sides have ended. Each direction ends by itself (half close). With *bytes_only* the client may not
+/// begin with a request of HTTP.
 pub async fn tunnel(
     (down, down_buffer): (&Io, &mut Buffer),
     (up, up_buffer): (&Io, &mut Buffer),
     totals: &Totals,
+    bytes_only: bool,
 ) -> TunnelEnd {
-    let mut to_up = pin!(copy(down, down_buffer, up, &totals.received));
+    let mut to_up = pin!(async {
+        // In a box: most tunnels have no use for it, and the others only at their beginning.
+        if bytes_only {
+            Box::pin(refuse_request(down, down_buffer)).await?;
+        }
+        copy(down, down_buffer, up, &totals.received).await.map_err(|error| match error {
+            CopyError::Source => TunnelEnd::Downstream,
+            CopyError::Sink => TunnelEnd::Upstream,
+        })
+    });
     let mut to_down = pin!(copy(up, up_buffer, down, &totals.sent));
     let mut up_done = false;
     let mut down_done = false;
     poll_fn(|context| {
         if !up_done {
             match to_up.as_mut().poll(context) {
-                Poll::Ready(Ok(())) => up_done = true,
-                Poll::Ready(Err(CopyError::Source)) => return Poll::Ready(TunnelEnd::Downstream),
-                Poll::Ready(Err(CopyError::Sink)) => return Poll::Ready(TunnelEnd::Upstream),
+                Poll::Ready(Ok(())) => {
+                    totals.end(TunnelEnd::Downstream);
+                    up_done = true;
+                }
+                Poll::Ready(Err(end)) => return Poll::Ready(end),
                 Poll::Pending => {}
             }
         }
         if !down_done {
             match to_down.as_mut().poll(context) {
-                Poll::Ready(Ok(())) => down_done = true,
+                Poll::Ready(Ok(())) => {
+                    totals.end(TunnelEnd::Upstream);
+                    down_done = true;
+                }
                 Poll::Ready(Err(CopyError::Source)) => return Poll::Ready(TunnelEnd::Upstream),
                 Poll::Ready(Err(CopyError::Sink)) => return Poll::Ready(TunnelEnd::Downstream),
                 Poll::Pending => {}
@@ -259,6 +295,27 @@ pub async fn tunnel(
 enum CopyError {
     Source,
     Sink,
+}
+
+/// Fails if the client begins with a request of HTTP. It is waited for as long as it says nothing, for the server may speak first; its
+/// bytes stay in the buffer, and if it ends before they tell anything, whoever reads next finds that again.
+async fn refuse_request(source: &Io, buffer: &mut Buffer) -> Result<(), TunnelEnd> {
+    let limit = || Instant::now() + OPENING_TIME;
+    let mut deadline = (!buffer.is_empty()).then(limit);
+    let mut alarm = Alarm::default();
+    loop {
+        match local_caller::opening(buffer.data()) {
+            Opening::Request => return Err(TunnelEnd::Request),
+            Opening::Other => return Ok(()),
+            Opening::Undecided => {}
+        }
+        match alarm.limit(deadline, source.read(buffer)).await {
+            Ok(Ok(0)) | Err(Elapsed) => return Ok(()),
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(TunnelEnd::Downstream),
+        }
+        deadline.get_or_insert_with(limit);
+    }
 }
 
 async fn copy(source: &Io, buffer: &mut Buffer, sink: &Io, progress: &Progress) -> Result<(), CopyError> {

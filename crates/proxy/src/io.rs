@@ -21,6 +21,8 @@ use crate::tls::session::Session;
 pub struct Io {
     socket: AsyncFd<OwnedFd>,
     tls: Option<Box<RefCell<Session>>>,
+    /// Bytes wait whose readiness is cleared, because somebody waits for the end behind them: the next read need not wait.
+    unread: Cell<bool>,
     /// Bytes taken from and given to the kernel.
     received: Cell<u64>,
     sent: Cell<u64>,
@@ -29,6 +31,7 @@ pub struct Io {
 /// A socket of libc calls over which TLS reads and writes; separate from [`Io`] so that the session can be borrowed.
 pub(crate) struct Wire<'a> {
     socket: &'a AsyncFd<OwnedFd>,
+    unread: &'a Cell<bool>,
     received: &'a Cell<u64>,
     sent: &'a Cell<u64>,
 }
@@ -42,6 +45,7 @@ impl Io {
         Ok(Io {
             socket: watch(socket, Interest::READABLE | Interest::WRITABLE)?,
             tls: None,
+            unread: Cell::new(false),
             received: Cell::new(0),
             sent: Cell::new(0),
         })
@@ -77,7 +81,7 @@ impl Io {
     }
 
     fn wire(&self) -> Wire<'_> {
-        Wire { socket: &self.socket, received: &self.received, sent: &self.sent }
+        Wire { socket: &self.socket, unread: &self.unread, received: &self.received, sent: &self.sent }
     }
 
     /// Read once into the buffer's room.
@@ -116,20 +120,33 @@ impl Io {
         {
             return Poll::Ready(Ok(()));
         }
+        if self.unread.get() {
+            return Poll::Ready(Ok(()));
+        }
         self.socket.poll_read_ready(context).map_ok(|_| ())
     }
 
-    /// Ready when the peer has reset the connection. An orderly end of its sending direction is not one.
+    /// Ready when nothing more will come from the peer: it has reset the connection, or ended its sending direction, be it behind
+    /// bytes that nobody has read yet. Those stay where they are.
+    ///
+    /// Makes no system call: the kernel tells of the end with an event. Only the end of a TLS session (close_notify) has to be read,
+    /// and that is tried after an event.
+    pub fn poll_gone(&self, context: &mut Context<'_>) -> Poll<()> {
+        match &self.tls {
+            None => self.wire().poll_end(context),
+            Some(tls) => tls.borrow_mut().poll_end(&self.wire(), context),
+        }
+    }
+
+    /// Ready when the peer has reset the connection; that it sends no more is no reset. Makes no system call.
     pub fn poll_reset(&self, context: &mut Context<'_>) -> Poll<()> {
-        match self.socket.poll_read_ready(context) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Err(_)) => Poll::Ready(()),
-            Poll::Ready(Ok(_)) => {
-                if socket_error(self.socket.as_raw_fd()) {
-                    Poll::Ready(())
-                } else {
-                    Poll::Pending
-                }
+        loop {
+            match ready!(self.socket.poll_write_ready(context)) {
+                // Set by RST, and never cleared.
+                Ok(guard) if guard.ready().is_write_closed() => return Poll::Ready(()),
+                // Room to write. As long as it counts as an event, nobody is woken by the next one; who writes tries before it waits.
+                Ok(mut guard) => guard.clear_ready(),
+                Err(_) => return Poll::Ready(()),
             }
         }
     }
@@ -256,23 +273,48 @@ impl std::fmt::Debug for Io {
 impl Wire<'_> {
     pub(crate) fn poll_receive(&self, context: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
-            let mut guard = ready!(self.socket.poll_read_ready(context))?;
+            let mut guard = match self.unread.replace(false) {
+                true => None,
+                false => Some(ready!(self.socket.poll_read_ready(context))?),
+            };
             // SAFETY: the descriptor is open and `room` is valid for writes of its length.
             let count = unsafe { libc::recv(self.socket.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), 0) };
             if count >= 0 {
                 let count = count as usize;
-                if count > 0 && count < room.len() {
+                match &mut guard {
                     // The socket is empty now. The end of the stream keeps its own mark, so it is not lost here.
-                    guard.clear_ready();
+                    Some(guard) if count > 0 && count < room.len() => guard.clear_ready(),
+                    None if count == room.len() => self.unread.set(true),
+                    _ => {}
                 }
                 self.received.set(self.received.get() + count as u64);
                 return Poll::Ready(Ok(count));
             }
             let error = io::Error::last_os_error();
             match error.kind() {
-                io::ErrorKind::WouldBlock => guard.clear_ready(),
-                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock => {
+                    if let Some(guard) = &mut guard {
+                        guard.clear_ready();
+                    }
+                }
+                io::ErrorKind::Interrupted => self.unread.set(guard.is_none()),
                 _ => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Ready when the peer's sending direction has ended, however, and whatever waits before the end.
+    pub(crate) fn poll_end(&self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match ready!(self.socket.poll_read_ready(context)) {
+                // The mark of the end is set by RST and by FIN, and is never cleared.
+                Ok(guard) if guard.ready().is_read_closed() => return Poll::Ready(()),
+                // Bytes for later. As long as they count as an event, nobody is woken by the next one.
+                Ok(mut guard) => {
+                    self.unread.set(true);
+                    guard.clear_ready();
+                }
+                Err(_) => return Poll::Ready(()),
             }
         }
     }
@@ -429,14 +471,6 @@ fn address(ask: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> i32) -
         },
         SocketAddr::V4(_) => socket,
     })
-}
-
-/// Whether an error is pending on the socket; taking it does no harm, because the connection is over then.
-pub fn socket_error(descriptor: RawFd) -> bool {
-    let mut poll = libc::pollfd { fd: descriptor, events: 0, revents: 0 };
-    // SAFETY: one valid pollfd; a timeout of zero never blocks.
-    let count = unsafe { libc::poll(&mut poll, 1, 0) };
-    count > 0 && poll.revents & libc::POLLERR != 0
 }
 
 fn acknowledged_bytes(descriptor: RawFd) -> Option<u64> {

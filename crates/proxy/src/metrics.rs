@@ -149,6 +149,8 @@ pub struct WorkerCounters {
     pub cors_origin_invalid: Counter,
     pub upstream_connections: Counter,
     pub upstream_connect_failures: Counter,
+    /// For bytes, which do not wait until their cluster's limit allows one more.
+    pub upstream_connections_refused: Counter,
     pub upstream_handshakes: Counter,
     pub upstream_sessions_reused: Counter,
     pub upstream_retries: Counter,
@@ -297,7 +299,7 @@ const ACTIVE: &str = "envoy_http_downstream_cx_active";
 type Row = (&'static str, &'static str, fn(&WorkerCounters) -> &Counter);
 
 /// The counts without labels.
-const COUNTERS: [Row; 27] = [
+const COUNTERS: [Row; 28] = [
     ("envoy_http_downstream_cx_total", "Connections accepted.", |it| &it.downstream_connections),
     (ACTIVE, "Connections accepted and open.", |it| &it.downstream_active),
     ("envoy_http_downstream_rq_total", "Requests begun.", |it| &it.downstream_requests),
@@ -336,6 +338,9 @@ const COUNTERS: [Row; 27] = [
     ("envoy_cluster_upstream_cx_total", "Connections to endpoints.", |it| &it.upstream_connections),
     ("envoy_cluster_upstream_cx_connect_fail", "Connections to endpoints that failed.", |it| {
         &it.upstream_connect_failures
+    }),
+    ("envoy_cluster_upstream_cx_overflow", "Connections of bytes that a cluster's limit forbade.", |it| {
+        &it.upstream_connections_refused
     }),
     ("envoy_cluster_ssl_handshake", "TLS handshakes with endpoints.", |it| &it.upstream_handshakes),
     ("envoy_cluster_ssl_session_reused", "TLS handshakes with endpoints that resumed a session.", |it| {

@@ -87,8 +87,6 @@ impl Headers for Editable<'_> {
         match name {
             ":authority" | "host" => self.0.set_authority(value),
             ":path" => self.0.set_path(value),
-            // The framing is ours; a configuration cannot change it.
-            "content-length" | "transfer-encoding" => {}
             name => self.0.set(Name::new(name), value),
         }
     }
@@ -96,7 +94,6 @@ impl Headers for Editable<'_> {
     fn append(&mut self, name: &str, value: &[u8]) {
         match name {
             ":authority" | "host" | ":path" => self.set(name, value),
-            "content-length" | "transfer-encoding" => {}
             name => self.0.append(Name::new(name), value),
         }
     }

@@ -70,6 +70,8 @@ pub struct Downstream {
     pub buffer_limit: u32,
     /// What RBAC rules leave open for the requests.
     pub standings: Standings,
+    /// Only the program beside this proxy may call, and nothing but its user was asked so far.
+    pub program_only: bool,
 }
 
 /// The connection itself.
@@ -108,6 +110,7 @@ pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>,
     let mut listener = Arc::clone(plan.active.core.listener_for(capturing, ends.local));
     socket.buffer.set_limit(listener.buffer_limit_bytes);
     let foreign = listener.caller_uids.as_ref().is_some_and(|uids| !caller::is_one_of(uids, &own));
+    let mut program_only = listener.caller_uids.is_some();
     let mut plan = plan;
     loop {
         // detect
@@ -118,6 +121,9 @@ pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>,
             Ok(detected) => detected,
             Err(error) => {
                 refused(&worker, &plan, &listener, &facts, began, &error);
+                if matches!(error, DetectError::Caller { .. }) {
+                    socket.io.reset_on_close();
+                }
                 if let DetectError::Limit { delay: Some(delay) } | DetectError::Denied { delay: Some(delay), .. } =
                     error
                 {
@@ -135,13 +141,10 @@ pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>,
         drop(plan);
         let chain = Arc::clone(&context.chain);
         let standings = Standings::default();
-        let downstream = Downstream { worker: Rc::clone(&worker), context, facts, direction, buffer_limit, standings };
+        let downstream =
+            Downstream { worker: Rc::clone(&worker), context, facts, direction, buffer_limit, standings, program_only };
         let after = match &chain.filter {
             NetworkFilter::Http(manager) => http::serve(downstream, socket, manager).await,
-            NetworkFilter::Tcp(_) | NetworkFilter::Rpc(_) if foreign => {
-                worker.metrics.counters().callers_refused.add(1);
-                return socket.io.reset_on_close();
-            }
             NetworkFilter::Tcp(proxy) => return Box::pin(tcp::serve(downstream, socket, proxy, early)).await,
             NetworkFilter::Rpc(proxy) => return Box::pin(rpc::serve(downstream, socket, proxy)).await,
         };
@@ -151,6 +154,8 @@ pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>,
         plan = worker.plan();
         listener = onward.listener;
         ends.local = onward.destination;
+        // Whoever opened it has shown the program's credential.
+        program_only = false;
     }
 }
 
@@ -172,7 +177,11 @@ fn refused(
     let of_listener = plan.active.connection_logs.get(&address_of(listener));
     // Of bytes there is a record whatever became of them; of HTTP only if something was asked.
     let of_chain = match error {
-        DetectError::Denied { chain, .. } if matches!(chain.filter, NetworkFilter::Tcp(_)) => plan.chain(chain),
+        DetectError::Denied { chain, .. } | DetectError::Caller { chain }
+            if matches!(chain.filter, NetworkFilter::Tcp(_)) =>
+        {
+            plan.chain(chain)
+        }
         _ => None,
     };
     if of_listener.is_none() && of_chain.is_none() {
@@ -183,6 +192,7 @@ fn refused(
         DetectError::NoChain => outcome.end(Cause::FilterChainNotFound),
         DetectError::GlobalLimit => outcome.end(Cause::GlobalConnectionLimit),
         DetectError::Limit { .. } => outcome.end(Cause::ConnectionLimit),
+        DetectError::Caller { .. } => outcome.end(Cause::CallerRefused),
         DetectError::Header(_) | DetectError::Plaintext | DetectError::Handshake(_) | DetectError::HandshakeTimeout => {
             outcome.downstream_failure = Some(error.to_string());
         }
@@ -200,7 +210,7 @@ fn refused(
         version: None,
         response: None,
         chain_name: match error {
-            DetectError::Denied { chain, .. } => &chain.name,
+            DetectError::Denied { chain, .. } | DetectError::Caller { chain } => &chain.name,
             _ => "",
         },
     };
@@ -219,6 +229,7 @@ fn count_refused(worker: &Worker, error: &DetectError) {
         DetectError::Header(_) => counters.proxy_protocol_refused.add(1),
         DetectError::Plaintext => counters.plaintext_refused.add(1),
         DetectError::Handshake(_) | DetectError::HandshakeTimeout => counters.handshake_failures.add(1),
+        DetectError::Caller { .. } => counters.callers_refused.add(1),
         // Whoever refused it has counted it.
         DetectError::Denied { .. } => {}
         DetectError::Silent | DetectError::Gone => {}

@@ -1,7 +1,10 @@
 //! Bytes both ways, understood by nobody: TCP and what looks like it.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,7 +14,7 @@ use weft_core::respond::Cause;
 use weft_core::tcp_proxy::TcpProxy;
 
 use crate::clock;
-use crate::connect::{self, Connection, Offer};
+use crate::connect::{self, ConnectError, Connection};
 use crate::forward::{self, Totals, TunnelEnd};
 use crate::identify::Ends;
 use crate::labels::{self, Protocol};
@@ -34,7 +37,7 @@ pub struct Opened {
 pub struct NotOpened {
     /// `None`: there is no such cluster.
     upstream: Option<Rc<WorkerUpstream>>,
-    outcome: Outcome,
+    outcome: Box<Outcome>,
 }
 
 /// Serve a connection that a TCP proxy filter took; *early* is its upstream, if that was dialled already.
@@ -44,13 +47,13 @@ pub async fn serve(down: Downstream, mut socket: Socket, proxy: &TcpProxy, early
     let totals = Totals::default();
     let opened = match early {
         Some(opened) => Ok(*opened),
-        None => open(&down.worker, down.facts.ends(), proxy).await,
+        None => open_unless_reset(&down, &socket, proxy).await,
     };
     let (mut outcome, upstream, counted) = match opened {
         Ok(opened) => {
             let series = series(&down, &opened.outcome, Some(&opened.upstream));
             series.connection_opened();
-            let (outcome, upstream) = carry(&mut socket, proxy, opened, began, &totals).await;
+            let (outcome, upstream) = carry(&down, &mut socket, proxy, opened, began, &totals).await;
             (outcome, Some(upstream), Some(series))
         }
         Err(NotOpened { upstream, outcome }) => {
@@ -58,7 +61,7 @@ pub async fn serve(down: Downstream, mut socket: Socket, proxy: &TcpProxy, early
                 // The client must not take this for an orderly end of what it asked for.
                 socket.io.reset_on_close();
             }
-            (outcome, upstream, None)
+            (*outcome, upstream, None)
         }
     };
     // record
@@ -87,6 +90,7 @@ pub async fn serve(down: Downstream, mut socket: Socket, proxy: &TcpProxy, early
 
 /// Forward bytes both ways, to the end of the connection.
 async fn carry(
+    down: &Downstream,
     socket: &mut Socket,
     proxy: &TcpProxy,
     opened: Opened,
@@ -96,7 +100,7 @@ async fn carry(
     let Opened { mut connection, upstream, _active, mut outcome } = opened;
     let (idle, worn) = (proxy.idle_timeout, proxy.max_duration.map(|limit| began + limit));
     let (io, buffer) = (&connection.io, &mut connection.buffer);
-    let work = forward::tunnel((&socket.io, &mut socket.buffer), (io, buffer), totals);
+    let work = forward::tunnel((&socket.io, &mut socket.buffer), (io, buffer), totals, down.program_only);
     let limits = Limits { idle, end: worn };
     match within(limits, work, totals, &mut socket.alarm).await {
         Some(TunnelEnd::Finished) => {}
@@ -105,10 +109,32 @@ async fn carry(
             outcome.flag(weft_core::respond::ResponseFlag::UpstreamConnectionTermination);
             socket.io.reset_on_close();
         }
+        Some(TunnelEnd::Request) => {
+            down.worker.metrics.counters().callers_refused.add(1);
+            outcome.end(Cause::HttpAmongBytes);
+            socket.io.reset_on_close();
+        }
         None if limits.is_over() => outcome.end(Cause::ConnectionDuration),
         None => outcome.end(Cause::StreamIdleTimeout),
     }
     (outcome, upstream)
+}
+
+/// Connect for the client in *socket*, and stop when it resets its connection. One that only sends no more may wait for an answer: it is
+/// carried on, as Envoy does.
+async fn open_unless_reset(down: &Downstream, socket: &Socket, proxy: &TcpProxy) -> Result<Opened, NotOpened> {
+    let mut opening = pin!(open(&down.worker, down.facts.ends(), proxy));
+    poll_fn(|context| {
+        if let Poll::Ready(opened) = opening.as_mut().poll(context) {
+            return Poll::Ready(opened);
+        }
+        socket.io.poll_reset(context).map(|()| {
+            let mut outcome = Outcome::default();
+            outcome.end(Cause::DownstreamGone);
+            Err(NotOpened { upstream: None, outcome: Box::new(outcome) })
+        })
+    })
+    .await
 }
 
 /// Choose an upstream for a connection between *ends*, and connect to it: route -> pick -> connect.
@@ -124,13 +150,13 @@ pub async fn open(worker: &Worker, ends: Ends, proxy: &TcpProxy) -> Result<Opene
     let upstream = plan.active.core.clusters.get(&name).and_then(|cluster| plan.upstream(cluster)).map(Rc::clone);
     let Some(upstream) = upstream else {
         outcome.end(Cause::TcpClusterNotFound);
-        return Err(NotOpened { upstream: None, outcome });
+        return Err(NotOpened { upstream: None, outcome: Box::new(outcome) });
     };
     match connect(worker, ends, &upstream, proxy, &mut outcome).await {
         Ok((connection, active)) => Ok(Opened { connection, upstream, _active: active, outcome }),
         Err(cause) => {
             outcome.end(cause);
-            Err(NotOpened { upstream: Some(upstream), outcome })
+            Err(NotOpened { upstream: Some(upstream), outcome: Box::new(outcome) })
         }
     }
 }
@@ -145,6 +171,14 @@ async fn connect(
     let mut tried = Tried::default();
     let mut cause = Cause::NoHealthyUpstream;
     for _ in 0..proxy.max_connect_attempts.max(1) {
+        // Asked before there is an endpoint: it is none's trouble that all connections are taken.
+        let permit = match connect::admit(upstream) {
+            Ok(permit) => permit,
+            Err(error) => {
+                worker.metrics.counters().upstream_connections_refused.add(1);
+                return Err(error.cause());
+            }
+        };
         // pick
         let picked = {
             let random = &mut *worker.random.borrow_mut();
@@ -156,20 +190,17 @@ async fn connect(
         outcome.destination = Some(destination.clone());
         let active = destination.host().map(|host| host.begin());
         // connect
-        let result = connect::connect(upstream, &destination, ends, &worker.standing, true, Offer::All).await;
-        observe(
-            upstream,
-            &destination,
-            if result.is_ok() { Observation::Connected } else { Observation::LocalFailure },
-        );
-        match result {
+        match connect::connect_bytes(upstream, &destination, ends, &worker.standing, permit).await {
             Ok(connection) => {
+                observe(upstream, &destination, Observation::Connected);
                 worker.metrics.counters().connected(&connection.peer);
                 outcome.upstream_local = connection.local;
                 outcome.upstream_peer = Some(Rc::clone(&connection.peer));
                 return Ok((connection, active));
             }
+            Err(error @ ConnectError::Overflow) => return Err(error.cause()),
             Err(error) => {
+                observe(upstream, &destination, Observation::LocalFailure);
                 worker.metrics.counters().upstream_connect_failures.add(1);
                 outcome.transport_failure = error.transport_failure();
                 cause = error.cause();
@@ -209,9 +240,8 @@ pub async fn within(
     alarm: &mut crate::alarm::Alarm,
 ) -> Option<TunnelEnd> {
     let began = Instant::now();
-    let mut work = std::pin::pin!(work);
-    std::future::poll_fn(|context| {
-        use std::task::Poll;
+    let mut work = pin!(work);
+    poll_fn(|context| {
         if let Poll::Ready(end) = work.as_mut().poll(context) {
             return Poll::Ready(Some(end));
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::cors::{Cors, CorsOverride};
 use crate::fault::Fault;
+use crate::grpc_timeout;
 use crate::hash_policy::HashPolicy;
 use crate::header_edit::HeaderEdits;
 use crate::matching::{HeaderMatch, PathMatch, QueryMatch};
@@ -397,14 +398,13 @@ impl Forward {
     /// A gRPC request without `grpc-timeout` has no limit but the route's maximum.
     pub fn timeout_for<R: RequestHead + ?Sized>(&self, request: &R) -> Option<Duration> {
         let Some(most) = self.max_grpc_timeout else { return self.timeout };
-        let is_grpc = request.header("content-type").is_some_and(|kind| {
-            kind.strip_prefix(b"application/grpc").is_some_and(|rest| rest.is_empty() || matches!(rest[0], b'+' | b';'))
-        });
-        if !is_grpc {
+        if !is_grpc(request) {
             return self.timeout;
         }
-        let asked =
-            request.header("grpc-timeout").and_then(|value| grpc_timeout(&value)).filter(|asked| !asked.is_zero());
+        let asked = request
+            .header("grpc-timeout")
+            .and_then(|value| grpc_timeout::parse(&value))
+            .filter(|asked| !asked.is_zero());
         let most = (!most.is_zero()).then_some(most);
         match (asked, most) {
             (Some(asked), Some(most)) => Some(asked.min(most)),
@@ -420,11 +420,35 @@ impl Forward {
     ) -> Option<Duration> {
         let Some(own) = &self.stream_duration else { return manager };
         if let Some(most) = own.grpc_header_max
-            && let Some(asked) = request.header("grpc-timeout").and_then(|value| grpc_timeout(&value))
+            && let Some(asked) = request.header("grpc-timeout").and_then(|value| grpc_timeout::parse(&value))
         {
             return Some(if most.is_zero() { asked } else { asked.min(most) });
         }
         own.limit.unwrap_or(manager)
+    }
+
+    /// How long one try may take, of a request that may take *timeout*.
+    pub fn timeout_of_a_try(&self, timeout: Option<Duration>) -> Option<Duration> {
+        let own = self.retry.as_ref().and_then(|policy| policy.per_try_timeout);
+        [own, timeout].into_iter().flatten().min()
+    }
+
+    /// The `grpc-timeout` that the upstream of a call is told, where the route says how long calls may take: the limit that holds, so
+    /// that a server works no longer than somebody waits. `None`: as the caller says.
+    ///
+    /// *timeout* and *life* are of [`Forward::timeout_for`] and [`Forward::stream_duration_for`].
+    pub fn grpc_timeout_to_tell<R: RequestHead + ?Sized>(
+        &self,
+        request: &R,
+        timeout: Option<Duration>,
+        life: Option<Duration>,
+    ) -> Option<Duration> {
+        let limit = match (&self.stream_duration, self.max_grpc_timeout) {
+            (Some(_), _) => life,
+            (None, Some(_)) => self.timeout_of_a_try(timeout),
+            (None, None) => None,
+        };
+        limit.filter(|_| is_grpc(request))
     }
 
     /// Choose a target by weight.
@@ -444,20 +468,9 @@ impl Forward {
     }
 }
 
-/// Read a `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, "Requests").
-fn grpc_timeout(value: &[u8]) -> Option<Duration> {
-    let (unit, digits) = value.split_last()?;
-    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let count: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    Some(match unit {
-        b'H' => Duration::from_secs(count * 3600),
-        b'M' => Duration::from_secs(count * 60),
-        b'S' => Duration::from_secs(count),
-        b'm' => Duration::from_millis(count),
-        b'u' => Duration::from_micros(count),
-        b'n' => Duration::from_nanos(count),
-        _ => return None,
+/// Whether it is a call of gRPC, of whichever encoding.
+fn is_grpc<R: RequestHead + ?Sized>(request: &R) -> bool {
+    request.header("content-type").is_some_and(|kind| {
+        kind.strip_prefix(b"application/grpc").is_some_and(|rest| rest.is_empty() || matches!(rest[0], b'+' | b';'))
     })
 }

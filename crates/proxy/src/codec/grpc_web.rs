@@ -120,6 +120,8 @@ impl Transcoder {
         }
         if let Way::Text(grouping) = &mut self.way {
             grouping.flush(&mut self.out);
+            // Also behind a body that ends within a frame the trailers are a frame of their own.
+            *grouping = Grouping::default();
         }
         if block.is_empty() {
             return Ok(());
@@ -206,6 +208,14 @@ mod tests {
             let coded = run(Transcoder::encoder(true), &stream, step).unwrap();
             let expected = [text(MESSAGE), text(MESSAGE), text(b"\0\0\0\0\0"), text(STATUS)].concat();
             assert_eq!(coded, expected, "{step}");
+        }
+    }
+
+    #[test]
+    fn trailers_are_whole_behind_a_body_that_ends_within_a_frame() {
+        for end in 0..MESSAGE.len() {
+            let coded = run(Transcoder::encoder(true), &MESSAGE[..end], MESSAGE.len()).unwrap();
+            assert_eq!(coded, [text(&MESSAGE[..end]), text(STATUS)].concat(), "{end}");
         }
     }
 

@@ -4,7 +4,7 @@
 //! attempt each) and still be read by the access record at the end. The value is reused from request to request: after
 //! warm-up a head costs no allocation.
 
-use super::{Framing, Version};
+use super::{Framing, Version, is_of_family};
 
 /// Header names that the proxy itself looks at; recognised once, while parsing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,15 +31,25 @@ pub enum Known {
     /// One of the `x-envoy-*` headers by which a trusted client steers the proxy. It obeys none of them, so none goes further: the next
     /// proxy is not to obey what was meant for this one.
     Steering,
-    /// One of the `x-envoy-*` headers that say which proxy a request came through; from outside nobody is believed.
+    /// One of the `x-envoy-*` headers that say how a request came through another proxy; from outside nobody is believed.
     Inside,
 }
 
 /// See [`Known::Inside`].
-const INSIDE: [&[u8]; 2] = [b"x-envoy-downstream-service-cluster", b"x-envoy-downstream-service-node"];
+const INSIDE: [&[u8]; 8] = [
+    b"x-envoy-downstream-service-cluster",
+    b"x-envoy-downstream-service-node",
+    b"x-envoy-attempt-count",
+    b"x-envoy-is-timeout-retry",
+    b"x-envoy-original-dst-host",
+    b"x-envoy-original-method",
+    b"x-envoy-peer-metadata",
+    b"x-envoy-peer-metadata-id",
+];
 
-/// See [`Known::Steering`]; Envoy removes these from requests that are not internal, and takes them from those that are.
-const STEERING: [&[u8]; 15] = [
+/// See [`Known::Steering`]; Envoy removes these from requests that are not internal, and takes them from those that are. The last one
+/// it removes from all (CVE-2023-27487): records show it as the path, so only who rewrote the path may say it.
+const STEERING: [&[u8]; 16] = [
     b"x-envoy-retry-on",
     b"x-envoy-retry-grpc-on",
     b"x-envoy-max-retries",
@@ -55,6 +65,7 @@ const STEERING: [&[u8]; 15] = [
     b"x-envoy-retriable-status-codes",
     b"x-envoy-retriable-header-names",
     b"x-envoy-decorator-operation",
+    b"x-envoy-original-path",
 ];
 
 impl Known {
@@ -99,53 +110,38 @@ impl Known {
     }
 }
 
-/// Fields that no `Connection` takes from a message, whatever it names: they are for whoever is behind the proxy, who decides by them
-/// (who asks, from where, for whom, what the content is). RFC 9110 7.6.1 forbids a sender to nominate such a field.
+/// Fields that no `Connection` takes from a message, whatever it names: they are for whoever is behind the proxy, who decides by them.
+/// RFC 9110 7.6.1 forbids a sender to nominate such a field, and demands that others which are nominated go: nobody can know them all.
 ///
-/// A request that does is refused, as Envoy refuses it for the first three; in a response the field stays.
-const END_TO_END: [&[u8]; 30] = [
-    b"x-forwarded-for",
-    b"x-forwarded-host",
-    b"x-forwarded-proto",
-    b"x-forwarded-port",
-    b"x-forwarded-client-cert",
-    b"x-real-ip",
-    b"x-request-id",
-    b"forwarded",
-    b"via",
-    b"host",
-    b"authorization",
-    b"www-authenticate",
-    b"cookie",
-    b"set-cookie",
-    b"origin",
-    b"referer",
-    b"user-agent",
-    b"range",
-    b"vary",
-    b"location",
-    b"cache-control",
-    b"strict-transport-security",
-    b"traceparent",
-    b"tracestate",
-    b"baggage",
-    b"b3",
-    b"content-length",
-    b"content-type",
-    b"content-encoding",
-    b"content-security-policy",
+/// A request that nominates one is refused, as Envoy refuses it for three of `x-forwarded-*`; in a response the field stays.
+#[rustfmt::skip]
+const END_TO_END: [&[u8]; 55] = [
+    // who asks, from where, for whom
+    b"host", b"forwarded", b"via", b"x-real-ip", b"true-client-ip", b"from", b"origin", b"referer", b"user-agent", b"x-requested-with",
+    // with which right
+    b"authorization", b"proxy-authorization", b"www-authenticate", b"proxy-authenticate", b"cookie", b"set-cookie", b"x-api-key",
+    b"x-csrf-token", b"x-xsrf-token", b"x-tenant-id",
+    // what is to be done
+    b"expect", b"range", b"max-forwards", b"prefer", b"priority", b"idempotency-key", b"x-http-method-override",
+    // what came of it
+    b"age", b"allow", b"date", b"etag", b"expires", b"last-modified", b"link", b"location", b"retry-after", b"server", b"vary",
+    b"alt-svc", b"strict-transport-security", b"clear-site-data", b"referrer-policy", b"permissions-policy", b"refresh",
+    b"cache-control", b"pragma",
+    // traces
+    b"x-request-id", b"x-correlation-id", b"traceparent", b"tracestate", b"baggage", b"b3", b"uber-trace-id", b"x-cloud-trace-context",
+    b"sw8",
 ];
 
 /// Whole families of such fields.
-const END_TO_END_PREFIXES: [&[u8]; 7] =
-    [b"x-envoy-", b"x-b3-", b"x-datadog-", b"grpc-", b"sec-", b"access-control-", b"if-"];
+#[rustfmt::skip]
+const END_TO_END_PREFIXES: [&[u8]; 19] = [
+    b"x-forwarded-", b"x-original-", b"x-auth-", b"x-user-", b"x-ssl-", b"x-envoy-", b"x-amz-", b"x-amzn-", b"x-goog-", b"x-b3-",
+    b"x-datadog-", b"x-ot-", b"grpc-", b"sec-", b"accept", b"access-control-", b"content-", b"cross-origin-", b"if-",
+];
 
 /// Whether *name*, in any case, is among [`END_TO_END`] or of a family of [`END_TO_END_PREFIXES`].
 pub(super) fn is_end_to_end(name: &[u8]) -> bool {
-    END_TO_END.iter().any(|field| name.eq_ignore_ascii_case(field))
-        || END_TO_END_PREFIXES
-            .iter()
-            .any(|prefix| name.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix)))
+    END_TO_END.iter().any(|field| name.eq_ignore_ascii_case(field)) || is_of_family(name, &END_TO_END_PREFIXES)
 }
 
 /// A header name together with what [`Known`] says about it; made once where an edit is compiled.
@@ -568,7 +564,7 @@ mod tests {
             assert_eq!(shown(&head), [(name.into(), "1".into())]);
         }
         // RFC 9110 7.6.1 lets a sender nominate any other.
-        for name in ["x-custom", "te", "trailer", "proxy-authorization", "envoy", "b3b"] {
+        for name in ["x-custom", "te", "trailer", "envoy", "b3b"] {
             assert!(!is_end_to_end(name.as_bytes()), "{name}");
         }
     }
@@ -585,7 +581,8 @@ mod tests {
             ("x-envoy-retry-on", Known::Steering),
             ("x-envoy-external-address", Known::ExternalAddress),
             ("x-envoy-downstream-service-node", Known::Inside),
-            ("x-envoy-original-path", Known::Other),
+            ("x-envoy-original-path", Known::Steering),
+            ("X-Envoy-Peer-Metadata-Id", Known::Inside),
             ("X-Envoy-Upstream-Service-Time", Known::ServiceTime),
         ] {
             assert_eq!(Known::of(name.as_bytes()), known, "{name}");

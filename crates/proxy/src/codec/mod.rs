@@ -2,7 +2,8 @@
 //!
 //! A codec turns bytes into a [`Head`] and a stream of body spans, and a [`Head`] and body spans into bytes.
 //! Nothing outside this module knows how a message looks on the wire: routing, filters, retries and records see
-//! [`Head`] only. [`http1`] and [`h2`] fill the same values. [`proxy_protocol`] is what may stand before either.
+//! [`Head`] only. [`http1`] and [`h2`] fill the same values. [`proxy_protocol`] is what may stand before either, and [`opening`] tells which of
+//! them begins.
 //! [`dns`] stands apart: it is what names are resolved with. So does [`rpc`]: its messages are calls, not heads and bodies.
 
 pub mod dns;
@@ -10,6 +11,7 @@ pub mod grpc_web;
 pub mod h2;
 pub mod head;
 pub mod http1;
+pub mod opening;
 pub mod proxy_protocol;
 pub mod rpc;
 
@@ -51,21 +53,33 @@ fn is_authority_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%".contains(&byte)
 }
 
-/// RFC 9110 6.5.1: fields that frame, route or authenticate a message are for its head. In its trailers they are dropped, not passed on.
+/// RFC 9110 6.5.1: fields that frame, route, authenticate or modify a message, or say how to process it, are for its head, where they were
+/// looked at. Many a receiver adds the trailers to the head's fields, so in trailers they are dropped, not passed on.
 fn is_forbidden_trailer(name: &[u8]) -> bool {
-    const FORBIDDEN: [&[u8]; 10] = [
-        b"content-length",
-        b"transfer-encoding",
-        b"host",
-        b"trailer",
-        b"connection",
-        b"keep-alive",
-        b"te",
-        b"upgrade",
-        b"expect",
-        b"authorization",
+    #[rustfmt::skip]
+    const FORBIDDEN: [&[u8]; 41] = [
+        // framing, and the connection
+        b"content-length", b"transfer-encoding", b"trailer", b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade",
+        // routing, and who asks
+        b"host", b"forwarded", b"via", b"x-real-ip", b"x-request-id",
+        // authentication
+        b"authorization", b"proxy-authorization", b"www-authenticate", b"proxy-authenticate", b"cookie", b"set-cookie",
+        // modifiers of requests
+        b"cache-control", b"expect", b"max-forwards", b"pragma", b"range",
+        b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range",
+        // control of responses
+        b"age", b"expires", b"location", b"retry-after", b"vary", b"warning", b"strict-transport-security", b"alt-svc",
+        // what the content is
+        b"content-encoding", b"content-type", b"content-range", b"content-location",
     ];
-    FORBIDDEN.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden))
+    // What proxies tell each other.
+    const FAMILIES: [&[u8]; 2] = [b"x-forwarded-", b"x-envoy-"];
+    FORBIDDEN.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden)) || is_of_family(name, &FAMILIES)
+}
+
+/// Whether *name*, in any case, begins with one of *prefixes*.
+fn is_of_family(name: &[u8], prefixes: &[&[u8]]) -> bool {
+    prefixes.iter().any(|prefix| name.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix)))
 }
 
 /// RFC 9110 9.3.6: what CONNECT names has a host and a port, and no default.

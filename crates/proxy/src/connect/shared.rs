@@ -178,6 +178,7 @@ pub fn http2_limits(options: &Http2Options, heads: &HeadLimits) -> Limits {
         header_bytes: heads.bytes,
         header_fields: heads.count as usize,
         header_table_bytes: options.header_table_bytes.unwrap_or(default.header_table_bytes),
+        extended_connect: options.extended_connect,
         floods: Floods {
             outbound_frames: most(floods.outbound_frames),
             outbound_control_frames: most(floods.outbound_control_frames),

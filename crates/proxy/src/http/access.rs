@@ -63,7 +63,7 @@ impl Exchange<'_> {
     pub(super) async fn answer_preflight(&mut self, policy: &Cors) -> Next {
         let reply = LocalReply::from(Cause::CorsPreflight);
         self.fail_with(&reply);
-        respond::fill(&mut self.scratch.response, &reply);
+        respond::begin(&mut self.scratch.response, &reply);
         let Scratch { request, response, .. } = &mut *self.scratch;
         let view = View { head: request, scheme: self.down.facts.scheme() };
         for (name, value) in policy.preflight_headers(&view) {

@@ -15,7 +15,7 @@ use crate::filter::{self};
 use crate::forward::{self, Course, Flow, FlowError, Totals, TunnelEnd};
 use crate::message::ReadError;
 use crate::multiplex::StreamEnd;
-use crate::record::{Entry, Subject};
+use crate::record::{self, Entry, Subject};
 use crate::serve::Scratch;
 use crate::tcp;
 
@@ -55,11 +55,10 @@ impl Exchange<'_> {
         }
         self.finish_head(decision);
         if upgraded {
-            return self.tunnel(server).await;
+            return self.tunnel(server, TunnelEnd::Upstream).await;
         }
         let ends_at_close = self.scratch.response.framing == Framing::UntilClose;
-        // Draining may have begun while the answer was awaited.
-        let close = self.last || !self.request_done || self.down.worker.is_draining();
+        let close = self.is_last() || !self.request_done;
         let Scratch { response, to_downstream, .. } = &mut *self.scratch;
         let (_, mut writer) = self.client.split(to_downstream);
         self.last = writer.response(response, self.client_version, close);
@@ -71,7 +70,8 @@ impl Exchange<'_> {
             }
             Streamed::DownstreamGone => {
                 server.cancel();
-                self.gone()
+                // It may have ended its own direction only, and must not take what it has for a whole answer.
+                self.cut_short(Cause::DownstreamGone)
             }
             Streamed::UpstreamGone => self.cut_short(match server.stream_end() {
                 Some(StreamEnd::Reset | StreamEnd::Refused) => Cause::ResetAfterResponse,
@@ -102,7 +102,9 @@ impl Exchange<'_> {
     async fn stream(&mut self, server: &mut Server, timeout: Option<Duration>) -> Streamed {
         let deadline = self.deadline(timeout);
         let (idle, expires) = (self.idle, self.expires);
-        let Exchange { client, alarm, scratch, received, sent, course, request_done, web, copies, .. } = self;
+        let Exchange {
+            down, client, alarm, scratch, outcome, received, sent, course, request_done, web, copies, ..
+        } = self;
         let Scratch { to_upstream, to_downstream, replay, .. } = &mut **scratch;
         let (from_server, to_server) = server.split(to_upstream);
         let (from_client, to_client) = client.split(to_downstream);
@@ -148,11 +150,15 @@ impl Exchange<'_> {
                     Poll::Pending => {}
                 }
             }
-            if !sending && send.reader.poll_reset(context).is_ready() {
+            if !sending && send.reader.poll_gone(context).is_ready() {
                 return Poll::Ready(Streamed::DownstreamGone);
             }
             match answer.poll(context) {
-                Poll::Ready(Ok(())) => return Poll::Ready(Streamed::Complete),
+                Poll::Ready(Ok(())) => {
+                    let logs = &down.context.logs;
+                    outcome.trailers = answer.reader.with_trailers(|trailers| record::wanted(logs, trailers));
+                    return Poll::Ready(Streamed::Complete);
+                }
                 Poll::Ready(Err(FlowError::Sink(_))) => return Poll::Ready(Streamed::DownstreamGone),
                 Poll::Ready(Err(FlowError::Source(ReadError::Malformed(_)))) => {
                     return Poll::Ready(Streamed::Malformed);
@@ -176,8 +182,8 @@ impl Exchange<'_> {
         .await
     }
 
-    /// 101, or 2xx to CONNECT: from here on bytes go both ways.
-    pub(super) async fn tunnel(&mut self, mut server: Server) -> Next {
+    /// 101, or 2xx to CONNECT: from here on bytes go both ways. *close*: what it is that the upstream closes its connection in order.
+    pub(super) async fn tunnel(&mut self, mut server: Server, close: TunnelEnd) -> Next {
         let limits = tcp::Limits { idle: self.idle, end: self.expires };
         let Exchange { client, alarm, scratch, outcome, received, sent, .. } = self;
         let Scratch { response, to_upstream, to_downstream, .. } = &mut **scratch;
@@ -190,7 +196,7 @@ impl Exchange<'_> {
         let totals = Totals::default();
         let end = match (client.tunnel(), server.tunnel()) {
             (Some(client), Some(server)) => {
-                tcp::within(limits, forward::tunnel(client, server, &totals), &totals, alarm).await
+                tcp::within(limits, forward::tunnel(client, server, &totals, false), &totals, alarm).await
             }
             _ => {
                 client.become_tunnel();
@@ -199,15 +205,29 @@ impl Exchange<'_> {
                 tcp::within(limits, work, &totals, alarm).await
             }
         };
+        // It has no other end than that somebody ends it: the record tells who was the first, in order or not (Envoy).
+        let in_order = totals.first_end.get().map(|first| if first == TunnelEnd::Upstream { close } else { first });
+        let cause = match in_order.or(end) {
+            Some(TunnelEnd::Downstream | TunnelEnd::Request) if client.is_reset() => Some(Cause::DownstreamReset),
+            Some(TunnelEnd::Downstream | TunnelEnd::Request) => Some(Cause::DownstreamGone),
+            Some(TunnelEnd::Upstream) => Some(match server.stream_end() {
+                Some(StreamEnd::Reset | StreamEnd::Refused) => Cause::ResetAfterResponse,
+                _ => Cause::TerminationAfterResponse,
+            }),
+            Some(TunnelEnd::Finished) | None => None,
+        };
         match end {
             Some(TunnelEnd::Finished) => {}
-            Some(TunnelEnd::Downstream) => server.cancel(),
+            Some(TunnelEnd::Downstream | TunnelEnd::Request) => server.cancel(),
             Some(TunnelEnd::Upstream) => client.reset_on_close(),
             None if limits.is_over() => outcome.details = Cause::MaxStreamDuration.row().details.into(),
             None => outcome.flag(ResponseFlag::StreamIdleTimeout),
         }
         received.body_bytes.set(totals.received.body_bytes.get());
         sent.body_bytes.set(totals.sent.body_bytes.get());
+        if let Some(cause) = cause {
+            self.fail(cause);
+        }
         Next::Over
     }
 
@@ -288,10 +308,14 @@ async fn tunnel_messages(
         match step {
             (true, Ok(())) => {
                 up_done = true;
+                totals.end(TunnelEnd::Downstream);
                 server.finish().await;
             }
             (false, Ok(())) => {
                 down_done = true;
+                // A stream that ends in order is the end of an answer as any other.
+                let is_stream = server.tunnel().is_none();
+                totals.end(if is_stream { TunnelEnd::Finished } else { TunnelEnd::Upstream });
                 client.finish().await;
             }
             (true, Err(FlowError::Source(_))) | (false, Err(FlowError::Sink(_))) => return TunnelEnd::Downstream,

@@ -1,6 +1,7 @@
 //! One try of a request: connect, send, wait for the head of the response.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use weft_core::decide::Decision;
 use weft_core::respond::Cause;
 use weft_core::retry::{RetryPolicy, TryResult};
 
+use crate::alarm::Elapsed;
 use crate::codec::Version;
 use crate::codec::h2::Body;
 use crate::connect::{ConnectError, Destination, Want};
@@ -45,9 +47,10 @@ impl Exchange<'_> {
         };
         let (ends, standing) = (self.down.facts.ends(), &self.down.worker.standing);
         let connecting = Server::connect(upstream, destination, ends, standing, fresh, want);
-        let mut server = match self.alarm.limit(deadline, connecting).await {
-            Ok(Ok(server)) => server,
-            Ok(Err(error)) => {
+        let mut server = match self.unless_gone(deadline, connecting).await {
+            None => return Attempt::Gone,
+            Some(Ok(Ok(server))) => server,
+            Some(Ok(Err(error))) => {
                 self.down.worker.metrics.counters().upstream_connect_failures.add(1);
                 self.outcome.transport_failure = error.transport_failure();
                 let result = match &error {
@@ -56,7 +59,7 @@ impl Exchange<'_> {
                 };
                 return Attempt::Failed { cause: error.cause(), result };
             }
-            Err(_) => return self.timed_out(try_deadline, timeout),
+            Some(Err(_)) => return self.timed_out(try_deadline, timeout),
         };
         if !server.is_reused() {
             self.down.worker.metrics.counters().connected(&server.peer());
@@ -64,13 +67,14 @@ impl Exchange<'_> {
         self.outcome.upstream_local = server.local();
         self.outcome.upstream_peer = Some(server.peer());
         if !self.scratch.request.upgrade().is_empty() {
-            match self.alarm.limit(deadline, server.accepts_upgrade()).await {
-                Ok(true) => {}
+            match self.unless_gone(deadline, server.accepts_upgrade()).await {
+                None => return Attempt::Gone,
+                Some(Ok(true)) => {}
                 // The upstream speaks HTTP/2 and no RFC 8441.
-                Ok(false) => {
+                Some(Ok(false)) => {
                     return Attempt::Failed { cause: Cause::UpstreamProtocolError, result: TryResult::Overflow };
                 }
-                Err(_) => return self.timed_out(try_deadline, timeout),
+                Some(Err(_)) => return self.timed_out(try_deadline, timeout),
             }
             let random = &mut *self.down.worker.random.borrow_mut();
             self.own_key |= websocket::prepare(&mut self.scratch.request, &server, random);
@@ -114,6 +118,21 @@ impl Exchange<'_> {
             Awaited::Expired => Attempt::Expired,
             _ => Attempt::Gone,
         }
+    }
+
+    /// Run *work* until it is ready or *deadline* passes; `None` if the client goes away meanwhile.
+    async fn unless_gone<F: Future>(
+        &mut self,
+        deadline: Option<Instant>,
+        work: F,
+    ) -> Option<Result<F::Output, Elapsed>> {
+        let Exchange { client, alarm, .. } = self;
+        let mut work = pin!(alarm.limit(deadline, work));
+        poll_fn(|context| match work.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => client.poll_gone(context).map(|()| None),
+        })
+        .await
     }
 
     fn timed_out(&self, try_deadline: Option<Instant>, timeout: Option<Duration>) -> Attempt {
@@ -248,7 +267,7 @@ impl Exchange<'_> {
                 }
             }
             // Asked in the same poll in which sending ended: else nobody would be woken when the client goes.
-            if (!sending || failed_to_send) && send.reader.poll_reset(context).is_ready() {
+            if (!sending || failed_to_send) && send.reader.poll_gone(context).is_ready() {
                 return Poll::Ready(Awaited::Gone);
             }
             match from_server.poll_response(context, response, to_head) {

@@ -8,7 +8,7 @@ use crate::codec::h2::Code;
 use crate::codec::http1::Limits;
 use crate::io::Io;
 use crate::message::{ReadError, Reader, Writer, http1, http2};
-use crate::multiplex::Stream;
+use crate::multiplex::{Stream, StreamEnd};
 
 /// One variant for each version that a client may speak.
 pub enum Client<'a> {
@@ -48,6 +48,14 @@ impl<'a> Client<'a> {
         matches!(self, Client::Http2 { .. })
     }
 
+    /// Whether it has reset its stream, and left the connection as it is.
+    pub fn is_reset(&self) -> bool {
+        match self {
+            Client::Http1 { .. } => false,
+            Client::Http2 { stream, .. } => stream.end() == Some(StreamEnd::Reset),
+        }
+    }
+
     /// Whether the request's body has been read to its end.
     pub fn is_done(&self) -> bool {
         match self {
@@ -80,7 +88,7 @@ impl<'a> Client<'a> {
     pub fn become_tunnel(&mut self) {
         if let Client::Http1 { reading, writing, .. } = self {
             reading.become_tunnel();
-            writing.restart(false);
+            writing.become_tunnel();
         }
     }
 
@@ -88,6 +96,14 @@ impl<'a> Client<'a> {
     pub async fn finish(&self) {
         if let Client::Http1 { io, .. } = self {
             io.finish().await;
+        }
+    }
+
+    /// Say that nothing has been done about the request, whose sender may send it again (RFC 9113 8.7); in HTTP/1 the close says it.
+    pub fn disown(&self) {
+        match self {
+            Client::Http1 { io, .. } => io.reset_on_close(),
+            Client::Http2 { stream, .. } => stream.reset(Code::REFUSED_STREAM),
         }
     }
 
@@ -99,10 +115,10 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Ready when the client has given up.
-    pub fn poll_reset(&self, context: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the client has given up: by a reset, or by sending no more, which in HTTP/1 cannot be told from a client that is gone.
+    pub fn poll_gone(&self, context: &mut Context<'_>) -> Poll<()> {
         match self {
-            Client::Http1 { io, .. } => io.poll_reset(context),
+            Client::Http1 { io, .. } => io.poll_gone(context),
             Client::Http2 { stream, .. } => stream.poll_end(context).map(|_| ()),
         }
     }

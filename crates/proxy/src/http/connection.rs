@@ -46,13 +46,14 @@ pub async fn serve(mut down: Downstream, mut socket: Socket, manager: &HttpManag
     }
     let mut parser = HeadParser::default();
     let opened = Instant::now();
+    let worn = manager.max_connection_duration.map(|limit| opened + limit);
     let mut served: u32 = 0;
     while wait_for_request(&down, &mut socket, manager, opened, served == 0).await {
         let mut scratch = down.worker.take_scratch();
         served += 1;
         let last = manager.max_requests_per_connection.is_some_and(|most| served >= most);
         // In a box, so that an idle connection does not keep a request's state.
-        let next = Box::pin(serve_request(&down, &mut socket, &mut parser, &mut scratch, manager, last)).await;
+        let next = Box::pin(serve_request(&down, &mut socket, &mut parser, &mut scratch, manager, (last, worn))).await;
         down.worker.give_scratch(scratch);
         match next {
             Next::KeepAlive => socket.buffer.release_if_empty(),
@@ -110,7 +111,7 @@ async fn serve_request(
     parser: &mut HeadParser,
     scratch: &mut Scratch,
     manager: &HttpManager,
-    last: bool,
+    (last, worn): (bool, Option<Instant>),
 ) -> Next {
     let began = Instant::now();
     let arrival = read_head(socket, parser, &mut scratch.request, manager, began).await;
@@ -132,6 +133,7 @@ async fn serve_request(
     let client = Client::http1(io, buffer, scratch.request.framing, request_limits(manager));
     let mut exchange = Exchange::new(down, client, alarm, scratch, manager, (began, head_read));
     exchange.last |= last;
+    exchange.worn = worn;
     exchange.serve(refused).await
 }
 

@@ -1,9 +1,12 @@
 //! What an HTTP proxy in the old sense needs beside routes: tunnels (CONNECT), by routes or to any host, and the addresses of hosts that
 //! the mesh does not know.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 use tokio::time::Instant;
 use weft_core::cluster::{Cluster, Discovery};
@@ -15,6 +18,8 @@ use weft_core::plan::Plan;
 use weft_core::respond::{Cause, LocalReply};
 use weft_core::upgrade::Upgrade;
 
+use crate::connect::ConnectError;
+use crate::forward::TunnelEnd;
 use crate::pick::{self, Tried};
 use crate::plan::{WorkerPlan, WorkerUpstream};
 use crate::{caller, filter, tcp};
@@ -72,10 +77,19 @@ impl Exchange<'_> {
             .is_some_and(|upgrade| upgrade.enabled)
     }
 
+    /// Whether an answer of our own with this *status* would say that the way is open, where nobody is behind it: to CONNECT
+    /// (RFC 9110 9.3.6), or to what asks for another protocol on a stream of HTTP/2 (RFC 8441 5).
+    pub(super) fn would_agree(&self, status: u16) -> bool {
+        let request = &self.scratch.request;
+        let is_agreed_by_success = request.is_connect() || (request.wants_tunnel() && self.client.is_stream());
+        is_agreed_by_success && matches!(status, 200..300)
+    }
+
     /// A tunnel that ends here: connect to the route's cluster, and pass on bytes.
     pub(super) async fn end_tunnel(
         &mut self,
         upstream: &Rc<WorkerUpstream>,
+        decision: &Decision<'_>,
         original: SocketAddr,
         key: Option<u64>,
     ) -> Next {
@@ -84,22 +98,31 @@ impl Exchange<'_> {
             pick::pick(upstream, original, None, &Tried::default(), key, random)
         };
         let Some(destination) = picked else {
-            return self.respond(Cause::NoHealthyUpstream.into()).await;
+            return self.respond_by(decision, Cause::NoHealthyUpstream.into()).await;
         };
         self.outcome.attempts = 1;
         self.outcome.destination = Some(destination.clone());
         let _active = destination.host().map(|host| host.begin());
-        let server =
-            match Server::dial(upstream, &destination, self.down.facts.ends(), &self.down.worker.standing).await {
-                Ok(server) => server,
-                Err(error) => {
-                    tcp::observe(upstream, &destination, Observation::LocalFailure);
-                    self.down.worker.metrics.counters().upstream_connect_failures.add(1);
-                    self.outcome.transport_failure = error.transport_failure();
-                    let reply = LocalReply::new(error.cause(), self.outcome.transport_failure.as_deref(), false);
-                    return self.respond(reply).await;
-                }
-            };
+        let (ends, standing) = (self.down.facts.ends(), &self.down.worker.standing);
+        let mut dialling = pin!(Server::dial(upstream, &destination, ends, standing));
+        let client = &self.client;
+        let dialled = poll_fn(|context| match dialling.as_mut().poll(context) {
+            Poll::Ready(dialled) => Poll::Ready(Some(dialled)),
+            Poll::Pending => client.poll_gone(context).map(|()| None),
+        })
+        .await;
+        let server = match dialled {
+            None => return self.gone(),
+            Some(Ok(server)) => server,
+            Some(Err(ConnectError::Overflow)) => return self.respond_by(decision, Cause::Overflow.into()).await,
+            Some(Err(error)) => {
+                tcp::observe(upstream, &destination, Observation::LocalFailure);
+                self.down.worker.metrics.counters().upstream_connect_failures.add(1);
+                self.outcome.transport_failure = error.transport_failure();
+                let reply = LocalReply::new(error.cause(), self.outcome.transport_failure.as_deref(), false);
+                return self.respond_by(decision, reply).await;
+            }
+        };
         self.down.worker.metrics.counters().connected(&server.peer());
         self.outcome.upstream_local = server.local();
         self.outcome.upstream_peer = Some(server.peer());
@@ -109,7 +132,8 @@ impl Exchange<'_> {
         self.scratch.response.clear();
         self.scratch.response.status = 200;
         filter::finish(&mut self.scratch.response, self.manager, &self.down.worker.clock, self.answered);
-        self.tunnel(server).await
+        // What is not HTTP has ended when its connection has.
+        self.tunnel(server, TunnelEnd::Finished).await
     }
 
     /// Where the client wanted to go. To a forward proxy it says so in words, for nothing was caught.

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 use weft_core::decide::Decision;
-use weft_core::respond::LocalReply;
+use weft_core::respond::{Cause, LocalReply};
 
 use crate::codec::{Framing, Name};
 use crate::filter;
@@ -12,39 +12,62 @@ use crate::serve::Scratch;
 use super::{Exchange, Next};
 
 impl Exchange<'_> {
-    /// Answer with an error of our own.
+    /// Answer with an error of our own, where no route is known.
     pub(super) async fn respond(&mut self, reply: LocalReply) -> Next {
-        self.fail_with(&reply);
-        if respond::is_grpc(&self.scratch.request) {
-            respond::fill_grpc(&mut self.scratch.response, &reply);
-            self.outcome.status = self.scratch.response.status;
-            return self.send_local(&[]).await;
-        }
-        respond::fill(&mut self.scratch.response, &reply);
-        let body = reply.body.into_owned();
-        self.send_local(body.as_bytes()).await
+        self.answer_locally(&reply, reply.body.as_bytes(), None, None).await
     }
 
-    /// Answer with what the configuration says: a redirect or a direct response. The route's edits apply to it.
-    pub(super) async fn answer_from_configuration(
+    /// Answer with an error of our own, to which the edits of the route apply as they do to any other answer.
+    pub(super) async fn respond_by(&mut self, decision: &Decision<'_>, reply: LocalReply) -> Next {
+        self.answer_locally(&reply, reply.body.as_bytes(), None, Some(decision)).await
+    }
+
+    /// Answer with *body*: an error of our own, or what the configuration says. The edits of the route apply to it.
+    pub(super) async fn answer_locally(
         &mut self,
         reply: &LocalReply,
         body: &[u8],
         location: Option<&[u8]>,
         decision: Option<&Decision<'_>>,
     ) -> Next {
+        let refusal;
+        let (reply, body) = if self.would_agree(reply.status) {
+            refusal = LocalReply::from(Cause::UpgradeRefused);
+            (&refusal, &[][..])
+        } else {
+            (reply, body)
+        };
         self.fail_with(reply);
-        respond::fill(&mut self.scratch.response, reply);
-        if !body.is_empty() {
-            self.scratch.response.set(Name::new("content-type"), b"text/plain");
-        }
+        // In gRPC every answer is a success of HTTP.
+        let is_grpc = respond::is_grpc(&self.scratch.request) && !self.would_agree(200);
+        respond::begin(&mut self.scratch.response, reply);
         if let Some(location) = location {
             self.scratch.response.append(Name::new("location"), location);
         }
         if let Some(decision) = decision {
             self.edit_response(decision);
+            self.tell_failure(reply.cause, decision);
         }
+        if is_grpc {
+            respond::complete_grpc(&mut self.scratch.response, reply, body);
+            self.outcome.status = self.scratch.response.status;
+            return self.send_local(&[]).await;
+        }
+        respond::complete(&mut self.scratch.response, body);
         self.send_local(body).await
+    }
+
+    /// What Envoy's router adds when it answers itself: who overloads whom, and how often it tried.
+    fn tell_failure(&mut self, cause: Cause, decision: &Decision<'_>) {
+        let response = &mut self.scratch.response;
+        if cause == Cause::Overflow && !self.down.context.suppress_envoy_headers {
+            response.append(Name::new("x-envoy-overloaded"), b"true");
+        }
+        let tells = decision.virtual_host.is_some_and(|host| host.response_attempt_count);
+        if tells && cause.is_of_a_try() {
+            // One that found nowhere to go counts.
+            filter::tell_attempts(response, self.outcome.attempts.max(1));
+        }
     }
 
     pub(super) async fn send_local(&mut self, body: &[u8]) -> Next {
@@ -60,7 +83,7 @@ impl Exchange<'_> {
             Ok(bytes) => self.received.body_bytes.set(self.received.body_bytes.get() + bytes),
             Err(_) => self.last = true,
         }
-        self.last |= !self.client.is_done() || self.down.worker.is_draining();
+        self.last = self.is_last() || !self.client.is_done();
         let Scratch { request, response, to_downstream, .. } = &mut *self.scratch;
         // RFC 9110 9.3.2, 15.3.5, 15.4.5: the head alone.
         let is_bodiless = matches!(response.status, 100..200 | 204 | 304);

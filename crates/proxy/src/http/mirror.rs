@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::task::spawn_local;
 use tokio::time::Instant;
+use weft_core::access_log;
 use weft_core::breaker::Resource;
 use weft_core::decide::Decision;
 use weft_core::listener::Direction;
@@ -266,7 +267,7 @@ impl Copy {
                         Poll::Ready(Err(FlowError::Sink(_))) => may_send = false,
                         Poll::Ready(Err(FlowError::Source(_))) => return Poll::Ready(Over::Abandoned),
                         // It may wait for a peer that does not read, and must hear all the same that there is no more to come.
-                        Poll::Pending if send.reader.poll_reset(context).is_ready() => {
+                        Poll::Pending if send.reader.poll_gone(context).is_ready() => {
                             return Poll::Ready(Over::Abandoned);
                         }
                         Poll::Pending => {}
@@ -304,6 +305,7 @@ impl Copy {
 
     /// Count the copy, and record it if it failed and somebody wants to know.
     fn note(&self, end: End, outcome: &mut Outcome, scratch: &Scratch) {
+        let response = matches!(end, End::Answered { .. }).then_some(&scratch.response);
         let failure = match end {
             End::Answered { .. } => None,
             End::Stale => Some(Cause::ConnectionTermination),
@@ -324,7 +326,12 @@ impl Copy {
             }
         }
         self.count(outcome, scratch);
-        if !record::wants(&self.context.try_logs, outcome.status, outcome.flags) {
+        let told = access_log::End {
+            status: outcome.status,
+            flags: outcome.flags,
+            grpc_status: response.and_then(record::grpc_status_of),
+        };
+        if !record::wants(&self.context.try_logs, &told) {
             return;
         }
         let entry = Entry {
@@ -335,7 +342,7 @@ impl Copy {
             outcome,
             request: Some(&scratch.request),
             version: Some(self.client_version),
-            response: Some(&scratch.response),
+            response,
             chain_name: &self.context.chain.name,
         };
         self.worker.record(&self.context.try_logs, &entry);

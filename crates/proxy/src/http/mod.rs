@@ -114,6 +114,8 @@ struct Exchange<'a> {
     course: Course,
     /// The connection closes after this answer.
     last: bool,
+    /// When the connection has lasted long enough: what is answered from then on is the last (HTTP/1).
+    worn: Option<Instant>,
     expects_continue: bool,
     /// The key of its WebSocket was made here.
     own_key: bool,
@@ -148,7 +150,9 @@ impl<'a> Exchange<'a> {
         Exchange {
             // RFC 9110 10.1.1: the expectation of a client of HTTP/1.0 is ignored.
             expects_continue: request.expects_continue && request.version != Version::Http10,
-            last: request.close,
+            // RFC 9110 9.3.6: what follows a CONNECT is meant for its tunnel. If there is none, it is not the next request either.
+            last: request.close || request.is_connect(),
+            worn: None,
             own_key: false,
             client_version: request.version,
             idle: manager.stream_idle_timeout,
@@ -201,9 +205,11 @@ impl Exchange<'_> {
             }
             self.close_under(overload);
         }
-        if self.down.worker.is_draining() || plan.chain(&self.down.context.chain).is_none() {
-            // The listener that this connection came by is gone or changed; the next request should come by the new one.
-            self.last = true;
+        // The listener that this connection came by is gone or changed; the next request should come by the new one.
+        let is_withdrawn = plan.chain(&self.down.context.chain).is_none();
+        self.last |= is_withdrawn || self.down.worker.is_draining();
+        if is_withdrawn && plan.active.core.routes_of(self.manager).is_none() {
+            return self.withdraw();
         }
         if let Err(cause) = self.admit_caller() {
             self.down.worker.metrics.counters().callers_refused.add(1);
@@ -221,9 +227,13 @@ impl Exchange<'_> {
         match admitted {
             Ok(client) => self.outcome.client = client,
             Err(Refusal::Cause(cause)) => return self.respond(cause.into()).await,
+            // A caller of gRPC follows no redirect.
+            Err(Refusal::Redirect(_)) if respond::is_grpc(&self.scratch.request) => {
+                return self.respond(Cause::BadPath.into()).await;
+            }
             Err(Refusal::Redirect(path)) => {
                 let reply = LocalReply::from(Cause::EscapedSlashes);
-                return self.answer_from_configuration(&reply, &[], Some(&path), None).await;
+                return self.answer_locally(&reply, &[], Some(&path), None).await;
             }
         }
         if manager.filters.iter().any(|filter| matches!(filter, HttpFilter::GrpcWeb)) {
@@ -261,14 +271,14 @@ impl Exchange<'_> {
             return self.shed().await.into();
         }
         if !self.may_change_protocol(&decision) {
-            return self.respond(Cause::UpgradeRefused.into()).await.into();
+            return self.respond_by(&decision, Cause::UpgradeRefused.into()).await.into();
         }
         // filter
         for step in decision.steps(manager) {
             match step {
                 Step::Rbac(filter, rules) => {
                     if let Err(reply) = self.authorise(filter, rules) {
-                        return self.respond(reply).await.into();
+                        return self.respond_by(&decision, reply).await.into();
                     }
                 }
                 Step::Cors(policy) => {
@@ -277,9 +287,12 @@ impl Exchange<'_> {
                     }
                 }
                 Step::OnDemand(table) if may_load => match Box::pin(self.load(table)).await {
-                    Answer::Loaded => return Followed::Loaded,
-                    Answer::Unknown => {}
-                    Answer::Unavailable => return self.respond(Cause::VirtualHostNotLoaded.into()).await.into(),
+                    Some(Answer::Loaded) => return Followed::Loaded,
+                    Some(Answer::Unknown) => {}
+                    None => return self.gone().into(),
+                    Some(Answer::Unavailable) => {
+                        return self.respond_by(&decision, Cause::VirtualHostNotLoaded.into()).await.into();
+                    }
                 },
                 Step::OnDemand(_) => {}
                 Step::Fault => {
@@ -291,7 +304,10 @@ impl Exchange<'_> {
                         }
                     }
                     if let Some(status) = fault.abort {
-                        return self.respond(LocalReply::from(Cause::FaultAbort).with_status(status)).await.into();
+                        return self
+                            .respond_by(&decision, LocalReply::from(Cause::FaultAbort).with_status(status))
+                            .await
+                            .into();
                     }
                 }
             }
@@ -303,13 +319,13 @@ impl Exchange<'_> {
                     decision.route.map(|route| redirect.location(&route.conditions.path, &view)).unwrap_or_default()
                 };
                 let reply = LocalReply::from(Cause::Redirect).with_status(redirect.status);
-                self.answer_from_configuration(&reply, &[], Some(&location), Some(&decision)).await
+                self.answer_locally(&reply, &[], Some(&location), Some(&decision)).await
             }
             Action::Direct(response) => {
                 let reply = LocalReply::from(Cause::DirectResponse).with_status(response.status);
-                self.answer_from_configuration(&reply, &response.body, None, Some(&decision)).await
+                self.answer_locally(&reply, &response.body, None, Some(&decision)).await
             }
-            Action::Refuse { reply, .. } => self.respond(reply.clone()).await,
+            Action::Refuse { reply, .. } => self.respond_by(&decision, reply.clone()).await,
             Action::Forward { forward, cluster, .. } => self.forward(plan, &decision, forward, cluster).await,
         };
         next.into()
@@ -321,6 +337,11 @@ impl Exchange<'_> {
         self.down.worker.metrics.counters().overload_refused.add(1);
         self.last = true;
         self.respond(Cause::Overload.into()).await
+    }
+
+    /// Whether the connection closes after the answer that begins now, for whatever reason came up meanwhile.
+    fn is_last(&self) -> bool {
+        self.last || self.down.worker.is_draining() || self.worn.is_some_and(|limit| Instant::now() >= limit)
     }
 
     /// Close the connection after this answer if *overload* asks for it.
@@ -352,6 +373,14 @@ impl Exchange<'_> {
     fn gone(&mut self) -> Next {
         self.fail(Cause::DownstreamGone);
         Next::Over
+    }
+
+    /// The routes are gone together with their listener. That there is none for this request would be untrue: whatever takes it now
+    /// takes new connections. The client comes again by itself, or is told what it would be told if it came now.
+    #[cold]
+    fn withdraw(&mut self) -> Next {
+        self.client.disown();
+        self.cut_short(Cause::RouteNotFound)
     }
 
     /// The response cannot be finished after its head is out.

@@ -16,8 +16,8 @@ use crate::on_demand::Answer;
 const LOAD_TIME: Duration = Duration::from_secs(5);
 
 impl Exchange<'_> {
-    /// Ask for the virtual host of the request. A client that goes away meanwhile is noticed where its answer is written.
-    pub(super) async fn load(&mut self, table: &Arc<RouteTable>) -> Answer {
+    /// Ask for the virtual host of the request. `None`: the client went away meanwhile.
+    pub(super) async fn load(&mut self, table: &Arc<RouteTable>) -> Option<Answer> {
         let entry = table.host_entry(self.scratch.request.authority()).into_owned();
         let mut answer = pin!(self.down.worker.asking.ask(Arc::clone(&table.name), entry));
         let deadline = Instant::now() + LOAD_TIME;
@@ -25,12 +25,12 @@ impl Exchange<'_> {
         poll_fn(|context| {
             if let Poll::Ready(answer) = answer.as_mut().poll(context) {
                 // The main thread drops no ask that it could answer.
-                return Poll::Ready(answer.unwrap_or(Answer::Unavailable));
+                return Poll::Ready(Some(answer.unwrap_or(Answer::Unavailable)));
             }
-            if alarm.poll(context, Some(deadline)).is_ready() || client.poll_reset(context).is_ready() {
-                return Poll::Ready(Answer::Unavailable);
+            if alarm.poll(context, Some(deadline)).is_ready() {
+                return Poll::Ready(Some(Answer::Unavailable));
             }
-            Poll::Pending
+            client.poll_gone(context).map(|()| None)
         })
         .await
     }

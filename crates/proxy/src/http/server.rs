@@ -184,7 +184,7 @@ impl Server {
     pub fn become_tunnel(&mut self) {
         if let Server::Http1 { reading, writing, .. } = self {
             reading.become_tunnel();
-            writing.restart(false);
+            writing.become_tunnel();
         }
     }
 

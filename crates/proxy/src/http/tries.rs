@@ -7,6 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use weft_core::access_log::End;
 use weft_core::breaker::Resource;
 use weft_core::cluster::Cluster;
 use weft_core::decide::Decision;
@@ -19,7 +20,7 @@ use weft_core::upgrade::Upgrade;
 
 use crate::codec::{Head, Known, Version};
 use crate::connect::Destination;
-use crate::filter;
+use crate::filter::{self, Told};
 use crate::logging;
 use crate::pick::{self, Tried};
 use crate::plan::{WorkerPlan, WorkerUpstream};
@@ -43,32 +44,37 @@ impl Exchange<'_> {
         cluster: &Arc<Cluster>,
     ) -> Next {
         let Some(upstream) = plan.upstream(cluster).map(Rc::clone) else {
-            return self.respond(Cause::ClusterNotFound.into()).await;
+            return self.respond_by(decision, Cause::ClusterNotFound.into()).await;
         };
         self.upstream = Some(Rc::clone(&upstream));
         let original = match self.original_destination(cluster).await {
             Ok(original) => original,
-            Err(cause) => return self.respond(cause.into()).await,
+            Err(cause) => return self.respond_by(decision, cause.into()).await,
         };
-        let timeout = {
+        let (timeout, told) = {
             let view = View { head: &self.scratch.request, scheme: self.down.facts.scheme() };
             let life = forward.stream_duration_for(&view, self.manager.max_stream_duration);
             self.expires = life.map(|limit| self.began + limit);
-            forward.timeout_for(&view)
+            let timeout = forward.timeout_for(&view);
+            let told = Told {
+                of_a_try: forward.timeout_of_a_try(timeout),
+                grpc: forward.grpc_timeout_to_tell(&view, timeout, life),
+            };
+            (timeout, told)
         };
         self.idle = forward.idle_timeout.unwrap_or(self.idle);
         // Before anything changes what it is taken of.
         let key = self.hash(cluster, forward);
-        self.prepare(decision, forward);
+        self.prepare(decision, forward, told);
         let breakers = &upstream.shared.breakers;
         let Some(_in_progress) = breakers.acquire(Resource::Request, &cluster.limits) else {
-            return self.respond(Cause::Overflow.into()).await;
+            return self.respond_by(decision, Cause::Overflow.into()).await;
         };
         let terminates = |upgrade: &Upgrade| upgrade.terminates;
         if self.scratch.request.is_connect()
             && Upgrade::find(&forward.upgrades, Upgrade::CONNECT.as_bytes()).is_some_and(terminates)
         {
-            return self.end_tunnel(&upstream, original, key).await;
+            return self.end_tunnel(&upstream, decision, original, key).await;
         }
         let policy = forward.retry.as_deref();
         // What is kept waits between the two connections: neither side may be asked for more than it allows.
@@ -86,7 +92,8 @@ impl Exchange<'_> {
         }
         let mut tried = Tried::default();
         let mut retries = 0;
-        let mut _retry_permit = None;
+        // Of the try at hand, if it is a retry; given back before the next asks for one (Envoy).
+        let mut retry_permit = None;
         let mut stale_host: Option<Destination> = None;
         loop {
             // pick
@@ -97,7 +104,7 @@ impl Exchange<'_> {
                 pick::pick(&upstream, original, policy, &tried, key, random)
             });
             let Some(destination) = picked else {
-                return self.respond(Cause::NoHealthyUpstream.into()).await;
+                return self.respond_by(decision, Cause::NoHealthyUpstream.into()).await;
             };
             if !fresh {
                 self.outcome.attempts += 1;
@@ -116,16 +123,16 @@ impl Exchange<'_> {
                 Attempt::Gone => return self.gone(),
                 Attempt::BadRequest => {
                     self.last = true;
-                    return self.respond(Cause::MalformedRequest.into()).await;
+                    return self.respond_by(decision, Cause::MalformedRequest.into()).await;
                 }
                 Attempt::Idle => {
                     // Who kept whom waiting: the client that did not finish, or the upstream that does not begin.
                     let status = if self.request_done { 504 } else { 408 };
                     let reply = LocalReply::from(Cause::StreamIdleTimeout).with_status(status);
-                    return self.respond(reply).await;
+                    return self.respond_by(decision, reply).await;
                 }
-                Attempt::SlowRequest => return self.respond(Cause::RequestTimeout.into()).await,
-                Attempt::Expired => return self.expired().await,
+                Attempt::SlowRequest => return self.respond_by(decision, Cause::RequestTimeout.into()).await,
+                Attempt::Expired => return self.expired(decision).await,
                 Attempt::Stale => {
                     // The peer closed an idle connection while we were using it. The request was not taken, or may be repeated.
                     self.down.worker.metrics.counters().stale_connections.add(1);
@@ -134,6 +141,7 @@ impl Exchange<'_> {
                     continue;
                 }
                 Attempt::Answered(server) => {
+                    drop(retry_permit.take());
                     let status = self.scratch.response.status;
                     tcp::observe(&upstream, &destination, Observation::Status(status));
                     self.heed_health(&upstream, &destination);
@@ -151,47 +159,51 @@ impl Exchange<'_> {
                     }
                 }
                 Attempt::Failed { cause, result } => {
-                    tcp::observe(&upstream, &destination, Observation::LocalFailure);
+                    drop(retry_permit.take());
+                    // A limit of the cluster is no trouble of the endpoint that would have been asked (Envoy).
+                    if cause != Cause::Overflow {
+                        tcp::observe(&upstream, &destination, Observation::LocalFailure);
+                    }
                     self.record_try(trying, Err(cause));
                     (Some(cause), (result, None))
                 }
             };
             drop(active);
             let (result, rejected) = result;
-            let permit = if self.may_retry(policy, result, retries) {
-                breakers.acquire(Resource::Retry, &cluster.limits)
-            } else {
-                None
-            };
+            let wanted = self.may_retry(policy, result, retries);
+            let permit = if wanted { breakers.acquire(Resource::Retry, &cluster.limits) } else { None };
             if let (Some(policy), Some(permit)) = (policy, permit) {
                 // The rejected answer's body is of no interest, so its connection cannot be used again.
                 drop(rejected);
                 tried.note(&destination);
-                _retry_permit = Some(permit);
+                retry_permit = Some(permit);
                 retries += 1;
                 self.down.worker.metrics.counters().upstream_retries.add(1);
                 let wait = policy.back_off(retries, &mut *self.down.worker.random.borrow_mut());
                 if self.deadline(timeout).is_some_and(|deadline| Instant::now() + wait >= deadline) {
-                    return self.respond(Cause::ResponseTimeout.into()).await;
+                    return self.respond_by(decision, Cause::ResponseTimeout.into()).await;
                 }
                 if self.expires.is_some_and(|end| Instant::now() + wait >= end) {
-                    return self.expired().await;
+                    return self.expired(decision).await;
                 }
                 if !self.pause(wait).await {
                     return self.gone();
                 }
                 continue;
             }
-            if is_exhausted(policy, result, retries) {
+            if wanted {
+                // A circuit breaker forbade it.
+                self.outcome.flag(ResponseFlag::UpstreamOverflow);
+            } else if is_exhausted(policy, result, retries) {
                 self.outcome.flag(ResponseFlag::UpstreamRetryLimitExceeded);
             }
             match (rejected, cause) {
-                // A retry was allowed and a circuit breaker forbade it: the answer at hand is the best there is.
+                // The answer at hand is the best there is.
                 (Some(server), _) => return self.answer(server, decision, timeout).await,
                 (None, cause) => {
                     let cause = cause.unwrap_or(Cause::ConnectionTermination);
                     let reply = LocalReply::new(cause, self.outcome.transport_failure.as_deref(), retries > 0);
-                    return self.respond(reply).await;
+                    return self.respond_by(decision, reply).await;
                 }
             }
         }
@@ -215,9 +227,9 @@ impl Exchange<'_> {
     }
 
     /// The request has lived as long as it may.
-    async fn expired(&mut self) -> Next {
+    async fn expired(&mut self, decision: &Decision<'_>) -> Next {
         let status = if self.request_done { 504 } else { 408 };
-        self.respond(LocalReply::from(Cause::MaxStreamDuration).with_status(status)).await
+        self.respond_by(decision, LocalReply::from(Cause::MaxStreamDuration).with_status(status)).await
     }
 
     /// One try is over: answered with a status, or failed.
@@ -227,7 +239,10 @@ impl Exchange<'_> {
             Err(cause) => (0, cause.row().flag.map_or(Flags::NONE, Flags::from)),
         };
         let Exchange { down, scratch, outcome, client_version, .. } = self;
-        if !record::wants(&down.context.try_logs, status, flags) {
+        let response = result.is_ok().then_some(&scratch.response);
+        // An answer of gRPC that is all trailers may be a failure that another try is made for.
+        let end = End { status, flags, grpc_status: response.and_then(record::grpc_status_of) };
+        if !record::wants(&down.context.try_logs, &end) {
             return;
         }
         let failure = outcome.transport_failure.clone().filter(|_| result.is_err());
@@ -258,14 +273,14 @@ impl Exchange<'_> {
             outcome: &outcome,
             request: Some(&scratch.request),
             version: Some(*client_version),
-            response: Some(&scratch.response),
+            response,
             chain_name: &down.context.chain.name,
         };
         down.worker.record(&down.context.try_logs, &entry);
     }
 
     /// Header edits and rewrites. Edits may quote the request as it came, so they see a copy where there are any.
-    fn prepare(&mut self, decision: &Decision<'_>, forward: &Forward) {
+    fn prepare(&mut self, decision: &Decision<'_>, forward: &Forward, told: Told) {
         let before = decision.request_edits().next().map(|_| self.scratch.request.clone());
         let Exchange { down, scratch, outcome, began, .. } = self;
         let entry = Entry {
@@ -280,7 +295,7 @@ impl Exchange<'_> {
             chain_name: &down.context.chain.name,
         };
         let suppress = down.context.suppress_envoy_headers;
-        filter::prepare(&mut scratch.request, decision, forward, suppress, &entry);
+        filter::prepare(&mut scratch.request, decision, forward, told, suppress, &entry);
         // The scheme and version of this hop are ours.
         scratch.request.version = Version::Http11;
     }
@@ -330,7 +345,7 @@ impl Exchange<'_> {
     fn response_result(&self, policy: Option<&RetryPolicy>) -> Option<TryResult> {
         let policy = policy?;
         let response = &self.scratch.response;
-        let grpc_status = response.get(b"grpc-status").and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        let grpc_status = record::grpc_status_of(response);
         let view = View { head: response, scheme: self.down.facts.scheme() };
         Some(TryResult::Response {
             status: response.status,
@@ -348,7 +363,7 @@ impl Exchange<'_> {
             if alarm.poll(context, Some(deadline)).is_ready() {
                 return Poll::Ready(true);
             }
-            client.poll_reset(context).map(|()| false)
+            client.poll_gone(context).map(|()| false)
         })
         .await
     }

@@ -160,8 +160,8 @@ impl Reader<'_> {
         self.buffer.consume(length);
     }
 
-    pub fn poll_reset(&self, context: &mut Context<'_>) -> Poll<()> {
-        self.io.poll_reset(context)
+    pub fn poll_gone(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.io.poll_gone(context)
     }
 
     pub fn trailers(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
@@ -176,7 +176,8 @@ pub struct Writing {
     gather: usize,
     /// How much of what waits to leave has left.
     written: usize,
-    is_chunked: bool,
+    /// How the message at hand is delimited; a tunnel is [`Framing::UntilClose`].
+    framing: Framing,
     /// A large span is leaving without a copy; its beginning is written already, as far as framing goes.
     in_span: bool,
 }
@@ -184,12 +185,17 @@ pub struct Writing {
 impl Writing {
     /// Of messages of which no more than *limit* bytes should wait.
     pub fn limited(limit: usize) -> Writing {
-        Writing { gather: limit.min(GATHER_BYTES), written: 0, is_chunked: false, in_span: false }
+        Writing { gather: limit.min(GATHER_BYTES), written: 0, framing: Framing::None, in_span: false }
+    }
+
+    /// What follows is another protocol's, until it ends.
+    pub fn become_tunnel(&mut self) {
+        self.restart(Framing::UntilClose);
     }
 
     /// Begin another message.
-    pub fn restart(&mut self, is_chunked: bool) {
-        *self = Writing { gather: self.gather, written: 0, is_chunked, in_span: false };
+    fn restart(&mut self, framing: Framing) {
+        *self = Writing { gather: self.gather, written: 0, framing, in_span: false };
     }
 }
 
@@ -227,18 +233,23 @@ impl Writer<'_> {
 
     fn begin(&mut self, framing: Framing) {
         self.out.clear();
-        self.state.restart(framing == Framing::Chunked);
+        self.state.restart(framing);
     }
 
     pub fn poll_span(&mut self, context: &mut Context<'_>, span: &[u8]) -> Poll<io::Result<()>> {
-        let Writing { gather, written, is_chunked, in_span } = &mut *self.state;
+        let Writing { gather, written, framing, in_span } = &mut *self.state;
+        // The peer would take the bytes for its next message: whoever has them here has missed that their head promised none.
+        if *framing == Framing::None && !span.is_empty() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a body after a head that has none")));
+        }
+        let is_chunked = *framing == Framing::Chunked;
         if !*in_span {
-            if *is_chunked {
+            if is_chunked {
                 encode::chunk_begin(self.out, span.len());
             }
-            if span.len() <= COPY_BYTES || *is_chunked && span.len() <= *gather {
+            if span.len() <= COPY_BYTES || is_chunked && span.len() <= *gather {
                 self.out.extend_from_slice(span);
-                if *is_chunked {
+                if is_chunked {
                     encode::chunk_end(self.out);
                 }
                 return Poll::Ready(Ok(()));
@@ -249,14 +260,14 @@ impl Writer<'_> {
         *in_span = false;
         *written = 0;
         self.out.clear();
-        if *is_chunked {
+        if is_chunked {
             encode::chunk_end(self.out);
         }
         Poll::Ready(Ok(()))
     }
 
     pub fn end<'t>(&mut self, trailers: impl Iterator<Item = (&'t [u8], &'t [u8])>) {
-        if self.state.is_chunked {
+        if self.state.framing == Framing::Chunked {
             encode::chunks_done(self.out, trailers);
         }
     }
@@ -272,5 +283,34 @@ impl Writer<'_> {
             self.state.written = 0;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::task::Waker;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_head_that_promises_no_body_gets_none() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let io = Io::new(ours.into()).unwrap();
+        let (mut out, mut state) = (Vec::new(), Writing::limited(1000));
+        let mut writer = Writer { io: &io, out: &mut out, state: &mut state };
+        let mut context = Context::from_waker(Waker::noop());
+        let mut head = Head::default();
+        head.set_method(b"GET");
+        head.set_path(b"/");
+        writer.request(&head);
+        let length = writer.out.len();
+        let smuggled = b"GET /smuggled HTTP/1.1\r\n\r\n";
+        assert!(matches!(writer.poll_span(&mut context, smuggled), Poll::Ready(Err(_))));
+        assert_eq!(writer.out.len(), length, "nothing of it waits to leave");
+        // Once both sides have agreed to it, anything may follow.
+        writer.state.become_tunnel();
+        assert!(matches!(writer.poll_span(&mut context, smuggled), Poll::Ready(Ok(()))));
     }
 }

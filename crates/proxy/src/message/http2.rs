@@ -61,7 +61,7 @@ impl Reader<'_> {
         self.state.span.clear();
     }
 
-    pub fn poll_reset(&self, context: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_gone(&self, context: &mut Context<'_>) -> Poll<()> {
         self.stream.poll_end(context).map(|_| ())
     }
 }

@@ -115,12 +115,12 @@ impl Reader<'_> {
         }
     }
 
-    /// Ready when the peer has given up the message or broken the connection.
-    pub fn poll_reset(&self, context: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the peer has given up the message, or has ended or broken the connection.
+    pub fn poll_gone(&self, context: &mut Context<'_>) -> Poll<()> {
         match self {
-            Reader::Http1(reader) => reader.poll_reset(context),
-            Reader::Http2(reader) => reader.poll_reset(context),
-            Reader::Tap(reader) => reader.poll_reset(context),
+            Reader::Http1(reader) => reader.poll_gone(context),
+            Reader::Http2(reader) => reader.poll_gone(context),
+            Reader::Tap(reader) => reader.poll_gone(context),
         }
     }
 

@@ -193,7 +193,7 @@ impl Reader<'_> {
     }
 
     /// Ready when it has been cut off.
-    pub fn poll_reset(&self, context: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_gone(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut backlog = self.tap.0.borrow_mut();
         if backlog.state == State::Cut {
             return Poll::Ready(());

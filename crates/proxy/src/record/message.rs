@@ -158,6 +158,11 @@ fn response_properties(service: &LogService, entry: &Entry<'_>, out: &mut Writer
             out.pair(4, name, value);
         }
     }
+    for name in &service.response_trailers {
+        if let Some(value) = entry.response_trailer(name) {
+            out.pair(5, name, value);
+        }
+    }
     out.text(6, &entry.outcome.details);
 }
 
@@ -278,6 +283,7 @@ mod tests {
             flush_interval: Duration::ZERO,
             request_headers: Box::new(["end-user".into()]),
             response_headers: Box::default(),
+            response_trailers: Box::new(["grpc-status".into()]),
             tags: Box::new([Tag { name: "mesh".into(), value: TagValue::Literal("weft".into()) }]),
         }
     }
@@ -320,6 +326,7 @@ mod tests {
             request_duration: Some(Duration::ZERO),
             bytes_sent: 300,
             upstream_local: Some("10.244.0.9:1".parse().unwrap()),
+            trailers: vec![("grpc-status".into(), (*b"14").into()), ("x-sum".into(), (*b"5").into())],
             ..Outcome::default()
         };
         for flag in ResponseFlag::ALL {
@@ -346,6 +353,7 @@ mod tests {
         assert_eq!(asked.user_agent, "\u{fffd}1");
         assert_eq!(answer.response_code.unwrap().value, 503);
         assert_eq!((answer.response_body_bytes, answer.response_code_details.as_str()), (300, "no_healthy_upstream"));
+        assert_eq!(answer.response_trailers, [("grpc-status".to_owned(), "14".to_owned())].into());
         assert_eq!(common.start_time.unwrap().seconds, 1_700_000_000);
         assert_eq!(common.duration.unwrap().nanos, 500_000_000);
         assert_eq!(common.time_to_last_rx_byte.unwrap().seconds, 0);

@@ -18,9 +18,9 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use weft_core::access_log::{AccessLog, Filter, LogService, Sink};
+use weft_core::access_log::{AccessLog, End, Filter, GRPC_STATUS, LogService, Sink};
 use weft_core::format::{Command, Format, Variables};
-use weft_core::respond::{Cause, Flags, ResponseFlag};
+use weft_core::respond::{Cause, Flags, ResponseFlag, grpc_status};
 use weft_core::route::Route;
 
 use crate::clock::{self, Clock};
@@ -29,6 +29,7 @@ use crate::connect::{Destination, Peer};
 use crate::identify::Facts;
 use crate::logging;
 use crate::rbac::Shadow;
+use crate::respond::is_grpc;
 
 use journal::Journal;
 use service::{Dispatch, Services};
@@ -42,6 +43,8 @@ pub const BATCH_TIME: Duration = Duration::from_millis(100);
 pub struct Log {
     filter: Option<Filter>,
     target: Target,
+    /// Lower-case names of the trailers of an answer that it asks for.
+    trailers: Box<[Box<str>]>,
 }
 
 #[derive(Debug)]
@@ -56,11 +59,11 @@ impl Log {
             Sink::File { path, record } => Target::File(Arc::clone(path), Template::compile(record)),
             Sink::Service(service) => Target::Service(Arc::clone(service)),
         };
-        Log { filter: log.filter.clone(), target }
+        Log { filter: log.filter.clone(), target, trailers: log.response_trailers().into() }
     }
 
-    fn takes(&self, status: u16, flags: Flags) -> bool {
-        self.filter.as_ref().is_none_or(|filter| filter.takes(status, flags))
+    fn takes(&self, end: &End) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.takes(end))
     }
 
     pub fn compile_all(logs: &[AccessLog]) -> Box<[Log]> {
@@ -68,9 +71,31 @@ impl Log {
     }
 }
 
-/// Whether one of *logs* takes a record with this status and these flags.
-pub fn wants(logs: &[Log], status: u16, flags: Flags) -> bool {
-    logs.iter().any(|log| log.takes(status, flags))
+/// Whether one of *logs* takes a record of what came to this *end*.
+pub fn wants(logs: &[Log], end: &End) -> bool {
+    logs.iter().any(|log| log.takes(end))
+}
+
+/// The status of gRPC that an answer tells with its head: one that is all trailers.
+pub fn grpc_status_of(head: &Head) -> Option<u32> {
+    head.get(GRPC_STATUS.as_bytes()).and_then(number)
+}
+
+fn number(text: &[u8]) -> Option<u32> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// Some trailers of an answer: lower-case name and value.
+pub type Trailers = Vec<(Box<str>, Box<[u8]>)>;
+
+/// Of an answer's *trailers* those that one of *logs* asks for.
+pub fn wanted(logs: &[Log], trailers: &mut dyn Iterator<Item = (&[u8], &[u8])>) -> Trailers {
+    let named = |(name, value): (&[u8], &[u8])| {
+        let mut names = logs.iter().flat_map(|log| &log.trailers);
+        let found = names.find(|wanted| wanted.as_bytes().eq_ignore_ascii_case(name))?;
+        Some((found.clone(), value.into()))
+    };
+    trailers.filter_map(named).collect()
 }
 
 /// What a record is about.
@@ -98,8 +123,9 @@ impl Recorder {
     /// Write *entry* to all of *logs*. True: it is the first since the last flush, so one should be arranged.
     pub fn record(&self, logs: &[Log], entry: &Entry<'_>) -> bool {
         let mut written = false;
+        let end = entry.end();
         for log in logs {
-            if !log.takes(entry.outcome.status, entry.outcome.flags) {
+            if !log.takes(&end) {
                 continue;
             }
             written = true;
@@ -142,6 +168,8 @@ pub struct Outcome {
     pub upstream_local: Option<SocketAddr>,
     pub attempts: u32,
     pub transport_failure: Option<String>,
+    /// Of the answer, those that a log asks for.
+    pub trailers: Trailers,
     /// What shadow rules say about the request.
     pub shadows: Vec<Shadow>,
     /// Why the client's connection was refused before anything was asked.
@@ -236,6 +264,27 @@ impl Entry<'_> {
     fn response_header(&self, name: &str) -> Option<&[u8]> {
         self.response?.get(name.as_bytes())
     }
+
+    fn response_trailer(&self, name: &str) -> Option<&[u8]> {
+        self.outcome.trailers.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value)
+    }
+
+    /// What filters ask of it.
+    fn end(&self) -> End {
+        End { status: self.outcome.status, flags: self.outcome.flags, grpc_status: self.told_grpc_status() }
+    }
+
+    fn told_grpc_status(&self) -> Option<u32> {
+        self.response_trailer(GRPC_STATUS).and_then(number).or_else(|| self.response.and_then(grpc_status_of))
+    }
+
+    /// The status of a call of gRPC: what its answer says, or what the HTTP status says in gRPC's words. As in Envoy.
+    fn grpc_status(&self) -> Option<u32> {
+        if !is_grpc(self.request?) {
+            return None;
+        }
+        self.told_grpc_status().or_else(|| (self.outcome.status != 0).then(|| grpc_status(self.outcome.status).into()))
+    }
 }
 
 fn write_header<'a>(
@@ -287,8 +336,13 @@ impl Variables for Entry<'_> {
             Command::ResponseHeader { name, otherwise, length } => {
                 write_header(|name| self.response_header(name), name, otherwise.as_deref(), *length, out)
             }
-            // Trailers are passed on as they come and not kept.
-            Command::ResponseTrailer { .. } => false,
+            Command::ResponseTrailer { name, otherwise, length } => {
+                write_header(|name| self.response_trailer(name), name, otherwise.as_deref(), *length, out)
+            }
+            Command::GrpcStatus(format) => self.grpc_status().is_some_and(|status| match format.name(status) {
+                Some(name) => write_text(Some(name), out),
+                None => write_number(status.into(), out),
+            }),
             Command::Protocol => write_text(self.version.map(Version::as_str), out),
             Command::ResponseCode => write_number(u64::from(outcome.status), out),
             Command::ResponseFlags => {

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 use tokio::task::spawn_local;
-use tokio::time::Instant;
+use tokio::time::timeout;
 use weft_core::access_log::LogService;
 use weft_protos::envoy::config::core::v3::Node;
 use weft_xds::Backoff;
@@ -26,7 +27,7 @@ use super::{Entry, message};
 
 /// What may wait for a log service that is away or slow: some 3,000 records, seconds of a busy sidecar.
 const LIMIT_BYTES: usize = 1024 * 1024;
-/// How long the end of the process waits for records to leave.
+/// How long the end of the process waits for services to have the last records.
 const FAREWELL_TIME: Duration = Duration::from_millis(500);
 
 type LogName = (Box<str>, Box<str>);
@@ -74,21 +75,19 @@ impl Services {
         Some(client)
     }
 
-    /// Wait a moment until everything that was handed over is sent.
+    fn finish(&self) -> Vec<oneshot::Receiver<()>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).values().map(Client::finish).collect()
+    }
+
+    /// Wait a moment until the services have everything that was handed over.
     pub async fn farewell(&self) {
-        let end = Instant::now() + FAREWELL_TIME;
-        let waiting = || {
-            let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-            clients.values().any(|client| client.waiting_bytes() > 0)
-        };
-        loop {
-            let waited = waiting();
-            // What no longer waits was given to the connection, whose own task writes it while this one sleeps.
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            if !waited || Instant::now() >= end {
-                return;
+        let ends = self.finish();
+        let all = async {
+            for end in ends {
+                let _ = end.await;
             }
-        }
+        };
+        let _ = timeout(FAREWELL_TIME, all).await;
     }
 }
 

@@ -2,7 +2,7 @@
 //! numbers in JSON, as in Envoy.
 
 use weft_core::access_log::{JsonValue, Record};
-use weft_core::format::{Command, Format, Piece, Variables};
+use weft_core::format::{Command, Format, GrpcFormat, Piece, Variables};
 
 use super::Entry;
 
@@ -194,6 +194,7 @@ fn write_json(entry: &Entry<'_>, command: &Command, out: &mut Vec<u8>) -> bool {
     let is_number = matches!(
         command,
         Command::ResponseCode
+            | Command::GrpcStatus(GrpcFormat::Number)
             | Command::Duration
             | Command::RequestDuration
             | Command::ResponseDuration

@@ -166,7 +166,9 @@ impl Exchange {
                     return End::Answered(answer);
                 }
                 Try::Failed { cause, again } => {
-                    tcp::observe(upstream, &destination, Observation::LocalFailure);
+                    if cause != Cause::Overflow {
+                        tcp::observe(upstream, &destination, Observation::LocalFailure);
+                    }
                     if !again || self.outcome.attempts >= MOST_TRIES {
                         return End::Refused(cause);
                     }

@@ -302,9 +302,9 @@ impl Connection {
 
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Event> {
         if !self.takes_more() {
-            // A reset is heard all the same; what else comes has to wait, and it is not the caller who stalls.
+            // That it is gone is heard all the same; what else comes has to wait, and it is not the caller who stalls.
             self.heard = Instant::now();
-            return self.socket.io.poll_reset(context).map(|()| Event::Gone);
+            return self.socket.io.poll_gone(context).map(|()| Event::Gone);
         }
         let Socket { io, buffer, .. } = &mut self.socket;
         for _ in 0..READS {

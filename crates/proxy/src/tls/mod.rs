@@ -1,13 +1,12 @@
 //! TLS: sessions over our sockets, identities from secrets, and the checks of a mesh instead of those of a browser.
 //!
-//! [`session`] moves bytes; [`secrets`] turns SDS secrets into keys and roots; [`verify`] decides whom to trust;
+//! [`session`] moves bytes; [`secrets`] turns SDS secrets, which are [`pem`], into keys and roots; [`verify`] decides whom to trust;
 //! [`tickets`] and [`sessions`] let peers resume what they agreed on, as long as they are trusted;
 //! [`context`] joins them into rustls configurations that the plan holds. Rotation replaces a context: connections that exist
 //! keep what they shook hands with.
 
-use crate::base64;
-
 pub mod context;
+pub mod pem;
 pub mod san;
 pub mod secrets;
 pub mod session;
@@ -15,20 +14,6 @@ pub mod sessions;
 pub mod subject;
 pub mod tickets;
 pub mod verify;
-
-/// *certificate*, which is DER, as PEM (RFC 7468).
-pub fn pem(certificate: &[u8]) -> String {
-    let mut digits = Vec::new();
-    base64::encode(certificate, &mut digits);
-    let mut text = String::with_capacity(digits.len() * 65 / 64 + 64);
-    text.push_str("-----BEGIN CERTIFICATE-----\n");
-    for line in digits.chunks(64) {
-        text.extend(line.iter().copied().map(char::from));
-        text.push('\n');
-    }
-    text.push_str("-----END CERTIFICATE-----\n");
-    text
-}
 
 /// SHA-256 of *bytes* in lower-case hexadecimal.
 pub fn sha256_hex(bytes: &[u8]) -> String {

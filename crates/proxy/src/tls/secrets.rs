@@ -5,15 +5,14 @@ use std::sync::Arc;
 
 use rustls::RootCertStore;
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 use weft_core::tls::TICKET_KEY_BYTES;
 use weft_protos::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use weft_protos::envoy::extensions::transport_sockets::tls::v3 as proto;
 
-use super::san;
 use super::tickets::Key;
+use super::{pem, san};
 
 /// One secret, ready for use.
 #[derive(Clone)]
@@ -119,10 +118,8 @@ fn identity(certificate: &proto::TlsCertificate) -> Result<Identity, SecretError
     let chain = certificates("certificate_chain", certificate.certificate_chain.as_ref())?;
     let leaf = chain.first().ok_or(SecretError::NoCertificate)?;
     let uri = san::names(leaf).uris.into_iter().next();
-    let pem = inline("private_key", certificate.private_key.as_ref())?;
-    // The PEM reader's error may quote what it read, and that is a key: only its kind is told.
-    let key = PrivateKeyDer::from_pem_slice(pem)
-        .map_err(|_| SecretError::Pem { field: "private_key", reason: "not a private key in PEM".into() })?;
+    let key = pem::private_key(inline("private_key", certificate.private_key.as_ref())?)
+        .ok_or_else(|| SecretError::Pem { field: "private_key", reason: "not a private key in PEM".into() })?;
     let signing = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(SecretError::Key)?;
     let key = CertifiedKey::new(chain, signing);
     key.keys_match().map_err(|_| SecretError::Mismatch)?;
@@ -163,10 +160,9 @@ fn roots(validation: &proto::CertificateValidationContext) -> Result<Roots, Secr
 ///
 /// # Errors
 /// [`SecretError`], about `crl`.
-pub fn revoked(pem: &[u8]) -> Result<Revoked, SecretError> {
-    let der = CertificateRevocationListDer::pem_slice_iter(pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| SecretError::Pem { field: "crl", reason: error.to_string() })?;
+pub fn revoked(text: &[u8]) -> Result<Revoked, SecretError> {
+    let der =
+        pem::revocation_lists(text).map_err(|error| SecretError::Pem { field: "crl", reason: error.to_string() })?;
     if der.is_empty() {
         return Err(SecretError::NoRevocationList);
     }
@@ -187,9 +183,7 @@ fn ticket_keys(keys: &proto::TlsSessionTicketKeys) -> Result<Arc<[Key]>, SecretE
 }
 
 fn certificates(field: &'static str, source: Option<&DataSource>) -> Result<Vec<CertificateDer<'static>>, SecretError> {
-    CertificateDer::pem_slice_iter(inline(field, source)?)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| SecretError::Pem { field, reason: error.to_string() })
+    pem::certificates(inline(field, source)?).map_err(|error| SecretError::Pem { field, reason: error.to_string() })
 }
 
 fn inline<'a>(field: &'static str, source: Option<&'a DataSource>) -> Result<&'a [u8], SecretError> {

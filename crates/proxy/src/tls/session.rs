@@ -23,6 +23,8 @@ pub struct Session {
     /// Ciphertext that rustls did not take because its plaintext was not read yet; rare and short-lived.
     left_over: Vec<u8>,
     has_plaintext: bool,
+    /// The peer has said that it sends nothing more (close_notify).
+    ended: bool,
     /// The alert by which the peer ended the session. With TLS 1.3 a server judges the client's certificate when the
     /// client has long begun to send.
     alert: Option<rustls::AlertDescription>,
@@ -42,7 +44,7 @@ impl From<ClientConnection> for Session {
 
 impl Session {
     fn new(connection: Connection) -> Session {
-        Session { connection, left_over: Vec::new(), has_plaintext: false, alert: None }
+        Session { connection, left_over: Vec::new(), has_plaintext: false, ended: false, alert: None }
     }
 
     pub fn connection(&self) -> &Connection {
@@ -98,6 +100,24 @@ impl Session {
         }
     }
 
+    /// Ready when the peer sends nothing more: it has said so, or its connection has ended or is broken. Plaintext that came before
+    /// stays here; while there is some, no more is read, and only the connection's end counts.
+    pub(crate) fn poll_end(&mut self, wire: &Wire<'_>, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.ended {
+                return Poll::Ready(());
+            }
+            if self.has_plaintext() {
+                return wire.poll_end(context);
+            }
+            let before = wire.received_bytes();
+            match ready!(self.poll_fill(wire, context)) {
+                Ok(()) if wire.received_bytes() > before => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+
     /// Take ciphertext from the socket once.
     fn poll_fill(&mut self, wire: &Wire<'_>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         SCRATCH.with(|scratch| {
@@ -131,6 +151,7 @@ impl Session {
             })?;
             // Data may come in one flight with the end of the handshake, or the end of the stream with it.
             self.has_plaintext |= state.plaintext_bytes_to_read() > 0 || state.peer_has_closed();
+            self.ended |= state.peer_has_closed();
             if rest.is_empty() {
                 return Ok(());
             }

@@ -88,6 +88,73 @@ fn bytes_of_another_user_are_refused_with_a_reset() {
     let mut client = mesh.client();
     assert_eq!(client.expect_end(), End::Reset);
     assert!(!upstream.has_visitor());
+    assert_eq!(mesh.wait_records(1)[0]["connection_termination_details"], "caller_uid_refused");
+    assert_eq!(mesh.metric("weft_proxy_callers_refused_total", &[]), 1.0);
+}
+
+/// Start a proxy that carries bytes of its own program to *upstream*.
+fn bytes_of_the_program(upstream: &Upstream) -> Mesh {
+    Mesh::start(&[upstream.address()], |setup| {
+        only(setup, &[own_uid()]);
+        setup.tcp();
+    })
+}
+
+#[test]
+fn a_request_where_bytes_are_carried_is_refused_with_a_reset() {
+    let upstream = Upstream::new();
+    let mesh = bytes_of_the_program(&upstream);
+    for (count, request) in [
+        &["POST / HTTP/1.1\r\nHost: evil.example\r\nSec-Fetch-Site: cross-site\r\n\r\nFLUSHALL\r\n"][..],
+        // In parts; of none of them anything arrives.
+        &["FLUSHALL /", " HTTP/1.1\r\n"],
+        &["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = mesh.client();
+        let mut peer = upstream.accept();
+        for part in request {
+            client.send(part);
+        }
+        assert_eq!(client.expect_end(), End::Reset);
+        peer.expect_end();
+        let record = &mesh.wait_records(count + 1)[count];
+        assert_eq!(
+            (&record["connection_termination_details"], &record["bytes_received"]),
+            (&"caller_http_on_tcp".into(), &0.into())
+        );
+        assert_eq!(mesh.metric("weft_proxy_callers_refused_total", &[]), count as f64 + 1.0);
+    }
+}
+
+#[test]
+fn bytes_that_are_no_request_pass_whoever_speaks_first() {
+    let upstream = Upstream::new();
+    let mesh = bytes_of_the_program(&upstream);
+    // The server's greeting waits for nothing that the client says.
+    let (mut client, mut peer) = (mesh.client(), upstream.accept());
+    peer.send("INFO {}\r\n");
+    client.expect("INFO {}\r\n");
+    client.send("CONNECT {\"verbose\":false}\r\n");
+    peer.expect("CONNECT {\"verbose\":false}\r\n");
+    // Only the beginning counts.
+    client.send("GET / HTTP/1.1\r\n");
+    peer.expect("GET / HTTP/1.1\r\n");
+    // A word that could be the beginning of a request, after which the client waits for the answer.
+    let (mut client, mut peer) = (mesh.client(), upstream.accept());
+    client.send("ruok");
+    peer.expect("ruok");
+    peer.send("imok");
+    client.expect("imok");
+    // And one after which it has ended.
+    let (mut client, mut peer) = (mesh.client(), upstream.accept());
+    client.send("bye");
+    client.finish();
+    peer.expect("bye");
+    peer.expect_end();
+    assert_eq!(mesh.metric("weft_proxy_callers_refused_total", &[]), 0.0);
 }
 
 /// The real thing; only root can become somebody else.
@@ -193,15 +260,37 @@ fn a_host_outside_is_looked_up_and_called() {
     );
 }
 
-/// A listener without a socket of its own: tunnels lead there.
+/// A listener to which tunnels lead: of a service, where its program calls it (*bound*), or without a socket of its own.
 fn inner(setup: &mut Setup, name: &str, chain: listener::FilterChain, bound: Option<SocketAddr>) {
     let mut made = setup.listener.clone();
     made.name = name.into();
-    made.listener_filters.clear();
+    if bound.is_none() {
+        made.listener_filters.clear();
+    }
     made.address = Some(crate::kit::resources::at(bound.unwrap_or_else(free_address)));
     made.bind_to_port = bound.is_none().then_some(weft_protos::google::protobuf::BoolValue { value: false });
     made.filter_chains = vec![chain];
     setup.more.push(published(type_url::LISTENER, name, &made));
+}
+
+/// Where the credential was shown, it is the program that speaks HTTP over a port of which nobody said so.
+#[test]
+fn a_request_may_begin_the_bytes_of_a_tunnel() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        checked(setup, &forward_proxy(&[("up:6380", "bytes")]));
+        let bytes = tcp::TcpProxy {
+            stat_prefix: "bytes".into(),
+            cluster_specifier: Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(crate::kit::resources::CLUSTER.into())),
+            ..Default::default()
+        };
+        inner(setup, "bytes", tcp_chain(&bytes), Some(free_address()));
+    });
+    let mut client = mesh.client();
+    client.send(format!("CONNECT up:6380 HTTP/1.1\r\nHost: up:6380\r\n{CREDENTIAL}\r\n"));
+    client.expect("HTTP/1.1 200 Connection established\r\n\r\n");
+    client.send("GET /in HTTP/1.1\r\n");
+    upstream.accept().expect("GET /in HTTP/1.1\r\n");
 }
 
 #[test]

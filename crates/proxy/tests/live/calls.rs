@@ -648,6 +648,24 @@ fn a_connection_is_lent_to_one_call_at_a_time() {
 }
 
 #[test]
+fn a_caller_that_leaves_is_waited_for_by_nobody_though_its_next_call_waits() {
+    let upstream = Upstream::new();
+    let mesh = start(&[upstream.address()], any_thrift);
+    let mut client = mesh.client();
+    let asked = |id| thrift_message(1, "add", id, b"\0");
+    client.send(asked(1));
+    let mut peer = upstream.accept();
+    expect_thrift(&mut peer, &asked(1));
+    client.send(asked(2));
+    drop(client);
+    peer.expect_end();
+    until("it is given up", || {
+        Some(()).filter(|()| mesh.metric("istio_requests_total", &["response_flags=\"DC\""]) == 1.0)
+    });
+    assert!(!upstream.has_visitor());
+}
+
+#[test]
 fn calls_of_one_caller_are_carried_out_one_after_another() {
     let upstream = Upstream::new();
     let mesh = start(&[upstream.address()], any_thrift);

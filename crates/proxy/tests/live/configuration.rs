@@ -1,15 +1,19 @@
 //! How the proxy follows its control plane, and what it says about itself.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use weft_protos::envoy::config::cluster::v3 as cluster;
 use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3 as http;
+use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use weft_protos::type_url;
 use weft_xds::server::Event;
 
-use crate::kit::peer::{End, ok};
-use crate::kit::resources::{CLUSTER, cluster_of, published, to};
+use crate::kit::frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, STATUS_200, Wire, http2_upstream};
+use crate::kit::mesh::expect_passed;
+use crate::kit::peer::{End, SWITCHED, WEBSOCKET, ok};
+use crate::kit::resources::{CLUSTER, Setup, ads, at, cluster_of, published, seconds, to};
 use crate::kit::{Mesh, Peer, Upstream, free_address, until};
 
 #[test]
@@ -136,21 +140,44 @@ fn a_listener_that_is_replaced_loses_no_request() {
     assert!(mesh.wait_records(served).iter().all(|record| record["response_code"] == 200));
 }
 
+/// Replace the listener by one at another address, with what else is to *change*; returns that address when the old one is closed.
+fn move_listener(mesh: &mut Mesh, change: impl FnOnce(&mut Setup)) -> std::net::SocketAddr {
+    let other = free_address();
+    mesh.change(|setup| {
+        setup.listener.name = "moved".into();
+        setup.listener.address = Some(at(other));
+        change(setup);
+    });
+    until("the old address is closed", || std::net::TcpStream::connect(mesh.address).is_err().then_some(()));
+    other
+}
+
 #[test]
 fn a_listener_that_is_removed_stops() {
     let mut mesh = Mesh::start(&[Upstream::saying("hello")], |_| {});
     let mut client = mesh.client();
     assert_eq!(client.get("/").text(), "hello");
-    let other = free_address();
-    mesh.change(|setup| {
-        setup.listener.name = "moved".into();
-        setup.listener.address = Some(crate::kit::resources::at(other));
-    });
-    until("the old address is closed", || std::net::TcpStream::connect(mesh.address).is_err().then_some(()));
+    let other = move_listener(&mut mesh, |_| {});
     assert_eq!(Peer::connect(other).get("/").text(), "hello");
     // The connection that was there is told to come again.
     assert_eq!(client.get("/").get("connection"), Some("close"));
     assert_eq!(client.expect_end(), End::Finished);
+}
+
+#[test]
+fn a_request_whose_routes_went_with_its_listener_is_not_told_that_there_is_none() {
+    let mut mesh = Mesh::start(&[Upstream::saying("hello")], |_| {});
+    let mut client = mesh.client();
+    assert_eq!(client.get("/").text(), "hello");
+    let other = move_listener(&mut mesh, |setup| {
+        setup.routes.name = "moved".into();
+        setup.manager.route_specifier =
+            Some(RouteSpecifier::Rds(http::Rds { config_source: Some(ads()), route_config_name: "moved".into() }));
+    });
+    client.send("GET /late HTTP/1.1\r\nhost: up\r\n\r\n");
+    assert_eq!(client.expect_end(), End::Reset);
+    assert_eq!(Peer::connect(other).get("/").text(), "hello");
+    mesh.expect_record("/late", 0, "NR", "route_not_found");
 }
 
 /// Connect, ask once and read the answer, over and over until *stop*. Returns what went wrong after a connection was there, and
@@ -186,8 +213,8 @@ fn nobody_who_got_through_is_reset_when_a_listener_goes_and_comes_or_the_proxy_d
         let visitors: Vec<_> = (0..6).map(|_| scope.spawn(|| visit(address, &stop))).collect();
         for _ in 0..15 {
             let other = free_address();
-            mesh.change(|setup| setup.listener.address = Some(crate::kit::resources::at(other)));
-            mesh.change(|setup| setup.listener.address = Some(crate::kit::resources::at(address)));
+            mesh.change(|setup| setup.listener.address = Some(at(other)));
+            mesh.change(|setup| setup.listener.address = Some(at(address)));
             until("the listener is back", || std::net::TcpStream::connect(address).ok());
         }
         mesh.signal(libc::SIGTERM);
@@ -263,6 +290,143 @@ fn draining_finishes_what_has_begun_and_takes_nothing_new() {
     mesh.expect_record("/busy", 200, "-", "via_upstream");
 }
 
+/// What can be open for long, from a client to an upstream, and what lets either say a word to the other.
+struct Long {
+    name: &'static str,
+    change: fn(&mut Setup),
+    open: fn(&Mesh, &Upstream) -> (Peer, Peer),
+    /// A word as its protocol frames it, from the client and from the upstream.
+    word: (&'static str, &'static str),
+}
+
+const LONG: [Long; 3] = [
+    Long {
+        name: "tcp",
+        change: Setup::tcp,
+        open: |mesh, upstream| (mesh.client(), upstream.accept()),
+        word: ("question", "answer"),
+    },
+    Long {
+        name: "websocket",
+        change: |setup| {
+            setup.allow_websocket();
+            setup.action().timeout = Some(seconds(0.0));
+        },
+        open: |mesh, upstream| {
+            let mut client = mesh.client();
+            client.send(WEBSOCKET);
+            let mut peer = upstream.accept();
+            peer.head();
+            peer.send(SWITCHED);
+            assert_eq!(client.head().status(), 101);
+            (client, peer)
+        },
+        word: ("question", "answer"),
+    },
+    Long {
+        name: "both bodies of a request",
+        change: |setup| setup.action().timeout = Some(seconds(0.0)),
+        open: |mesh, upstream| {
+            let mut client = mesh.client();
+            client.send("POST /long HTTP/1.1\r\nhost: up\r\ntransfer-encoding: chunked\r\n\r\n");
+            let mut peer = upstream.accept();
+            peer.head();
+            peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
+            assert_eq!(client.head().status(), 200);
+            (client, peer)
+        },
+        word: ("8\r\nquestion\r\n", "6\r\nanswer\r\n"),
+    },
+];
+
+impl Long {
+    fn start(&self, upstream: &Upstream, drain_time: &str) -> (Mesh, Peer, Peer) {
+        let mut mesh = Mesh::prepare(&[upstream.address()]);
+        (self.change)(&mut mesh.setup);
+        mesh.serve();
+        mesh.run(&["--drain-time", drain_time]);
+        mesh.publish();
+        mesh.wait_ready();
+        let (mut client, mut peer) = (self.open)(&mesh, upstream);
+        self.exchange(&mut client, &mut peer);
+        (mesh, client, peer)
+    }
+
+    fn exchange(&self, client: &mut Peer, peer: &mut Peer) {
+        client.send(self.word.0);
+        peer.expect(self.word.0);
+        peer.send(self.word.1);
+        client.expect(self.word.1);
+    }
+}
+
+/// By its own word: to try whether it accepts would be one more that is open for long, where bytes are carried.
+fn until_draining(mesh: &Mesh) {
+    until("it drains", || mesh.try_admin("GET", "/ready").filter(|(_, body)| body.starts_with("DRAINING")));
+}
+
+#[test]
+fn what_is_open_for_long_goes_on_while_the_proxy_drains_and_nothing_else_keeps_it() {
+    for long in LONG {
+        let upstream = Upstream::new();
+        let (mut mesh, mut client, mut peer) = long.start(&upstream, "60");
+        mesh.signal(libc::SIGTERM);
+        until_draining(&mesh);
+        for _ in 0..100 {
+            long.exchange(&mut client, &mut peer);
+        }
+        drop(client);
+        peer.expect_end();
+        drop(peer);
+        assert!(mesh.wait_exit().success(), "{}", long.name);
+        assert!(!mesh.log().contains("cut off"), "{}", mesh.log());
+        assert_eq!(mesh.wait_records(1).len(), 1, "{}", long.name);
+    }
+}
+
+#[test]
+fn what_is_open_for_long_is_cut_off_when_the_time_to_drain_is_over() {
+    for long in LONG {
+        let upstream = Upstream::new();
+        let (mut mesh, mut client, mut peer) = long.start(&upstream, "0.5");
+        let began = Instant::now();
+        mesh.signal(libc::SIGTERM);
+        client.rest();
+        expect_passed(began, Duration::from_millis(500));
+        peer.rest();
+        assert!(mesh.wait_exit().success(), "{}", long.name);
+        assert!(mesh.log().contains("the time is over; 1 connections are cut off"), "{}", mesh.log());
+    }
+}
+
+#[test]
+fn a_stream_of_http2_goes_on_while_the_proxy_drains_and_its_client_is_told() {
+    let upstream = Upstream::new();
+    let mut mesh = Mesh::start(&[upstream.address()], |setup| {
+        setup.action().timeout = Some(seconds(0.0));
+        http2_upstream(setup);
+    });
+    let mut client = Wire::client(&mesh);
+    client.request(1, "POST", "/long", &[("content-type", "application/grpc")], false);
+    let mut server = Wire::server(upstream.accept(), &[]);
+    let stream = server.next().stream;
+    server.send(HEADERS, END_HEADERS, stream, &[STATUS_200]);
+    client.expect(HEADERS, 1);
+    mesh.signal(libc::SIGTERM);
+    client.expect(GOAWAY, 0);
+    for word in ["one", "two", "three"] {
+        client.send(DATA, 0, 1, word.as_bytes());
+        assert_eq!(server.expect(DATA, stream).payload, word.as_bytes());
+        server.send(DATA, 0, stream, word.as_bytes());
+        assert_eq!(client.expect(DATA, 1).payload, word.as_bytes());
+    }
+    client.send(DATA, END_STREAM, 1, b"");
+    server.send(DATA, END_STREAM, stream, b"");
+    client.0.rest();
+    assert!(mesh.wait_exit().success());
+    assert_eq!(mesh.record("/long")["response_code"], 200);
+}
+
 #[test]
 fn graceful_draining_tells_clients_with_their_answers_and_closes_no_idle_connection() {
     let mut mesh = Mesh::start(&[Upstream::saying("hello")], |_| {});
@@ -313,7 +477,7 @@ fn draining_serves_who_waits_in_the_queue() {
 fn a_listener_that_moves_serves_who_waits_in_the_queue() {
     let mut mesh = Mesh::start(&[Upstream::saying("hello")], |_| {});
     let clients = waiting_in_the_queue(&mesh);
-    mesh.setup.listener.address = Some(crate::kit::resources::at(free_address()));
+    mesh.setup.listener.address = Some(at(free_address()));
     let revision = mesh.offer();
     mesh.signal(libc::SIGCONT);
     for mut client in clients {

@@ -1,5 +1,6 @@
 //! Tunnels and other changes of protocol: only where the configuration allows them, over both versions of HTTP.
 
+use weft_protos::envoy::config::cluster::v3::{CircuitBreakers, circuit_breakers};
 use weft_protos::envoy::config::route::v3 as route;
 use weft_protos::envoy::config::route::v3::route_action::UpgradeConfig;
 use weft_protos::envoy::config::route::v3::route_action::upgrade_config::ConnectConfig;
@@ -8,8 +9,8 @@ use weft_protos::envoy::extensions::filters::network::http_connection_manager::v
 use weft_protos::google::protobuf::BoolValue;
 
 use crate::kit::frames::*;
-use crate::kit::resources::{CLUSTER, Setup, to};
-use crate::kit::{Mesh, Upstream};
+use crate::kit::resources::{CLUSTER, Setup, number, to};
+use crate::kit::{Mesh, Upstream, until};
 
 fn of_manager(name: &str) -> Vec<ManagerUpgrade> {
     vec![ManagerUpgrade { upgrade_type: name.into(), ..Default::default() }]
@@ -70,8 +71,11 @@ fn what_no_route_allows_is_no_tunnel() {
     for (name, expected, change) in cases {
         let mesh = Mesh::start(&[upstream.address()], change);
         let mut client = mesh.client();
-        client.send("CONNECT other:443 HTTP/1.1\r\nhost: other:443\r\n\r\n");
-        assert_eq!(client.message().status(), expected, "{name}");
+        // A client that does not wait for the answer has sent the tunnel's first bytes.
+        client.send("CONNECT other:443 HTTP/1.1\r\nhost: other:443\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: up\r\n\r\n");
+        let answer = client.message();
+        assert_eq!((answer.status(), answer.get("connection")), (expected, Some("close")), "{name}");
+        assert_eq!(client.rest().0, b"", "{name}");
         let mut client = Wire::client(&mesh);
         connect(&mut client, 1, "other:443");
         let answer = client.expect(HEADERS, 1);
@@ -79,6 +83,85 @@ fn what_no_route_allows_is_no_tunnel() {
         let told = if expected == 404 { answer.payload[0] == 0x8d } else { status(&answer).contains("403") };
         assert!(told, "{name}: {answer:?}");
     }
+    assert!(!upstream.has_visitor());
+}
+
+#[test]
+fn an_answer_of_our_own_never_opens_a_tunnel() {
+    use weft_protos::envoy::config::core::v3::DataSource;
+    use weft_protos::envoy::config::core::v3::data_source::Specifier;
+    let direct = |mut route: route::Route| {
+        let body = DataSource { specifier: Some(Specifier::InlineString("direct".into())), ..Default::default() };
+        let response = route::DirectResponseAction { status: 200, body: Some(body), ..Default::default() };
+        route.action = Some(route::route::Action::DirectResponse(response));
+        route
+    };
+    let mesh = Mesh::start(&[], |setup| {
+        allow_extended_connect(setup);
+        setup.manager.upgrade_configs = [of_manager("CONNECT"), of_manager("websocket")].concat();
+        setup.route(vec![direct(connect_route(None)), direct(to(CLUSTER, "/"))]);
+    });
+    let mut client = mesh.client();
+    client.send("CONNECT up:443 HTTP/1.1\r\nhost: up:443\r\n\r\n");
+    assert_eq!(client.message().status(), 403);
+    let mut client = Wire::client(&mesh);
+    connect(&mut client, 1, "up:443");
+    assert!(status(&client.expect(HEADERS, 1)).contains("403"));
+    client.body(1);
+    // RFC 8441 5: a success would agree to this, too.
+    let websocket =
+        [(":method", "CONNECT"), (":protocol", "websocket"), (":scheme", "http"), (":path", "/"), (":authority", "up")];
+    let mut client = Wire::client(&mesh);
+    client.send(HEADERS, END_HEADERS, 1, &block(&websocket));
+    assert!(status(&client.expect(HEADERS, 1)).contains("403"));
+    // Over HTTP/1.1 only 101 does.
+    let mut client = mesh.client();
+    client.send("GET / HTTP/1.1\r\nhost: up\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+    assert_eq!(client.message().text(), "direct");
+
+    // A refusal in the words of gRPC would be a success of HTTP.
+    let mesh = Mesh::start(&[], allow_extended_connect);
+    let mut client = mesh.client();
+    client.send("CONNECT up:443 HTTP/1.1\r\nhost: up:443\r\ncontent-type: application/grpc\r\n\r\n");
+    assert_eq!(client.message().status(), 403);
+    let mut client = Wire::client(&mesh);
+    let call = [&websocket[..], &[("content-type", "application/grpc")]].concat();
+    client.send(HEADERS, END_HEADERS, 1, &block(&call));
+    assert!(status(&client.expect(HEADERS, 1)).contains("403"));
+}
+
+#[test]
+fn who_leaves_while_a_tunnel_waits_for_a_connection_is_gone() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        tunnels_to_one_target(setup);
+        let thresholds = circuit_breakers::Thresholds {
+            max_connections: number(1),
+            max_pending_requests: number(1),
+            ..Default::default()
+        };
+        setup.cluster.circuit_breakers = Some(CircuitBreakers { thresholds: vec![thresholds], ..Default::default() });
+    });
+    const ASK: &str = "CONNECT up:443 HTTP/1.1\r\nhost: up:443\r\n\r\n";
+    let mut first = mesh.client();
+    first.send(ASK);
+    let peer = upstream.accept();
+    assert_eq!(first.head().status(), 200);
+    let mut waiting = mesh.client();
+    waiting.send(ASK);
+    until("both have begun", || (mesh.metric("envoy_http_downstream_rq_total", &[]) == 2.0).then_some(()));
+    // One waits, and no more.
+    let mut refused = mesh.client();
+    refused.send(ASK);
+    assert_eq!(refused.message().status(), 503);
+    drop(waiting);
+    let flags = |count| {
+        let records = mesh.wait_records(count);
+        records.iter().map(|record| record["response_flags"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(flags(2), ["UO", "DC"]);
+    drop((first, peer));
+    flags(3);
     assert!(!upstream.has_visitor());
 }
 
@@ -171,6 +254,7 @@ fn a_tunnel_may_be_the_upstreams() {
     peer.send("HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 2\r\n\r\nno");
     let answer = client.message();
     assert_eq!((answer.status(), answer.text().as_str()), (407, "no"));
+    assert_eq!(client.rest().0, b"", "what follows was the tunnel's");
 
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], |setup| {
@@ -206,6 +290,10 @@ fn any_protocol_that_is_allowed_may_be_upgraded_to() {
     let mut client = mesh.client();
     client.send(request.replace("Echo", "websocket"));
     assert_eq!(client.message().status(), 403, "that was not named");
+    // RFC 9110 7.8: in HTTP/1.0 it is no wish.
+    let mut client = mesh.client();
+    client.send(request.replace("HTTP/1.1", "HTTP/1.0"));
+    assert_eq!(upstream.accept().head().get("upgrade"), None);
 
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], |setup| {

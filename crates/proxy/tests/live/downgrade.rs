@@ -1,101 +1,68 @@
 //! Messages of HTTP/2 that would mean something else in HTTP/1.1: each is refused where it comes in, and nothing of it goes on.
 
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+use weft_protos::envoy::config::route::v3::route_action::RequestMirrorPolicy;
+
 use crate::kit::frames::*;
+use crate::kit::resources::cluster_of;
 use crate::kit::{Mesh, Upstream};
 
-type Fields = &'static [(&'static str, &'static str)];
+/// Pairs of name and value.
+type Fields = [(String, String)];
 
-/// Heads of requests: name, fields that are added to those of a plain GET, or replace them if they are pseudo-headers.
-const REQUESTS: &[(&str, Fields)] = &[
-    ("CR LF in a value", &[("x", "a\r\nhost: evil")]),
-    ("LF in a value", &[("x", "a\nb")]),
-    ("CR in a value", &[("x", "a\rb")]),
-    ("NUL in a value", &[("x", "a\0b")]),
-    ("a space before a value", &[("x", " a")]),
-    ("a tab after a value", &[("x", "a\t")]),
-    ("LF in a name", &[("x\nhost", "evil")]),
-    ("NUL in a name", &[("x\0", "a")]),
-    ("a colon in a name", &[("x: a\r\nhost", "evil")]),
-    ("a space in a name", &[("transfer-encoding ", "chunked")]),
-    ("capitals in a name", &[("Transfer-Encoding", "chunked")]),
-    ("an empty name", &[("", "a")]),
-    ("transfer-encoding", &[("transfer-encoding", "chunked")]),
-    ("connection", &[("connection", "upgrade")]),
-    ("connection that nominates", &[("connection", "cookie"), ("cookie", "a=b")]),
-    ("keep-alive", &[("keep-alive", "timeout=5")]),
-    ("proxy-connection", &[("proxy-connection", "keep-alive")]),
-    ("upgrade", &[("upgrade", "websocket")]),
-    ("te other than trailers", &[("te", "trailers, chunked")]),
-    ("a length without DATA", &[("content-length", "5")]),
-    ("two lengths", &[("content-length", "0"), ("content-length", "5")]),
-    ("two equal lengths", &[("content-length", "0"), ("content-length", "0")]),
-    ("a list of lengths", &[("content-length", "0, 0")]),
-    ("a length with plus", &[("content-length", "+0")]),
-    ("a length with a space", &[("content-length", "0 ")]),
-    ("host against :authority", &[("host", "evil")]),
-    ("two hosts", &[("host", "up"), ("host", "up")]),
-    ("a user in :authority", &[(":authority", "evil@up")]),
-    ("a space in :authority", &[(":authority", "up evil")]),
-    ("CR LF in :authority", &[(":authority", "up\r\nx: y")]),
-    ("a path in :authority", &[(":authority", "up/evil")]),
-    ("a space in :path", &[(":path", "/ HTTP/1.1")]),
-    ("a request in :path", &[(":path", "/ HTTP/1.1\r\nhost: evil\r\n\r\nGET /")]),
-    ("a tab in :path", &[(":path", "/\tx")]),
-    ("NUL in :path", &[(":path", "/\0")]),
-    ("a fragment in :path", &[(":path", "/#x")]),
-    ("no slash in :path", &[(":path", "evil")]),
-    ("a URL in :path", &[(":path", "http://evil/")]),
-    ("an empty :path", &[(":path", "")]),
-    ("a space in :method", &[(":method", "GET / HTTP/1.1\r\nx:")]),
-    ("LF in :method", &[(":method", "GET\n")]),
-    ("an empty :method", &[(":method", "")]),
-    ("CR LF in :scheme", &[(":scheme", "http\r\nx: y")]),
-    ("a URL in :scheme", &[(":scheme", "http://evil/?")]),
-    ("a second :path", &[("x", "a"), (":path2", "/evil")]),
-    (":status", &[(":status", "200")]),
-    (":protocol without CONNECT", &[(":protocol", "websocket")]),
-];
+/// What is in downgrade.json, which tests/conformance/test_downgrade.py puts to Envoy as well.
+#[derive(Deserialize)]
+struct Cases {
+    requests: Vec<Case>,
+    bodies: Vec<Body>,
+    trailers: Vec<Case>,
+    responses: Vec<Case>,
+}
 
-/// Bodies that are not what their heads say: name, content-length, DATA frames; the last ends the stream.
-const BODIES: &[(&str, &str, &[&str])] = &[
-    ("DATA beyond the length", "3", &["abcd"]),
-    ("DATA beyond the length, in two frames", "3", &["ab", "cd"]),
-    ("a request beyond the length", "3", &["abc", "GET /smuggled HTTP/1.1\r\nhost: up\r\n\r\n"]),
-    ("DATA short of the length", "5", &["abc"]),
-    ("no DATA", "5", &[""]),
-    ("DATA after a length of 0", "0", &["GET /smuggled HTTP/1.1\r\nhost: up\r\n\r\n"]),
-];
+/// A head of a request or a response, or trailers. The fields of a request are added to those of a plain GET, or replace them if they are
+/// pseudo-headers.
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    fields: Vec<(String, String)>,
+}
 
-/// Trailers that are refused: name, fields.
-const TRAILERS: &[(&str, Fields)] = &[
-    ("CR LF in a value", &[("x", "a\r\n\r\nGET /smuggled HTTP/1.1")]),
-    ("LF in a name", &[("x\n", "a")]),
-    ("a pseudo-header", &[(":path", "/smuggled")]),
-    ("transfer-encoding", &[("transfer-encoding", "chunked")]),
-    ("connection", &[("connection", "close")]),
-];
+/// A body that is not what its head says. The last DATA frame ends the stream.
+#[derive(Deserialize)]
+struct Body {
+    name: String,
+    length: String,
+    data: Vec<String>,
+}
 
-/// Heads of responses: name, fields in the place of `:status: 200`.
-const RESPONSES: &[(&str, Fields)] = &[
-    ("CR LF in a value", &[(":status", "200"), ("x", "a\r\nset-cookie: evil")]),
-    ("NUL in a value", &[(":status", "200"), ("x", "a\0")]),
-    ("LF in a name", &[(":status", "200"), ("x\n", "a")]),
-    ("transfer-encoding", &[(":status", "200"), ("transfer-encoding", "chunked")]),
-    ("connection", &[(":status", "200"), ("connection", "close")]),
-    ("two lengths", &[(":status", "200"), ("content-length", "1"), ("content-length", "2")]),
-    ("a list of lengths", &[(":status", "200"), ("content-length", "1, 1")]),
-    ("no status", &[("x", "a")]),
-    ("two statuses", &[(":status", "200"), (":status", "200")]),
-    ("a status with a reason", &[(":status", "200 OK\r\nx: y")]),
-    ("a status of two digits", &[(":status", "20")]),
-    ("a change of protocol", &[(":status", "101")]),
-    ("a path", &[(":status", "200"), (":path", "/")]),
+static CASES: LazyLock<Cases> = LazyLock::new(|| serde_json::from_str(include_str!("downgrade.json")).unwrap());
+
+/// Trailers that are left out, each for a kind of them, and two that are not.
+const FORBIDDEN_TRAILERS: [&str; 16] = [
+    "content-length",
+    "host",
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "set-cookie",
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "forwarded",
+    "x-envoy-internal",
+    "if-match",
+    "cache-control",
+    "location",
+    "content-type",
+    "grpc-status",
+    "x-sum",
 ];
 
 /// A plain GET with *more*: a pseudo-header replaces that of its name.
-fn with(more: Fields) -> Vec<(&'static str, &'static str)> {
+fn with(more: &Fields) -> Vec<(&str, &str)> {
     let mut fields = vec![(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "up")];
-    for &(name, value) in more {
+    for (name, value) in pairs(more) {
         match fields.iter_mut().find(|(known, _)| *known == name && name.starts_with(':')) {
             Some(field) => field.1 = value,
             None => fields.push((name, value)),
@@ -104,21 +71,56 @@ fn with(more: Fields) -> Vec<(&'static str, &'static str)> {
     fields
 }
 
+fn pairs(fields: &Fields) -> Vec<(&str, &str)> {
+    fields.iter().map(|(name, value)| (&**name, &**value)).collect()
+}
+
 #[test]
 fn a_head_that_means_another_in_http1_goes_nowhere() {
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], |_| {});
     // Each on a stream of one connection, which survives them all.
     let mut client = Wire::client(&mesh);
-    for (index, (name, more)) in REQUESTS.iter().enumerate() {
+    for (index, Case { name, fields }) in CASES.requests.iter().enumerate() {
         let stream = 2 * index as u32 + 1;
-        client.send(HEADERS, END_HEADERS | END_STREAM, stream, &block(&with(more)));
+        client.send(HEADERS, END_HEADERS | END_STREAM, stream, &block(&with(fields)));
         assert_eq!(client.expect(RST_STREAM, stream).code(), PROTOCOL_ERROR, "{name}");
     }
     assert!(!upstream.has_visitor());
-    let last = 2 * REQUESTS.len() as u32 + 1;
+    let last = 2 * CASES.requests.len() as u32 + 1;
     client.request(last, "GET", "/good", &[], true);
     assert_eq!(upstream.accept().head().start_line(), "GET /good HTTP/1.1");
+}
+
+#[test]
+fn bytes_of_a_tunnel_that_nobody_allows_go_nowhere() {
+    const SMUGGLED: &[u8] = b"GET /smuggled HTTP/1.1\r\nhost: up\r\n\r\n";
+    let (upstream, copies) = (Upstream::new(), Upstream::new());
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        allow_extended_connect(setup);
+        setup.more.extend(cluster_of("copies", &[copies.address()]));
+        let copied = RequestMirrorPolicy { cluster: "copies".into(), ..Default::default() };
+        setup.action().request_mirror_policies = vec![copied];
+    });
+    for protocol in ["h2c", "H2C", "websocket"] {
+        for flags in [0, END_STREAM] {
+            let mut client = Wire::client(&mesh);
+            let method = [(":method".into(), "CONNECT".into())];
+            let head = with(&method).into_iter().chain([(":protocol", protocol)]);
+            client.send(HEADERS, END_HEADERS, 1, &block(&head.collect::<Vec<_>>()));
+            client.send(DATA, flags, 1, SMUGGLED);
+            let answer = String::from_utf8_lossy(&client.expect(HEADERS, 1).payload).into_owned();
+            assert!(answer.contains("403"), "{protocol}: {answer:?}");
+        }
+    }
+    // Over HTTP/1.1 the same wish is passed over: nothing follows the head, or what its framing says.
+    let mut client = mesh.client();
+    client.send("GET /1 HTTP/1.1\r\nhost: up\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n");
+    let mut peer = upstream.accept();
+    let request = peer.message();
+    assert_eq!((request.start_line(), request.get("upgrade")), ("GET /1 HTTP/1.1", None));
+    assert_eq!(copies.accept().message().start_line(), "GET /1 HTTP/1.1");
+    assert!(!upstream.has_visitor() && !copies.has_visitor());
 }
 
 #[test]
@@ -140,20 +142,20 @@ fn a_body_that_is_not_what_its_head_says_is_never_a_whole_message() {
             }
         }
     };
-    for (name, length, parts) in BODIES {
+    for Body { name, length, data } in &CASES.bodies {
         let mut client = Wire::client(&mesh);
         client.request(1, "POST", "/", &[("content-length", length)], false);
-        for (index, part) in parts.iter().enumerate() {
-            let flags = if index + 1 == parts.len() { END_STREAM } else { 0 };
+        for (index, part) in data.iter().enumerate() {
+            let flags = if index + 1 == data.len() { END_STREAM } else { 0 };
             client.send(DATA, flags, 1, part.as_bytes());
         }
         expect_cut(name, &mut client);
     }
-    for (name, fields) in TRAILERS {
+    for Case { name, fields } in &CASES.trailers {
         let mut client = Wire::client(&mesh);
         client.request(1, "POST", "/", &[], false);
         client.send(DATA, 0, 1, b"abc");
-        client.send(HEADERS, END_HEADERS | END_STREAM, 1, &block(fields));
+        client.send(HEADERS, END_HEADERS | END_STREAM, 1, &block(&pairs(fields)));
         expect_cut(name, &mut client);
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -166,10 +168,9 @@ fn trailers_that_would_change_the_message_are_left_out() {
     let mut client = Wire::client(&mesh);
     client.request(1, "POST", "/", &[], false);
     client.send(DATA, 0, 1, b"abc");
-    let trailers = [("content-length", "99"), ("host", "evil"), ("authorization", "evil"), ("x-sum", "3")];
-    client.send(HEADERS, END_HEADERS | END_STREAM, 1, &block(&trailers));
+    client.send(HEADERS, END_HEADERS | END_STREAM, 1, &block(&FORBIDDEN_TRAILERS.map(|name| (name, "evil"))[..]));
     let request = upstream.accept().message();
-    assert_eq!((request.text().as_str(), request.trailers.as_str()), ("abc", "x-sum: 3\r\n"));
+    assert_eq!((request.text().as_str(), request.trailers.as_str()), ("abc", "grpc-status: evil\r\nx-sum: evil\r\n"));
 }
 
 #[test]
@@ -177,12 +178,12 @@ fn an_answer_that_means_another_in_http1_is_never_passed_on() {
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], http2_upstream);
     let mut server = None;
-    for (index, (name, fields)) in RESPONSES.iter().enumerate() {
+    for (index, Case { name, fields }) in CASES.responses.iter().enumerate() {
         let mut client = mesh.client();
         client.send(format!("GET /{index} HTTP/1.1\r\nhost: up\r\n\r\n"));
         let wire = server.get_or_insert_with(|| Wire::server(upstream.accept(), &[]));
         let stream = wire.next().stream;
-        wire.send(HEADERS, END_HEADERS, stream, &block(fields));
+        wire.send(HEADERS, END_HEADERS, stream, &block(&pairs(fields)));
         let answer = client.message();
         assert_eq!(answer.status(), 502, "{name}: {answer:?}");
         assert!(!answer.head.contains("x:"), "{name}: {answer:?}");

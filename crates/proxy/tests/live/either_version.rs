@@ -133,6 +133,7 @@ fn requests_that_waited_for_a_connection_fail_with_it() {
 fn an_upgrade_that_is_passed_over_behind_http2_is_no_agreement() {
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], |setup| {
+        allow_extended_connect(setup);
         setup.manager.upgrade_configs = vec![UpgradeConfig { upgrade_type: "websocket".into(), ..Default::default() }];
     });
     let mut client = Wire::client(&mesh);

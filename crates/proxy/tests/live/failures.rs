@@ -12,7 +12,7 @@ use weft_protos::envoy::r#type::v3::FractionalPercent;
 use crate::kit::mesh::expect_passed;
 use crate::kit::peer::{End, ok};
 use crate::kit::resources::{CLUSTER, any, number, retries, seconds, to};
-use crate::kit::{Mesh, Setup, Upstream, free_address};
+use crate::kit::{Mesh, Peer, Setup, Upstream, free_address};
 
 #[test]
 fn a_request_without_route_is_404_nr() {
@@ -424,15 +424,92 @@ fn a_request_waits_for_a_connection_and_only_so_many_wait() {
 }
 
 #[test]
-fn a_retry_too_many_is_not_made() {
-    let upstream = Upstream::answering(|_| b"HTTP/1.1 503 x\r\ncontent-length: 4\r\n\r\nbusy".to_vec());
-    let mesh = Mesh::start(&[upstream], |setup| {
-        limit(setup, |limits| limits.max_retries = number(0));
-        setup.action().retry_policy = Some(retries("5xx", 2));
+fn a_limit_of_the_cluster_is_no_failure_of_an_endpoint() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        limit(setup, |limits| {
+            limits.max_connections = number(1);
+            limits.max_pending_requests = number(1);
+        });
+        setup.cluster.outlier_detection = Some(cluster::OutlierDetection {
+            consecutive_5xx: number(1),
+            base_ejection_time: Some(seconds(1000.0)),
+            max_ejection_percent: number(100),
+            enforcing_success_rate: number(0),
+            ..Default::default()
+        });
     });
+    let mut first = mesh.client();
+    first.send("GET /first HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut peer = upstream.accept();
+    peer.message();
+    let mut waiting = mesh.client();
+    waiting.send("GET /waiting HTTP/1.1\r\nhost: up\r\n\r\n");
+    crate::kit::until("both requests have begun", || {
+        (mesh.metric("envoy_http_downstream_rq_total", &[]) == 2.0).then_some(())
+    });
+    assert_eq!(mesh.client().get("/refused").status(), 503);
+    mesh.expect_record("/refused", 503, "UO", "upstream_reset_before_response_started{overflow}");
+    peer.send(ok("one"));
+    assert_eq!(mesh.endpoints()[0]["ejected"], false);
+}
+
+/// An upstream that always refuses, where so many retries may be under way at once.
+fn refusing(most: u32) -> Mesh {
+    let upstream = Upstream::answering(|_| b"HTTP/1.1 503 x\r\ncontent-length: 4\r\n\r\nbusy".to_vec());
+    Mesh::start(&[upstream], |setup| {
+        limit(setup, |limits| limits.max_retries = number(most));
+        setup.action().retry_policy = Some(retries("5xx", 2));
+    })
+}
+
+#[test]
+fn a_retry_too_many_is_not_made_and_flagged_uo() {
+    let mesh = refusing(0);
     let answer = mesh.client().get("/");
     assert_eq!((answer.status(), answer.text().as_str()), (503, "busy"));
-    assert_eq!(mesh.record("/")["attempts"], 1);
+    let record = mesh.expect_record("/", 503, "UO", "via_upstream");
+    assert_eq!(record["attempts"], 1);
+    // The same of one that got no answer.
+    let mesh = Mesh::start(&[free_address()], |setup| {
+        limit(setup, |limits| limits.max_retries = number(0));
+        setup.action().retry_policy = Some(retries("connect-failure", 1));
+    });
+    assert_eq!(mesh.client().get("/").status(), 503);
+    let record = mesh.record("/");
+    assert_eq!((&record["response_flags"], &record["attempts"]), (&"UF,UO".into(), &1.into()));
+}
+
+#[test]
+fn a_retry_is_over_when_the_next_begins() {
+    let mesh = refusing(1);
+    assert_eq!(mesh.client().get("/").status(), 503);
+    assert_eq!(mesh.expect_record("/", 503, "URX", "via_upstream")["attempts"], 3);
+}
+
+#[test]
+fn a_retry_is_over_when_its_answer_begins() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        limit(setup, |limits| limits.max_retries = number(1));
+        setup.action().retry_policy = Some(retries("5xx", 1));
+    });
+    let try_twice = |client: &mut Peer| {
+        client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+        let mut peer = upstream.accept();
+        peer.message();
+        peer.send("HTTP/1.1 503 x\r\ncontent-length: 0\r\n\r\n");
+        let mut peer = upstream.accept();
+        peer.message();
+        peer
+    };
+    let (mut first, mut second) = (mesh.client(), mesh.client());
+    let mut peer = try_twice(&mut first);
+    peer.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc");
+    first.head();
+    // The body of that one is still on its way.
+    try_twice(&mut second).send(ok("two"));
+    assert_eq!(second.message().text(), "two");
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Requests and answers of HTTP/1.1 (RFC 9110, RFC 9112), as a client and an upstream see them.
 
-use crate::kit::peer::{End, ok};
-use crate::kit::resources::number;
-use crate::kit::{Mesh, Peer, Upstream, content, until};
+use crate::kit::mesh::BACK_PRESSURE_BYTES;
+use crate::kit::peer::{End, SWITCHED, WEBSOCKET, ok};
+use crate::kit::resources::{number, retries, seconds};
+use crate::kit::{Mesh, Peer, Setup, Upstream, content, until};
 
 #[test]
 fn one_connection_carries_many_requests() {
@@ -318,52 +319,31 @@ fn large_bodies_pass_both_ways_unchanged() {
 #[test]
 fn a_client_that_does_not_read_costs_no_memory() {
     let upstream = Upstream::new();
-    let mesh = Mesh::start(&[upstream.address()], |_| {});
+    let mesh = Mesh::start(&[upstream.address()], |setup| setup.action().timeout = Some(seconds(0.0)));
     let mut client = mesh.client();
     client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
     let mut peer = upstream.accept();
     peer.message();
-    let before = mesh.resident_bytes();
-    let body = content(64 * 1024 * 1024);
-    peer.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()));
-    std::thread::scope(|scope| {
-        let sender = scope.spawn(|| {
-            peer.send(&body);
-            peer
-        });
-        client.head();
-        let begin = client.take(1);
-        // The sender is stuck: what it sent fills the sockets' buffers and no more, so its writes stand still.
-        let mut last = (0, std::time::Instant::now());
-        until("the transfer stands still", || {
-            let queued = crate::kit::peer::queued_bytes(client.socket());
-            if queued != last.0 {
-                last = (queued, std::time::Instant::now());
-            }
-            (last.1.elapsed().as_millis() > 100).then_some(())
-        });
-        assert!(!sender.is_finished());
-        let grown = mesh.resident_bytes().saturating_sub(before);
-        assert!(grown < 4 * 1024 * 1024, "{grown} bytes more");
-        let rest = client.take(body.len() - 1);
-        assert!([begin, rest].concat() == body);
-        sender.join().unwrap();
-    });
+    peer.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {BACK_PRESSURE_BYTES}\r\n\r\n"));
+    client.head();
+    mesh.expect_back_pressure(&mut peer, &mut client);
 }
 
 #[test]
-fn a_client_that_has_said_its_last_word_is_answered() {
+fn an_upstream_that_does_not_read_costs_no_memory() {
     let upstream = Upstream::new();
-    let mesh = Mesh::start(&[upstream.address()], |_| {});
+    // What may be kept for another try is no more than that either.
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        setup.action().retry_policy = Some(retries("5xx", 2));
+        setup.action().timeout = Some(seconds(0.0));
+    });
     let mut client = mesh.client();
-    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
-    client.finish();
+    client.send(format!("POST / HTTP/1.1\r\nhost: up\r\ncontent-length: {BACK_PRESSURE_BYTES}\r\n\r\n"));
     let mut peer = upstream.accept();
-    peer.message();
-    peer.send(ok("still here"));
-    assert_eq!(client.message().text(), "still here");
-    assert_eq!(client.expect_end(), End::Finished);
-    mesh.expect_record("/", 200, "-", "via_upstream");
+    peer.head();
+    mesh.expect_back_pressure(&mut client, &mut peer);
+    peer.send(ok("all of it"));
+    assert_eq!(client.message().text(), "all of it");
 }
 
 #[test]
@@ -396,26 +376,17 @@ fn options_of_the_server_itself_pass() {
     assert_eq!(answer.status(), 200);
 }
 
-const WEBSOCKET: &str =
-    "GET /chat HTTP/1.1\r\nhost: up\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
-
-fn allow_websocket(setup: &mut crate::kit::Setup) {
-    use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as manager;
-    setup.manager.upgrade_configs =
-        vec![manager::UpgradeConfig { upgrade_type: "websocket".into(), ..Default::default() }];
-}
-
 #[test]
 fn an_allowed_upgrade_becomes_a_tunnel() {
     let upstream = Upstream::new();
-    let mesh = Mesh::start(&[upstream.address()], allow_websocket);
+    let mesh = Mesh::start(&[upstream.address()], Setup::allow_websocket);
     let mut client = mesh.client();
     // Frames may follow the request at once.
     client.send([WEBSOCKET.as_bytes(), b"early"].concat());
     let mut peer = upstream.accept();
     let request = peer.message();
     assert_eq!((request.get("connection"), request.get("upgrade")), (Some("upgrade"), Some("websocket")));
-    peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nfirst");
+    peer.send([SWITCHED, "first"].concat());
     let answer = client.head();
     assert_eq!((answer.status(), answer.get("upgrade")), (101, Some("websocket")));
     client.expect("first");
@@ -428,8 +399,22 @@ fn an_allowed_upgrade_becomes_a_tunnel() {
     drop(peer);
     client.expect("last");
     client.expect_end();
-    let record = mesh.expect_record("/chat", 101, "-", "via_upstream");
+    let record = mesh.expect_record("/chat", 101, "DC", "downstream_remote_disconnect");
     assert_eq!((&record["bytes_received"], &record["bytes_sent"]), (&7.into(), &9.into()));
+}
+
+#[test]
+fn a_reader_of_an_upgraded_connection_that_does_not_read_costs_no_memory() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], Setup::allow_websocket);
+    let mut client = mesh.client();
+    client.send(WEBSOCKET);
+    let mut peer = upstream.accept();
+    peer.message();
+    peer.send(SWITCHED);
+    client.head();
+    mesh.expect_back_pressure(&mut peer, &mut client);
+    mesh.expect_back_pressure(&mut client, &mut peer);
 }
 
 #[test]
@@ -445,7 +430,7 @@ fn an_upgrade_that_is_not_allowed_is_refused() {
 #[test]
 fn an_upgrade_that_the_upstream_refuses_is_an_ordinary_answer() {
     let upstream = Upstream::new();
-    let mesh = Mesh::start(&[upstream.address()], allow_websocket);
+    let mesh = Mesh::start(&[upstream.address()], Setup::allow_websocket);
     let mut client = mesh.client();
     client.send(WEBSOCKET);
     let mut peer = upstream.accept();

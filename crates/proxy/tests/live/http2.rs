@@ -3,21 +3,15 @@
 use std::time::{Duration, Instant};
 
 use weft_protos::envoy::config::core::v3::{Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings};
-use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType, UpgradeConfig,
-};
+use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::CodecType;
 use weft_protos::envoy::extensions::upstreams::http::v3::http_protocol_options as options;
 
 use crate::kit::certificates::{Authority, OTHER, WEB, secrets, server_for, upstream_for};
 use crate::kit::frames::*;
 use crate::kit::mesh::expect_passed;
 use crate::kit::peer::ok;
-use crate::kit::resources::{Setup, retries, seconds};
+use crate::kit::resources::{retries, seconds};
 use crate::kit::{Mesh, Peer, Upstream, content, until};
-
-fn allow_websocket(setup: &mut Setup) {
-    setup.manager.upgrade_configs = vec![UpgradeConfig { upgrade_type: "websocket".into(), ..Default::default() }];
-}
 
 #[test]
 fn requests_of_one_connection_reach_an_upstream_of_http1() {
@@ -219,7 +213,7 @@ fn a_client_that_gives_up_is_told_to_the_upstream() {
 #[test]
 fn a_reader_that_does_not_read_costs_no_memory() {
     let upstream = Upstream::new();
-    let mesh = Mesh::start(&[upstream.address()], |_| {});
+    let mesh = Mesh::start(&[upstream.address()], |setup| setup.action().timeout = Some(seconds(0.0)));
     let mut client = Wire::client(&mesh);
     client.request(1, "GET", "/", &[], true);
     let mut peer = upstream.accept();
@@ -372,7 +366,10 @@ fn draining_finishes_what_was_begun() {
 #[test]
 fn websocket_from_http2_to_http1() {
     let upstream = Upstream::new();
-    let mesh = Mesh::start(&[upstream.address()], allow_websocket);
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        allow_extended_connect(setup);
+        setup.allow_websocket();
+    });
     let mut client = Wire::client(&mesh);
     let more = [(":protocol", "websocket"), ("sec-websocket-version", "13")];
     let mut fields = vec![(":method", "CONNECT"), (":scheme", "http"), (":path", "/chat"), (":authority", "up")];
@@ -397,7 +394,7 @@ fn websocket_from_http1_to_http2() {
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], |setup| {
         http2_upstream(setup);
-        allow_websocket(setup);
+        setup.allow_websocket();
     });
     let mut client = mesh.client();
     client.send(

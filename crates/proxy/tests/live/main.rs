@@ -20,6 +20,7 @@ mod hash;
 mod health_checks;
 mod http;
 mod http2;
+mod leaving;
 mod limits;
 mod mirror;
 mod names;

@@ -169,12 +169,16 @@ fn without_the_filter_nobody_waits() {
 fn a_client_that_goes_away_while_it_waits_leaves_nothing_behind() {
     let mut mesh = Mesh::start(&[Upstream::saying("hello")], on_demand);
     // A control plane that shows nothing answers nothing.
+    let is_connected = |mesh: &Mesh| mesh.metric("envoy_control_plane_connected_state", &[]) == 1.0;
     mesh.stop_serving();
+    until("the proxy knows that it is away", || (!is_connected(&mesh)).then_some(()));
     mesh.serve();
-    mesh.wait_event("the proxy's return", |event| matches!(event, Event::Connected { .. }));
+    // Its stream is there before the proxy has its answer, and until then nobody can be asked.
+    until("the proxy is back", || is_connected(&mesh).then_some(()));
     let mut client = mesh.client();
     client.send("GET / HTTP/1.1\r\nhost: reviews\r\n\r\n");
     drop(client);
+    mesh.expect_record("/", 0, "DC", "downstream_remote_disconnect");
     mesh.setup.more.push(host(&["reviews"], CLUSTER));
     mesh.publish();
     assert_eq!(ask(&mut mesh.client(), "reviews").text(), "hello");

@@ -165,17 +165,34 @@ fn the_client_is_whom_trusted_proxies_say() {
 
 #[test]
 fn what_only_the_inside_may_say_ends_at_the_edge() {
-    let names = ["x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node", "x-request-id"];
-    for (edge, told) in [(true, [false, false]), (false, [true, true])] {
-        let upstream =
-            Upstream::answering(move |request| ok(&names.map(|name| request.all(name).join(" | ")).join("\n")));
+    const NAMES: [&str; 5] = [
+        "x-envoy-downstream-service-cluster",
+        "x-envoy-downstream-service-node",
+        "x-envoy-peer-metadata",
+        "x-envoy-original-dst-host",
+        "x-request-id",
+    ];
+    for edge in [true, false] {
+        let upstream = Upstream::answering(|request| ok(&NAMES.map(|name| request.all(name).join(" | ")).join("\n")));
         let mesh = Mesh::start(&[upstream], |setup| setup.manager.use_remote_address = Some(BoolValue { value: edge }));
         let mut peer = mesh.client();
-        let sent: String = names.iter().map(|name| format!("{name}: mine\r\n")).collect();
+        let sent: String = NAMES.iter().map(|name| format!("{name}: mine\r\n")).collect();
         peer.send(format!("GET / HTTP/1.1\r\nhost: up\r\n{sent}\r\n"));
         let text = peer.message().text();
         let lines: Vec<&str> = text.split('\n').collect();
-        assert_eq!([lines[0] == "mine", lines[1] == "mine"], told, "{lines:?}");
-        assert_eq!(lines[2] == "mine", !edge, "the edge gives each request its own id");
+        assert_eq!(lines.iter().map(|line| *line == "mine").collect::<Vec<_>>(), [!edge; 5], "{lines:?}");
+        assert!(!lines[4].is_empty(), "the edge gives each request its own id");
+    }
+}
+
+#[test]
+fn nobody_says_which_path_the_proxy_has_rewritten() {
+    for edge in [true, false] {
+        let upstream = Upstream::answering(|request| ok(&request.all("x-envoy-original-path").join(" | ")));
+        let mesh = Mesh::start(&[upstream], |setup| setup.manager.use_remote_address = Some(BoolValue { value: edge }));
+        let mut peer = mesh.client();
+        peer.send("GET /secret HTTP/1.1\r\nhost: up\r\nx-envoy-original-path: /harmless\r\n\r\n");
+        assert_eq!(peer.message().text(), "");
+        assert_eq!(mesh.record("/secret")["path"], "/secret");
     }
 }

@@ -2,44 +2,25 @@
 
 use std::io::Write;
 
+use crate::kit::cases::{self, Case};
 use crate::kit::peer::{End, ok};
 use crate::kit::{Mesh, Upstream, until};
 
 const BEFORE: &str = "upstream_reset_before_response_started{protocol_error}";
 
-/// Heads that are refused: name, bytes.
-const HEADS: &[(&str, &str)] = &[
-    ("two lengths", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nabc"),
-    ("two equal lengths", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nab"),
-    ("a list of lengths", "HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\n\r\nab"),
-    ("a negative length", "HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\nab"),
-    ("a length beside chunks", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
-    ("an unknown coding", "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
-    ("obs-fold", "HTTP/1.1 200 OK\r\nx: a\r\n b\r\ncontent-length: 0\r\n\r\n"),
-    ("bare LF", "HTTP/1.1 200 OK\ncontent-length: 0\r\n\r\n"),
-    ("a space before the colon", "HTTP/1.1 200 OK\r\ncontent-length : 0\r\n\r\n"),
-    ("NUL in a value", "HTTP/1.1 200 OK\r\nx: a\0b\r\ncontent-length: 0\r\n\r\n"),
-    ("garbage", "SSH-2.0-OpenSSH_9.2\r\n\r\n"),
-    ("a request", "GET / HTTP/1.1\r\nhost: up\r\n\r\n"),
-    ("a status of two digits", "HTTP/1.1 20 OK\r\ncontent-length: 0\r\n\r\n"),
-    (
-        "a change of protocol that nobody asked for",
-        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
-    ),
-    ("an HTTP/2 upstream", "\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0\x64\r\n"),
-];
+const CASES: &[u8] = include_bytes!("responses.yaml");
 
 #[test]
 fn an_ambiguous_answer_is_never_passed_on_and_its_connection_not_used_again() {
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], |_| {});
-    for (index, (name, answer)) in HEADS.iter().enumerate() {
+    for (index, Case { name, bytes, method }) in cases::read(CASES)["heads"].iter().enumerate() {
         let mut client = mesh.client();
-        client.send(format!("GET /{index} HTTP/1.1\r\nhost: up\r\n\r\n"));
+        client.send(format!("{method} /{index} HTTP/1.1\r\nhost: up\r\n\r\n"));
         let mut peer = upstream.accept();
         peer.message();
-        peer.send(answer);
-        let got = client.message();
+        peer.send(bytes);
+        let got = client.head();
         assert_eq!(got.status(), 502, "{name}: {got:?}");
         assert!(!got.head.contains("x:"), "{name}: {got:?}");
         mesh.expect_record(&format!("/{index}"), 502, "UPE", BEFORE);
@@ -50,15 +31,7 @@ fn an_ambiguous_answer_is_never_passed_on_and_its_connection_not_used_again() {
 #[test]
 fn bytes_beyond_an_answer_are_never_another_answer() {
     const EVIL: &str = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil";
-    for (name, method, head) in [
-        ("after an answer", "GET", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"),
-        ("after chunks", "GET", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
-        ("after an answer to HEAD", "HEAD", "HTTP/1.1 200 OK\r\ncontent-length: 42\r\n\r\n"),
-        ("after an answer to HEAD with chunks", "HEAD", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
-        ("after 204", "GET", "HTTP/1.1 204 No Content\r\n\r\n"),
-        ("after 204 with a length", "GET", "HTTP/1.1 204 No Content\r\ncontent-length: 42\r\n\r\n"),
-        ("after 304", "GET", "HTTP/1.1 304 Not Modified\r\ncontent-length: 42\r\n\r\n"),
-    ] {
+    for Case { name, bytes: head, method } in &cases::read(CASES)["beyond"] {
         for at_once in [true, false] {
             let upstream = Upstream::new();
             let mesh = Mesh::start(&[upstream.address()], |_| {});
@@ -67,7 +40,7 @@ fn bytes_beyond_an_answer_are_never_another_answer() {
             let mut peer = upstream.accept();
             peer.head();
             if at_once {
-                peer.send([head, EVIL].concat());
+                peer.send([head.as_str(), EVIL].concat());
             } else {
                 peer.send(head);
             }
@@ -100,12 +73,14 @@ fn answers_without_body_keep_the_connection() {
     client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
     let mut peer = upstream.accept();
     peer.message();
-    peer.send("HTTP/1.1 204 No Content\r\n\r\n");
-    let answer = client.message();
-    // RFC 9110 8.6: a 204 has no length.
-    assert_eq!((answer.status(), answer.get("content-length"), answer.get("transfer-encoding")), (204, None, None));
-    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
-    peer.message();
+    for answer in ["HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n"] {
+        peer.send(answer);
+        let answer = client.message();
+        // RFC 9110 8.6: a 204 has no length.
+        assert_eq!((answer.status(), answer.get("content-length"), answer.get("transfer-encoding")), (204, None, None));
+        client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+        peer.message();
+    }
     peer.send("HTTP/1.1 304 Not Modified\r\ncontent-length: 42\r\netag: \"x\"\r\n\r\n");
     assert_eq!(client.message().get("content-length"), Some("42"));
     client.send("HEAD / HTTP/1.1\r\nhost: up\r\n\r\n");
@@ -136,13 +111,16 @@ fn an_answer_that_ends_with_its_connection_is_passed_on_in_chunks() {
 }
 
 #[test]
-fn an_upstream_that_closes_is_not_asked_again_on_that_connection() {
+fn an_upstream_that_closes_or_contradicts_itself_is_not_asked_again_on_that_connection() {
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], |_| {});
     let mut client = mesh.client();
-    for answer in [
-        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
-        "HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n",
+    for (status, answer) in [
+        (200, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"),
+        (200, "HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n"),
+        (200, "HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"),
+        (204, "HTTP/1.1 204 No Content\r\ncontent-length: 43\r\n\r\n"),
+        (204, "HTTP/1.1 204 No Content\r\ntransfer-encoding: chunked\r\n\r\n"),
     ] {
         client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
         let mut peer = upstream.accept();
@@ -150,7 +128,7 @@ fn an_upstream_that_closes_is_not_asked_again_on_that_connection() {
         peer.send(answer);
         let answer = client.message();
         // What the upstream wants of its connection is not the client's business.
-        assert_eq!((answer.status(), answer.get("connection")), (200, None));
+        assert_eq!((answer.status(), answer.get("connection")), (status, None));
         peer.expect_end();
     }
 }

@@ -1,5 +1,7 @@
 //! Who speaks first is not known: HTTP or bytes, client or server.
 
+use std::time::{Duration, Instant};
+
 use weft_protos::envoy::config::listener::v3::FilterChainMatch;
 use weft_protos::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use weft_protos::google::protobuf;
@@ -51,6 +53,24 @@ fn a_server_that_speaks_first_is_heard_by_a_client_that_waits_for_it() {
         assert_eq!((&record["bytes_sent"], &record["upstream_cluster"]), (&20.into(), &CLUSTER.into()), "{record}");
     }
     assert!(!upstream.has_visitor());
+}
+
+#[test]
+fn where_a_server_has_spoken_first_the_next_clients_are_not_kept_waiting() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], by_first_bytes);
+    let greeted = || {
+        let began = Instant::now();
+        let mut client = mesh.client();
+        upstream.accept().send("220 hello\r\n");
+        client.expect("220 hello\r\n");
+        began.elapsed()
+    };
+    // GRACE: less is possible for nobody of whom it is not known.
+    let grace = Duration::from_millis(100);
+    assert!(greeted() >= grace);
+    // Some may take longer on a busy machine.
+    until("a client is greeted at once", || (greeted() < grace).then_some(()));
 }
 
 #[test]

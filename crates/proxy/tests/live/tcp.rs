@@ -10,7 +10,7 @@ use weft_protos::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy
 use crate::kit::certificates::{Authority, Hello, OTHER, WEB, client_saying, server};
 use crate::kit::mesh::expect_passed;
 use crate::kit::peer::End;
-use crate::kit::resources::{cluster_of, listener_filter, original_destination_cluster, seconds, tcp_chain};
+use crate::kit::resources::{cluster_of, listener_filter, number, original_destination_cluster, seconds, tcp_chain};
 use crate::kit::{Mesh, Peer, Setup, Upstream, content, free_address, until};
 
 #[test]
@@ -48,6 +48,16 @@ fn bytes_pass_both_ways_unchanged() {
     assert_eq!(mesh.metric("istio_tcp_sent_bytes_total", &[]), 2_000_011.0);
     assert_eq!(mesh.metric("istio_tcp_connections_closed_total", &["request_protocol=\"tcp\""]), 1.0);
     assert_eq!(mesh.metric("istio_tcp_connections_opened_total", &[]), 1.0);
+}
+
+#[test]
+fn a_reader_that_does_not_read_costs_no_memory() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], Setup::tcp);
+    let mut client = mesh.client();
+    let mut peer = upstream.accept();
+    mesh.expect_back_pressure(&mut peer, &mut client);
+    mesh.expect_back_pressure(&mut client, &mut peer);
 }
 
 #[test]
@@ -102,6 +112,61 @@ fn an_upstream_that_refuses_ends_the_client() {
     let mut client = mesh.client();
     assert_eq!(client.expect_end(), End::Reset);
     assert_eq!(mesh.wait_records(1)[0]["response_flags"], "UF");
+}
+
+/// One connection to the cluster at once.
+fn one_at_once(setup: &mut Setup) {
+    use weft_protos::envoy::config::cluster::v3 as cluster;
+    setup.tcp();
+    let thresholds = cluster::circuit_breakers::Thresholds { max_connections: number(1), ..Default::default() };
+    setup.cluster.circuit_breakers =
+        Some(cluster::CircuitBreakers { thresholds: vec![thresholds], ..Default::default() });
+}
+
+#[test]
+fn a_connection_too_many_is_refused_at_once() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], one_at_once);
+    let mut first = mesh.client();
+    let mut peer = upstream.accept();
+    let mut second = mesh.client();
+    let _ = second.try_send("for nobody");
+    second.expect_end();
+    let record = &mesh.wait_records(1)[0];
+    assert_eq!((&record["response_flags"], &record["response_code_details"]), (&"UO".into(), &"overflow".into()));
+    // No endpoint was asked.
+    assert!(record["upstream_host"].is_null(), "{record}");
+    assert!(!upstream.has_visitor());
+    assert_eq!(mesh.metric("envoy_cluster_upstream_cx_overflow", &[]), 1.0);
+    assert_eq!(mesh.metric("envoy_cluster_upstream_cx_connect_fail", &[]), 0.0);
+    // The first goes on, and when it has ended there is room for another.
+    first.send("x");
+    peer.expect("x");
+    drop((first, peer));
+    mesh.wait_records(2);
+    let mut third = mesh.client();
+    third.send("y");
+    upstream.accept().expect("y");
+}
+
+#[test]
+fn who_resets_while_the_upstream_is_dialled_is_gone() {
+    // A queue that is full: what asks for a connection gets no answer.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let _in_the_queue = std::net::TcpStream::connect(address).unwrap();
+    let mesh = Mesh::start(&[address], |setup| {
+        setup.tcp();
+        setup.cluster.connect_timeout = Some(seconds(3600.0));
+    });
+    let mut client = mesh.client();
+    client.send("for nobody");
+    until("it is being dialled", || (mesh.metric("envoy_http_downstream_cx_active", &[]) == 1.0).then_some(()));
+    client.reset();
+    let record = &mesh.wait_records(1)[0];
+    assert_eq!(record["response_flags"], "DC", "{record}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Mutual TLS on both sides, with secrets by SDS.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 
 use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
@@ -12,7 +13,8 @@ use crate::kit::certificates::{
     Authority, Hello, Identity, OTHER, WEB, client, client_saying, downstream, downstream_changed, downstream_with,
     secrets, server, upstream,
 };
-use crate::kit::peer::ok;
+use crate::kit::peer::{End, ok, unacknowledged_bytes};
+use crate::kit::resources::seconds;
 use crate::kit::{Mesh, Peer, Setup, Upstream, until};
 
 /// A listener for clients of *authority* with one of *names*.
@@ -421,5 +423,69 @@ fn the_protocol_is_agreed_on_in_the_handshake() {
         } else {
             assert_eq!(peer.get("/").text(), "hello", "{alpn:?}");
         }
+    }
+}
+
+#[test]
+fn a_client_is_gone_when_its_session_or_its_connection_ends() {
+    let authority = Authority::new();
+    let target = Upstream::new();
+    let mesh = Mesh::start(&[target.address()], |setup| {
+        secure(&authority, &[OTHER])(setup);
+        setup.action().timeout = Some(seconds(0.0));
+    });
+    for (name, says_so, closes) in
+        [("close_notify and FIN", true, true), ("close_notify", true, false), ("FIN", false, true)]
+    {
+        for (more, phase) in [("", "before"), ("", "within"), ("GET /never HTTP/1.1\r\nhost: up\r\n\r\n", "pipelined")]
+        {
+            if !more.is_empty() && !closes {
+                // What nobody reads yet may hide the end of a session, but not that of its connection.
+                continue;
+            }
+            let path = format!("/{phase}-{says_so}-{closes}");
+            let mut wire = client(mesh.address, &authority, Some(&authority.identity(OTHER)));
+            wire.write_all(format!("GET {path} HTTP/1.1\r\nhost: up\r\n\r\n").as_bytes()).unwrap();
+            let mut peer = target.accept();
+            peer.message();
+            if phase == "within" {
+                peer.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc");
+                let mut head = Vec::new();
+                while !head.ends_with(b"abc") {
+                    let mut byte = [0];
+                    wire.read_exact(&mut byte).unwrap();
+                    head.push(byte[0]);
+                }
+            }
+            wire.write_all(more.as_bytes()).unwrap();
+            if says_so {
+                wire.conn.send_close_notify();
+                wire.flush().unwrap();
+            }
+            let kept = (!closes).then_some(wire);
+            assert_eq!(peer.expect_end(), End::Reset, "{name}, {phase}");
+            let status = if phase == "within" { 200 } else { 0 };
+            mesh.expect_record(&path, status, "DC", "downstream_remote_disconnect");
+            drop(kept);
+        }
+    }
+}
+
+#[test]
+fn bytes_behind_a_request_are_the_next_one() {
+    let authority = Authority::new();
+    let target = Upstream::new();
+    let mesh = Mesh::start(&[target.address()], secure(&authority, &[OTHER]));
+    let mut peer = Peer::over(client(mesh.address, &authority, Some(&authority.identity(OTHER))));
+    peer.send("GET /0 HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut upstream = target.accept();
+    upstream.message();
+    for number in 1..4 {
+        peer.send(format!("POST /{number} HTTP/1.1\r\nhost: up\r\ncontent-length: 1\r\n\r\n{number}"));
+        until("the bytes have arrived", || (unacknowledged_bytes(peer.socket()) == 0).then_some(()));
+        upstream.send(ok("one"));
+        assert_eq!(peer.message().text(), "one");
+        let next = upstream.message();
+        assert_eq!((next.start_line(), next.text()), (&*format!("POST /{number} HTTP/1.1"), number.to_string()));
     }
 }

@@ -29,7 +29,8 @@ fn mesh_from(source: IpAddr, upstream: &Upstream, change: impl FnOnce(&mut Setup
 }
 
 fn source_of_a_call(mesh: &Mesh, upstream: &Upstream) -> SocketAddr {
-    mesh.client().send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut client = mesh.client();
+    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
     upstream.accept().socket().peer_addr().unwrap()
 }
 
@@ -201,6 +202,15 @@ fn a_connection_that_has_lasted_long_enough_is_not_used_again() {
     second.message();
     second.send(ok("two"));
     assert_eq!(client.message().text(), "two");
+    // And this one comes to be too old while it is idle.
+    let began = Instant::now();
+    until("it is too old", || (began.elapsed() > Duration::from_millis(400)).then_some(()));
+    client.send("GET /3 HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut third = upstream.accept();
+    third.message();
+    third.send(ok("three"));
+    assert_eq!(client.message().text(), "three");
+    second.expect_end();
 }
 
 #[test]
@@ -212,6 +222,29 @@ fn an_idle_client_is_sent_away_when_its_connection_has_lasted_long_enough() {
     let began = Instant::now();
     let mut client = mesh.client();
     assert_eq!(client.get("/").text(), "hello");
+    client.expect_end();
+    expect_passed(began, Duration::from_millis(300));
+}
+
+#[test]
+fn a_busy_client_is_sent_away_with_an_answer_when_its_connection_has_lasted_long_enough() {
+    let mesh = Mesh::start(&[Upstream::saying("hello")], |setup| {
+        setup.manager.common_http_protocol_options =
+            Some(core::HttpProtocolOptions { max_connection_duration: Some(seconds(0.3)), ..Default::default() });
+    });
+    let began = Instant::now();
+    let mut client = mesh.client();
+    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+    loop {
+        // There is always another request by the time that one is answered.
+        client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+        let answer = client.message();
+        assert_eq!(answer.text(), "hello");
+        if answer.all("connection") == ["close"] {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "it goes on and on");
+    }
     client.expect_end();
     expect_passed(began, Duration::from_millis(300));
 }

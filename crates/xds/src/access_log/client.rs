@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::SendStream;
 use http::{Method, Request, StatusCode};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use weft_protos::envoy::config::core::v3::Node;
 use weft_protos::envoy::service::accesslog::v3::StreamAccessLogsMessage;
 use weft_protos::envoy::service::accesslog::v3::stream_access_logs_message::Identifier;
@@ -44,6 +44,14 @@ pub struct Batch {
     pub count: u32,
 }
 
+/// What the task is given, in this order.
+#[derive(Debug)]
+enum Work {
+    Batch(Batch),
+    /// Nothing more comes; dropped once the service has everything.
+    End(oneshot::Sender<()>),
+}
+
 #[derive(Debug, Default)]
 struct Shared {
     waiting_bytes: AtomicUsize,
@@ -53,7 +61,7 @@ struct Shared {
 /// Takes records. Cheap to clone, for every worker; when the last one is dropped, the task ends.
 #[derive(Debug, Clone)]
 pub struct Client {
-    batches: mpsc::UnboundedSender<Batch>,
+    work: mpsc::UnboundedSender<Work>,
     shared: Arc<Shared>,
     limit_bytes: usize,
 }
@@ -64,12 +72,21 @@ impl Client {
         let (bytes, count) = (batch.entries.len(), batch.count);
         let waiting = self.shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         // The task is gone only if the process is ending.
-        if waiting + bytes > self.limit_bytes || self.batches.send(batch).is_err() {
+        if waiting + bytes > self.limit_bytes || self.work.send(Work::Batch(batch)).is_err() {
             self.shared.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.shared.dropped.fetch_add(count.into(), Ordering::Relaxed);
             return false;
         }
         true
+    }
+
+    /// End the stream. What is returned resolves, to whatever it may be, when the service has said that it has everything
+    /// that was offered before: a service that is slow to look finds a connection that was closed meanwhile empty.
+    pub fn finish(&self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        // The task is gone only if the process is ending; then nothing is waited for.
+        let _ = self.work.send(Work::End(sender));
+        receiver
     }
 
     /// Records that were dropped, ever.
@@ -87,16 +104,16 @@ impl Client {
 #[derive(Debug)]
 pub struct Task {
     config: Config,
-    batches: mpsc::UnboundedReceiver<Batch>,
+    work: mpsc::UnboundedReceiver<Work>,
     shared: Arc<Shared>,
 }
 
 /// Make a client. Nothing is sent until [`Task::run`] is polled.
 pub fn client(config: Config) -> (Client, Task) {
-    let (sender, batches) = mpsc::unbounded_channel();
+    let (sender, work) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared::default());
     let limit_bytes = config.limit_bytes;
-    (Client { batches: sender, shared: Arc::clone(&shared), limit_bytes }, Task { config, batches, shared })
+    (Client { work: sender, shared: Arc::clone(&shared), limit_bytes }, Task { config, work, shared })
 }
 
 /// Why a stream ended.
@@ -112,6 +129,8 @@ enum Error {
     Ended,
     #[error("every Client was dropped")]
     Abandoned,
+    #[error("a Client ended the stream")]
+    Finished,
 }
 
 impl Task {
@@ -123,13 +142,15 @@ impl Task {
         loop {
             // Connecting waits for the first record: a proxy without traffic needs no stream.
             if unsent.is_none() {
-                unsent = self.batches.recv().await;
-                if unsent.is_none() {
-                    return;
+                match self.work.recv().await {
+                    Some(Work::Batch(batch)) => unsent = Some(batch),
+                    Some(Work::End(_)) => continue,
+                    None => return,
                 }
             }
             let error = match self.stream(&mut unsent, &mut tell).await {
                 Err(Error::Abandoned) => return,
+                Err(Error::Finished) => continue,
                 Err(error) => error,
                 Ok(never) => match never {},
             };
@@ -171,12 +192,23 @@ impl Task {
         send(&mut requests, grpc::frame(&first)).await?;
         tell(Ok(()));
         loop {
-            let batch = match unsent.take() {
-                Some(batch) => batch,
+            let work = match unsent.take() {
+                Some(batch) => Work::Batch(batch),
                 None => tokio::select! {
-                    batch = self.batches.recv() => batch.ok_or(Error::Abandoned)?,
+                    work = self.work.recv() => work.ok_or(Error::Abandoned)?,
                     ended = &mut response => match ended { Err(error) => return Err(error), Ok(never) => match never {} },
                 },
+            };
+            let batch = match work {
+                Work::Batch(batch) => batch,
+                Work::End(_told) => {
+                    requests.send_data(Bytes::new(), true)?;
+                    return match response.await {
+                        Err(Error::Ended) => Err(Error::Finished),
+                        Err(error) => Err(error),
+                        Ok(never) => match never {},
+                    };
+                }
             };
             let bytes = batch.entries.len();
             let framed = frame(&batch);

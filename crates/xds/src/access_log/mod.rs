@@ -5,6 +5,7 @@
 //! carried and kept as the bytes of its message; only what finds it again is read here.
 
 pub mod client;
+mod entries;
 pub mod server;
 pub mod store;
 

@@ -9,18 +9,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderValue, Request, Response, StatusCode};
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
-use prost::{DecodeError, Message};
+use prost::DecodeError;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
-use weft_protos::envoy::service::accesslog::v3::stream_access_logs_message::Identifier;
 
 use crate::access_log::store::{Source, Store};
-use crate::access_log::{Kind, PATH};
+use crate::access_log::{PATH, entries};
 use crate::grpc::{Deframer, FrameError, code};
 use crate::server::socket::{self, trailers};
 
@@ -143,7 +141,7 @@ async fn receive(mut body: RecvStream, store: &Store) -> Result<(), StreamError>
         deframer.push(&data);
         body.flow_control().release_capacity(data.len())?;
         while let Some(message) = deframer.next()? {
-            let (identifier, entries) = take_apart(message)?;
+            let (identifier, entries) = entries::take_apart(message)?;
             if let Some(identifier) = identifier {
                 let node = identifier.node.unwrap_or_default().id;
                 source = Some(Source { node, log: identifier.log_name });
@@ -154,54 +152,17 @@ async fn receive(mut body: RecvStream, store: &Store) -> Result<(), StreamError>
     Ok(deframer.finish()?)
 }
 
-/// Records of one message, serialised.
-type Entries = Vec<(Kind, Bytes)>;
-
-/// Split a `StreamAccessLogsMessage` into who sends it and the bytes of each record.
-fn take_apart(mut message: Bytes) -> Result<(Option<Identifier>, Entries), DecodeError> {
-    let (mut identifier, mut entries) = (None, Entries::new());
-    while message.has_remaining() {
-        let (field, wire_type) = decode_key(&mut message)?;
-        match (field, wire_type) {
-            (1, WireType::LengthDelimited) => identifier = Some(Identifier::decode(take_bytes(&mut message)?)?),
-            (2, WireType::LengthDelimited) => take_entries(Kind::Http, take_bytes(&mut message)?, &mut entries)?,
-            (3, WireType::LengthDelimited) => take_entries(Kind::Tcp, take_bytes(&mut message)?, &mut entries)?,
-            _ => skip_field(wire_type, field, &mut message, DecodeContext::default())?,
-        }
-    }
-    Ok((identifier, entries))
-}
-
-fn take_entries(kind: Kind, mut group: Bytes, entries: &mut Entries) -> Result<(), DecodeError> {
-    while group.has_remaining() {
-        let (field, wire_type) = decode_key(&mut group)?;
-        match (field, wire_type) {
-            (1, WireType::LengthDelimited) => entries.push((kind, take_bytes(&mut group)?)),
-            _ => skip_field(wire_type, field, &mut group, DecodeContext::default())?,
-        }
-    }
-    Ok(())
-}
-
-fn take_bytes(from: &mut Bytes) -> Result<Bytes, DecodeError> {
-    let length = decode_varint(from)?;
-    match usize::try_from(length) {
-        Ok(length) if length <= from.len() => Ok(from.split_to(length)),
-        // prost's own words for it are not public; an empty message never decodes as a string of one byte.
-        _ => Err(Identifier::decode(&[0x0a, 0x01][..]).expect_err("a length beyond the end is refused")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Backoff;
+    use crate::access_log::Kind;
     use crate::access_log::client::{self, Batch, Client, Config};
     use crate::access_log::store::DEFAULT_LIMIT_BYTES;
     use crate::connection::Address;
+    use prost::Message as _;
     use weft_protos::envoy::config::core::v3::Node;
     use weft_protos::envoy::data::accesslog::v3::{HttpAccessLogEntry, HttpRequestProperties};
-    use weft_protos::envoy::service::accesslog::v3::StreamAccessLogsMessage;
     use weft_protos::envoy::service::accesslog::v3::stream_access_logs_message::HttpAccessLogEntries;
 
     struct Place(PathBuf);
@@ -284,6 +245,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_client_that_finishes_waits_until_the_service_has_everything() {
+        let place = Place::new("finish");
+        let (client, task) = place.client(1 << 20);
+        let running = tokio::spawn(task.run(|_| {}));
+        assert!(client.finish().await.is_err(), "where nothing was offered, at once");
+        // It takes connections, and does not look at them yet, as on a busy machine.
+        let asleep = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
+        client.offer(batch(&["last"]));
+        let mut finished = client.finish();
+        let waited = tokio::time::timeout(Duration::from_millis(100), &mut finished).await;
+        assert!(waited.is_err(), "nobody has read anything");
+        let store = place.store();
+        asleep.set_nonblocking(true).unwrap();
+        let serving = tokio::spawn(accept(asleep, Arc::clone(&store)));
+        let _ = tokio::time::timeout(Duration::from_secs(20), finished).await.expect("it is told");
+        assert_eq!(store.find("last").len(), 1);
+        // It may go on.
+        client.offer(batch(&["more"]));
+        until(|| store.find("more").len() == 1).await;
+        serving.abort();
+        running.abort();
+    }
+
+    #[tokio::test]
     async fn what_nobody_takes_is_bounded_and_counted() {
         let place = Place::new("bounded");
         let (client, task) = place.client(100);
@@ -294,25 +279,5 @@ mod tests {
         assert!(client.waiting_bytes() <= 100);
         assert!(client.dropped() >= 80, "{}", client.dropped());
         running.abort();
-    }
-
-    #[test]
-    fn a_message_is_taken_apart_into_the_bytes_of_its_records() {
-        let identifier = Identifier { node: None, log_name: "log".into() };
-        let one = batch(&["a", "b"]);
-        let mut message =
-            StreamAccessLogsMessage { identifier: Some(identifier.clone()), log_entries: None }.encode_to_vec();
-        message.extend_from_slice(&[0x12, one.entries.len() as u8]);
-        message.extend_from_slice(&one.entries);
-        let (found, entries) = take_apart(message.clone().into()).unwrap();
-        assert_eq!(found, Some(identifier));
-        let ids =
-            entries.iter().map(|(_, it)| HttpAccessLogEntry::decode(it.clone()).unwrap().request.unwrap().request_id);
-        assert_eq!(ids.collect::<Vec<_>>(), ["a", "b"]);
-        // Cut anywhere within the records, it is refused and nothing panics.
-        for length in 0..message.len() {
-            let _ = take_apart(Bytes::from(message[..length].to_vec()));
-        }
-        assert!(take_apart(Bytes::from(message[..message.len() - 1].to_vec())).is_err());
     }
 }

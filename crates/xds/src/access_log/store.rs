@@ -16,7 +16,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use prost::Message;
-use weft_protos::envoy::data::accesslog::v3::{AccessLogCommon, HttpAccessLogEntry, ResponseFlags, TcpAccessLogEntry};
+use weft_protos::envoy::data::accesslog::v3::{
+    AccessLogCommon, HttpAccessLogEntry, HttpResponseProperties, ResponseFlags, TcpAccessLogEntry,
+};
 
 use crate::access_log::{CONNECTIONS, Kind};
 
@@ -83,6 +85,8 @@ struct Slot {
     /// Hash of the request id.
     request: Option<u64>,
     failed: bool,
+    denied: bool,
+    forbidden: bool,
 }
 
 #[derive(Debug)]
@@ -153,7 +157,7 @@ impl Store {
         let mut inner = self.lock();
         for (kind, entry) in entries {
             let traits = Traits::read(kind, &entry);
-            if source.log == CONNECTIONS && !traits.failed {
+            if source.log == CONNECTIONS && !traits.refused {
                 continue;
             }
             let frame = Frame {
@@ -188,7 +192,7 @@ impl Store {
             .collect();
         let numbers = inner.slots.iter().enumerate().rev();
         numbers
-            .filter(|(_, slot)| wanted[slot.source as usize] && (slot.failed || !failed))
+            .filter(|(_, slot)| wanted[slot.source as usize] && (!failed || inner.has_failed(slot)))
             .take(limit)
             .filter_map(|(index, _)| inner.read(inner.forgotten + index as u64))
             .collect()
@@ -282,7 +286,16 @@ impl Inner {
             self.by_request.entry(request).or_default().push_back(number);
         }
         let segment = self.segments.back().map_or(0, |segment| segment.number);
-        self.slots.push_back(Slot { segment, offset, length, source, request, failed: traits.failed });
+        self.slots.push_back(Slot {
+            segment,
+            offset,
+            length,
+            source,
+            request,
+            failed: traits.failed,
+            denied: traits.denied,
+            forbidden: traits.forbidden,
+        });
     }
 
     /// Write what was appended. If that fails, the records are forgotten and counted, and a new segment is begun next.
@@ -331,6 +344,13 @@ impl Inner {
         }
     }
 
+    /// Whether it is the record of a failure. A denial is one for the proxies on the way, too, to whom it was an answer like any other.
+    fn has_failed(&self, slot: &Slot) -> bool {
+        let is_denied = |number: &u64| self.slots.get((number - self.forgotten) as usize).is_some_and(|it| it.denied);
+        let of_request = || slot.request.and_then(|request| self.by_request.get(&request)).into_iter().flatten();
+        slot.failed || (slot.forbidden && of_request().any(is_denied))
+    }
+
     fn read(&self, number: u64) -> Option<Found> {
         let slot = self.slots.get(usize::try_from(number.checked_sub(self.forgotten)?).ok()?)?;
         let index = self.segments.binary_search_by_key(&slot.segment, |segment| segment.number).ok()?;
@@ -356,8 +376,15 @@ fn hash(request_id: &str) -> u64 {
 #[derive(Debug, Default)]
 struct Traits {
     request_id: String,
-    /// No answer, an answer of 500 or more, or a response flag other than that of an injected delay.
+    /// No answer, an answer of 500 or more, a status of gRPC that says as much, or a response flag other than that of an
+    /// injected delay; or it was denied; or, of a connection that switched protocols, more than its end was flagged.
     failed: bool,
+    /// The proxy itself refused it, because of who asked or of what was asked.
+    denied: bool,
+    /// The answer is one that denials get: 403, or PERMISSION_DENIED in gRPC.
+    forbidden: bool,
+    /// Of a connection: nothing came of it. It was refused, and not handed on to anybody.
+    refused: bool,
 }
 
 impl Traits {
@@ -366,31 +393,83 @@ impl Traits {
         match kind {
             Kind::Http => {
                 let entry = HttpAccessLogEntry::decode(entry.clone()).unwrap_or_default();
-                let status = entry.response.and_then(|response| response.response_code).map_or(0, |code| code.value);
+                let response = entry.response.unwrap_or_default();
+                let status = response.response_code.map_or(0, |code| code.value);
+                let grpc_status = grpc_status(&response);
+                let failed = status == 0 || status >= 500 || grpc_status.is_some_and(is_grpc_failure);
+                let denied = is_denial(&response.response_code_details);
+                let flags = flags(entry.common_properties.as_ref());
+                let flags = if status == SWITCHING_PROTOCOLS { but_of_an_end(flags) } else { flags };
                 Traits {
                     request_id: entry.request.unwrap_or_default().request_id,
-                    failed: status == 0 || status >= 500 || is_flagged(entry.common_properties.as_ref()),
+                    failed: failed || denied || flags != ResponseFlags::default(),
+                    denied,
+                    forbidden: status == 403 || grpc_status == Some(7),
+                    refused: false,
                 }
             }
             Kind::Tcp => {
                 let entry = TcpAccessLogEntry::decode(entry.clone()).unwrap_or_default();
                 let common = entry.common_properties.as_ref();
-                let refused = common.is_some_and(|common| !common.downstream_transport_failure_reason.is_empty());
-                Traits { request_id: String::new(), failed: refused || is_flagged(common) }
+                let broken_tls = common.is_some_and(|common| !common.downstream_transport_failure_reason.is_empty());
+                let failed = broken_tls || flags(common) != ResponseFlags::default();
+                // Envoy connects a port of bytes before its client's handshake is over, and tells here of every connection that ended
+                // badly: the program's reset, for instance, of which the log of requests tells.
+                let moved = entry.connection_properties.is_some_and(|it| it.received_bytes + it.sent_bytes > 0);
+                let handed_on = common.is_some_and(|common| common.upstream_remote_address.is_some());
+                let refused = failed && !moved && (broken_tls || !handed_on);
+                // The log of its filter chain tells of it, so that of connections need not.
+                let denied = common.is_some_and(|common| is_denial(&common.connection_termination_details));
+                Traits { request_id: String::new(), failed: failed || denied, denied, forbidden: false, refused }
             }
         }
     }
 }
 
-fn is_flagged(common: Option<&AccessLogCommon>) -> bool {
+/// What the answer of a gRPC server says, if it is one: in its trailers, or in a head that is all trailers.
+fn grpc_status(response: &HttpResponseProperties) -> Option<u32> {
+    const NAME: &str = "grpc-status";
+    let told = response.response_trailers.get(NAME).or_else(|| response.response_headers.get(NAME));
+    told?.parse().ok()
+}
+
+/// Whether a status of gRPC says that the server, or what is between, failed; others are the client's doing. As 500 and more
+/// in HTTP: UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+fn is_grpc_failure(status: u32) -> bool {
+    matches!(status, 2 | 4 | 8 | 13 | 14 | 15)
+}
+
+/// Whether these details say that the proxy itself refused it: rules of access (RBAC), or explicit mode, which asks who calls. Envoy has
+/// no response flag for that.
+fn is_denial(details: &str) -> bool {
+    details.starts_with("rbac_access_denied") || details.starts_with("caller_")
+}
+
+/// RFC 9110 15.2.2.
+const SWITCHING_PROTOCOLS: u32 = 101;
+
+/// All but that of an injected delay.
+fn flags(common: Option<&AccessLogCommon>) -> ResponseFlags {
     let flags = common.and_then(|common| common.response_flags).unwrap_or_default();
-    ResponseFlags { delay_injected: false, ..flags } != ResponseFlags::default()
+    ResponseFlags { delay_injected: false, ..flags }
+}
+
+/// Without those that say who ended a connection: one that switched protocols has no other end.
+fn but_of_an_end(flags: ResponseFlags) -> ResponseFlags {
+    ResponseFlags {
+        upstream_connection_termination: false,
+        upstream_remote_reset: false,
+        downstream_connection_termination: false,
+        downstream_remote_reset: false,
+        ..flags
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_protos::envoy::data::accesslog::v3::{HttpRequestProperties, HttpResponseProperties};
+    use weft_protos::envoy::config::core::v3::Address;
+    use weft_protos::envoy::data::accesslog::v3::{ConnectionProperties, HttpRequestProperties};
     use weft_protos::google::protobuf::UInt32Value;
 
     /// A directory that is removed at the end.
@@ -460,16 +539,113 @@ mod tests {
     }
 
     #[test]
-    fn of_connections_only_those_that_failed_are_kept() {
-        let directory = Directory::new("connections");
+    fn the_end_of_a_connection_that_switched_protocols_is_no_failure() {
+        let failed = |status: u32, flags: ResponseFlags| {
+            let response =
+                HttpResponseProperties { response_code: Some(UInt32Value { value: status }), ..Default::default() };
+            let common = AccessLogCommon { response_flags: Some(flags), ..Default::default() };
+            let entry =
+                HttpAccessLogEntry { common_properties: Some(common), response: Some(response), ..Default::default() };
+            Traits::read(Kind::Http, &Bytes::from(entry.encode_to_vec())).failed
+        };
+        let ended = [
+            ResponseFlags { upstream_connection_termination: true, ..Default::default() },
+            ResponseFlags { downstream_connection_termination: true, ..Default::default() },
+        ];
+        for flags in ended {
+            assert!(!failed(101, flags) && failed(200, flags), "{flags:?}");
+        }
+        assert!(failed(101, ResponseFlags { stream_idle_timeout: true, ..Default::default() }));
+    }
+
+    #[test]
+    fn an_answer_of_grpc_has_failed_where_its_status_says_so() {
+        let directory = Directory::new("grpc");
         let store = Store::open(&directory.0, DEFAULT_LIMIT_BYTES).unwrap();
-        let tcp = |reason: &str| {
-            let common = AccessLogCommon { downstream_transport_failure_reason: reason.into(), ..Default::default() };
-            let entry = TcpAccessLogEntry { common_properties: Some(common), connection_properties: None };
+        let answer = |status: &str, in_trailers: bool| {
+            let mut response =
+                HttpResponseProperties { response_code: Some(UInt32Value { value: 200 }), ..Default::default() };
+            let fields = if in_trailers { &mut response.response_trailers } else { &mut response.response_headers };
+            fields.insert("grpc-status".into(), status.into());
+            let request = HttpRequestProperties { request_id: status.into(), ..Default::default() };
+            let entry = HttpAccessLogEntry { request: Some(request), response: Some(response), ..Default::default() };
+            (Kind::Http, Bytes::from(entry.encode_to_vec()))
+        };
+        let failures = ["2", "4", "8", "13", "14", "15"];
+        for status in (0..17).map(|status| status.to_string()).chain(["x".into(), String::new()]) {
+            store.put(&source("node"), [answer(&status, true), answer(&status, false)]);
+            let failed = store.recent(100, &["requests".to_owned()], None, true);
+            let found = failed.iter().filter(|it| Traits::read(it.kind, &it.entry).request_id == status).count();
+            assert_eq!(found, if failures.contains(&&*status) { 2 } else { 0 }, "{status}");
+        }
+    }
+
+    #[test]
+    fn what_a_proxy_denied_has_failed_also_for_those_who_passed_the_answer_on() {
+        let directory = Directory::new("denied");
+        let store = Store::open(&directory.0, DEFAULT_LIMIT_BYTES).unwrap();
+        let answer = |request_id: &str, status: u32, details: &str| {
+            let response = HttpResponseProperties {
+                response_code: Some(UInt32Value { value: status }),
+                response_code_details: details.into(),
+                ..Default::default()
+            };
+            let request = HttpRequestProperties { request_id: request_id.into(), ..Default::default() };
+            let entry = HttpAccessLogEntry { request: Some(request), response: Some(response), ..Default::default() };
+            (Kind::Http, Bytes::from(entry.encode_to_vec()))
+        };
+        let bytes = |details: &str| {
+            let common = AccessLogCommon { connection_termination_details: details.into(), ..Default::default() };
+            let entry = TcpAccessLogEntry { common_properties: Some(common), ..Default::default() };
             (Kind::Tcp, Bytes::from(entry.encode_to_vec()))
         };
-        store.put(&Source { node: "n".into(), log: CONNECTIONS.into() }, [tcp(""), tcp("TLS_error")]);
-        assert_eq!(store.status().records, 1);
+        let failed = |node: &str| {
+            let found = store.recent(100, &["requests".to_owned()], Some(&[node.to_owned()]), true);
+            found.iter().map(|it| Traits::read(it.kind, &it.entry).request_id).collect::<Vec<_>>()
+        };
+        store.put(&source("server"), [answer("a", 403, "rbac_access_denied_matched_policy[none]")]);
+        store.put(&source("caller"), [answer("a", 403, "via_upstream"), answer("b", 403, "via_upstream")]);
+        // Another try, which was let in, is no failure.
+        store.put(&source("caller"), [answer("a", 200, "via_upstream")]);
+        assert_eq!((failed("server"), failed("caller")), (vec!["a".into()], vec!["a".into()]));
+        store.put(
+            &source("own"),
+            [answer("c", 403, "caller_foreign_origin"), answer("d", 407, "caller_credential_required")],
+        );
+        assert_eq!(failed("own"), ["d", "c"]);
+        store.put(
+            &source("bytes"),
+            [bytes("caller_http_on_tcp"), bytes(""), bytes("rbac_access_denied_matched_policy[x]")],
+        );
+        assert_eq!(failed("bytes").len(), 2);
+    }
+
+    #[test]
+    fn of_connections_only_those_that_were_refused_are_kept() {
+        let directory = Directory::new("connections");
+        let store = Store::open(&directory.0, DEFAULT_LIMIT_BYTES).unwrap();
+        let tcp = |reason: &str, reset: bool, handed_on: bool, received_bytes: u64| {
+            let common = AccessLogCommon {
+                downstream_transport_failure_reason: reason.into(),
+                response_flags: reset.then(|| ResponseFlags { upstream_remote_reset: true, ..Default::default() }),
+                upstream_remote_address: handed_on.then(Address::default),
+                ..Default::default()
+            };
+            let connection_properties = Some(ConnectionProperties { received_bytes, ..Default::default() });
+            let entry = TcpAccessLogEntry { common_properties: Some(common), connection_properties };
+            (Kind::Tcp, Bytes::from(entry.encode_to_vec()))
+        };
+        let source = Source { node: "n".into(), log: CONNECTIONS.into() };
+        store.put(&source, [tcp("", false, false, 0), tcp("", false, true, 7)]);
+        assert_eq!(store.status().records, 0);
+        // Envoy connects a port of bytes before it knows its client, and tells twice of a program that resets a connection.
+        store.put(&source, [tcp("", true, true, 0), tcp("", true, true, 7), tcp("TLS_error: reset", false, true, 7)]);
+        assert_eq!(store.status().records, 0);
+        store.put(
+            &source,
+            [tcp("TLS_error", false, false, 0), tcp("TLS_error", false, true, 0), tcp("", true, false, 0)],
+        );
+        assert_eq!(store.status().records, 3);
     }
 
     #[test]

@@ -175,7 +175,7 @@ impl Connection {
             max_concurrent_streams: (role == Role::Server).then_some(limits.streams),
             initial_window_bytes: limits.stream_window_bytes,
             max_header_list_bytes: u32::try_from(limits.header_bytes).ok(),
-            connect_protocol: role == Role::Server,
+            connect_protocol: role == Role::Server && limits.extended_connect,
             ..Settings::default()
         };
         let mut out = Vec::new();
@@ -765,6 +765,7 @@ impl Connection {
                 return fatal(Code::FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with content");
             }
             self.spend_idle(now)?;
+            self.decoder.allow(self.local.header_table_bytes as usize);
             return Ok(None);
         }
         if self.expect == Expect::Frames {

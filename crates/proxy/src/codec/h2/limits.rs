@@ -18,6 +18,8 @@ pub struct Limits {
     pub header_fields: usize,
     /// Bytes of the compression table of either direction.
     pub header_table_bytes: u32,
+    /// The peer may open streams of other protocols by extended CONNECT (RFC 8441); of servers only.
+    pub extended_connect: bool,
     /// Bytes that may wait to be written; while there are more, streams and the peer wait.
     pub output_bytes: usize,
     /// Streams that the peer may cancel in a burst; see [`Allowance`].
@@ -72,6 +74,7 @@ impl Default for Limits {
             header_bytes: 60 * 1024,
             header_fields: 100,
             header_table_bytes: DEFAULT_HEADER_TABLE_BYTES,
+            extended_connect: false,
             // Some frames of the largest size that we send.
             output_bytes: 256 * 1024,
             // A client that gives up on many requests at once (a page is left, a deadline passes) is no attacker;

@@ -206,8 +206,9 @@ impl<'h> Reader<'h> {
             }
             Kind::Path => {
                 once(&mut self.path)?;
-                // A space would end the target of an HTTP/1.1 request line; a fragment is not for servers.
-                if value.is_empty() || value.iter().any(|&byte| byte <= b' ' || byte == b'#') {
+                // A space would end the target of an HTTP/1.1 request line; a fragment is not for servers. Beyond ASCII is no URI
+                // (RFC 3986 2), and HTTP/1.1 refuses it.
+                if value.is_empty() || value.iter().any(|&byte| !byte.is_ascii_graphic() || byte == b'#') {
                     return Err(MessageError::Path);
                 }
                 self.head.set_path(value);

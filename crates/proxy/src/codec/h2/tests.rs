@@ -7,6 +7,7 @@ use super::limits::{Floods, Rate};
 use super::message::MessageError;
 use super::settings::Settings;
 use super::*;
+use crate::codec::http1::{self, HeadParser};
 use crate::codec::{Framing, Head, Name, Version};
 
 const NOW: Duration = Duration::ZERO;
@@ -201,10 +202,16 @@ fn a_request_and_its_answer_with_body_and_trailers() {
 
 #[test]
 fn extended_connect_is_an_upgrade() {
-    let (mut client, mut server) = pair(Limits::default());
-    assert!(client.accepts_extended_connect() && !server.accepts_extended_connect());
     let mut head = request("GET", "/chat", Framing::None);
     head.set_upgrade(b"websocket");
+    // A server that does not allow it says nothing of it, and who asks all the same is mistaken (RFC 8441 3).
+    let (mut client, mut server) = pair(Limits::default());
+    assert!(!client.accepts_extended_connect());
+    client.request(&head, true, false);
+    pass(&mut client, &mut server);
+    assert_eq!(pass(&mut server, &mut client), [Seen::Reset(1, Code::PROTOCOL_ERROR)]);
+    let (mut client, mut server) = pair(Limits { extended_connect: true, ..Limits::default() });
+    assert!(client.accepts_extended_connect() && !server.accepts_extended_connect());
     let id = client.request(&head, true, false);
     client.data(id, b"frame", false);
     let mut bytes = Vec::new();
@@ -333,6 +340,21 @@ fn malformed_heads_reset_their_stream_and_no_other() {
             Seen::Head(3, "GET a /".into(), true),
         ];
         assert_eq!(raw.read_by_server(Limits::default()), (expected, None), "{case}");
+    }
+}
+
+#[test]
+fn a_path_is_taken_if_http1_takes_it() {
+    for byte in 0..=255 {
+        let path = [b'/', byte];
+        let mut block = Raw::block(&[(":method", "GET"), (":scheme", "http"), (":authority", "a")]);
+        block.extend_from_slice(b"\0\x05:path\x02");
+        block.extend_from_slice(&path);
+        let raw = Raw::new().frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1, &block);
+        let taken = matches!(raw.read_by_server(Limits::default()).0[..], [Seen::Head(..)]);
+        let head = [b"GET ", &path[..], b" HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
+        let in_http1 = HeadParser::default().request(&head, &mut Head::default(), http1::Limits::DEFAULT);
+        assert_eq!(taken, matches!(in_http1, Ok(Some(_))), "{byte:#04x}: {in_http1:?}");
     }
 }
 
@@ -608,6 +630,34 @@ fn a_small_table_is_kept_to_from_the_first_block() {
         assert_eq!(lengths[2] < lengths[1] || lengths[1] < lengths[0] - 2, grows_smaller, "{lengths:?}");
         assert_eq!(pass(&mut client, &mut server).len(), 3);
     }
+}
+
+#[test]
+fn a_table_larger_than_our_settings_allow_ends_the_connection() {
+    let limits = Limits { header_table_bytes: 1000, ..Limits::default() };
+    let get = |raw: Raw, begin: &[u8]| {
+        raw.frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1, &[begin, &Raw::block(&GET)[..]].concat())
+    };
+    let acknowledge = |raw: Raw| raw.frame(kind::SETTINGS, flag::ACK, 0, &[]);
+    let (grow_to_1000, grow_to_1001) = ([0x3f, 0xc9, 0x07], [0x3f, 0xca, 0x07]);
+    // Who has not acknowledged it may not know it.
+    for (raw, begin, expected) in [
+        (Raw::new(), grow_to_1001, None),
+        (acknowledge(Raw::new()), grow_to_1000, None),
+        (acknowledge(Raw::new()), grow_to_1001, Some(Code::COMPRESSION_ERROR)),
+    ] {
+        assert_eq!(get(raw, &begin).read_by_server(limits).1, expected, "{begin:?}");
+    }
+    // What was kept before and has no place any more is gone, also if the peer says nothing of it (RFC 7541 4.3).
+    let large = [&[0x40, 1, b'a', 0x7f, 0xb9, 0x07][..], &[b'v'; 1080]].concat();
+    let kept = |raw: Raw| {
+        raw.frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1, &[Raw::block(&GET), large.clone()].concat())
+    };
+    let named = |raw: Raw| {
+        raw.frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 3, &[Raw::block(&GET), vec![0xbe]].concat())
+    };
+    assert_eq!(named(kept(Raw::new())).read_by_server(limits).1, None);
+    assert_eq!(named(acknowledge(kept(Raw::new()))).read_by_server(limits).1, Some(Code::COMPRESSION_ERROR));
 }
 
 #[test]

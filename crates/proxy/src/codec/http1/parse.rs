@@ -71,6 +71,8 @@ pub enum HeadError {
     Length,
     #[error("a CONNECT has a body")]
     ConnectBody,
+    #[error("an interim response has a body")]
+    InterimBody,
     #[error("the transfer coding is not supported")]
     Encoding,
     #[error("Host is missing or present twice")]
@@ -220,7 +222,8 @@ fn place_target(head: &mut Head, raw: &[u8], method: &str, target: &str, host: O
         head.place_authority(span(head, raw, host));
     }
     let bytes = target.as_bytes();
-    if bytes.contains(&b'#') {
+    // A fragment is not for servers. Beyond ASCII is no URI (RFC 3986 2): Envoy refuses it, and so does every peer that is asked in HTTP/2.
+    if bytes.iter().any(|&byte| !byte.is_ascii_graphic() || byte == b'#') {
         return Err(HeadError::Target);
     }
     if method == "CONNECT" {
@@ -280,24 +283,32 @@ fn parse_response<'r>(
 
     let mut lines = MessageFields::default();
     lines.read(head, raw, response.headers)?;
-    head.close = lines.close || (head.version == Version::Http10 && !lines.keep_alive);
+    if lines.chunked && lines.length.is_some() {
+        return Err(HeadError::LengthAndEncoding);
+    }
+    let announces_body = lines.chunked || lines.length.is_some_and(|length| length > 0);
     // RFC 9112 6.3, in its order.
     head.framing = if to_head || status == 304 {
         head.declared_length = lines.length;
         Framing::None
     } else if status < 200 || status == 204 {
         Framing::None
+    } else if lines.chunked {
+        Framing::Chunked
     } else {
-        match (lines.length, lines.chunked) {
-            (Some(_), true) => return Err(HeadError::LengthAndEncoding),
-            (None, true) => Framing::Chunked,
-            (Some(length), false) => Framing::Length(length),
-            (None, false) => Framing::UntilClose,
-        }
+        lines.length.map_or(Framing::UntilClose, Framing::Length)
     };
-    if matches!(head.framing, Framing::UntilClose) {
-        head.close = true;
+    // RFC 9110 15.2: what follows an interim response is the next one's head. It cannot be found behind a body.
+    if status < 200 && announces_body {
+        return Err(HeadError::InterimBody);
     }
+    head.close = lines.close
+        || (head.version == Version::Http10 && !lines.keep_alive)
+        || head.framing == Framing::UntilClose
+        // RFC 9112 6.1: HTTP/1.0 knows no transfer codings; somebody on the way may have framed it in another way.
+        || (head.version == Version::Http10 && lines.chunked)
+        // RFC 9110 8.6, RFC 9112 6.1: neither belongs there. Its body may come, and is nobody's.
+        || (status == 204 && announces_body);
     Ok(())
 }
 
@@ -356,8 +367,9 @@ impl<'a> MessageFields<'a> {
             let value_span = span(head, raw, value);
             head.place_field(name_span, value_span, known);
         }
-        // RFC 9110 7.8: Upgrade without the connection option is not a wish of this hop.
-        if let Some(value) = upgrade.filter(|_| self.upgrade_option) {
+        // RFC 9110 7.8: Upgrade without the connection option is not a wish of this hop, and one in HTTP/1.0 is ignored.
+        let is_old = head.status == 0 && head.version == Version::Http10;
+        if let Some(value) = upgrade.filter(|_| self.upgrade_option && !is_old) {
             head.place_upgrade(span(head, raw, value));
         }
         Ok(())

@@ -152,6 +152,8 @@ fn requests_that_two_parties_could_read_differently_are_refused() {
         ("a host with a space", b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", HeadError::Host),
         ("a relative target", b"GET index.html HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Target),
         ("a target with a fragment", b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Target),
+        ("a target beyond ASCII", b"GET /\xc3\xa4 HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Target),
+        ("a query beyond ASCII", b"GET http://a/?\xc3\xa4 HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Target),
         ("another scheme", b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Target),
         ("an absolute target without authority", b"GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Target),
         ("an absolute target with user information", b"GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Target),
@@ -278,6 +280,8 @@ fn what_connection_may_nominate_is_limited() {
     let nine = "a,b,c,d,e,f,g,h,i";
     for (name, options, error) in [
         ("a field of its own", "Connection: close, X-Mine\r\n".into(), None),
+        ("what goes with h2c", "Connection: Upgrade, HTTP2-Settings\r\n".into(), None),
+        ("chunks", "Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n".into(), None),
         ("nothing", "Connection: , ,close,\r\n".into(), None),
         ("trailers", "Connection: TE\r\nTE: trailers\r\n".into(), None),
         ("the credentials", "Connection: close, Authorization\r\n".into(), Some(HeadError::Nominated)),
@@ -295,11 +299,13 @@ fn what_connection_may_nominate_is_limited() {
 }
 
 #[test]
-fn an_upgrade_counts_only_with_its_connection_option() {
+fn an_upgrade_counts_only_with_its_connection_option_and_in_http_1_1() {
     let with = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n";
     let without = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n";
+    let old = b"GET / HTTP/1.0\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n";
     assert_eq!(request(with).unwrap().unwrap().0.upgrade(), b"websocket");
     assert_eq!(request(without).unwrap().unwrap().0.upgrade(), b"");
+    assert_eq!(request(old).unwrap().unwrap().0.upgrade(), b"", "RFC 9110 7.8");
 }
 
 #[test]
@@ -323,7 +329,30 @@ fn responses_are_framed_by_the_rules_of_rfc_9112_6_3_in_their_order() {
         ("a length to HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", true, Framing::None, false),
         ("304 with a length", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n", false, Framing::None, false),
         ("204", b"HTTP/1.1 204 No Content\r\n\r\n", false, Framing::None, false),
+        (
+            "204 with a length of 0",
+            b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n",
+            false,
+            Framing::None,
+            false,
+        ),
+        ("204 with a length", b"HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\n", false, Framing::None, true),
+        (
+            "204 with chunks",
+            b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
+            false,
+            Framing::None,
+            true,
+        ),
         ("100", b"HTTP/1.1 100 Continue\r\n\r\n", false, Framing::None, false),
+        ("101 with a length of 0", b"HTTP/1.1 101 Over\r\nContent-Length: 0\r\n\r\n", false, Framing::None, false),
+        (
+            "chunks in HTTP/1.0",
+            b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n",
+            false,
+            Framing::Chunked,
+            true,
+        ),
         ("chunks", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", false, Framing::Chunked, false),
         ("neither", b"HTTP/1.1 200 OK\r\n\r\n", false, Framing::UntilClose, true),
         ("HTTP/1.0", b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\n", false, Framing::Length(1), true),
@@ -338,6 +367,10 @@ fn responses_are_framed_by_the_rules_of_rfc_9112_6_3_in_their_order() {
     assert_eq!(to_head.declared_length, Some(3));
     for (name, bytes) in [
         ("length and chunks", &b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"[..]),
+        ("both in 304", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ("both in 204", b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ("an interim response with a length", b"HTTP/1.1 103 Early Hints\r\nContent-Length: 3\r\n\r\n"),
+        ("an interim response with chunks", b"HTTP/1.1 100 Continue\r\nTransfer-Encoding: chunked\r\n\r\n"),
         ("two lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n"),
         ("a bare line feed", b"HTTP/1.1 200 OK\nContent-Length: 3\r\n\r\n"),
         ("a status of two digits", b"HTTP/1.1 99 Odd\r\n\r\n"),

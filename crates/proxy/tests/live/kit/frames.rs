@@ -149,6 +149,11 @@ pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     out
 }
 
+/// Clients may open streams by extended CONNECT (RFC 8441).
+pub fn allow_extended_connect(setup: &mut Setup) {
+    setup.manager.http2_protocol_options.get_or_insert_default().allow_connect = true;
+}
+
 /// The cluster's endpoints speak HTTP/2.
 pub fn http2_upstream(setup: &mut Setup) {
     http2_upstream_with(setup, Http2ProtocolOptions::default());

@@ -13,10 +13,14 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use weft_xds::server::{Event, Options, Server};
 
-use super::{Directory, LIMIT, Peer, Setup, free_address, until};
+use super::peer::queued_bytes;
+use super::{Directory, LIMIT, Peer, Setup, content, free_address, until};
 
 /// The view that every stream sees.
 const VIEW: &str = "proxy";
+
+/// Many times what the buffers of two sockets may grow to.
+pub const BACK_PRESSURE_BYTES: usize = 64 << 20;
 
 /// A proxy, started and configured.
 pub struct Mesh {
@@ -290,6 +294,33 @@ impl Mesh {
     pub fn resident_bytes(&self) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).unwrap();
         text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    }
+
+    /// Have *writer* send far more than what lies between it and *reader* can hold, who does not read at first: the proxy's memory stays
+    /// as it is, and then all of it arrives.
+    #[track_caller]
+    pub fn expect_back_pressure(&self, writer: &mut Peer, reader: &mut Peer) {
+        let before = self.resident_bytes();
+        let sent = content(BACK_PRESSURE_BYTES);
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| writer.send(&sent));
+            let begin = reader.take(1);
+            // The sender is stuck: what it sent fills the sockets' buffers and no more, so its writes stand still.
+            let mut last = (0, Instant::now());
+            until("the transfer stands still", || {
+                let queued = queued_bytes(reader.socket());
+                if queued != last.0 {
+                    last = (queued, Instant::now());
+                }
+                (last.1.elapsed() > Duration::from_millis(100)).then_some(())
+            });
+            assert!(!sender.is_finished());
+            let grown = self.resident_bytes().saturating_sub(before);
+            assert!(grown < 4 << 20, "{grown} bytes more");
+            let rest = reader.take(sent.len() - 1);
+            assert!([begin, rest].concat() == sent, "it is not what was sent");
+            sender.join().unwrap();
+        });
     }
 
     /// What the proxy said.

@@ -1,5 +1,6 @@
 //! A proxy with its control plane, its clients and its upstreams. Everything blocks, and nothing blocks longer than [`LIMIT`].
 
+pub mod cases;
 pub mod certificates;
 pub mod frames;
 pub mod mesh;

@@ -28,6 +28,13 @@ where
     }
 }
 
+/// A request for a WebSocket.
+pub const WEBSOCKET: &str =
+    "GET /chat HTTP/1.1\r\nhost: up\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
+
+/// The answer that makes it one.
+pub const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+
 /// One end of a connection.
 pub struct Peer {
     wire: Box<dyn Wire>,

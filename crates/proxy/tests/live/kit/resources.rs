@@ -137,6 +137,13 @@ impl Setup {
         });
     }
 
+    pub fn allow_websocket(&mut self) {
+        self.manager.upgrade_configs = vec![http::http_connection_manager::UpgradeConfig {
+            upgrade_type: "websocket".into(),
+            ..Default::default()
+        }];
+    }
+
     pub fn resources(&self) -> Vec<Published> {
         let mut chain = self.chain.clone();
         chain.filters = match (&self.calls, &self.tcp) {

@@ -20,6 +20,12 @@ impl Decoder {
         Decoder { table: DynamicTable::new(allowed), allowed, name: Vec::new(), value: Vec::new() }
     }
 
+    /// The peer has acknowledged that its table may take up *bytes* and no more (RFC 7541 4.2). What it forgets to remove is gone.
+    pub fn allow(&mut self, bytes: usize) {
+        self.allowed = bytes;
+        self.table.set_limit(self.table.limit().min(bytes));
+    }
+
     /// Decode one whole block and hand each field to *take*.
     ///
     /// # Errors

@@ -1,0 +1,28 @@
+//! The first bytes of a connection: what they are taken for must not depend on how they come, and once it is decided nothing that
+//! comes later changes it. Else a client chooses its filter chain, or passes for no browser, by how it cuts its writes.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use weft_core::local_caller;
+
+// The proxy is an executable without a library, so its code is compiled in from its source.
+#[path = "../../crates/proxy/src/codec/opening.rs"]
+mod opening;
+
+use opening::Opening;
+
+fuzz_target!(|input: &[u8]| {
+    let http = opening::of(input);
+    let local = local_caller::opening(input);
+    for cut in 0..input.len() {
+        let before = opening::of(&input[..cut]);
+        assert!(before == Opening::Undecided || before == http, "{before:?} at {cut}, then {http:?}");
+        let before = local_caller::opening(&input[..cut]);
+        assert!(before == local_caller::Opening::Undecided || before == local, "{before:?} at {cut}, then {local:?}");
+    }
+    // Whatever is HTTP to the inspector has the form of a request to who keeps pages out, too.
+    if matches!(http, Opening::Http(_)) {
+        assert_ne!(local, local_caller::Opening::Undecided);
+    }
+});
