@@ -112,6 +112,16 @@ MISTAKES = {
         "spec.rules[0].filters[0].requestHeaderModifier.set[0].name",
         "bad-header",
     ),
+    "length": (
+        filtered(f"{HEADERS}{{set: [{{name: Content-Length, value: '1'}}]}}}}"),
+        "spec.rules[0].filters[0].requestHeaderModifier.set[0].name",
+        "bad-header",
+    ),
+    "chunks removed": (
+        filtered(f"{HEADERS}{{remove: [proxy-connection, transfer-encoding]}}}}"),
+        "spec.rules[0].filters[0].requestHeaderModifier.remove[1]",
+        "bad-header",
+    ),
     "redirect beside backends": (
         filtered("{type: RequestRedirect, requestRedirect: {hostname: a}}"),
         "spec.rules[0].backendRefs",

@@ -335,6 +335,27 @@ VIRTUAL_SERVICES = {
         "Host",
         "cannot be edited",
     ),
+    "length set": (
+        rule(f"headers: {{request: {{set: {{Content-Length: '7'}}}}}}, {TO}"),
+        "http[0].headers.request.set.Content-Length",
+        "bad-header",
+        "Content-Length",
+        "each proxy writes it anew",
+    ),
+    "chunks added": (
+        rule(f"headers: {{response: {{add: {{transfer-encoding: chunked}}}}}}, {TO}"),
+        "http[0].headers.response.add.transfer-encoding",
+        "bad-header",
+        "transfer-encoding",
+        "each proxy writes it anew",
+    ),
+    "connection removed": (
+        rule("route: [{destination: {host: server}, headers: {request: {remove: [keep-alive, connection]}}}]"),
+        "http[0].route[0].headers.request.remove[1]",
+        "bad-header",
+        "connection",
+        "each proxy writes it anew",
+    ),
     "single percent sign": (
         rule(f"headers: {{request: {{set: {{x: 5%}}}}}}, {TO}"),
         "http[0].headers.request.set.x",
@@ -375,7 +396,7 @@ VIRTUAL_SERVICES = {
         "http[0].retries.retryOn",
         "unsafe-retries",
         "retryOn",
-        "POST and PATCH as well",
+        "POST and PATCH as well. Leave `retryOn` out (by default POST and PATCH are repeated only where no program has seen",
     ),
     "pages of both lists": (
         rule(f"corsPolicy: {{allowOrigin: [a], allowOrigins: [{{exact: a}}]}}, {TO}"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from weft.api.support import main, page
+from weft.translate.policies.retry.apply import DEFAULT_CONDITIONS, DEFAULT_RETRIES
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "reference" / "api-support.md"
 
@@ -24,6 +25,13 @@ def test_a_page_that_differs_is_noticed_and_written(tmp_path: Path, capsys: pyte
     assert "weft.api.support" in capsys.readouterr().err
     assert main([str(path)]) == 0
     assert main(["--check", str(path)]) == 0
+
+
+def test_the_page_tells_where_a_default_is_not_istios() -> None:
+    assert (
+        f"`http[].retries.retryOn` of a VirtualService: `{DEFAULT_CONDITIONS}`, up to {DEFAULT_RETRIES} retries"
+        in page()
+    )
 
 
 def test_the_page_tells_what_is_honoured_wholly_in_part_by_value_and_not() -> None:

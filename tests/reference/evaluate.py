@@ -16,8 +16,12 @@ from typing import Any
 
 Document = Mapping[str, Any]
 
-DEFAULT_RETRY_ON = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
-"""HTTPRetry.retryOn, by default; attempts default to 2 (traffic management, "Retries")."""
+DEFAULT_RETRY_ON = "connect-failure,refused-stream,reset-before-request"
+"""
+HTTPRetry.retryOn, by default; attempts default to 2 (traffic management, "Retries").
+
+Of Istio's conditions those that hold only for what no program has seen: weft's default repeats nothing else.
+"""
 
 
 @dataclass(frozen=True)

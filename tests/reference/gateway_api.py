@@ -181,7 +181,8 @@ def act(
         timeout_seconds=seconds(timeouts["request"]) or None if "request" in timeouts else None,
         per_try_timeout_seconds=seconds(timeouts["backendRequest"]) or None if "backendRequest" in timeouts else None,
         attempts=retry.get("attempts", 2),
-        retry_on=DEFAULT_RETRY_ON,
+        # The codes are repeated besides what no program has seen.
+        retry_on=DEFAULT_RETRY_ON + (",retriable-status-codes" if retry.get("codes") else ""),
         copies=tuple(copies(route, rule, documents, services)),
     )
     backends = rule.get("backendRefs", [])

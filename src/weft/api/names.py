@@ -108,6 +108,25 @@ def header_name_fault(name: str) -> str | None:
     return None if _HEADER.match(name) else f"`{name}` is no header name."
 
 
+ALWAYS_REMOVED = frozenset({"keep-alive", "proxy-connection"})
+"""Header fields about one connection that go no further than it, whatever a configuration says."""
+
+FRAMING = ALWAYS_REMOVED | {"connection", "content-length", "te", "transfer-encoding", "upgrade"}
+"""
+Header fields that each proxy writes anew for each connection (RFC 9110 7.6.1, RFC 9112 6).
+
+weft-proxy takes none of them from a configuration (`weft_core::header_edit`). Envoy does, and sends a message that
+contradicts itself: a second length, or chunks that are none.
+"""
+
+
+def framing_fault(name: str, *, removed: bool = False) -> str | None:
+    """A header to edit, or to take away, is none that says where a message ends or what becomes of its connection."""
+    if name.lower() not in (FRAMING - ALWAYS_REMOVED if removed else FRAMING):
+        return None
+    return f"`{name}` cannot be edited: each proxy writes it anew, by the message and its connection."
+
+
 def control_character_fault(value: str) -> str | None:
     """RFC 9110 4.1, 5.5: neither a target nor a header holds a control character, whoever writes it."""
     if any(character < " " or character == "\x7f" for character in value):

@@ -26,6 +26,14 @@ Every field of these kinds is known by its name and type. One that is not honour
 column; none is ignored. Names are those of YAML; of Istio's kinds the snake_case spellings are read too, as proto JSON
 does.
 `[]` stands for each item of a list, `.*` for each entry of a map.
+
+## Where a default is not Istio's
+
+- `http[].retries.retryOn` of a VirtualService: `connect-failure,refused-stream,reset-before-request`, up to 2 retries. These repeat
+  only what no program has seen; weft-proxy also an idempotent request whose kept connection broke (RFC 9110 9.2.2).
+  Istio's default has gRPC's `unavailable` and `cancelled`, too, which a program answers that may have
+  acted on the call already. Where that does not matter write them:
+  `retryOn: connect-failure,refused-stream,reset-before-request,unavailable,cancelled`. The same default holds where no rule is.
 """
 
 

@@ -35,6 +35,10 @@ WITHHELD = frozenset(
 """Those that lead around the proxy, out of the namespaces or to the agent's keys, for a better word than "unknown"."""
 
 
+NONE_GIVEN = "capabilities are given to programs of root only; this one has none"
+"""What is said where some were asked for in vain."""
+
+
 def canonical(name: str) -> str:
     """Return `CAP_net_bind_service` as `NET_BIND_SERVICE`, whether or not there is such a capability."""
     return name.upper().removeprefix("CAP_")

@@ -13,6 +13,7 @@ identity, from those of others. Pure arithmetic: control plane, agent and `weft 
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv4Network
 
 LOOPBACK = IPv4Network("127.0.0.0/8")
@@ -40,6 +41,11 @@ def service_address(workload_address: str, service_address: str) -> str:
 def program_address(workload_address: str) -> str:
     """Return the address that the program of a workload is told to bind."""
     return _beside(workload_address, PROGRAM_OFFSET)
+
+
+def service_variable(name: str) -> str:
+    """Return the variable in which a program is told the address of the service *name* of its namespace, as Kubernetes names it."""
+    return f"{re.sub(r'[^A-Z0-9]', '_', name.upper())}_SERVICE_HOST"
 
 
 def _beside(workload_address: str, offset: int) -> str:

@@ -16,6 +16,7 @@ from envoy.config.core.v3 import config_source_pb2
 from envoy.extensions.access_loggers.file.v3 import file_pb2
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2
 
+from weft.model import grpc
 from weft.translate.fragments import Reading
 
 FILE_LOGGER = "envoy.access_loggers.file"
@@ -31,6 +32,7 @@ RECORD = {
     "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
     "protocol": "%PROTOCOL%",
     "response_code": "%RESPONSE_CODE%",
+    "grpc_status": "%GRPC_STATUS_NUMBER%",
     "response_flags": "%RESPONSE_FLAGS%",
     "response_code_details": "%RESPONSE_CODE_DETAILS%",
     "route_name": "%ROUTE_NAME%",
@@ -62,7 +64,14 @@ FLUSH_SECONDS = 0.1
 BUFFER_BYTES = 16 * 1024
 
 LOWEST_FAILED_STATUS = 400
-"""A try with a lower status, and no response flag, is told by the record of its request."""
+"""A try with a lower status, no response flag and none of RETRIABLE_GRPC is told by the record of its request."""
+
+RETRIABLE_GRPC = ("CANCELED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE")
+"""
+Statuses of gRPC, in the words of Envoy's API, for which `retryOn` may make another try though HTTP says 200.
+
+Not UNKNOWN: Envoy takes a 200 that is no gRPC for that.
+"""
 
 
 def add_request_logs(reading: Reading, logs: Any, direction: Direction) -> None:
@@ -70,7 +79,7 @@ def add_request_logs(reading: Reading, logs: Any, direction: Direction) -> None:
     _add_file(reading, logs, direction)
     if reading.access_log_cluster:
         config = als_pb2.HttpGrpcAccessLogConfig()
-        _fill_service(reading, config.common_config, REQUESTS, direction)
+        _fill_http_service(reading, config, REQUESTS, direction)
         _pack(logs.add(name=HTTP_SERVICE_LOGGER), config)
 
 
@@ -90,10 +99,11 @@ def add_try_logs(reading: Reading, logs: Any, direction: Direction) -> None:
     if not reading.access_log_cluster:
         return
     config = als_pb2.HttpGrpcAccessLogConfig()
-    _fill_service(reading, config.common_config, TRIES, direction)
+    _fill_http_service(reading, config, TRIES, direction)
     log = logs.add(name=HTTP_SERVICE_LOGGER)
-    flagged, failed = log.filter.or_filter.filters.add(), log.filter.or_filter.filters.add()
+    flagged, failed, retriable = (log.filter.or_filter.filters.add() for _ in range(3))
     flagged.response_flag_filter.SetInParent()
+    retriable.grpc_status_filter.statuses.extend(map(accesslog_pb2.GrpcStatusFilter.Status.Value, RETRIABLE_GRPC))
     comparison = failed.status_code_filter.comparison
     comparison.op = accesslog_pb2.ComparisonFilter.GE
     comparison.value.default_value = LOWEST_FAILED_STATUS
@@ -121,6 +131,13 @@ def _add_tcp_service(reading: Reading, logs: Any, name: str, direction: Directio
     config = als_pb2.TcpGrpcAccessLogConfig()
     _fill_service(reading, config.common_config, name, direction)
     _pack(logs.add(name=TCP_SERVICE_LOGGER), config)
+
+
+def _fill_http_service(reading: Reading, config: Any, name: str, direction: Direction) -> None:
+    """Fill a `HttpGrpcAccessLogConfig`. The status of gRPC is sent where it is asked for only."""
+    _fill_service(reading, config.common_config, name, direction)
+    config.additional_response_headers_to_log.append(grpc.STATUS)
+    config.additional_response_trailers_to_log.append(grpc.STATUS)
 
 
 def _fill_service(reading: Reading, config: Any, name: str, direction: Direction) -> None:

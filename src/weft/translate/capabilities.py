@@ -42,9 +42,46 @@ class Shortfall:
 
 
 _OF_ENVOY = (
-    Shortfall("slow-start", "takes some tenths of a second to start again after it died; who calls meanwhile waits"),
+    # Requests.
+    Shortfall("http1-links", "calls other sidecars by HTTP/1.1, unless `h2UpgradePolicy` says otherwise"),
+    Shortfall(
+        "shared-window", "lets clients that do not read stop all others of a link that `h2UpgradePolicy` upgrades"
+    ),
+    Shortfall("lower-case-names", "writes the names of header fields in lower case"),
+    Shortfall(
+        "lenient-http1",
+        "mends HTTP/1 that others may read in another way, and passes it on: folded fields, lone line feeds, two Hosts,"
+        " chunks longer than they say, fields that `Connection` takes away",
+    ),
+    Shortfall("strict-204", "answers 502 for a program that answers 204 with a length or chunks"),
+    Shortfall(
+        "keyless-websockets",
+        "asks programs of HTTP/1.1 for a WebSocket without a key where its client speaks HTTP/2 and sent none",
+    ),
+    Shortfall("whole-connections", "ends a whole connection of HTTP/2 for one request that is malformed"),
+    Shortfall("slow-copies", "slows a request down while its copy (mirroring) is slow"),
+    # Connections.
+    Shortfall(
+        "server-first",
+        "waits for the client to speak first where nobody declared a port's protocol: for ever, or 3 s under PERMISSIVE",
+    ),
+    # What is told of them.
+    Shortfall("no-istio-metrics", "has no `istio_*` metrics, only its own"),
+    Shortfall("uncounted-copies", "counts copies of requests (mirroring) in no metric"),
     Shortfall("explained-by-weft", "is explained by weft-proxy's decision code in `weft why`, not by its own"),
+    # Where it runs, and after a death.
+    Shortfall("no-explicit-mode", "does not run in explicit mode"),
+    Shortfall(
+        "slow-start",
+        "takes some tenths of a second to start again after it died; who calls meanwhile waits,"
+        " and after a second is told 503",
+    ),
+    Shortfall(
+        "configuration-in-memory",
+        "has its configuration kept in its agent's memory, not on disk; a new agent or `weft hot-restart` asks the control plane",
+    ),
 )
+"""The last column of docs/reference/data-planes.md has each code beside what it is about."""
 
 _OF_RELAYED = (
     Shortfall(

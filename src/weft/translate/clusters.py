@@ -138,7 +138,8 @@ def _outbound(
 def _described(rules: Destination, subset: str, origins: dict[str, str]) -> dict[str, Any]:
     found = rules.subset(subset) if subset else None
     if found is not None:
-        return describe(found[0], "spec", "subsets", found[1], origins=origins)
+        description = describe(found[0], "spec", "subsets", found[1], origins=origins)
+        return {**description, "labels": dict(found[2].labels)}
     if rules.item is not None:
         return describe(rules.item, "spec", origins=origins)
     return describe_default(tuple(origins))

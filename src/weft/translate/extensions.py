@@ -33,6 +33,7 @@ def _file() -> descriptor_pb2.FileDescriptorProto:
 
     one, many = field.LABEL_OPTIONAL, field.LABEL_REPEATED
     # A listener filter: only processes of these users may connect. The kernel is asked for each connection.
+    # What a TCP proxy would carry may not begin with a request of HTTP, either: a page in a browser of that user can send it.
     message("CallerUid", ("uids", field.TYPE_UINT32, many, ""))
     # Where a CONNECT to `authority` (host:port, lower case) leads: to the listener of that name.
     message("Tunnel", ("authority", field.TYPE_STRING, one, ""), ("listener", field.TYPE_STRING, one, ""))

@@ -6,7 +6,7 @@ them, beside those of the Gateway API (`kubernetes_gateways.py`). Called by the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,8 @@ from weft.translate.http_manager import (
 )
 from weft.translate.index import matches
 from weft.translate.kubernetes_gateways import BoundListener
-from weft.translate.listeners import tcp_match_holds, weighted_clusters
+from weft.translate.listeners import weighted_clusters
+from weft.translate.matching import for_this_proxy
 from weft.translate.origin import annotate, describe
 from weft.translate.resource import LISTENER, Resource, resource, serialise
 from weft.translate.routes import VirtualHost, empty_table, http_routes, route_configuration, virtual_host
@@ -145,6 +146,12 @@ def _listener(reading: Reading, port: int) -> Any:
     return message
 
 
+def listening_ports(listeners: Iterable[bytes]) -> list[int]:
+    """Return the ports on which a gateway with these listeners, serialised, takes connections."""
+    found = (listener_pb2.Listener.FromString(value) for value in listeners)
+    return sorted({item.address.socket_address.port_value for item in found} - {0})
+
+
 def _with_published(reading: Reading, port: int, message: Any) -> list[Resource]:
     """
     Return the listener, and where the agent relays the published ports another that does the same for what it brings.
@@ -172,7 +179,7 @@ def _tcp_listeners(reading: Reading, port: int, servers: list[Bound]) -> list[Re
         for item in reading.gateway_virtual_services(name):
             for index, rule in enumerate(item.spec.tcp):
                 if rule.match and not any(
-                    tcp_match_holds(reading, item, match, number, (name,)) for match in rule.match
+                    for_this_proxy(reading, item, match, number, (name,)) for match in rule.match
                 ):
                     continue
                 message = _listener(reading, port)

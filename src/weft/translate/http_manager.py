@@ -15,7 +15,6 @@ from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
-from weft.data_plane import ENVOY
 from weft.translate import names
 from weft.translate.access_log import Direction, add_connection_logs, add_request_logs, add_try_logs
 from weft.translate.clusters import over_ads
@@ -29,6 +28,9 @@ from weft.translate.policies.load_balancing import apply as load_balancing
 HTTP_MANAGER = "envoy.filters.network.http_connection_manager"
 TCP_PROXY = "envoy.filters.network.tcp_proxy"
 ROUTER = "envoy.filters.http.router"
+
+HEAD_SECONDS = 60
+"""For the head of a request from its first byte on: who sends it byte by byte does not keep a connection for ever."""
 
 _ORIGINAL_DESTINATION = "%DOWNSTREAM_LOCAL_ADDRESS%"
 
@@ -50,10 +52,10 @@ def http_manager(reading: Reading, direction: Direction, statistics: str, *, loc
     manager.path_with_escaped_slashes_action = http_connection_manager_pb2.HttpConnectionManager.KEEP_UNCHANGED
     manager.proxy_100_continue = True  # or it would answer `Expect: 100-continue` for the program
     manager.stream_idle_timeout.SetInParent()  # zero: no limit. Envoy's 5 minutes would cut quiet streams
+    manager.request_headers_timeout.seconds = HEAD_SECONDS
     manager.generate_request_id.value = True
     manager.upgrade_configs.add(upgrade_type="websocket")
-    if reading.data_plane == ENVOY:
-        manager.http2_protocol_options.allow_connect = True  # RFC 8441, or a WebSocket could not come by HTTP/2
+    manager.http2_protocol_options.allow_connect = True  # RFC 8441, or a WebSocket could not come by HTTP/2
     manager.use_remote_address.value = direction == "gateway"
     if direction == "inbound":
         manager.forward_client_cert_details = http_connection_manager_pb2.HttpConnectionManager.APPEND_FORWARD

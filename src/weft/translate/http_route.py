@@ -439,6 +439,8 @@ def _described(candidate: _Candidate) -> dict[str, Any]:
             origins["retries"] = str(item.locate(*at, "timeouts", "backendRequest"))
         else:
             origins["retries"] = DEFAULT
+        if timeouts is not None and timeouts.backend_request is not None:
+            origins["perTryTimeout"] = str(item.locate(*at, "timeouts", "backendRequest"))
     if candidate.place is not None:
         origins["match"] = str(item.locate(*at, "matches", candidate.place))
     return describe(item, *at, origins=origins)

@@ -17,7 +17,7 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 
-from weft.api.networking import L4MatchAttributes, RouteDestination, TCPRoute
+from weft.api.networking import RouteDestination, TCPRoute
 from weft.model import ConfigObject, Interception, Service
 from weft.translate import explicit, names
 from weft.translate.clusters import fill_address
@@ -32,9 +32,9 @@ from weft.translate.http_manager import (
     tcp_proxy,
 )
 from weft.translate.index import matches
+from weft.translate.matching import for_this_proxy
 from weft.translate.origin import annotate, describe, describe_default
 from weft.translate.resource import LISTENER, Resource, resource, serialise
-from weft.translate.routes import qualified_gateway
 
 OUTBOUND_PORT = 15001
 """Where interception sends the program's connections (docs/reference/interfaces.md, 3)."""
@@ -147,19 +147,6 @@ def weighted_clusters(
     return found
 
 
-def tcp_match_holds(
-    reading: Reading, item: ConfigObject, match: L4MatchAttributes, port: int, gateways: Sequence[str]
-) -> bool:
-    """Whether a TCP rule's conditions on port, gateway and caller hold for this proxy."""
-    if match.port and match.port != port:
-        return False
-    if match.gateways:
-        return any(qualified_gateway(name, item.key.namespace) in gateways for name in match.gateways)
-    if match.source_labels and not reading.carries(match.source_labels):
-        return False
-    return not match.source_namespace or match.source_namespace == reading.namespace
-
-
 def inspect(message: Any, name: str, config: Any) -> None:
     """Look at the first bytes before a filter chain is chosen, as long as it takes: a program may open and wait."""
     message.listener_filters.add(name=name).typed_config.Pack(config, deterministic=True)
@@ -210,7 +197,7 @@ def _tcp_rule(reading: Reading, service: Service, port: int) -> tuple[ConfigObje
     for item in _of_mesh(reading, service.hostname):
         for index, rule in enumerate(item.spec.tcp):
             if not rule.match or any(
-                tcp_match_holds(reading, item, match, port, (names.MESH_GATEWAY,)) for match in rule.match
+                for_this_proxy(reading, item, match, port, (names.MESH_GATEWAY,)) for match in rule.match
             ):
                 return item, index, rule
     return None
@@ -221,13 +208,7 @@ def _add_tls_chains(reading: Reading, service: Service, port: int, message: Any)
     for item in _of_mesh(reading, service.hostname):
         for index, rule in enumerate(item.spec.tls):
             for match in rule.match:
-                held = L4MatchAttributes(
-                    port=match.port,
-                    gateways=match.gateways,
-                    source_labels=match.source_labels,
-                    source_namespace=match.source_namespace,
-                )
-                if not tcp_match_holds(reading, item, held, port, (names.MESH_GATEWAY,)):
+                if not for_this_proxy(reading, item, match, port, (names.MESH_GATEWAY,)):
                     continue
                 chain = message.filter_chains.add()
                 chain.filter_chain_match.server_names.extend(match.sni_hosts)

@@ -1,12 +1,43 @@
-"""`http[].match[]` -> a route's match: Istio's forms, condition by condition. Called by `routes.py`."""
+"""
+`match[]` of a rule: what is decided here, for the proxy that asks, and what goes to it, to be decided for each request.
+
+`http[].match[]` becomes a route's match: Istio's forms, condition by condition. Called by `routes.py`, and for rules of TCP
+and TLS by `listeners.py` and `gateways.py`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from weft.api.networking import HTTPMatchRequest, StringMatch
+from weft.api.networking import HTTPMatchRequest, L4MatchAttributes, StringMatch, TLSMatchAttributes
+from weft.model import ConfigObject
+from weft.translate import names
+from weft.translate.fragments import Reading
 
 EVERYTHING = "/"
+
+
+def for_this_proxy(
+    reading: Reading,
+    item: ConfigObject,
+    match: HTTPMatchRequest | L4MatchAttributes | TLSMatchAttributes,
+    port: int,
+    gateways: Sequence[str],
+) -> bool:
+    """Whether the conditions of *match* that do not depend on the request hold: port, gateway, caller."""
+    if match.port and match.port != port:
+        return False
+    if match.gateways:
+        return any(qualified_gateway(name, item.key.namespace) in gateways for name in match.gateways)
+    if match.source_labels and not reading.carries(match.source_labels):
+        return False
+    return not match.source_namespace or match.source_namespace == reading.namespace
+
+
+def qualified_gateway(name: str, namespace: str) -> str:
+    """Return `namespace/name` for a gateway as a document of *namespace* writes it; `mesh` stays."""
+    return name if "/" in name or name == names.MESH_GATEWAY else f"{namespace}/{name}"
 
 
 def apply(match: HTTPMatchRequest | None, message: Any) -> None:

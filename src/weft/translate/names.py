@@ -38,7 +38,15 @@ def outbound_parts(cluster: str) -> tuple[str, int, str] | None:
 
 def refused_cluster(hostname: str, port: int) -> str:
     """Return the name, of no cluster, that stands for a service to which a route may not refer."""
-    return f"refused|{port}||{hostname}"
+    return f"{_REFUSED}{port}||{hostname}"
+
+
+def is_refused_cluster(cluster: str) -> bool:
+    """Whether *cluster* stands for a service to which a route may not refer."""
+    return cluster.startswith(_REFUSED)
+
+
+_REFUSED = "refused|"
 
 
 def inbound_cluster(port: int) -> str:
@@ -72,9 +80,18 @@ def tcp_listener(address: str, port: int) -> str:
     return f"{address}_{port}"
 
 
+PUBLISHED = "published_"
+
+
 def published_listener(port: int) -> str:
     """Return the listener for what the agent relays from the published ports of gateway port *port*."""
-    return f"published_{port}"
+    return f"{PUBLISHED}{port}"
+
+
+def published_port(listener: str) -> int:
+    """Undo `published_listener`; 0 for any other listener."""
+    port = listener.removeprefix(PUBLISHED)
+    return int(port) if port != listener and port.isdecimal() else 0
 
 
 def inbound_listener(port: int) -> str:

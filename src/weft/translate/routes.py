@@ -244,31 +244,13 @@ def http_routes(reading: Reading, item: ConfigObject, port: int, *, gateways: Se
             (None, None)
         ]
         for place, match in alternatives:
-            if match is not None and not _for_this_proxy(reading, item, match, port, gateways):
+            if match is not None and not matching.for_this_proxy(reading, item, match, port, gateways):
                 continue
             route = _route(reading, item, port, rule=rule, match=match, place=(index, place))
             routes.append(route)
             if matching.catches_all(route.match):
                 return routes
     return routes
-
-
-def _for_this_proxy(
-    reading: Reading, item: ConfigObject, match: HTTPMatchRequest, port: int, gateways: Sequence[str]
-) -> bool:
-    """Whether the conditions that are decided here and not for each request hold: port, gateway, caller."""
-    if match.port and match.port != port:
-        return False
-    if match.gateways:
-        return any(qualified_gateway(name, item.key.namespace) in gateways for name in match.gateways)
-    if match.source_labels and not reading.carries(match.source_labels):
-        return False
-    return not match.source_namespace or match.source_namespace == reading.namespace
-
-
-def qualified_gateway(name: str, namespace: str) -> str:
-    """Return `namespace/name` for a gateway as a document of *namespace* writes it; `mesh` stays."""
-    return name if "/" in name or name == names.MESH_GATEWAY else f"{namespace}/{name}"
 
 
 def _route(

@@ -24,7 +24,7 @@ from weft.api.gateway_api import (
     HTTPValueMatch,
     ParentReference,
 )
-from weft.api.names import header_name_fault, host_fault, is_address, object_name_fault
+from weft.api.names import framing_fault, header_name_fault, host_fault, is_address, object_name_fault
 from weft.api.networking import json_name
 from weft.api.rules import shared
 from weft.api.yaml import Path
@@ -245,7 +245,8 @@ def _header_edits(path: Path, edits: HTTPHeaderFilter) -> Iterator[Finding]:
         seen: dict[str, int] = {}
         for index, name in enumerate(names):
             place: Path = (*path, kind, index) if kind == "remove" else (*path, kind, index, "name")
-            if (fault := header_name_fault(name)) is not None:
+            fault = header_name_fault(name) or framing_fault(name, removed=kind == "remove")
+            if fault is not None:
                 yield Finding(place, fault, code="bad-header", at_value=True)
             elif name.lower() == "host":
                 message = "a header modifier cannot edit `host`."

@@ -12,6 +12,7 @@ from weft.api.check import Finding
 from weft.api.names import (
     PSEUDO_HEADERS,
     control_character_fault,
+    framing_fault,
     header_name_fault,
     header_value_fault,
     host_fault,
@@ -291,16 +292,16 @@ def _header_operations(path: Path, operations: HeaderOperations, *, authority: b
             if (fault := header_value_fault(value)) is not None:
                 yield Finding((*path, field, name), fault, code="bad-header", at_value=True)
     for index, name in enumerate(operations.remove):
-        yield from _edited_header((*path, "remove", index), name, allow_authority=False)
+        yield from _edited_header((*path, "remove", index), name, allow_authority=False, removed=True)
 
 
-def _edited_header(path: Path, name: str, *, allow_authority: bool) -> Iterator[Finding]:
+def _edited_header(path: Path, name: str, *, allow_authority: bool, removed: bool = False) -> Iterator[Finding]:
     if is_authority(name):
         if not allow_authority:
             yield Finding(path, f"`{name}` cannot be edited here.", "Use `rewrite.authority`.", "bad-header")
     elif name.startswith(":"):
         yield Finding(path, f"`{name}` cannot be edited: it is part of the request line.", code="bad-header")
-    elif (fault := header_name_fault(name)) is not None:
+    elif (fault := header_name_fault(name) or framing_fault(name, removed=removed)) is not None:
         yield Finding(path, fault, code="bad-header")
 
 
@@ -493,8 +494,8 @@ def _unsafe_retries(path: Path, retries: HTTPRetry, match: Sequence[HTTPMatchReq
             f"`{unsafe[0]}` sends a request again that a program may have acted on already, POST and PATCH as well."
         )
         remedy = (
-            "Leave `retryOn` out (the default repeats what no program has taken), or match idempotent methods only:"
-            " `method: {exact: GET}`."
+            "Leave `retryOn` out (by default POST and PATCH are repeated only where no program has seen them), or match"
+            " idempotent methods only: `method: {exact: GET}`."
         )
         yield Finding(
             (*path, "retryOn"), message, remedy, "unsafe-retries", Severity.WARNING, hinges=((*path[:-1], "match"),)

@@ -10,8 +10,12 @@ from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from weft.api.networking import HTTPRetry
 
 DEFAULT_RETRIES = 2
-DEFAULT_CONDITIONS = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
-"""Istio's: failures of which the destination's program has certainly seen nothing, or said that it may be repeated."""
+DEFAULT_CONDITIONS = "connect-failure,refused-stream,reset-before-request"
+"""
+Failures of which the destination's program has certainly seen nothing.
+
+Istio's default has `unavailable` and `cancelled` beside these, which a program answers that may have acted already.
+"""
 
 OTHER_ENDPOINT_ATTEMPTS = 5
 """How often another endpoint is drawn when the one drawn was tried before; after that it is taken all the same."""
