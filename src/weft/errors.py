@@ -38,7 +38,7 @@ class InvalidConfiguration(WeftError):
 
 
 class NotFound(WeftError):
-    """The named object, program or proxy does not exist. The message lists what does."""
+    """The named object, program, proxy or revision does not exist, or is not known any more. The message says what does."""
 
     exit_code = 4
 
@@ -50,13 +50,20 @@ class MeshNotRunning(WeftError):
 
 
 class NotSynced(WeftError):
-    """`--wait` ended before every affected proxy had acknowledged. `silent` and `refused` name proxies."""
+    """
+    `--wait` ended before every affected proxy had acknowledged and every agent had the names, or one refused.
+
+    `silent` and `refused` name proxies, `late` those whose agents are silent.
+    """
 
     exit_code = 6
 
-    def __init__(self, message: str, *, silent: Sequence[str] = (), refused: Sequence[str] = ()) -> None:
+    def __init__(
+        self, message: str, *, silent: Sequence[str] = (), refused: Sequence[str] = (), late: Sequence[str] = ()
+    ) -> None:
         self.silent = tuple(silent)
         self.refused = tuple(refused)
+        self.late = tuple(late)
         super().__init__(message)
 
 

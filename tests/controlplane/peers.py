@@ -33,8 +33,16 @@ from weft.cli.client import Client
 from weft.errors import WeftError
 from weft.translate import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 """For anything that a test waits for; never reached unless something is broken."""
+
+CONNECT = """
+import signal, socket, sys
+socket.socket(fileno=int(sys.argv[1])).connect(sys.argv[2])
+print("connected", flush=True)
+signal.pause()
+"""
+"""The kernel says of a Unix socket's peer which process connected it."""
 
 LAUNCH = """
 import fcntl, os, sys
@@ -123,7 +131,8 @@ class Mesh:
         shutil.rmtree(self.root)
 
     def apply(self, text: str, *, file: str = "test.yaml", **more: object) -> Any:
-        return self.client.post("/v1/apply", {"documents": [{"file": file, "text": text}], **more})
+        # Longer than the control plane waits for anybody: who was late is told, and not that the caller lost patience.
+        return self.client.post("/v1/apply", {"documents": [{"file": file, "text": text}], **more}, timeout=120.0)
 
     def refusal(self, text: str) -> str:
         """Return the reason for which an apply is refused."""
@@ -133,16 +142,18 @@ class Mesh:
             return str(error)
         raise AssertionError("it was not refused")
 
-    def agent(self, service: str, version: str = "v1", *, takes_names: bool = True, **more: Any) -> Agent:
-        """Return a registered agent of one more workload."""
-        agent = self.stranger(takes_names=takes_names)
+    def agent(
+        self, service: str, version: str = "v1", *, takes_names: bool = True, apart: bool = False, **more: Any
+    ) -> Agent:
+        """Return a registered agent of one more workload; one that is *apart* is a process that can be stopped."""
+        agent = self.stranger(takes_names=takes_names, apart=apart)
         agent.workload = {"service": service, "version": version, **more}
         agent.register()
         return agent
 
-    def stranger(self, *, takes_names: bool = True) -> Agent:
+    def stranger(self, *, takes_names: bool = True, apart: bool = False) -> Agent:
         """Return an agent that is connected and has not registered."""
-        agent = Agent(self.paths.agents_socket, {}, register=False, takes_names=takes_names)
+        agent = Agent(self.paths.agents_socket, {}, register=False, takes_names=takes_names, apart=apart)
         self._peers.append(agent)
         return agent
 
@@ -180,12 +191,24 @@ class Mesh:
 
 
 class Agent:
-    """An agent's end of `agents.sock`: sends what it is told to, keeps what it receives."""
+    """
+    An agent's end of `agents.sock`: sends what it is told to, keeps what it receives.
+
+    Args:
+        apart: The control plane takes a process of its own for it, `process`, and not the test's.
+    """
 
     def __init__(
-        self, path: Path, workload: Mapping[str, Any], *, register: bool = True, takes_names: bool = True
+        self,
+        path: Path,
+        workload: Mapping[str, Any],
+        *,
+        register: bool = True,
+        takes_names: bool = True,
+        apart: bool = False,
     ) -> None:
-        self._path = path
+        self._path, self._apart = path, apart
+        self.process: subprocess.Popen[bytes] | None = None
         self._takes_names = takes_names
         self.workload = dict(workload)
         self.registered: dict[str, Any] = {}
@@ -201,11 +224,21 @@ class Agent:
         self._lines = self._socket.makefile("rb")
 
     def _connected(self) -> bool:
+        if self._apart:
+            return self._connected_apart()
         try:
             self._socket.connect(str(self._path))
         except OSError:
             return False
         return True
+
+    def _connected_apart(self) -> bool:
+        number = self._socket.fileno()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CONNECT, str(number), str(self._path)], pass_fds=[number], stdout=subprocess.PIPE
+        )
+        assert self.process.stdout is not None
+        return self.process.stdout.readline() == b"connected\n"
 
     def register(self) -> None:
         self.send(type="register", workload=self.workload)
@@ -237,6 +270,9 @@ class Agent:
         """Lose the connection, without a word."""
         self._lines.close()
         self._socket.close()
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
 
     def reconnect(self) -> None:
         """Connect again and register under the old name, as weft's agent does."""
@@ -259,7 +295,8 @@ class ScriptedProxy:
 
     Args:
         silent: Receives, and answers nothing.
-        refuses: Names of resources that it does not accept; a response with one of them is refused as a whole.
+        refuses: Names of resources that it does not accept, until they are set anew; a response with one of them is
+            refused as a whole.
         known: Type URL -> name -> version, what it has from before.
     """
 
@@ -272,7 +309,7 @@ class ScriptedProxy:
         refuses: frozenset[str] = frozenset(),
         known: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
-        self._silent, self._refuses = silent, refuses
+        self._silent, self.refuses = silent, refuses
         self._node = {"id": node["id"], "cluster": node["cluster"]}
         self._requests: queue.Queue[Any] = queue.Queue()
         self._subscribed: dict[str, set[str]] = {}
@@ -352,7 +389,7 @@ class ScriptedProxy:
 
     def _take(self, response: Any) -> None:
         names = tuple(resource.name for resource in response.resources)
-        refused = sorted(self._refuses.intersection(names))
+        refused = sorted(self.refuses.intersection(names))
         with self._changed:
             self.received.append((response.type_url, names))
             if not refused:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +39,13 @@ def two(mesh: Mesh) -> tuple[Agent, ScriptedProxy, Agent]:
     proxy = mesh.proxy(client)
     until(lambda: mesh.status(client.name)["synced"])
     return client, proxy, server
+
+
+def receipt_when_acknowledged(mesh: Mesh, revision: int) -> Any:
+    """Return the receipt of *revision* once the client's proxy has it; the server's never comes."""
+    path = f"/v1/revisions/{revision}"
+    until(lambda: "productpage-v1-0" in mesh.client.get(path)["acknowledged"])
+    return mesh.client.get(path)
 
 
 def test_a_registered_workload_gets_an_address_an_identity_and_the_names(mesh: Mesh) -> None:
@@ -83,20 +93,40 @@ def test_settled_says_who_is_not_ready_and_which_proxy_is_behind(mesh: Mesh) -> 
     both = ["productpage-v1-0", "reviews-v1-0"]
 
     answer = mesh.client.get("/v1/settled", ready=",".join(both), wait=0.1)
-    assert answer == {"unready": ["reviews-v1-0"], "behind": both}
+    assert answer == {"unready": ["reviews-v1-0"], "behind": both, "untaken": {}}
 
     server.send(type="proxy_ready", ready=True)
     server.send(type="listening", port=9080, address="127.0.0.1")
     mesh.proxy(server)
     answer = mesh.client.get("/v1/settled", ready=",".join(both), wait=1)
-    assert answer == {"unready": [], "behind": ["productpage-v1-0"]}
+    assert answer == {"unready": [], "behind": ["productpage-v1-0"], "untaken": {}}
+
+
+GATEWAY = """\
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: door}
+spec:
+  selector: {app: door}
+  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]
+"""
+
+
+def test_settled_says_which_published_ports_no_gateway_takes(mesh: Mesh) -> None:
+    """`weft up` shows their addresses, where callers are refused until one does."""
+    published = [{"port": port, "host_address": "127.0.0.1", "host_port": 18000 + port} for port in (80, 81)]
+    door = mesh.agent("door", kind="gateway", labels={"app": "door"}, published=published)
+    mesh.proxy(door)
+    assert mesh.client.get("/v1/settled", wait=5)["untaken"] == {door.name: [80, 81]}
+    mesh.apply(GATEWAY)
+    assert mesh.client.get("/v1/settled", wait=5)["untaken"] == {door.name: [81]}
 
 
 def test_an_apply_reaches_the_proxy_and_the_receipt_says_so(mesh: Mesh) -> None:
     _, proxy, _ = two(mesh)
 
     answer = mesh.apply(RULE.format(timeout="3s"))
-    receipt = mesh.client.get(f"/v1/revisions/{answer['revision']}", wait=10)
+    receipt = receipt_when_acknowledged(mesh, answer["revision"])
 
     assert [result["action"] for result in answer["results"]] == ["created"]
     assert "productpage-v1-0" in answer["affected"]
@@ -108,7 +138,7 @@ def test_an_apply_reaches_the_proxy_and_the_receipt_says_so(mesh: Mesh) -> None:
 def test_an_equal_apply_makes_no_revision_and_wakes_nobody(mesh: Mesh) -> None:
     _, proxy, _ = two(mesh)
     first = mesh.apply(RULE.format(timeout="3s"))
-    mesh.client.get(f"/v1/revisions/{first['revision']}", wait=10)
+    receipt_when_acknowledged(mesh, first["revision"])
     received = len(proxy.received)
 
     again = mesh.apply(RULE.format(timeout="3s"))
@@ -160,15 +190,48 @@ spec: {selector: {app: reviews}, ports: [{port: 9080}]}
 """
     revision = mesh.apply(service)["revision"]
     receipt = mesh.client.get(f"/v1/revisions/{revision}", wait=0.3)
-    assert (late.name in receipt["silent"], late.name in receipt["acknowledged"]) == (True, False)
+    silent = {"state": "silent", "pid": os.getpid()}
+    assert receipt["late"] == [{"workload": late.name, "agent": silent}]
+    assert (late.name in receipt["silent"], late.name in receipt["acknowledged"]) == (False, False)
     assert "productpage-v1-0" in receipt["acknowledged"]
     assert late.name in mesh.client.get("/v1/settled", wait=0.1)["behind"]
+    assert {item["workload"]: item["agent"]["state"] for item in mesh.client.get("/v1/proxies")} == {
+        "productpage-v1-0": "answers",
+        "ratings-v1-0": "silent",
+        "reviews-v1-0": "answers",
+    }
     late.names(lambda names: "another.default.svc.cluster.local" in names)
     late.send(type="names_taken", number=1 << 30)
     until(
-        lambda: late.name not in mesh.client.get(f"/v1/revisions/{revision}", wait=1)["silent"],
+        lambda: late.name in mesh.client.get(f"/v1/revisions/{revision}", wait=1)["acknowledged"],
         what="it has taken them",
     )
+    assert mesh.status(late.name)["agent"]["state"] == "answers"
+
+
+def test_an_agent_that_is_stopped_is_named_and_not_waited_for(mesh: Mesh) -> None:
+    """As by Ctrl-Z. It answers no name meanwhile, and relays nothing to an Envoy, whose proxy is silent then."""
+    client, _, server = two(mesh)
+    mesh.proxy(server)
+    late = mesh.running("ratings", takes_names=False, apart=True)
+    assert late.process is not None
+    revision = mesh.apply(RULE.format(timeout="3s"))["revision"]
+    assert late.name in mesh.client.get(f"/v1/revisions/{revision}", wait=0.3)["silent"]
+
+    late.process.send_signal(signal.SIGSTOP)  # while others wait for it, too
+    until(lambda: mesh.status(late.name)["agent"]["state"] == "stopped")
+    began = time.monotonic()
+    receipt = mesh.client.get(f"/v1/revisions/{revision}", wait=20)
+    stopped = {"state": "stopped", "pid": late.process.pid}
+    assert receipt["late"] == [{"workload": late.name, "agent": stopped}]
+    assert (late.name in receipt["silent"], late.name in receipt["acknowledged"]) == (False, False)
+    assert late.name in receipt["affected"]
+    assert client.name in receipt["acknowledged"]
+    mesh.client.get("/v1/settled", wait=20)
+    assert time.monotonic() - began < 20
+
+    late.process.send_signal(signal.SIGCONT)
+    until(lambda: late.name in mesh.client.get(f"/v1/revisions/{revision}", wait=0.1)["silent"])
 
 
 def test_a_refusal_is_kept_with_the_resource_the_proxys_words_and_the_lines_behind_it(mesh: Mesh) -> None:
@@ -190,9 +253,79 @@ def test_a_refusal_is_kept_with_the_resource_the_proxys_words_and_the_lines_behi
                     "origins": ["test.yaml:5:1", "test.yaml:8:5"],
                 }
             ],
+            "superseded_by": None,
+            "mended": False,
         }
     ]
     assert mesh.status("productpage-v1-0")["refused"] == receipt[0]["resources"]
+
+
+def test_a_refusal_outlives_its_mending_and_the_process(mesh: Mesh) -> None:
+    """No proxy ever had that revision: not when it is mended, nor when whoever was told is killed."""
+    client, proxy, server = two(mesh)
+    good = answered(mesh, mesh.apply(RULE.format(timeout="3s")))
+    proxy.refuses = frozenset({"9080"})
+    bad = answered(mesh, mesh.apply(RULE.format(timeout="4s")))
+    refused = refused_of(mesh, bad)
+    assert refused["resources"][0]["origins"] == ["test.yaml:5:1", "test.yaml:8:5"]
+    assert (refused["superseded_by"], refused["mended"]) == (None, False)
+    proxy.refuses = frozenset()
+    mended = answered(mesh, mesh.apply("# one line further down\n" + RULE.format(timeout="5s")))
+    expected = {**refused, "superseded_by": mended, "mended": True}
+    assert refused_of(mesh, bad) == expected, "the lines are those of then"
+    assert productpage(mesh, bad) == "refused"
+    proxy.refuses = frozenset({"9080"})
+    last = answered(mesh, mesh.apply(RULE.format(timeout="6s")))
+
+    mesh.kill()
+    mesh.start(ready=False)
+    mesh.proxy(client, known=proxy.versions, refuses=proxy.refuses)
+    for agent in (client, server):
+        agent.reconnect()
+        agent.send(type="proxy_ready", ready=True)
+    server.send(type="listening", port=9080, address="127.0.0.1")
+    until(mesh._answers)
+    # Whoever asks before the workloads are back is answered when they are.
+    assert productpage(mesh, good) in ("silent", "acknowledged")
+    until(lambda: mesh.status(client.name)["refused"])
+    until(lambda: [productpage(mesh, revision) for revision in (good, mended)] == ["acknowledged"] * 2)
+    assert refused_of(mesh, bad) == expected
+    assert refused_of(mesh, last)["superseded_by"] is None
+
+
+def answered(mesh: Mesh, answer: dict[str, Any]) -> int:
+    """Wait until the client's proxy has answered an apply; return the revision."""
+    revision = int(answer["revision"])
+    until(lambda: mesh.status("productpage-v1-0")["revision"] == revision)
+    return revision
+
+
+def refused_of(mesh: Mesh, revision: int) -> dict[str, Any]:
+    """Return what the one proxy that there is refused of a revision."""
+    (refused,) = mesh.client.get(f"/v1/revisions/{revision}")["refused"]
+    return dict(refused)
+
+
+def productpage(mesh: Mesh, revision: int) -> str:
+    """Return what the client's proxy said to a revision."""
+    receipt = mesh.client.get(f"/v1/revisions/{revision}")
+    refused = [item["workload"] for item in receipt["refused"]]
+    groups = {"acknowledged": receipt["acknowledged"], "silent": receipt["silent"], "refused": refused}
+    (found,) = [name for name, members in groups.items() if "productpage-v1-0" in members]
+    return found
+
+
+def test_what_became_of_a_revision_that_is_not_known_is_not_made_up(mesh: Mesh) -> None:
+    """Its receipt was kept in a file that is gone: that of another revision is no answer."""
+    two(mesh)
+    revision = mesh.apply(RULE.format(timeout="3s"))["revision"]
+    mesh.kill()
+    mesh.paths.receipts.unlink()
+    mesh.start()
+    with pytest.raises(
+        NotFound, match=rf"What became of revision {revision} is not known any more; it is from revision"
+    ):
+        mesh.client.get(f"/v1/revisions/{revision}", wait=5)
 
 
 def test_a_refused_document_changes_nothing_and_all_mistakes_are_named(mesh: Mesh) -> None:
@@ -367,6 +500,26 @@ def test_equal_notices_are_counted(mesh: Mesh) -> None:
     until(lambda: [item["count"] for item in mesh.status("cart-v1-0")["notices"]] == [17])
 
 
+def test_a_name_that_a_program_asked_for_in_vain_is_among_what_failed_also_when_it_is_gone(mesh: Mesh) -> None:
+    mesh.running("reviews").send(type="unknown_host", name="ratngs", answer="NXDOMAIN")
+    client = mesh.running("productpage", port=None)
+
+    def told(**query: object) -> list[tuple[str, str, str]]:
+        records = mesh.client.get("/v1/records", failed=1, **query)["records"]
+        return [(record["workload"], record["authority"], record["details"]) for record in records]
+
+    until(lambda: told() == [("reviews-v1-0", "ratngs", "NXDOMAIN")])
+    client.send(type="unknown_host", name="reviws", answer="SERVFAIL")
+    both = [("productpage-v1-0", "reviws", "SERVFAIL"), ("reviews-v1-0", "ratngs", "NXDOMAIN")]
+    until(lambda: told(limit=9) == both)
+    assert told(limit=9, workload="reviews") == both[1:]
+    client.leave()
+    assert told() == both[:1]
+    # It is no request, and no connection.
+    assert mesh.client.get("/v1/records", limit=9)["records"] == []
+    assert told(limit=9, log="connections") == []
+
+
 def test_an_unknown_workload_is_a_404_that_lists_the_known(mesh: Mesh) -> None:
     mesh.running("cart", port=None)
     with pytest.raises(NotFound, match="There are: cart-v1-0"):
@@ -390,7 +543,7 @@ def test_after_a_restart_no_proxy_is_told_anything(mesh: Mesh) -> None:
     """The store keeps rules and addresses, the agents come back, equal contents have equal versions."""
     client, proxy, server = two(mesh)
     mesh.apply(RULE.format(timeout="3s"))
-    mesh.client.get(f"/v1/revisions/{mesh.client.get('/v1/version')['revision']}", wait=10)
+    receipt_when_acknowledged(mesh, mesh.client.get("/v1/version")["revision"])
     proxy.wait(lambda it: it.endpoints(CLUSTER_OF_REVIEWS) == [server.registered["address"]])
     address, revision = server.registered["address"], mesh.client.get("/v1/version")["revision"]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
-from tests.controlplane.peers import Mesh, running_mesh
+from tests.controlplane.peers import Mesh, running_mesh, until
 
 RULES = """\
 apiVersion: networking.istio.io/v1
@@ -96,6 +97,7 @@ spec:
   trafficPolicy:
     loadBalancer:
       consistentHash: {httpHeaderName: end-user}
+    outlierDetection: {consecutive5xxErrors: 3, minHealthPercent: 60}
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -110,6 +112,19 @@ spec:
       percentage: {value: 25}
     - destination: {host: reviews, subset: v9}
 """
+
+
+@pytest.fixture(scope="session")
+def explicit() -> Iterator[Mesh]:
+    """A mesh in explicit mode, with a service of HTTP and one of bytes."""
+    own = {"interception": "explicit", "local_caller": {"uid": 0, "credential_sha256": "00" * 32}}
+    for mesh in running_mesh({"interception": "explicit", "mesh_cidr": "127.78.0.0/16"}):
+        mesh.running("shop", **own)
+        ledger = mesh.agent("ledger", ports=[{"number": 3306, "protocol": "TCP"}], **own)
+        ledger.send(type="proxy_ready", ready=True)
+        ledger.send(type="listening", port=3306, address="127.0.0.1")
+        until(partial(mesh._is_published, ledger.name), what="ledger ready and published")
+        yield mesh
 
 
 @pytest.fixture(scope="session")

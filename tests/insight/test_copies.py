@@ -6,8 +6,8 @@ import base64
 from collections.abc import Sequence
 
 from tests.controlplane.peers import Mesh
-from weft.insight import Hop, happened, tell, tree_to_json, verdict
-from weft.telemetry import Record
+from weft.insight import Hop, Program, happened, tell, tree_to_json, verdict
+from weft.telemetry import Configuration, Record
 
 TO, V2 = (f"outbound|9080|{rest}.default.svc.cluster.local" for rest in ("|catalog", "v2|reviews"))
 CATALOG, REVIEWS_V2 = "10.244.0.11:9080", "10.244.0.4:9080"
@@ -41,13 +41,16 @@ def record(workload: str, start: float, log: str = "requests", **fields: object)
     return Record(node, log, "HTTP/1.1", start=start, duration_ms=10.0, **(asked | fields))  # type: ignore[arg-type]
 
 
-def trees(mesh: Mesh, records: Sequence[Record]) -> list[Hop]:
-    def past(node: str, _: float) -> list[tuple[int, list[tuple[str, str, bytes]]]]:
-        workload = node.split("~")[2].partition(".")[0]
-        found = mesh.client.get(f"/v1/proxies/{workload}/resources")
-        return [(1, [(item["type_url"], item["name"], base64.b64decode(item["value"])) for item in found])]
+def trees(mesh: Mesh, records: Sequence[Record], now: Sequence[Program] = ()) -> list[Hop]:
+    return happened(records, (), lambda node, _: [published(mesh, node)], now)
 
-    return happened(records, (), past)
+
+def published(mesh: Mesh, node: str) -> Configuration:
+    """What the proxy of that node has now, as if it had always been so."""
+    workload = node.split("~")[2].partition(".")[0]
+    found = mesh.client.get(f"/v1/proxies/{workload}/resources")
+    resources = tuple((item["type_url"], item["name"], base64.b64decode(item["value"])) for item in found)
+    return Configuration(node, 1, 0.0, 0.0, resources)
 
 
 def test_a_copy_that_arrived_belongs_to_its_request(bookinfo: Mesh) -> None:

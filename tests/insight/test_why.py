@@ -12,6 +12,7 @@ import pytest
 from tests.controlplane.peers import Mesh
 from weft.errors import NotFound, UsageError
 from weft.insight import Explanation, Question, explain, render
+from weft.insight.endpoint_health import SAID, Found
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -33,6 +34,7 @@ QUESTIONS = {
     "no-route": Question("productpage", "http://ratings:9080/ratings/0"),
     "no-rule": Question("reviews-v1-0", "http://productpage:9080/"),
     "outside": Question("productpage", "http://example.com/"),
+    "unknown-host": Question("productpage", "http://reviws:9080/"),
     "tls-to-http": Question("productpage", "https://reviews:9080/"),
     "own-loopback": Question("productpage", "http://localhost:5432/"),
     "host-port": Question("shop", "http://localhost:5432/"),
@@ -40,7 +42,9 @@ QUESTIONS = {
 }
 
 
-def ask(mesh: Mesh, question: Question) -> Explanation:
+def ask(mesh: Mesh, question: Question, found: Found | None = None) -> Explanation:
+    """Ask with what the caller's proxy has *found* of its endpoints; these proxies do not run, and cannot be asked."""
+
     def resources(workload: str) -> list[tuple[str, str, bytes]]:
         found = mesh.client.get(f"/v1/proxies/{workload}/resources")
         return [(item["type_url"], item["name"], base64.b64decode(item["value"])) for item in found]
@@ -50,6 +54,7 @@ def ask(mesh: Mesh, question: Question) -> Explanation:
         workloads=mesh.client.get("/v1/workloads"),
         services=mesh.client.get("/v1/services"),
         resources=resources,
+        health=lambda _: found,
         machine="this-machine",
     )
 
@@ -135,6 +140,20 @@ def test_what_is_no_url_is_refused(bookinfo: Mesh, url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "url"),
+    [
+        ("notaurl", "http://notaurl/"),
+        ("reviews:9080", "http://reviews:9080/"),
+        ("reviews:9080/reviews/0", "http://reviews:9080/reviews/0"),
+    ],
+)
+def test_what_a_url_without_a_scheme_means_is_said(bookinfo: Mesh, word: str, url: str) -> None:
+    said = ask(bookinfo, Question("productpage", word))
+    assert said.target == ask(bookinfo, Question("productpage", url)).target
+    assert said.assumptions[0] == f"{word} means {url}, as to curl."
+
+
+@pytest.mark.parametrize(
     ("url", "sentence"),
     [
         ("http://127.0.0.1:5432/", "127.0.0.1 is the loopback of productpage-v1-0's own network"),
@@ -158,6 +177,40 @@ def test_what_the_mesh_does_not_catch_is_said(bookinfo: Mesh, url: str, sentence
     assert explanation.refusal is not None
     assert sentence.format(**places) in explanation.refusal.reason
     assert explanation.refusal.reason in render(explanation)
+
+
+@pytest.mark.parametrize(
+    ("host", "meant"),
+    [
+        ("reviws", "Did you mean `reviews`?"),
+        ("reviews.defalt", "Did you mean `reviews.default`?"),
+        ("nobody", "The services are: catalog, ledger, productpage, ratings, reviews."),
+        ("reviews-v2-0", "reviews-v2-0 is a workload, and what is called is its service: `reviews`."),
+        ("www.example.com", ""),
+    ],
+)
+def test_a_host_that_is_no_service_is_said_to_be_asked_of_this_machine(bookinfo: Mesh, host: str, meant: str) -> None:
+    explanation = ask(bookinfo, Question("productpage", f"http://{host}:9080/"))
+    assert explanation.unknown_host is not None
+    assert (explanation.unknown_host.name, explanation.unknown_host.asked_by) == (host, "program")
+    assert explanation.unknown_host.remedy.startswith(meant)
+    assert bool(explanation.unknown_host.remedy) == bool(meant)
+    text = render(explanation)
+    assert f"{host} is no name of the mesh, so this machine's resolver is asked." in text
+    assert meant[1:] in text
+
+
+def test_a_name_that_only_the_mesh_could_have_is_never_called(bookinfo: Mesh) -> None:
+    explanation = ask(bookinfo, Question("productpage", "http://reviws.default.svc.cluster.local:9080/"))
+    assert not explanation.is_caught
+    assert explanation.refusal is not None
+    assert "the program is told that there is no such host" in explanation.refusal.reason
+    assert explanation.refusal.remedy.startswith("Did you mean `reviews.default.svc.cluster.local`?")
+
+
+@pytest.mark.parametrize("host", ["reviews", "10.1.2.3", "localhost", "this-machine", "productpage-v1-0"])
+def test_what_has_an_address_is_no_unknown_host(bookinfo: Mesh, host: str) -> None:
+    assert ask(bookinfo, Question("productpage", f"http://{host}:9080/")).unknown_host is None
 
 
 def test_a_programs_own_service_is_called_through_the_mesh(bookinfo: Mesh) -> None:
@@ -225,3 +278,96 @@ def test_a_port_that_a_gateway_does_not_take_is_named_with_those_that_it_takes(b
 def test_a_gateway_that_no_document_selects_takes_nothing(bookinfo: Mesh, url: str, words: str) -> None:
     with pytest.raises(NotFound, match=words):
         ask(bookinfo, Question("lonegateway", url))
+
+
+def reviews(subset: str, last: int, state: str) -> Found:
+    return {(f"outbound|9080|{subset}|reviews.default.svc.cluster.local", f"10.244.0.{last}:9080"): state}
+
+
+@pytest.mark.parametrize("state", SAID)
+def test_a_destination_whose_only_endpoint_the_proxy_does_not_use_is_one_that_it_answers_for(
+    bookinfo: Mesh, state: str
+) -> None:
+    said = ask(bookinfo, QUESTIONS["header"], reviews("v2", 4, state))
+    text = render(said)
+    assert (said.outbound.status, said.outbound.flags, said.inbound) == (503, "UH", ())
+    assert "\nIt would go 100 % to reviews subset v2 port 9080, but the proxy answers 503 itself (UH):" in text
+    assert (
+        f"\nAs productpage-v1-0's proxy sees it now, reviews-v2-0 (10.244.0.4:9080) of reviews subset v2 port 9080 is {SAID[state]}."
+        in text
+    )
+    assert f"10.244.0.4:9080  reviews-v2-0  not eligible, mutual TLS, {SAID[state]} now" in text
+    assert "Every endpoint that is listed answers" not in text
+    assert "those that productpage-v1-0's proxy does not use now are still not used then" in text
+
+
+def test_one_of_several_destinations_may_have_nobody_while_others_have(bookinfo: Mesh) -> None:
+    said = ask(bookinfo, QUESTIONS["weights"], reviews("v2", 4, "EJECTED"))
+    text = render(said)
+    assert (
+        "\nIt goes 80 % to reviews subset v1 port 9080, 20 % to reviews subset v2 port 9080 (none of whose endpoints"
+        in text
+    )
+    assert "is used now: answered with 503 (UH))." in text
+    assert [side.workload for side in said.inbound] == ["reviews-v1-0"]
+
+
+def test_ejected_endpoints_are_used_where_too_few_are_left(bookinfo: Mesh) -> None:
+    """Panic, by `minHealthPercent` of its DestinationRule: the decision code knows it, not what says it."""
+    catalog = "outbound|9080||catalog.default.svc.cluster.local"
+    first, _ = ask(bookinfo, QUESTIONS["hash-of-nothing"]).outbound.endpoints
+    said = ask(bookinfo, QUESTIONS["hash-of-nothing"], {(catalog, first.address): "EJECTED"})
+    assert all(0.4 < item.share < 0.6 for item in said.outbound.endpoints)
+    text = render(said)
+    (line,) = (line for line in text.splitlines() if line.strip().startswith(first.address))
+    assert line.endswith(
+        " % of it, mutual TLS, ejected by outlier detection now, and used since too few others are well"
+    ), text
+    assert said.unused == {(catalog, first.address): "EJECTED"}
+
+
+def test_what_the_proxy_found_elsewhere_is_not_told(bookinfo: Mesh) -> None:
+    said = ask(bookinfo, QUESTIONS["header"], reviews("v1", 3, "EJECTED"))
+    assert (said.unused, said.outbound.status) == ({}, None)
+    assert "now, reviews" not in render(said)
+    assert "productpage-v1-0's proxy knows nothing else of any of them now." in render(said)
+
+
+def test_bytes_to_ejected_endpoints_are_a_reset_connection(bookinfo: Mesh) -> None:
+    question = Question("productpage", "https://ledger:3306/")
+    ledger = "outbound|3306||ledger.default.svc.cluster.local"
+    (only,) = ask(bookinfo, question).outbound.endpoints
+    text = render(ask(bookinfo, question, {(ledger, only.address): "EJECTED"}))
+    assert "It would go 100 % to ledger port 3306, but the proxy resets the connection (UH):" in text
+    assert f"now, ledger-v1-0 ({only.address}) of ledger port 3306 is ejected by outlier detection." in text
+
+
+def test_a_proxy_that_does_not_answer_leaves_an_assumption_that_says_so(bookinfo: Mesh) -> None:
+    assumed = ask(bookinfo, QUESTIONS["header"]).assumptions
+    assert any("productpage-v1-0's proxy, which would know of ejections" in text for text in assumed)
+
+
+@pytest.mark.parametrize("host", ["ledger", "127.78.1.3"])
+def test_in_explicit_mode_http_does_not_get_to_a_port_of_bytes_and_other_bytes_do(explicit: Mesh, host: str) -> None:
+    said = ask(explicit, Question("shop", f"http://{host}:3306/"))
+    text = render(said)
+    assert said.target.address == "127.78.1.3"
+    assert (
+        "\nhttp:// does not get there: port 3306 of ledger speaks TCP. By HTTP_PROXY shop-v1-0's proxy answers 503, for it"
+        " has no rule for that port; at $LEDGER_SERVICE_HOST (127.78.1.3) it resets what begins with a request of HTTP"
+        in text
+    )
+    assert "\nTo mend it: if that port speaks HTTP, declare it so: `protocol: HTTP`" in text
+    assert "\nOf other bytes: it goes 100 % to ledger port 3306.\n" in text
+    assert "ledger-v1-0  100 % of it, mutual TLS" in text
+
+
+def test_what_is_no_http_or_comes_to_a_port_of_http_is_not_told_of_that(explicit: Mesh) -> None:
+    for url in ("https://127.78.1.3:3306/", "http://shop:9080/"):
+        said = ask(explicit, Question("ledger", url))
+        assert said.http_refusal is None, url
+        assert "Of other bytes" not in render(said)
+
+
+def test_where_connections_are_caught_a_port_of_bytes_takes_http_too(bookinfo: Mesh) -> None:
+    assert ask(bookinfo, Question("productpage", "http://ledger:3306/")).http_refusal is None

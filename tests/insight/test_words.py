@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from weft.insight import words
+from weft.insight import happened, tell, verdict, words
 from weft.telemetry import Record
 from weft.telemetry.records import FLAGS
 
@@ -23,6 +25,76 @@ def test_a_refused_caller_is_explained_with_the_remedy(details: str, code: str) 
     found = words.find(record, {"workload": "productpage-v1-0"})
     assert found is not None
     assert (found.code, bool(found.remedy)) == (code, True)
+
+
+@pytest.mark.parametrize(
+    ("termination", "code"),
+    [("caller_uid_refused", "caller-of-another-user"), ("caller_http_on_tcp", "caller-speaks-http")],
+)
+def test_a_caller_of_a_tcp_port_is_explained_with_the_remedy(termination: str, code: str) -> None:
+    record = Record("node", "requests", "TCP", "outbound", 0.0, 1.0, termination=termination)
+    found = words.find(record, {"workload": "productpage-v1-0"})
+    assert found is not None
+    assert (found.code, bool(found.remedy)) == (code, True)
+
+
+@pytest.mark.parametrize(
+    ("details", "code"),
+    [
+        ("missing_host_header", "malformed-request"),
+        ("path_normalization_failed", "malformed-request"),
+        ("low_version", "malformed-request"),
+        ("http1.invalid_characters", "malformed-request"),
+        ("upgrade_failed", "upgrade-refused"),
+        ("request_payload_too_large", "too-large"),
+    ],
+)
+def test_what_envoy_refuses_without_a_flag_is_not_what_its_configuration_says(details: str, code: str) -> None:
+    node = "sidecar~10.244.0.2~client-0.default~default.svc.cluster.local"
+    record = Record(node, "requests", "HTTP/1.1", "outbound", 0.0, 1.0, method="GET", status=400, details=details)
+    (hop,) = happened([record], (), lambda _node, _at: ())
+    assert hop.finding is not None
+    assert hop.finding.code == code
+    assert verdict(hop).by == ("client" if code == "malformed-request" else "proxy")
+
+
+@pytest.mark.parametrize(
+    ("flag", "details"), [("UPE", "upstream_reset_after_response_started{protocol_error}"), ("UPE", "")]
+)
+def test_an_answer_that_is_no_http_is_the_programs_doing(flag: str, details: str) -> None:
+    """Whoever made it is the cause, and not the proxy that could not pass it on."""
+    node = "sidecar~10.244.0.3~server-0.default~default.svc.cluster.local"
+    record = Record(
+        node, "requests", "HTTP/1.1", "inbound", 0.0, 1.0, method="GET", status=502, flags=(flag,), details=details
+    )
+    (hop,) = happened([record], (), lambda _node, _at: ())
+    end = verdict(hop)
+    assert (end.by, end.workload) == ("program", "server-0")
+    assert "Cause: the program of server-0" in tell([hop])
+
+
+def test_a_refused_connection_of_bytes_is_told_as_one() -> None:
+    """A server was connected by then, for it might have spoken first: it is not told as if it had taken the connection."""
+    record = Record(
+        "sidecar~10.0.0.1~caller.default~default.svc.cluster.local",
+        "requests",
+        "TCP",
+        "outbound",
+        0.0,
+        7.08,
+        details="caller_http_on_tcp",
+        termination="caller_http_on_tcp",
+        listener="127.161.5.2:7000",
+        upstream="10.0.0.2:7000",
+        attempts=1,
+    )
+    trees = happened([record], (), lambda _node, _at: (), ())
+    text = tell(trees)
+    assert "A connection to 127.161.5.2:7000: refused after 7.08 ms" in text
+    assert "sent by caller: refused" in text
+    assert "Refused by: the proxy of caller." in text
+    assert "took the connection" not in text
+    assert not trees[0].tries
 
 
 def test_an_answer_of_rbac_or_cors_is_the_proxys() -> None:
@@ -67,6 +139,9 @@ def test_a_host_that_could_not_be_loaded_is_told_from_one_that_does_not_exist() 
 
 
 OPENSSL = "TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:verify cert failed: "
+
+
+BROKEN = "TLS_error:|33554536:system library:OPENSSL_internal:Connection reset by peer:TLS_error_end"
 
 
 @pytest.mark.parametrize(
@@ -126,27 +201,144 @@ def test_an_alert_is_the_other_ends_word(reason: str, code: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("TLS error: received corrupt message of type InvalidContentType", "by the name of its service"),
+        ("TLS_error:|268435612:SSL routines:OPENSSL_internal:HTTP_REQUEST:TLS_error_end", "by the name of its service"),
+        ("TLS error: peer sent no certificates", "speak plain HTTP to the name of the service"),
+    ],
+)
+def test_a_workload_that_a_strict_server_refuses_is_named_and_not_told_to_join_the_mesh(
+    reason: str, remedy: str
+) -> None:
+    record = Record("node", "connections", "TCP", "inbound", 0.0, 1.0, downstream_failure=reason)
+    stranger = words.find(record, {"workload": "web-0", "from": ""})
+    member = words.find(record, {"workload": "web-0", "from": "mesh", "client": "curl-0"})
+    assert stranger is not None
+    assert member is not None
+    assert stranger.code == member.code
+    assert "Call from a program of the mesh" in stranger.remedy
+    assert "weft run" not in member.remedy
+    assert remedy in member.remedy
+    assert member.sentence.startswith("curl-0 ")
+
+
+@pytest.mark.parametrize(
     ("cluster", "flags", "endpoints", "code"),
     [
         ("BlackHoleCluster", "UH", "none", "no-such-port"),
-        ("outbound|80||b", "UH", "there", "all-ejected"),
+        ("outbound|80||b", "UH", "ejecting", "all-ejected"),
+        ("outbound|80||b", "UH", "there", "no-endpoint"),
         ("outbound|80||b", "UH", "checked", "all-fail-checks"),
         ("outbound|80||b", "UH", "none", "no-endpoint"),
         ("PassthroughCluster", "UC", "none", "outside-failed"),
+        ("PassthroughCluster", "UF", "none", "outside-failed"),
+        ("host|5432||", "UF", "none", "outside-failed"),
+        ("outbound|80||b", "UF", "there", "unreachable"),
         ("host|5432||", "UR", "none", "outside-failed"),
         ("outbound|80||b", "UC", "there", "reset-before-answer"),
     ],
 )
 def test_where_it_went_tells_one_flag_from_the_other(cluster: str, flags: str, endpoints: str, code: str) -> None:
     record = Record("node", "requests", "TCP", "outbound", 0.0, 1.0, flags=(flags,), cluster=cluster)
-    names = dict.fromkeys(("workload", "upstream", "service", "peer", "destination", "url"), "x")
-    found = words.find(record, names | {"endpoints": endpoints})
+    names = dict.fromkeys(
+        ("workload", "upstream", "service", "peer", "destination", "url", "failing", "host_ports"), "x"
+    )
+    known = {"endpoints": "there", "ejects": "yes"} if endpoints == "ejecting" else {"endpoints": endpoints}
+    found = words.find(record, names | known)
     assert found is not None
     assert found.code == code
 
 
+@pytest.mark.parametrize(
+    ("flags", "details", "code"),
+    [
+        (("UO",), "upstream_reset_before_response_started{overflow}", "circuit-open"),
+        (("UO",), "overflow", "circuit-open"),
+        (("UO",), "", "circuit-open"),  # a TCP connection
+        (("UO",), "via_upstream", "retry-not-allowed"),
+        (("UF", "UO"), "upstream_reset_before_response_started{remote_connection_failure|...}", "unreachable"),
+        (("UC", "UO"), "upstream_reset_before_response_started{connection_termination}", "reset-before-answer"),
+    ],
+)
+def test_a_refused_request_is_told_from_a_refused_retry(flags: tuple[str, ...], details: str, code: str) -> None:
+    record = Record("n", "requests", "HTTP/1.1", "outbound", 0.0, 1.0, status=503, flags=flags, details=details)
+    found = words.find(record, dict.fromkeys(("service", "peer", "status", "upstream"), "x"))
+    assert found is not None
+    assert found.code == code
+
+
+@pytest.mark.parametrize(
+    ("flag", "details", "told"),
+    [
+        ("UR", "upstream_reset_before_response_started{remote_reset}", "without an answer; the connection goes on."),
+        ("UR", "upstream_reset_after_response_started{remote_reset}", "in the middle of its answer"),
+        ("UC", "upstream_reset_before_response_started{connection_termination}", ""),
+        ("UR", "", ""),  # a TCP connection
+    ],
+)
+def test_a_stream_that_was_reset_is_told_from_a_connection(flag: str, details: str, told: str) -> None:
+    """Of HTTP/2, where other requests of the connection go on: nobody has closed an idle one."""
+    record = Record("n", "requests", "HTTP/2", "inbound", 0.0, 1.0, status=503, flags=(flag,), details=details)
+    found = words.find(record, {"peer": "The program of b-0"})
+    assert found is not None
+    assert found.code.startswith("reset-")
+    assert ("The program of b-0 reset the stream of this request (RST_STREAM)" in found.sentence) is bool(told)
+    assert told in found.sentence
+    assert ("closed an idle connection" in found.remedy) is not bool(told)
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "by"),
+    [
+        ({"flags": ("UR",)}, "reset-before-answer", "program"),
+        ({"flags": ("UR",), "bytes_received": 9}, "reset-before-answer", "program"),
+        ({"flags": ("UC",), "bytes_sent": 49}, "reset-during-answer", "program"),
+        ({"downstream_failure": BROKEN, "bytes_received": 9}, "client-gone", "client"),
+        ({"downstream_failure": BROKEN}, "client-refused-server", "proxy"),
+    ],
+)
+def test_a_connection_of_bytes_that_broke_was_not_refused(values: dict[str, Any], code: str, by: str) -> None:
+    record = Record("sidecar~10.244.0.3~b-0.default~x", "requests", "TCP", "inbound", 0.0, 1.0, **values)
+    (hop,) = happened([record], (), lambda _node, _at: ())
+    end = verdict(hop)
+    assert (end.finding and end.finding.code, end.by) == (code, by)
+
+
+@pytest.mark.parametrize(
+    ("flag", "details", "status", "code", "by"),
+    [
+        ("UC", "upstream_reset_after_response_started{connection_termination}", 101, "reset-in-tunnel", "program"),
+        ("UC", "upstream_reset_after_response_started{connection_termination}", 200, "reset-during-answer", "program"),
+        ("UR", "upstream_reset_after_response_started{remote_reset}", 101, "reset-in-tunnel", "program"),
+        ("DC", "downstream_remote_disconnect", 101, "client-gone", "client"),
+        ("DR", "http2.remote_reset", 101, "client-gone", "client"),
+    ],
+)
+def test_a_connection_that_switched_protocols_is_no_answer(
+    flag: str, details: str, status: int, code: str, by: str
+) -> None:
+    node = "sidecar~10.244.0.3~b-0.default~x"
+    record = Record(node, "requests", "HTTP/1.1", "inbound", 0.0, 1.0, flags=(flag,), details=details, status=status)
+    (hop,) = happened([record], (), lambda _node, _at: ())
+    end = verdict(hop)
+    assert end.finding is not None
+    assert (end.finding.code, end.by) == (code, by)
+    assert ("another protocol (101" in end.finding.sentence) is (status == 101)
+
+
+def test_what_answers_an_upgrade_otherwise_is_the_program() -> None:
+    """Envoy has details of its own for that."""
+    asked = {"status": 200, "details": "websocket_handshake_unsuccessful", "upstream": "127.0.0.1:80"}
+    record = Record("sidecar~10.244.0.3~b-0.default~x", "requests", "HTTP/1.1", "inbound", 0.0, 1.0, **asked)
+    (hop,) = happened([record], (), lambda _node, _at: ())
+    end = verdict(hop)
+    assert (end.by, end.workload, end.finding) == ("program", "b-0", None)
+
+
 def test_every_flag_of_envoy_has_a_finding() -> None:
-    names = dict.fromkeys(("workload", "upstream", "service", "peer", "status", "method", "path", "host", "url"), "x")
+    facts = ("workload", "upstream", "service", "peer", "status", "method", "path", "host", "url", "name", "meant")
+    names = dict.fromkeys((*facts, "to", "host_ports", "timeout", "try_timeout"), "x")
     for flag in set(FLAGS.values()) - HARMLESS:
         record = Record("node", "requests", "HTTP/1.1", "outbound", 0.0, 1.0, status=503, flags=(flag,))
         assert words.find(record, names) is not None, flag
@@ -154,3 +346,29 @@ def test_every_flag_of_envoy_has_a_finding() -> None:
 
 HARMLESS = {"DI", "URX", "RFCF"}
 """A delay on purpose, an addition to another flag, an answer from a cache."""
+
+
+@pytest.mark.parametrize(
+    ("flags", "known", "code"),
+    [
+        ("UC", {"server": "silent"}, "proxy-connection-broke"),
+        ("UC", {"server": ""}, "reset-before-answer"),
+        ("DC", {"left": "for-another"}, "try-given-up"),
+        ("DR", {"left": "by-itself"}, "try-given-up"),
+        ("DC", {"left": ""}, "client-gone"),
+        ("UH", {"programs": "unready", "now": "b-0 is running, but not ready"}, "no-endpoint"),
+        ("UH", {"programs": "ready", "now": "b-0 is ready"}, "no-endpoint"),
+    ],
+)
+def test_what_the_other_records_say_tells_one_break_from_another(flags: str, known: dict[str, str], code: str) -> None:
+    """A proxy sees a connection end; whether the other side tells of the request, and what its caller did, says who ended it."""
+    record = Record("node", "requests", "HTTP/1.1", "inbound", 0.0, 1.0, flags=(flags,))
+    found = words.find(record, dict.fromkeys(("workload", "service", "peer", "caller"), "x") | known)
+    assert found is not None
+    assert found.code == code
+
+
+def test_no_remedy_names_what_apply_refuses() -> None:
+    """Nobody can act on it."""
+    refused = ("subjectAltNames", "SIMPLE", "caCertificates", "credentialName")
+    assert not [row.code for row in words.TABLE if any(name in row.remedy for name in refused)]

@@ -486,7 +486,7 @@ async def answer_before_the_request_ends(way: Way) -> Seen:
 
 @case
 async def client_half_closes(way: Way) -> Seen:
-    """Who sends no more still gets the answer."""
+    """Who sends no more cannot be told from one that is gone, and is not answered."""
 
     async def script(_: list[str], wire: Wire) -> bool:
         await asyncio.sleep(A_MOMENT_SECONDS)
@@ -507,6 +507,16 @@ async def client_half_closes(way: Way) -> Seen:
 @case
 async def client_leaves(way: Way) -> Seen:
     """The program sees that nobody waits any more, before its answer and in the middle of it."""
+    return await _leaving(way, Wire.reset)
+
+
+@case
+async def client_leaves_in_order(way: Way) -> Seen:
+    """The same of a client that closes its connection as one does whose patience has ended."""
+    return await _leaving(way, Wire.close)
+
+
+async def _leaving(way: Way, leave: Callable[[Wire], None]) -> Seen:
     ends: dict[str, str] = {}
 
     async def script(head: list[str], wire: Wire) -> bool:
@@ -527,7 +537,7 @@ async def client_leaves(way: Way) -> Seen:
                 await client.head()
             while way.program.requests == before:
                 await asyncio.sleep(0.01)
-            client.reset()
+            leave(client)
         async with asyncio.timeout(2 * STUCK_SECONDS):
             while target not in ends:
                 await asyncio.sleep(0.01)

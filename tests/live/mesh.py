@@ -14,9 +14,7 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from tests.controlplane.peers import Mesh
@@ -24,6 +22,7 @@ from tests.live.load import Connection, Program
 from tests.ports import free_port
 from weft.agent.agent import note_certificate
 from weft.agent.bootstrap import bootstrap
+from weft.agent.data_planes import DATA_PLANES
 from weft.agent.data_planes.envoy import DRAIN_OPTIONS
 from weft.agent.sds import SecretService
 from weft.agent.stream import AgentStream, Registered
@@ -35,10 +34,10 @@ PATIENCE_SECONDS = 60.0
 RECENT_BYTES = 50_000
 """Of the access records, to know what happens now."""
 
-COMMANDS = {
-    "weft-proxy": ["weft-proxy", "--concurrency", "1"],
+OPTIONS = {
+    "weft-proxy": ["--concurrency", "1"],
     "envoy": [
-        *("envoy", "--use-dynamic-base-id", "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"),
+        *("--use-dynamic-base-id", "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"),
         *DRAIN_OPTIONS,
     ],
 }
@@ -122,8 +121,8 @@ class Member:
             records=mesh.records_socket,
         )
         files.bootstrap.write_text(json.dumps(content))
-        name, *options = COMMANDS[self.data_plane]
-        command = [str(Path(sys.executable).with_name(name)), *options, "-c", str(files.bootstrap)]
+        program = DATA_PLANES[self.data_plane].find().path
+        command = [program, *OPTIONS[self.data_plane], "-c", str(files.bootstrap)]
         with files.proxy_log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 

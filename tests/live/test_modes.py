@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.live.load import Program, load
+from tests.live.load import Program, Tally, load
 from tests.live.mesh import PATIENCE_SECONDS, LiveMesh, live_mesh
 
 POLICY = """\
@@ -40,10 +42,10 @@ def chained(mesh: LiveMesh) -> list[tuple[int, str, str]]:
     ]
 
 
-async def in_force(mesh: LiveMesh, mode: str) -> None:
-    """Wait until *mode* is what both proxies do, each as a server and as a client."""
+async def in_force(mesh: LiveMesh, left: str, right: str) -> None:
+    """Wait until each of both takes what its mode says, and is called by the other as it says."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        for callee, caller in (("left", "right"), ("right", "left")):
+        for callee, caller, mode in (("left", "right", left), ("right", "left", right)):
             while await mesh[callee].takes_plain_text() != (mode != "STRICT"):
                 await asyncio.sleep(0.05)
             identity = f"spiffe://cluster.local/ns/default/sa/{caller}" if mode != "DISABLE" else None
@@ -51,31 +53,91 @@ async def in_force(mesh: LiveMesh, mode: str) -> None:
                 await asyncio.sleep(0.05)
 
 
+async def go_on(mesh: LiveMesh, tally: Tally, left: str, right: str) -> None:
+    """Wait for more answers and until these modes are in force, and see that nothing has failed."""
+    before = tally.answers
+    while tally.answers < before + 200 and not tally.failed:
+        await asyncio.sleep(0.01)
+    await in_force(mesh, left, right)
+    tally.assert_none_failed([left, right, *mesh["left"].troubles(), *mesh["right"].troubles()])
+
+
+@asynccontextmanager
+async def under_load() -> AsyncIterator[tuple[LiveMesh, Tally]]:
+    """Two programs that call each other beside either data plane, under load from which nothing may be lost in the block."""
+    async with live_mesh([("left", "weft-proxy"), ("right", "envoy")]) as mesh:
+        await mesh.apply(FEW_REQUESTS)
+        async with load(chained(mesh), clients=4) as tally:
+            yield mesh, tally
+        tally.check()
+        assert tally.opened == tally.clients, "a client's connection was not kept"
+
+
 @pytest.mark.conformance
+@pytest.mark.once
 @pytest.mark.timeout(240)
 def test_switching_modes_under_load_loses_no_request() -> None:
     """Each of the six switches between the three modes, while GET and POST run on connections that are kept."""
 
     async def run() -> None:
-        async with live_mesh([("left", "weft-proxy"), ("right", "envoy")]) as mesh:
-            await mesh.apply(FEW_REQUESTS)
-            async with load(chained(mesh), clients=4) as tally:
-                for mode in EVERY_SWITCH:
-                    before = tally.answers
-                    answer = await mesh.apply(POLICY.format(mode=mode))
-                    assert not answer["warnings"], answer["warnings"]
-                    assert {"left-v1-0", "right-v1-0"} == set(answer["affected"])
-                    while tally.answers < before + 200 and not tally.failed:
-                        await asyncio.sleep(0.01)
-                    await in_force(mesh, mode)
-                    assert not tally.failed, (
-                        mode,
-                        tally.failures[:10],
-                        mesh["left"].troubles(),
-                        mesh["right"].troubles(),
-                    )
-            tally.check()
-            assert tally.opened == tally.clients, "a client's connection was not kept"
+        async with under_load() as (mesh, tally):
+            for mode in EVERY_SWITCH:
+                answer = await mesh.apply(POLICY.format(mode=mode))
+                assert not answer["warnings"], answer["warnings"]
+                assert {"left-v1-0", "right-v1-0"} == set(answer["affected"])
+                await go_on(mesh, tally, mode, mode)
+
+    asyncio.run(run())
+
+
+LEVEL = """\
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: {name}, namespace: {namespace}}}
+spec: {spec}
+"""
+
+EVERY_LEVEL = (
+    ("istio-system/mesh", "{{mtls: {{mode: DISABLE}}}}", "DISABLE", "DISABLE"),
+    ("default/one", "{{selector: {{matchLabels: {{app: {service}}}}}, mtls: {{mode: STRICT}}}}", "STRICT", "DISABLE"),
+    (
+        "default/one",
+        "{{selector: {{matchLabels: {{app: {service}}}}}, portLevelMtls: {{{port}: {{mode: PERMISSIVE}}}}}}",
+        "PERMISSIVE",
+        "DISABLE",
+    ),
+    (
+        "default/one",
+        "{{selector: {{matchLabels: {{app: {service}}}}}, mtls: {{mode: DISABLE}}, portLevelMtls: {{{port}: {{mode: STRICT}}}}}}",
+        "STRICT",
+        "DISABLE",
+    ),
+    ("default/namespace", "{{mtls: {{mode: PERMISSIVE}}}}", "STRICT", "PERMISSIVE"),
+    ("default/one", "", "PERMISSIVE", "PERMISSIVE"),
+    ("default/namespace", "", "DISABLE", "DISABLE"),
+    ("istio-system/mesh", "", "STRICT", "STRICT"),
+)
+"""What is applied, or deleted where there is no spec; and what a service then does, and what the other one."""
+
+
+@pytest.mark.conformance
+@pytest.mark.once
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("service", ["left", "right"])
+def test_switching_at_every_level_under_load_loses_no_request(service: str) -> None:
+    """Port, workload, namespace and mesh; a policy that appears, changes, and gives way to a wider one."""
+
+    async def run() -> None:
+        async with under_load() as (mesh, tally):
+            for key, spec, its, others in EVERY_LEVEL:
+                namespace, name = key.split("/")
+                if spec:
+                    written = spec.format(service=service, port=mesh.ports[service])
+                    answer = await mesh.apply(LEVEL.format(name=name, namespace=namespace, spec=written))
+                else:
+                    answer = await mesh.delete("PeerAuthentication", namespace, name)
+                assert not answer["warnings"], answer["warnings"]
+                await go_on(mesh, tally, *((its, others) if service == "left" else (others, its)))
 
     asyncio.run(run())
 

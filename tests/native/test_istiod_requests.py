@@ -192,7 +192,8 @@ def met(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
         "clusters": sorted((item["name"], item["share"], item.get("exists")) for item in answer.get("clusters", ())),
         "endpoints": sorted((item["cluster"], item["address"], round(item["share"], 6)) for item in endpoints),
         "tls": sorted((item["cluster"], *spoken(item["tls"])) for item in endpoints),
-        "retry": retry and {**retry, "on": sorted(retry["on"].split(","))},
+        "retry": retry and {key: value for key, value in retry.items() if key != "on"},
+        "retry_on": retry and sorted(retry["on"].split(",")),
     }
 
 

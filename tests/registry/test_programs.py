@@ -75,6 +75,16 @@ def test_an_undeclared_service_lives_as_long_as_its_last_workload() -> None:
     assert programs.view().services == {}
 
 
+def test_a_program_is_told_which_ports_of_its_service_it_does_not_serve() -> None:
+    declared = Declared("reviews", ports=(ServicePort("http", 80, Protocol.HTTP, 9080),))
+    programs = Programs(services=[declared])
+    serving = programs.register(Registration("reviews", ports=HTTP_9080))
+    assert programs.lacking(serving) == []
+    other = programs.register(Registration("reviews", ports=(WorkloadPort(9081, Protocol.HTTP),)))
+    assert (programs.lacking(other), programs.lacking(serving)) == ([80], [9081])
+    assert programs.lacking(programs.register(Registration("reviews", client_only=True))) == []
+
+
 def test_a_client_is_no_service_and_serves_none() -> None:
     programs = Programs()
     key = programs.register(Registration("curl", client_only=True))

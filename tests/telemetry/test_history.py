@@ -39,6 +39,7 @@ def test_what_was_acknowledged_last_comes_first_and_what_was_on_its_way_second(t
     assert history.at("another", 45) == ()
     assert (history.revision("node", 35), history.revision("node", 5)) == (5, None)
     assert history.at("node", 35)[0].resources == (("CDS", "a", b"cluster"), ("RDS", "9080", b"routes of 5"))
+    assert (history.resource("v5"), history.resource("v7")) == (b"routes of 5", b"")
     history.close()
 
 
@@ -52,6 +53,60 @@ def test_the_next_process_knows_it_and_a_restart_is_no_change(tmp_path: Path) ->
     history.published("node", 9, [("CDS", "a", "same", b"cluster"), ("RDS", "9080", "v1", b"routes of 1")])
     (found,) = history.at("node", 60)
     assert (found.revision, found.published, found.acknowledged) == (1, 10, 11)
+    history.close()
+
+
+def test_who_had_an_address_at_a_time_is_known_also_when_it_is_gone(tmp_path: Path) -> None:
+    clock = Clock()
+    history = History(tmp_path / "history.db", clock)
+    first, next_one = (f"sidecar~10.244.0.2~{name}.default~default.svc.cluster.local" for name in ("curl-0", "shop-0"))
+    for at, node in ((10, first), (20, next_one)):
+        clock.now = at
+        history.published(node, at, [])
+    assert [history.node_at("10.244.0.2", at) for at in (5, 15, 25)] == ["", first, next_one]
+    assert history.node_at("10.244.0.20", 25) == history.node_at("0.244.0.2", 25) == ""
+    history.close()
+
+
+def test_an_index_finds_who_had_an_address_and_it_is_who_a_look_at_every_row_finds(tmp_path: Path) -> None:
+    clock = Clock()
+    history = History(tmp_path / "history.db", clock)
+    addresses = ("10.244.0.2", "10.244.0.20", "0.244.0.2", "127.77.2.1", "router", "curl-0.default")
+    nodes = [
+        f"{kind}~{address}~{name}.default~default.svc.cluster.local"
+        for kind in ("sidecar", "router")
+        for address in addresses
+        for name in ("curl-0", "shop-0")
+    ]
+    published = [(at, nodes[at * 7 % len(nodes)]) for at in range(1, 4 * len(nodes))]
+    for at, node in published:
+        clock.now = at
+        history.published(node, at, [("RDS", "9080", f"v{at}", b"")])
+    for address in (*addresses, "10.244.0.3", "default.svc.cluster.local", "sidecar", "%", "10.244.0._"):
+        for at in (0, 1, 30.5, 60, 1000):
+            had = [node for when, node in published if when <= at and node.split("~")[1] == address]
+            assert history.node_at(address, at) == (had[-1] if had else ""), (address, at)
+
+    asked: list[str] = []
+    history._db.set_trace_callback(asked.append)
+    history.node_at("10.244.0.2", 60)
+    history._db.set_trace_callback(None)
+    plan = [row[-1] for row in history._db.execute(f"EXPLAIN QUERY PLAN {asked[0]}")]
+    assert plan == ["SEARCH configurations USING INDEX configurations_of_address (<expr>=?)"]
+    history.close()
+
+
+def test_a_file_of_before_is_served_by_the_index_too(tmp_path: Path) -> None:
+    clock = Clock()
+    history = History(tmp_path / "history.db", clock)
+    clock.now = 10
+    history.published("sidecar~10.244.0.2~curl-0.default~default.svc.cluster.local", 1, [])
+    history._db.execute("DROP INDEX configurations_of_address")
+    history.close()
+    history = History(tmp_path / "history.db", clock)
+    assert history.node_at("10.244.0.2", 15).split("~")[2] == "curl-0.default"
+    (indices,) = history._db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'configurations_of_address'")
+    assert indices == (1,)
     history.close()
 
 

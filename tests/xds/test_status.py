@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from weft.xds import status
+from weft.xds.journal import Journal
 from weft.xds.publisher import _index
-from weft.xds.status import Ledger, Receipt, RefusedResource
+from weft.xds.status import Ledger, Receipt, Refusal, RefusedResource
 
 KIND = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 
@@ -28,14 +32,16 @@ def groups(receipt: Receipt) -> tuple[set[str], set[str], set[str]]:
     return set(receipt.acknowledged), set(receipt.silent), set(receipt.refused)
 
 
-def refuse(ledger: Ledger, node: str, name: str) -> None:
+def refuse(ledger: Ledger, node: str, name: str) -> RefusedResource:
     version = next(item.version for item in ledger.resources(node) or () if item.name == name)
-    ledger.refused(node, RefusedResource(KIND, name, version, "no"))
+    refused = RefusedResource(KIND, name, version, "no")
+    ledger.refused(node, refused)
+    return refused
 
 
 def test_only_proxies_whose_contents_differ_are_affected() -> None:
     """The order of resources and publishing the same again change nothing."""
-    ledger = Ledger()
+    ledger = Ledger(Journal())
     assert record(ledger, 1, a="x=1 y=1", b="x=1") == {"a", "b"}
     assert record(ledger, 2, a="y=1 x=1", b="x=2") == {"b"}
     assert record(ledger, 3, a="x=1", b="x=2") == {"a"}
@@ -45,14 +51,14 @@ def test_only_proxies_whose_contents_differ_are_affected() -> None:
 
 
 def test_a_receipt_divides_the_affected() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Journal())
     record(ledger, 1, a="x=1", b="x=1", c="x=1")
     assert groups(ledger.receipt(1)) == (set(), {"a", "b", "c"}, set())
     ledger.synced("a", 1)
     refuse(ledger, "b", "x")
     receipt = ledger.receipt(1)
     assert groups(receipt) == ({"a"}, {"c"}, {"b"})
-    assert receipt.refused["b"][0].message == "no"
+    assert receipt.refused["b"].resources[0].message == "no"
     ledger.withdraw("c")
     assert not ledger.receipt(1).complete, "more culprits may be found"
     ledger.synced("b", 1)
@@ -61,7 +67,7 @@ def test_a_receipt_divides_the_affected() -> None:
 
 
 def test_a_revision_that_was_gathered_into_a_later_one_shares_its_receipt() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Journal())
     record(ledger, 1, a="x=1")
     assert not ledger.receipt(2).published
     record(ledger, 5, a="x=2")
@@ -72,7 +78,7 @@ def test_a_revision_that_was_gathered_into_a_later_one_shares_its_receipt() -> N
 
 
 def test_a_later_acknowledgement_covers_earlier_revisions() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Journal())
     record(ledger, 1, a="x=1")
     record(ledger, 2, a="x=2")
     ledger.synced("a", 2)
@@ -80,7 +86,7 @@ def test_a_later_acknowledgement_covers_earlier_revisions() -> None:
 
 
 def test_who_is_behind_has_not_answered_everything() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Journal())
     record(ledger, 1, a="x=1", b="x=1")
     assert ledger.behind() == {"a", "b"}
     ledger.synced("a", 1)
@@ -94,7 +100,7 @@ def test_who_is_behind_has_not_answered_everything() -> None:
 
 def test_an_old_refusal_does_not_spoil_a_new_revision() -> None:
     """But it stays in the proxy's status until the resource changes."""
-    ledger = Ledger()
+    ledger = Ledger(Journal())
     record(ledger, 1, a="x=1 y=1")
     ledger.connected("a", 7)
     refuse(ledger, "a", "x")
@@ -107,14 +113,13 @@ def test_an_old_refusal_does_not_spoil_a_new_revision() -> None:
     assert [item.name for item in status.refused] == ["x"]
     assert not status.synced
     record(ledger, 3, a="x=3 y=2")
-    assert groups(ledger.receipt(1)) == ({"a"}, set(), set())
     assert not ledger.proxies()["a"].synced
     ledger.synced("a", 3)
     assert ledger.proxies()["a"].synced
 
 
 def test_a_proxy_that_comes_back_has_to_say_what_it_has() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Journal())
     record(ledger, 1, a="x=1")
     ledger.connected("a", 1)
     ledger.synced("a", 1)
@@ -128,7 +133,7 @@ def test_a_proxy_that_comes_back_has_to_say_what_it_has() -> None:
 
 
 def test_a_change_under_the_same_revision_is_not_acknowledged_yet() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Journal())
     record(ledger, 1, a="x=1")
     ledger.synced("a", 1)
     assert record(ledger, 1, a="x=2", b="x=1") == {"a", "b"}
@@ -136,10 +141,152 @@ def test_a_change_under_the_same_revision_is_not_acknowledged_yet() -> None:
 
 
 def test_what_cannot_be_recorded() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Journal())
     record(ledger, 2)
     with pytest.raises(ValueError, match="revision 1 is published after revision 2"):
         record(ledger, 1)
     with pytest.raises(ValueError, match="two resources 'x'"):
         record(ledger, 3, a="x=1 x=2")
     assert ledger.revision == 2
+
+
+def test_what_was_refused_stays_refused_when_it_is_mended() -> None:
+    """No proxy ever had it; the receipt says what came in its place, and who has that."""
+    ledger = Ledger(Journal())
+    record(ledger, 1, a="x=good", b="x=good")
+    record(ledger, 2, a="x=bad", b="x=bad")
+    refused = refuse(ledger, "a", "x")
+    ledger.synced("a", 2)
+    refuse(ledger, "b", "x")
+    ledger.synced("b", 2)
+    assert ledger.receipt(2).refused["a"] == Refusal((refused,), None, mended=False)
+
+    record(ledger, 3, a="x=mended", b="x=mended")
+    assert ledger.receipt(2).refused["a"] == Refusal((refused,), 3, mended=False)
+    ledger.synced("a", 3)
+    refuse(ledger, "b", "x")
+    ledger.synced("b", 3)
+    receipt = ledger.receipt(2)
+    assert groups(receipt) == (set(), set(), {"a", "b"})
+    assert receipt.complete
+    assert [receipt.refused[node].mended for node in "ab"] == [True, False], "b refuses what came in its place, too"
+    assert groups(ledger.receipt(3)) == ({"a"}, set(), {"b"})
+    assert groups(ledger.receipt(1)) == ({"a", "b"}, set(), set())
+    record(ledger, 4, a="x=worse", b="x=good")
+    refuse(ledger, "a", "x")
+    for node in "ab":
+        ledger.synced(node, 4)
+    assert [ledger.receipt(2).refused[node].mended for node in "ab"] == [True, False], (
+        "what came later is another matter"
+    )
+
+
+def test_what_was_refused_may_be_removed_or_mended_in_parts() -> None:
+    ledger = Ledger(Journal())
+    record(ledger, 1, a="x=bad y=bad")
+    refuse(ledger, "a", "x")
+    refuse(ledger, "a", "y")
+    record(ledger, 2, a="y=bad")
+    ledger.synced("a", 2)
+    assert [it.name for it in ledger.receipt(1).refused["a"].resources] == ["x", "y"]
+    assert ledger.receipt(1).refused["a"].superseded_by is None, "y is still there"
+    record(ledger, 3, a="y=good")
+    ledger.synced("a", 3)
+    found = ledger.receipt(1).refused["a"]
+    assert (found.superseded_by, found.mended) == (3, True)
+
+
+def test_a_refusal_that_crosses_the_mending_is_one_of_what_was_refused() -> None:
+    """The answer to the first is on its way while the second is published."""
+    ledger = Ledger(Journal())
+    record(ledger, 1, a="x=bad")
+    ledger.connected("a", 1)
+    (sent,) = ledger.resources("a") or ()
+    record(ledger, 2, a="x=good")
+    ledger.refused("a", RefusedResource(KIND, "x", sent.version, "no"))
+    ledger.synced("a", 2)
+    found = ledger.receipt(1).refused["a"]
+    assert (found.superseded_by, found.mended) == (2, True)
+    assert groups(ledger.receipt(2)) == ({"a"}, set(), set())
+
+
+def test_what_a_proxy_takes_after_all_is_not_refused() -> None:
+    """Its port was taken by another program, say, until it started again."""
+    ledger = Ledger(Journal())
+    record(ledger, 1, a="x=1")
+    ledger.connected("a", 1)
+    refuse(ledger, "a", "x")
+    ledger.synced("a", 1)
+    ledger.connected("a", 2)
+    ledger.synced("a", 1)
+    assert groups(ledger.receipt(1)) == ({"a"}, set(), set())
+    record(ledger, 2, a="x=2")
+    assert groups(ledger.receipt(1)) == ({"a"}, set(), set())
+
+
+def test_who_comes_back_and_refuses_the_same_again_never_had_it() -> None:
+    """It is in sync for a moment: until it asks for the routes that it had refused."""
+    ledger = Ledger(Journal())
+    record(ledger, 1, a="x=1")
+    ledger.connected("a", 1)
+    refused = refuse(ledger, "a", "x")
+    ledger.synced("a", 1)
+    record(ledger, 2, a="x=1 y=1")
+    ledger.connected("a", 2)
+    ledger.synced("a", 2)
+    assert groups(ledger.receipt(1)) == ({"a"}, set(), set())
+    ledger.refused("a", refused)
+    assert groups(ledger.receipt(1)) == (set(), set(), {"a"})
+
+
+def test_the_next_process_knows_what_became_of_each_revision(tmp_path: Path) -> None:
+    """Whoever published the bad one was killed; a good one before it is not blamed for it, and a mended one stays refused."""
+    path = tmp_path / "receipts.db"
+    journal = Journal(path)
+    ledger = Ledger(journal)
+    record(ledger, 1, a="x=good y=1", b="x=good")
+    record(ledger, 2, a="x=bad y=1")
+    refuse(ledger, "a", "x")
+    ledger.synced("a", 2)
+    record(ledger, 3, a="x=mended y=1")
+    ledger.synced("a", 3)
+    record(ledger, 4, a="x=mended y=bad")
+    refuse(ledger, "a", "y")
+    ledger.synced("a", 4)
+    journal.close()  # nothing is written by it
+
+    journal = Journal(path, last=4)
+    ledger = Ledger(journal)
+    assert record(ledger, 5, a="x=mended y=bad", b="x=good") == {"a", "b"}
+    assert groups(ledger.receipt(1)) == (set(), {"a", "b"}, set())
+    ledger.synced("b", 5)
+    refuse(ledger, "a", "y")
+    ledger.synced("a", 5)
+    assert groups(ledger.receipt(1)) == ({"a", "b"}, set(), set())
+    assert groups(ledger.receipt(3)) == ({"a"}, set(), set())
+    found = ledger.receipt(2).refused["a"]
+    assert (found.superseded_by, found.mended) == (3, True)
+    assert groups(ledger.receipt(4)) == (set(), set(), {"a"})
+    record(ledger, 6, a="x=mended y=2")
+    ledger.synced("a", 6)
+    found = ledger.receipt(4).refused["a"]
+    assert (found.superseded_by, found.mended) == (6, True)
+    journal.close()
+
+
+def test_what_is_forgotten_is_not_taken_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "REMEMBERED_REVISIONS", 2)
+    journal = Journal(tmp_path / "receipts.db")
+    ledger = Ledger(journal)
+    record(ledger, 1, a="x=bad")
+    refuse(ledger, "a", "x")
+    assert ledger.oldest == 1
+    for revision in (2, 3, 4):
+        record(ledger, revision, a=f"x={revision}")
+    assert ledger.oldest == 3
+    assert ledger.receipt(2).complete
+    assert ledger.receipt(2).affected == frozenset()
+    assert ledger.receipt(3).affected == {"a"}
+    assert journal.refusals() == []
+    journal.close()
+    assert Ledger(Journal(tmp_path / "receipts.db", last=4)).oldest == 3

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from weft.agent.relay import TELL_AGAIN_SECONDS
 from weft.controlplane.events import Events
 from weft.errors import WeftError
 from weft.registry import Programs, Registration, RegistrationRefused
-from weft.telemetry import Record
+from weft.telemetry import Lookups, Record
 
 GRACE_SECONDS = 3.0
 """For an agent that is alive and lost its connection; it tries again within a second."""
@@ -39,6 +40,9 @@ LINE_BYTES = 1 << 20
 ANSWER_SECONDS = 5.0
 """How long an agent may take to answer beyond what it was given for its work."""
 
+STOP_SECONDS = 0.1
+"""Within which it shows that an agent has been stopped: a stopped process tells nobody."""
+
 KEPT_NOTICES = 20
 """Distinct notices of one workload that `weft status` shows."""
 
@@ -47,6 +51,9 @@ CLOCK_SECONDS = 0.5
 
 KEPT_REFUSALS = 100
 """Of connections of one workload out of the mesh, the newest."""
+
+KEPT_ENDINGS = 20
+"""Of one workload's program, which may end again and again; the newest."""
 
 Key = tuple[str, str]
 """(namespace, workload name)."""
@@ -59,6 +66,21 @@ class Notice:
     text: str
     code: str
     count: int = 1
+
+
+@dataclass(slots=True)
+class Ending:
+    """
+    A program ended; times in seconds since 1970.
+
+    Attributes:
+        how: In words: `exited with code 3`, `was killed by SIGKILL`.
+        back: When it was ready again; None until then.
+    """
+
+    time: float
+    how: str
+    back: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +103,16 @@ def outside_refusal(record: Record, refusals: Iterable[OutsideRefusal]) -> str:
     return f"the edge refused: {reasons[-1]}" if reasons and {"UC", "UR"} & set(record.flags) else ""
 
 
+class AgentState(StrEnum):
+    """How the agent of a workload is: the names that its program looks up are answered by it."""
+
+    ANSWERS = "answers"
+    SILENT = "silent"
+    """It has not said that its program is answered by the names of now."""
+    STOPPED = "stopped"
+    """Its process is, as by Ctrl-Z. It answers no name until it goes on, so nobody is misled meanwhile."""
+
+
 @dataclass
 class Session:
     """One agent's connection. `agent` is `<pid>:<start time>` of the peer."""
@@ -88,6 +120,8 @@ class Session:
     writer: asyncio.StreamWriter
     agent: str
     key: Key | None = None
+    node: str = ""
+    """Node id of the workload's proxy."""
     names: Mapping[str, list[str]] | None = None
     names_sent: int = 0
     """How many tables of names it was sent."""
@@ -142,6 +176,8 @@ class AgentServer:
         self.sessions: dict[Key, Session] = {}
         self.notices: dict[Key, list[Notice]] = {}
         self.outside_refusals: dict[Key, deque[OutsideRefusal]] = {}
+        self.endings: dict[Key, deque[Ending]] = {}
+        self.lookups = Lookups()
         self.certificates: dict[Key, str] = {}
         """When the certificate last given to a workload ends, RFC 3339."""
 
@@ -167,6 +203,10 @@ class AgentServer:
         session = self.sessions.get(key)
         return session.agent if session else ""
 
+    def pid_of(self, key: Key) -> int:
+        """Return the process of the agent that holds *key*, or 0."""
+        return int(self.agent_of(key).partition(":")[0] or 0)
+
     def publish_names(self) -> None:
         """Send the table of names to every agent whose last one differs."""
         services = self._registry.view().services
@@ -177,19 +217,38 @@ class AgentServer:
                 session.names_sent += 1
                 session.send(type="names", number=session.names_sent, names=names)
 
-    async def names_taken(self, patience: float) -> set[Key]:
-        """Wait until every program is answered by the names of now; return those that are not within *patience* seconds."""
+    def state_of(self, key: Key) -> AgentState:
+        """Return how the agent that holds *key* is; of none there is nothing to wait for."""
+        session = self.sessions.get(key)
+        if session is None:
+            return AgentState.ANSWERS
+        if is_stopped(session.agent):
+            return AgentState.STOPPED
+        return AgentState.SILENT if session.names_taken < session.names_sent else AgentState.ANSWERS
+
+    async def names_taken(self, patience: float) -> dict[Key, AgentState]:
+        """
+        Wait until every program is answered by the names of now, or its agent is stopped.
+
+        Returns:
+            Those that are not within *patience* seconds, and how the agent of each is.
+        """
+        deadline = time.monotonic() + patience
         wanted = {key: (session, session.names_sent) for key, session in self.sessions.items()}
 
-        def late() -> set[Key]:
+        def late() -> dict[Key, AgentState]:
             # One whose agent is gone, or another's, waits for nothing.
-            return {key for key, (it, sent) in wanted.items() if self.sessions.get(key) is it and it.names_taken < sent}
+            return {
+                key: AgentState.STOPPED if is_stopped(it.agent) else AgentState.SILENT
+                for key, (it, sent) in wanted.items()
+                if self.sessions.get(key) is it and it.names_taken < sent
+            }
 
-        with suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                while late():
+        while AgentState.SILENT in (found := late()).values() and (left := deadline - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, STOP_SECONDS)):
                     await self._progress.wait()
-        return late()
+        return found
 
     def publish_bundle(self) -> None:
         """Send the trust bundle to every agent."""
@@ -277,6 +336,8 @@ class AgentServer:
                 answer.set_result(message)
         elif kind == "outside_refused":
             self._outside_refused(key, message)
+        elif kind == "unknown_host":
+            self.lookups.add(session.node, str(message["name"]), str(message["answer"]), at=time.time())
         else:
             self._report(key, kind, message)
 
@@ -296,6 +357,7 @@ class AgentServer:
             self.certificates[key] = str(workload["not_after"])
         program = self._registry.programs[key]
         proxy = self._registry.view().proxies[key]
+        session.node = proxy.node_id
         session.send(
             type="registered",
             workload=key[1],
@@ -318,6 +380,7 @@ class AgentServer:
             },
             mesh_cidr=self._registry.mesh_cidr,
             services=self._callable(key),
+            lacks=self._registry.lacking(key),
         )
         if workload.get("not_after"):
             # It has lived through another control plane, and may not know what changed meanwhile.
@@ -353,6 +416,10 @@ class AgentServer:
                 code=message.get("code"),
                 restarts=int(message.get("restarts") or 0),
             )
+            # An agent says it again to a control plane that has come back to it.
+            if message["state"] == "exited" and program.state != "exited":
+                ending = Ending(float(message.get("time") or time.time()), str(message.get("how") or "ended"))
+                self.endings.setdefault(key, deque(maxlen=KEPT_ENDINGS)).append(ending)
             self._events.emit(
                 "program",
                 workload=key[1],
@@ -364,6 +431,8 @@ class AgentServer:
         else:
             raise RegistrationRefused(f"There is no message {kind!r}.")
         now = self._registry.programs[key]
+        if now.ready and not program.ready and (endings := self.endings.get(key)):
+            endings[-1].back = endings[-1].back or time.time()
         if now.ready != program.ready:
             self._events.emit("ready" if now.ready else "unready", workload=key[1], namespace=key[0])
         if now != program:
@@ -430,6 +499,7 @@ class AgentServer:
         del self.sessions[key]
         self.notices.pop(key, None)
         self.outside_refusals.pop(key, None)
+        self.endings.pop(key, None)
         self.certificates.pop(key, None)
         self._registry.release(key)
         self._wake()
@@ -440,22 +510,29 @@ class AgentServer:
 
 def start_time(pid: int) -> int:
     """Return when process *pid* started, in clock ticks since boot; 0 if there is none (proc(5), field 22 of stat)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return 0
-    # The second field, the name in parentheses, may itself hold spaces and parentheses.
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+    fields = _stat(pid)
+    return 0 if not fields or fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def is_stopped(agent: str) -> bool:
+    """Whether the process `<pid>:<start time>` is stopped by a signal (proc(5), field 3 of stat)."""
+    return _stat(int(agent.partition(":")[0] or 0))[:1] == [b"T"]
 
 
 def parent(pid: int) -> int:
     """Return the parent of process *pid*, 0 if there is none."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields of `/proc/PID/stat` from the third on; empty if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
-        return 0
-    return int(stat[stat.rindex(b")") + 2 :].split()[1])
+        return []
+    # The second field, the name in parentheses, may itself hold spaces and parentheses.
+    return stat[stat.rindex(b")") + 2 :].split()
 
 
 def is_alive(agent: str) -> bool:

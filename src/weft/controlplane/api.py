@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import heapq
 import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from weft._native import RecordStore
-from weft.controlplane.agents import AgentServer, Key, outside_refusal
+from weft.controlplane.agents import STOP_SECONDS, AgentServer, AgentState, Key, outside_refusal
 from weft.controlplane.blame import field_of, origins_of
 from weft.controlplane.change import ControlPlane, Outcome
 from weft.controlplane.edit import Document, Edit, key_to_json, problem_to_json
@@ -32,9 +33,11 @@ from weft.errors import InvalidConfiguration, NotFound, UsageError, WeftError
 from weft.model import ConfigKey, ConfigObject, Proxy, ProxyKind
 from weft.registry import Programs
 from weft.store import Author, Store
-from weft.telemetry import History, Record, read
+from weft.telemetry import History, Record, owner_of, read
 from weft.translate import shortfalls
+from weft.translate.gateways import listening_ports
 from weft.translate.names import is_outside
+from weft.translate.resource import LISTENER
 from weft.version import weft_version
 from weft.xds import ProxyStatus, Publisher, Receipt, RefusedResource
 
@@ -57,6 +60,9 @@ LATEST_TIME = 1e12
 
 RECORDS_SHOWN = 1000
 """What `?limit=` may ask for."""
+
+REFUSED_LOOKED_THROUGH = 200
+"""Refused connections, the newest, among which those of one client are found."""
 
 REVISIONS_SEARCHED = 1000
 """How far back the time of a revision is looked for."""
@@ -230,25 +236,49 @@ class Api:
 
     async def records(self, request: Request) -> Any:
         query = request.query_params
+        lookups: list[Record] = []
+        refused: list[Record] = []
         if request_id := query.get("request_id"):
-            found = self._records.find(request_id)[-RECORDS_OF_ONE_REQUEST:]
+            found, limit = self._records.find(request_id)[-RECORDS_OF_ONE_REQUEST:], RECORDS_OF_ONE_REQUEST
         else:
-            limit = int(_number(query.get("limit", "1"), RECORDS_SHOWN))
+            limit, failed = int(_number(query.get("limit", "1"), RECORDS_SHOWN)), query.get("failed") in ("1", "true")
             nodes = self._nodes(query["workload"]) if "workload" in query else None
             logs = [query["log"]] if "log" in query else ["requests", "connections"]
-            found = self._records.recent(limit, logs, nodes=nodes, failed=query.get("failed") in ("1", "true"))
-        records = [record for item in found if (record := read(*item)) is not None]
+            found = self._records.recent(limit, logs, nodes=nodes, failed=failed)
+            if failed and "log" not in query:
+                lookups = self._agents.lookups.recent(limit, nodes=nodes)
+            if nodes is not None and "connections" in logs:
+                refused = self._refused_clients(nodes)
+        told = [record for item in found if (record := read(*item)) is not None]
+        # Each is in order; a lookup's time is that of its arrival, which is that of a record's end.
+        others = [*heapq.merge(refused, lookups, key=lambda record: -record.end)]
+        records = [*heapq.merge(told, others, key=lambda record: -record.end)][:limit] if others else told
         return {
             "records": [
                 replace(
                     record,
                     revision=self._history.revision(record.node, record.start),
                     transport_failure=record.transport_failure or self._refused_outside(record),
+                    client=record.client or owner_of(self._client_node(record))[0],
                 ).to_json()
                 for record in records
             ],
             "store": self._records.status(),
         }
+
+    def _refused_clients(self, nodes: Collection[str]) -> list[Record]:
+        """Return connections of these workloads that proxies of others refused, the newest first: of those refused lately."""
+        found = self._records.recent(REFUSED_LOOKED_THROUGH, ["connections"], failed=True)
+        records = [record for item in found if (record := read(*item)) is not None and record.node not in nodes]
+        clients = ((record, self._client_node(record)) for record in records)
+        return [replace(record, client=owner_of(node)[0]) for record, node in clients if node in nodes]
+
+    def _client_node(self, record: Record) -> str:
+        """Return the node id of the workload that a refused connection came from; empty if it is none of the mesh."""
+        if record.log != "connections":
+            return ""
+        address = record.downstream.rpartition(":")[0].strip("[]")
+        return self._history.node_at(address, record.start) if address else ""
 
     def _refused_outside(self, record: Record) -> str:
         """Return why the agent made no connection out of the mesh for a proxy that calls through it; empty if it did."""
@@ -297,12 +327,34 @@ class Api:
         wait = _seconds(request.query_params.get("wait", "0"))
         if number > self._plane.revision:
             raise NotFound(f"There is no revision {number}; the last one is {self._plane.revision}.")
+        if number < (oldest := self._publisher.oldest):
+            raise NotFound(f"What became of revision {number} is not known any more; it is from revision {oldest} on.")
+        if not self._plane.proxies:
+            # Those that were here before a restart are about to be published to.
+            await self._plane.settle()
         # Without a proxy nothing is published, and there is nothing to wait for.
         if wait and self._plane.proxies:
             deadline = time.monotonic() + wait
-            receipt = await self._publisher.wait(number, timeout=wait)
+            receipt = await self._answered(number, deadline)
             return self._receipt(receipt, await self._agents.names_taken(max(0.0, deadline - time.monotonic())))
         return self._receipt(self._publisher.receipt(number), await self._agents.names_taken(0.0))
+
+    async def _answered(self, number: int, deadline: float) -> Receipt:
+        """Wait for the proxies that revision *number* is about, but for an Envoy whose agent, which relays it, is stopped."""
+        return await _in_steps(
+            lambda seconds: self._publisher.wait(number, seconds),
+            deadline,
+            lambda receipt: receipt.complete or bool(receipt.silent and not self._awaited(receipt.silent)),
+        )
+
+    def _awaited(self, node_ids: Iterable[str]) -> set[str]:
+        """Return those of *node_ids* whose agents are not stopped."""
+        keys = {proxy.node_id: key for key, proxy in self._plane.proxies.items()}
+        return {
+            node_id
+            for node_id in node_ids
+            if node_id not in keys or self._agents.state_of(keys[node_id]) is not AgentState.STOPPED
+        }
 
     async def settled(self, request: Request) -> Any:
         """Wait until workloads are ready and every proxy has what follows from that; say who is not, and which has not."""
@@ -311,11 +363,23 @@ class Api:
         while (unready := wanted - self._ready()) and time.monotonic() < deadline:
             await asyncio.sleep(READY_POLL_SECONDS)
         await self._plane.settle()
-        node_ids = await self._publisher.wait_for_all(max(0.0, deadline - time.monotonic()))
+        silent = await _in_steps(self._publisher.wait_for_all, deadline, lambda silent: not self._awaited(silent))
         workloads = {proxy.node_id: proxy.workload for proxy in self._plane.proxies.values()}
-        behind = {workloads.get(node_id, node_id) for node_id in node_ids}
-        behind |= {name for _, name in await self._agents.names_taken(max(0.0, deadline - time.monotonic()))}
-        return {"unready": sorted(unready), "behind": sorted(behind)}
+        behind = {workloads.get(node_id, node_id) for node_id in self._awaited(silent)}
+        late = await self._agents.names_taken(max(0.0, deadline - time.monotonic()))
+        behind |= {name for (_, name), state in late.items() if state is AgentState.SILENT}
+        return {"unready": sorted(unready), "behind": sorted(behind), "untaken": self._untaken()}
+
+    def _untaken(self) -> dict[str, list[int]]:
+        """Return the published ports that no listener of their gateway takes, as before a Gateway is applied; callers are refused."""
+        found = {}
+        for key, program in sorted(self._registry.programs.items()):
+            wanted = {item.port for item in program.registration.published}
+            proxy = self._plane.proxies.get(key) if wanted else None
+            if proxy is not None and (resources := self._publisher.resources(proxy.node_id)) is not None:
+                taken = listening_ports(item.value for item in resources if item.type_url == LISTENER)
+                found[key[1]] = sorted(wanted.difference(taken))
+        return {name: ports for name, ports in found.items() if ports}
 
     def _ready(self) -> set[str]:
         return {name for (_, name), program in self._registry.programs.items() if program.ready}
@@ -352,9 +416,13 @@ class Api:
                     "pid": program.pid,
                     "code": program.code,
                     "restarts": program.restarts,
+                    "endings": [
+                        {"time": item.time, "how": item.how, "back": item.back}
+                        for item in self._agents.endings.get(key, ())
+                    ],
                     "client_only": registration.client_only,
                     "data_plane": registration.data_plane,
-                    "agent_pid": int(self._agents.agent_of(key).partition(":")[0] or 0),
+                    "agent_pid": self._agents.pid_of(key),
                 }
             )
         return found
@@ -423,6 +491,7 @@ class Api:
             "kind": "gateway" if proxy.kind is ProxyKind.GATEWAY else "sidecar",
             "connected": bool(status and status.connected),
             "synced": bool(status and status.connected and status.synced),
+            "agent": self._agent(key, self._agents.state_of(key)),
             "revision": status.acknowledged if status else None,
             "published": status.published if status else None,
             "identity": str(program.identity) if program else "",
@@ -434,10 +503,14 @@ class Api:
             "notices": [{"text": item.text, "code": item.code, "count": item.count} for item in notices],
         }
 
+    def _agent(self, key: Key, state: AgentState) -> dict[str, Any]:
+        return {"state": state.value, "pid": self._agents.pid_of(key)}
+
     def _refused(self, node_id: str, item: RefusedResource) -> dict[str, Any]:
         """Describe what a proxy would not have: the field, and the lines that brought it about."""
         published = self._publisher.resources(node_id) or ()
-        value = next((it.value for it in published if (it.type_url, it.name) == (item.type_url, item.name)), b"")
+        value = next((it.value for it in published if it.version == item.version), b"")
+        value = value or self._history.resource(item.version)
         field = field_of(item.message)
         return {
             "type_url": item.type_url,
@@ -447,10 +520,13 @@ class Api:
             "origins": origins_of(item.type_url, value, field),
         }
 
-    def _receipt(self, receipt: Receipt, without_names: Collection[Key]) -> dict[str, Any]:
+    def _receipt(self, receipt: Receipt, without_names: Mapping[Key, AgentState]) -> dict[str, Any]:
         """`without_names`: workloads whose programs are not answered by the names of now, whatever their proxies have."""
         workloads = {proxy.node_id: proxy.workload for proxy in self._plane.proxies.values()}
-        late = {name for _, name in without_names}
+        keys = {proxy.node_id: key for key, proxy in self._plane.proxies.items()}
+        silent = self._awaited(receipt.silent)
+        behind = {**without_names, **{keys[node_id]: AgentState.STOPPED for node_id in receipt.silent - silent}}
+        late = {name for _, name in behind}
 
         def names(node_ids: Any) -> set[str]:
             return {workloads.get(node_id, node_id) for node_id in node_ids}
@@ -458,9 +534,11 @@ class Api:
         refused = [
             {
                 "workload": workloads.get(node_id, node_id),
-                "resources": [self._refused(node_id, item) for item in resources],
+                "resources": [self._refused(node_id, item) for item in refusal.resources],
+                "superseded_by": refusal.superseded_by,
+                "mended": refusal.mended,
             }
-            for node_id, resources in sorted(receipt.refused.items())
+            for node_id, refusal in sorted(receipt.refused.items())
         ]
         logged = next(
             (item for item in self._store.revisions(REVISIONS_SEARCHED) if item.revision == receipt.revision), None
@@ -471,9 +549,25 @@ class Api:
             "summary": logged.summary if logged else "",
             "affected": sorted(names(receipt.affected) | late),
             "acknowledged": sorted(names(receipt.acknowledged) - late),
-            "silent": sorted(names(receipt.silent) | late),
+            "silent": sorted(names(silent)),
+            "late": [{"workload": key[1], "agent": self._agent(key, state)} for key, state in sorted(behind.items())],
             "refused": refused,
         }
+
+
+async def _in_steps(
+    ask: Callable[[float], Awaitable[Found]], deadline: float, is_enough: Callable[[Found], bool]
+) -> Found:
+    """
+    Wait by *ask*, which waits for some seconds, until what it returns *is_enough* or the time of *deadline* has come.
+
+    An agent that is stopped meanwhile sends nothing by which a wait would end, so it is looked at again after each step.
+    """
+    while True:
+        left = max(0.0, deadline - time.monotonic())
+        found = await ask(min(left, STOP_SECONDS))
+        if left <= STOP_SECONDS or is_enough(found):
+            return found
 
 
 def _answer(handler: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:

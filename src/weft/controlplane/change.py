@@ -244,8 +244,9 @@ class ControlPlane:
         await asyncio.sleep(LINGER_SECONDS)
         workloads = {proxy.node_id: proxy.workload for proxy in self.proxies.values()}
         late = []
-        for node_id in sorted({*receipt.silent, *receipt.refused} & workloads.keys()):
-            how = "refused it" if node_id in receipt.refused else f"not within {STEP_SECONDS:.0f} s"
+        refused = {node_id for node_id, refusal in receipt.refused.items() if not refusal.mended}
+        for node_id in sorted((receipt.silent | refused) & workloads.keys()):
+            how = "refused it" if node_id in refused else f"not within {STEP_SECONDS:.0f} s"
             text = (
                 f"{workloads[node_id]} has not confirmed {self._steps[0].what} ({how}); the change goes on without it,"
                 " and connections with it may be refused until it has."

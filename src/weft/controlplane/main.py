@@ -41,7 +41,7 @@ from weft.registry import Declared, Programs
 from weft.store import Author, FileSource, Lease, SqliteStore
 from weft.telemetry import History
 from weft.translate import Translator, check, refusals
-from weft.xds import Connected, Disconnected, Event, Publisher, Refused, Rejected, Synced
+from weft.xds import Connected, Disconnected, Event, Journal, Publisher, Refused, Rejected, Synced
 
 log = logging.getLogger(__name__)
 
@@ -124,10 +124,13 @@ async def _start(
     stack.callback(records.close)
     history = History(files.records / "history.db")
     stack.callback(history.close)
+    journal = Journal(files.receipts, last=content.revision)
+    stack.callback(journal.close)
     publisher = Publisher(
         runtime / "xds.sock",
         admit=lambda node_id, pid: _admit(registry, agents, node_id, pid),
         observe=lambda event: _observe(events, registry, history, event),
+        journal=journal,
     )
     stack.callback(publisher.close)
 
@@ -311,7 +314,7 @@ def _admit(registry: Programs, agents: AgentServer, node_id: str, pid: int | Non
     key = next((key for key, proxy in proxies.items() if proxy.node_id == node_id), None)
     if key is None or not pid:
         return ""  # nothing is published under this name yet, or the kernel does not say whose the stream is
-    agent = int(agents.agent_of(key).partition(":")[0] or 0)
+    agent = agents.pid_of(key)
     process = pid
     for _ in range(ANCESTORS):
         if process == agent:

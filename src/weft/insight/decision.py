@@ -13,6 +13,9 @@ from typing import Any
 DEFAULT = "default"
 """The origin of what nobody wrote."""
 
+HTTP_ROUTE = "HTTPRoute"
+"""Kind of a rule that calls its settings otherwise than a VirtualService does, and answers nothing of its own."""
+
 BY_CALLER, BY_ENDPOINT = "downstream", "endpoint"
 """Versions of HTTP that the caller's program, or the endpoint's proxy, decides about."""
 
@@ -68,7 +71,8 @@ class Share:
     """
     A destination: its cluster, the share of requests that it gets (0 to 1), and whether it exists.
 
-    `status` is what is answered where it does not. `hash` is set where a hash chooses the endpoint.
+    `status` is what is answered where it does not. `hash` is set where a hash chooses the endpoint. `metadata` is the
+    rule's for this share, where it shares requests out, else the cluster's, which `own` is always, if it is known.
     """
 
     cluster: str
@@ -77,6 +81,7 @@ class Share:
     metadata: Metadata = field(default_factory=dict)
     status: int = 503
     hash: Hash | None = None
+    own: Metadata = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[str, str, str]:

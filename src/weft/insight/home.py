@@ -13,6 +13,7 @@ from typing import Any
 
 from weft.insight.decision import Decision
 from weft.insight.mutual_tls import Refusal
+from weft.model import loopback
 from weft.translate import names
 
 DNS_PORT = 53
@@ -77,6 +78,15 @@ def not_caught(source: Json, host: str, address: str, port: int, *, granted: boo
             else "To go through the mesh, call a service by its name.",
         )
     return None
+
+
+def no_such_name(host: str, remedy: str) -> Refusal:
+    """Return why a program in namespaces of its own makes no call of *host*, a name that only the mesh could have."""
+    return Refusal(
+        f"No call is made: no service of the mesh is called {host}, and nobody else is asked for names under"
+        " svc.cluster.local, so the program is told that there is no such host.",
+        remedy,
+    )
 
 
 def not_by_proxy(source: Json, scheme: str, host: str, address: str) -> Refusal | None:
@@ -154,6 +164,19 @@ def refused_by_own_proxy(
         f"No rule takes the host {authority!r}, so the proxy passes the request on to where it was going, and nobody is at"
         f" a service's address: it answers 503.",
         f"Send the host {service['name']!r}, or apply a VirtualService for that host.",
+    )
+
+
+def http_to_bytes(source: Json, service: Json, address: str, port: int) -> Refusal:
+    """Return why a request of HTTP does not come to a *port* of TCP from a program of explicit mode, which bytes get to."""
+    variable = loopback.service_variable(service["name"])
+    at = f"${variable} ({address})" if service["namespace"] == source["namespace"] else address
+    return Refusal(
+        f"http:// does not get there: port {port} of {service['name']} speaks TCP. By HTTP_PROXY {source['workload']}'s proxy"
+        f" answers 503, for it has no rule for that port; at {at} it resets what begins with a request of HTTP, as a web page"
+        " could send it.",
+        "If that port speaks HTTP, declare it so: `protocol: HTTP` in the `ports` of its program, or `--port NUMBER`."
+        f" If not, call it at {at} port {port} by what it speaks; what follows is about that.",
     )
 
 

@@ -16,6 +16,9 @@ from google.protobuf.json_format import MessageToDict
 
 from weft.insight.decision import DEFAULT, Metadata
 
+BY_ADDRESS = "A program that calls a workload's address, not its service's name, is passed on in plain text."
+CALL_BY_NAME = "Call it by the name of its service, and its proxy speaks mutual TLS by itself"
+
 WEFT_DEFAULT = "weft's default, STRICT: no PeerAuthentication says otherwise"
 
 
@@ -83,13 +86,24 @@ def acceptance(
 
 def client_rule(published: Sequence[tuple[str, str, bytes]], cluster: str, place: Callable[[str], str] = str) -> str:
     """Return which DestinationRule sets the TLS mode of a client's cluster (`... (rule.yaml:8:5)`); "" if none does."""
+    return written_tls(cluster_metadata(published, cluster), place)
+
+
+def cluster_metadata(published: Sequence[tuple[str, str, bytes]], cluster: str) -> Metadata:
+    """Return what weft says of a client's cluster; empty if it says nothing."""
     for type_url, name, value in published:
         if type_url.endswith(".Cluster") and name == cluster:
             found: Mapping[str, object] = MessageToDict(Cluster.FromString(value).metadata).get("filterMetadata", {})
             weft = found.get("weft")
-            if isinstance(weft, Mapping) and (origin := (weft.get("origins") or {}).get("tls", DEFAULT)) != DEFAULT:
-                return f"DestinationRule {weft['namespace']}/{weft['name']}, trafficPolicy.tls ({place(origin)})"
-    return ""
+            return weft if isinstance(weft, Mapping) else {}
+    return {}
+
+
+def written_tls(cluster: Metadata, place: Callable[[str], str] = str) -> str:
+    """Return what `client_rule` does, from the metadata of that cluster."""
+    if (origin := (cluster.get("origins") or {}).get("tls", DEFAULT)) == DEFAULT:
+        return ""
+    return f"DestinationRule {cluster['namespace']}/{cluster['name']}, trafficPolicy.tls ({place(origin)})"
 
 
 def refusal(
@@ -132,8 +146,8 @@ def refusal(
         )
     if direct:
         return Refusal(
-            f"{reason} A program that calls a workload's address, not its service's name, is passed on in plain text.",
-            f"Call it by the name of its service, and its proxy speaks mutual TLS by itself; {permissive}.",
+            f"{reason} {BY_ADDRESS}",
+            f"{CALL_BY_NAME}; {permissive}.",
         )
     return Refusal(f"{reason} The caller sends plain text.", f"Give the caller a sidecar; {permissive}.")
 

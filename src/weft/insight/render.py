@@ -9,6 +9,7 @@ from weft.insight.decision import (
     BY_CALLER,
     BY_ENDPOINT,
     DEFAULT,
+    HTTP_ROUTE,
     Considered,
     Decision,
     Endpoint,
@@ -17,9 +18,10 @@ from weft.insight.decision import (
     Share,
     cluster_parts,
 )
+from weft.insight.endpoint_health import SAID, Found
 from weft.insight.mutual_tls import Refusal
-from weft.insight.why import Explanation, InboundSide
-from weft.translate.names import host_cluster
+from weft.insight.why import Explanation, InboundSide, UnknownHost
+from weft.translate.names import host_cluster, is_refused_cluster
 
 INDENT = "  "
 
@@ -51,7 +53,7 @@ def render(explanation: Explanation, place: Place = str) -> str:
         _verdict(explanation),
         _rule(decision, place),
         # A rule that forwards has destinations even where its filters answer.
-        "" if decision.outcome in ANSWERED else _destinations(decision, explanation.target.scheme, place),
+        "" if decision.outcome in ANSWERED else _destinations(explanation, place),
         _settings(explanation, place),
         "" if decision.outcome in ANSWERED else _identities(explanation),
         _section("Assumed", explanation.assumptions),
@@ -73,6 +75,24 @@ def _request(explanation: Explanation) -> str:
 
 
 def _verdict(explanation: Explanation) -> str:
+    """Return where it goes, and who is left out now."""
+    lines = [_going(explanation)]
+    if explanation.http_refusal is not None:
+        lines = [*_refused(explanation.http_refusal), "", f"Of other bytes: {lines[0][0].lower()}{lines[0][1:]}"]
+    if explanation.unused and explanation.outbound.outcome not in ANSWERED:
+        who = {(item.cluster, item.address): item.workload for item in explanation.outbound.endpoints}
+        states = [
+            f"{who.get((cluster, address)) or 'the endpoint'} ({address}) of {_cluster(cluster)} is {SAID[state]}"
+            for (cluster, address), state in sorted(explanation.unused.items())
+        ]
+        lines.append(f"As {explanation.workload}'s proxy sees it now, {'; '.join(states)}.")
+    return "\n".join(lines)
+
+
+_NO_GRANT = "no ReferenceGrant of its namespace allows HTTPRoutes of this one to refer"
+
+
+def _going(explanation: Explanation) -> str:
     """Return one sentence: where it goes."""
     decision = explanation.outbound
     raw = decision.raw
@@ -81,7 +101,8 @@ def _verdict(explanation: Explanation) -> str:
     if decision.outcome == "redirect":
         return f"The proxy answers {decision.status} itself and sends the caller to {raw.get('location', '')}."
     if decision.outcome == "direct_response":
-        return f"The proxy answers {decision.status} itself; no program sees the request."
+        why = ": the rule has no backend that is sent anything" if decision.route.get("kind") == HTTP_ROUTE else ""
+        return f"The proxy answers {decision.status} itself{why}; no program sees the request."
     if decision.outcome == "preflight":
         return (
             f"The proxy answers {decision.status} itself: a browser asks what a page of another site may do."
@@ -95,10 +116,17 @@ def _verdict(explanation: Explanation) -> str:
     if decision.outcome == "no_route":
         return f"No rule takes this request: the proxy answers {decision.status} itself ({decision.flags or 'NR'})."
     if decision.outcome == "no_cluster":
-        return f"The rule names a destination that is not there: the proxy answers {decision.status} itself (NC)."
+        end = f"the proxy answers {decision.status} itself (NC)"
+        if all(is_refused_cluster(share.cluster) for share in decision.shares if share.share > 0):
+            return f"The rule names a destination to which {_NO_GRANT}: {end}."
+        return f"The rule names a destination that is not there: {end}."
     if decision.outcome == "refused":
         return "The proxy refuses the connection: no filter chain takes it."
-    going = ", ".join(f"{_percent(share.share)} to {_name(share)}" for share in decision.shares if share.share > 0)
+    going = ", ".join(
+        f"{_percent(share.share)} to {_name(share)}{_nobody(explanation, share)}"
+        for share in decision.shares
+        if share.share > 0
+    )
     refused = [side for side in explanation.inbound if side.refusal is not None]
     if refused and decision.status is None:
         whom = "it is refused there" if len(refused) == len(explanation.inbound) else "it is refused in part"
@@ -115,7 +143,35 @@ def _verdict(explanation: Explanation) -> str:
     if decision.status is not None:
         reason = decision.explanation.rstrip(".") or "no endpoint can take it"
         return f"It would go {going}, but the proxy answers {decision.status} itself ({decision.flags}): {reason}."
+    if explanation.unknown_host is not None:
+        return "\n".join(_if_it_is_known(explanation.unknown_host, going))
     return f"It goes {going}."
+
+
+def _nobody(explanation: Explanation, share: Share) -> str:
+    """Return that a destination among others has endpoints and none that is used: the proxy answers what would go there."""
+    decision = explanation.outbound
+    mine = [item for item in decision.endpoints if item.cluster == share.cluster]
+    if decision.status is not None or decision.flags or not mine or any(item.share > 0 for item in mine):
+        return ""
+    return f" (none of whose endpoints is used now: {_answered_for_nobody(decision)})"
+
+
+def _answered_for_nobody(decision: Decision) -> str:
+    return "the connection is reset (UH)" if decision.outcome == "tcp" else "answered with 503 (UH)"
+
+
+def _if_it_is_known(host: UnknownHost, going: str) -> Iterator[str]:
+    """Say what hangs on a resolver's answer; it is not asked, for nothing is sent."""
+    otherwise = (
+        "the proxy answers 503 itself (DF)"
+        if host.asked_by == "proxy"
+        else "the program is told that there is no such host, and calls nobody"
+    )
+    yield f"{host.name} is no name of the mesh, so this machine's resolver is asked. If that has an address for it, it goes"
+    yield f"{going}; if not, {otherwise}."
+    if host.remedy:
+        yield f"To mend it: {host.remedy[0].lower()}{host.remedy[1:]}"
 
 
 def _rule(decision: Decision, place: Place) -> str:
@@ -156,26 +212,36 @@ def _source(metadata: Metadata, place: Place) -> str:
     return f"{metadata['kind']} {metadata['namespace']}/{metadata['name']}{rule} ({place(origin)})"
 
 
-def _destinations(decision: Decision, scheme: str, place: Place) -> str:
-    lines = []
-    bare = "the program's own TLS" if scheme == "https" else "plaintext"
+def _destinations(explanation: Explanation, place: Place) -> str:
+    decision, lines = explanation.outbound, []
+    bare = "the program's own TLS" if explanation.target.scheme == "https" else "plaintext"
     for share in decision.shares:
         origin = "" if share.metadata.get("origin", DEFAULT) == DEFAULT else f"  ({place(share.metadata['origin'])})"
         lines.append(f"{_percent(share.share):>6}  {_name(share)}{origin}")
         if not share.exists:
-            lines.append(f"{INDENT * 4}does not exist: answered with {share.status} (NC)")
+            why = _NO_GRANT if is_refused_cluster(share.cluster) else "does not exist"
+            lines.append(f"{INDENT * 4}{why}: answered with {share.status} (NC)")
             continue
         mine = [item for item in decision.endpoints if item.cluster in (share.cluster, "")]
         if not mine and share.share > 0:
-            end = "the connection is reset" if decision.outcome == "tcp" else "answered with 503"
-            lines.append(f"{INDENT * 4}no endpoint: {end} (UH)")
+            lines.append(f"{INDENT * 4}no endpoint: {_answered_for_nobody(decision)}")
         for item in mine:
-            passes = ", while it passes active health checks" if item.checked else ""
-            state = passes if item.healthy else ", not healthy"
+            state = _health(item, explanation.unused)
             safe = "mutual TLS" if item.tls is not None else bare
             part = _part(item, share)
             lines.append(f"{INDENT * 4}{item.address}  {item.workload or '-'}  {part}, {safe}{state}")
     return _section("Destinations", lines)
+
+
+def _health(endpoint: Endpoint, unused: Found | None) -> str:
+    """Return what is to be said of the health of an endpoint, after a comma."""
+    if state := (unused or {}).get((endpoint.cluster, endpoint.address)):
+        return f", {SAID[state]} now" + (", and used since too few others are well" if endpoint.share > 0 else "")
+    if not endpoint.healthy:
+        return ", not healthy"
+    if endpoint.checked:
+        return ", while it passes active health checks" if unused is None else ", passes its active health check now"
+    return ""
 
 
 def _part(endpoint: Endpoint, share: Share) -> str:

@@ -14,17 +14,18 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from envoy.config.listener.v3.listener_pb2 import Listener
-
 from weft._native import Engine
 from weft.api.nearest import nearest
 from weft.data_plane import WEFT_PROXY
 from weft.errors import NotFound, UsageError, WeftError
-from weft.insight import home
+from weft.insight import called, home, unknown_host
 from weft.insight.decision import BY_ENDPOINT, Decision, Endpoint
+from weft.insight.endpoint_health import Found, marked
 from weft.insight.mutual_tls import Acceptance, Refusal, acceptance, client_rule, foreign_tls, refusal
 from weft.model import Interception, loopback
 from weft.translate import names
+from weft.translate.gateways import listening_ports
+from weft.translate.resource import LISTENER
 
 Resource: TypeAlias = tuple[str, str, bytes]
 """(type URL, name, serialised message)."""
@@ -85,6 +86,21 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class UnknownHost:
+    """
+    The host is a name, and no service's: whether the call is made is decided by a resolver that is not asked here.
+
+    Attributes:
+        asked_by: `program`, or `proxy` in explicit mode, where the program's HTTP proxy looks it up.
+        remedy: What to do if a service was meant; empty where nothing says so.
+    """
+
+    name: str
+    asked_by: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
 class InboundSide:
     """
     What the proxy of a destination does with the request.
@@ -120,6 +136,9 @@ class Explanation:
 
     Attributes:
         refusal: Why the call does not come to the mesh, or no further than to the caller's own proxy; None if it goes on.
+        http_refusal: Why a request of HTTP comes to nothing, where all else is about other bytes to the same place.
+        unused: Endpoints of its destinations that the caller's proxy has found to be unwell, now; None if it was not asked,
+            or does not answer.
     """
 
     question: Question
@@ -131,6 +150,9 @@ class Explanation:
     assumptions: tuple[str, ...] = ()
     is_gateway: bool = False
     refusal: Refusal | None = None
+    unknown_host: UnknownHost | None = None
+    http_refusal: Refusal | None = None
+    unused: Found | None = None
 
     @property
     def is_caught(self) -> bool:
@@ -144,6 +166,7 @@ def explain(
     workloads: Sequence[Json],
     services: Sequence[Json],
     resources: Callable[[str], Sequence[Resource]],
+    health: Callable[[str], Found | None],
     machine: str = "",
     place: Callable[[str], str] = str,
 ) -> Explanation:
@@ -155,6 +178,8 @@ def explain(
         workloads: What `GET /v1/workloads` says.
         services: What `GET /v1/services` says.
         resources: Workload name -> what was last published to its proxy.
+        health: Workload name -> what its proxy has found of its endpoints by itself, None if it does not answer; asked at
+            most once, where the request goes to endpoints.
         machine: The host's name, which means each program itself in its own namespaces.
         place: Makes of where something is written (`FILE:LINE:COLUMN`) what the reader may open; for the sentences.
 
@@ -164,6 +189,8 @@ def explain(
         WeftError: The engine cannot read the resources, or the question makes no sense to it.
     """
     assumptions: list[str] = []
+    if "://" not in question.url:
+        assumptions.append(f"{question.url} means {_without_scheme(question.url)}, as to curl.")
     source = _source(question.source, workloads, assumptions)
     is_gateway = source["kind"] == "gateway"
     published = resources(source["workload"])
@@ -173,21 +200,29 @@ def explain(
         target = _gateway_target(question, source, published)
         unseen = None
     else:
-        target, unseen = _target(question, source, service, published, machine, assumptions)
+        target, unseen = _target(question, source, service, services, published, machine, assumptions)
+    unknown = None if is_gateway else _unknown_host(source, target, services)
     if unseen is not None:
-        return _explanation(question, source, target, UNSEEN, unseen, assumptions)
+        return _explanation(question, source, target, UNSEEN, unseen, unknown, assumptions)
     asked = _request(question, target, "gateway" if is_gateway else "outbound")
     outbound = _ask(engine, asked)
     refused = _refused_at_home(engine, asked, outbound, target, service, workloads, is_gateway=is_gateway)
     if refused is not None:
-        return _explanation(question, source, target, outbound, refused, assumptions)
+        return _explanation(question, source, target, outbound, refused, unknown, assumptions)
+    unused = _unused(outbound, health(source["workload"])) if outbound.endpoints else None
+    if unused:
+        outbound = _ask(_engine(marked(published, unused), source), asked)
     inbound = _inbound_sides(outbound, asked, source, target, workloads, resources, place)
     assumptions += _stand_ins(source, inbound, workloads)
     if outbound.endpoints:
-        assumptions.append("Every endpoint that is listed answers; health that a proxy learns by itself is not known.")
+        assumptions.append(_assumed_health(source["workload"], unused))
     if _is_chance(outbound):
         assumptions.append("Each share is what many requests get; a single one is decided by chance.")
-    return replace(_explanation(question, source, target, outbound, None, assumptions), inbound=inbound)
+    explanation = _explanation(question, source, target, outbound, None, unknown, assumptions)
+    not_http = None
+    if service is not None and _is_explicit(source) and target.scheme == "http" and outbound.outcome == "tcp":
+        not_http = home.http_to_bytes(source, service, target.address, target.port)
+    return replace(explanation, inbound=inbound, unused=unused, http_refusal=not_http)
 
 
 def _explanation(
@@ -196,6 +231,7 @@ def _explanation(
     target: Target,
     outbound: Decision,
     refused: Refusal | None,
+    unknown: UnknownHost | None,
     assumptions: Sequence[str],
 ) -> Explanation:
     return Explanation(
@@ -207,6 +243,7 @@ def _explanation(
         assumptions=tuple(assumptions),
         is_gateway=source["kind"] == "gateway",
         refusal=refused,
+        unknown_host=unknown,
     )
 
 
@@ -243,6 +280,28 @@ def _refused_at_home(
     )
 
 
+def _unused(outbound: Decision, found: Found | None) -> Found | None:
+    """Return what the proxy has *found* of the endpoints to which the request would go."""
+    if found is None:
+        return None
+    endpoints = {(item.cluster, item.address) for item in outbound.endpoints}
+    return {key: state for key, state in found.items() if key in endpoints}
+
+
+def _assumed_health(workload: str, unused: Found | None) -> str:
+    if unused is None:
+        return (
+            f"Every endpoint that is listed answers: {workload}'s proxy, which would know of ejections and failed health"
+            " checks, could not be asked."
+        )
+    if not unused:
+        return f"Every endpoint that is listed answers: {workload}'s proxy knows nothing else of any of them now."
+    return (
+        f"Every other endpoint answers, and those that {workload}'s proxy does not use now are still not used then: an"
+        " ejection ends by itself, and so does a failed check when one succeeds."
+    )
+
+
 def _is_chance(decision: Decision) -> bool:
     fault = decision.raw.get("fault") or {}
     shares = [share.share for share in decision.shares]
@@ -274,7 +333,7 @@ def _source(name: str, workloads: Sequence[Json], assumptions: list[str]) -> Jso
 def _split(url: str) -> tuple[str, str, str, int, str]:
     """Return scheme, authority, host, port, path."""
     try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
+        parts = urlsplit(url if "://" in url else _without_scheme(url))
         port = parts.port
     except ValueError as exc:
         raise UsageError(f"{url!r} is no URL: {exc}") from exc
@@ -284,10 +343,16 @@ def _split(url: str) -> tuple[str, str, str, int, str]:
     return parts.scheme, parts.netloc.rpartition("@")[2], parts.hostname, port or PORTS[parts.scheme], path
 
 
+def _without_scheme(url: str) -> str:
+    """Return the URL that a *url* without `http://` means: a word alone is a host."""
+    return f"http://{url}" + ("" if "/" in url else "/")
+
+
 def _target(
     question: Question,
     source: Json,
     service: Json | None,
+    services: Sequence[Json],
     published: Sequence[Resource],
     machine: str,
     assumptions: list[str],
@@ -300,7 +365,9 @@ def _target(
     else:
         address = _literal(host)
     if service is not None:
-        target = Target(scheme, authority, host, port, path, _called_at(source, service), service["hostname"])
+        target = Target(
+            scheme, authority, host, port, path, called.address_for(source["address"], service), service["hostname"]
+        )
         if explicit and scheme == "https" and not address:
             return target, home.not_by_proxy(source, scheme, host, address)
         if explicit:
@@ -318,14 +385,25 @@ def _target(
         return Target(scheme, authority, host, port, path, source["address"], "", at), unseen
     if not address:
         address = SOMEWHERE
+        if unknown_host.is_only_the_meshs(host):
+            meant = unknown_host.remedy(host, source["namespace"], services)
+            return Target(scheme, authority, host, port, path, ""), home.no_such_name(host, meant)
         assumptions.append(
-            f"No service of the mesh is called {host}; the host's resolver would be asked, and {SOMEWHERE} stands"
-            " for its answer."
+            f"The host's resolver has an address for {host}, for which {SOMEWHERE} stands; it was not asked."
         )
     granted = home.granted(published, port)
     return Target(scheme, authority, host, port, path, address), home.not_caught(
         source, host, address, port, granted=granted
     )
+
+
+def _unknown_host(source: Json, target: Target, services: Sequence[Json]) -> UnknownHost | None:
+    """Return that the host is a name of which the mesh knows nothing; None if it is a service's, the program's, or an address."""
+    is_own = not _is_explicit(source) and target.address == source["address"]
+    if target.hostname or is_own or _literal(target.host):
+        return None
+    asked_by = "proxy" if target.connect_port and target.scheme == "http" else "program"
+    return UnknownHost(target.host, asked_by, unknown_host.remedy(target.host, source["namespace"], services))
 
 
 def _literal(host: str) -> str:
@@ -349,42 +427,19 @@ def _is_explicit(source: Json) -> bool:
     return source.get("interception") == Interception.EXPLICIT
 
 
-def _called_at(source: Json, service: Json) -> str:
-    """Return the address at which the program *source* calls *service*."""
-    if _is_explicit(source):
-        return loopback.service_address(source["address"], service["address"])
-    address: str = service["address"]
-    return address
-
-
 def _resolve(host: str, source: Json, services: Sequence[Json]) -> Json | None:
     """Return the service that *host* means to the program *source*, by its names and addresses."""
-    wanted, namespace = host.rstrip(".").lower(), source["namespace"]
-    for service in services:
-        full = service["hostname"]
-        name, its_namespace = service["name"], service["namespace"]
-        names = {full, f"{name}.{its_namespace}", f"{name}.{its_namespace}.svc"}
-        if wanted in names or (wanted == name and its_namespace == namespace):
-            return service
-        if wanted in (service["address"], _called_at(source, service)):
-            return service
-    return None
+    return called.resolve(host, source["namespace"], source["address"], services)
 
 
 def _gateway_target(question: Question, source: Json, published: Sequence[Resource]) -> Target:
     """A gateway is called on its own ports, or on the ports of the host that are published for them."""
     scheme, authority, host, port, path = _split(question.url)
     own = next((item["port"] for item in source["published"] if item["host_port"] == port), port)
-    taken = _gateway_ports(published)
+    taken = listening_ports(value for type_url, _, value in published if type_url == LISTENER)
     if own not in taken:
         raise NotFound(_no_gateway_port(source, port, own, taken))
     return Target(scheme, authority, host, own, path, source["address"])
-
-
-def _gateway_ports(published: Sequence[Resource]) -> list[int]:
-    """Return the ports on which a gateway with these resources takes connections."""
-    listeners = [Listener.FromString(value) for type_url, _, value in published if type_url.endswith(".Listener")]
-    return sorted({item.address.socket_address.port_value for item in listeners} - {0})
 
 
 def _no_gateway_port(source: Json, port: int, own: int, taken: Sequence[int]) -> str:

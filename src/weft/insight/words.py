@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from weft.insight.mutual_tls import BY_ADDRESS, CALL_BY_NAME
 from weft.telemetry import Record
 
 
@@ -39,7 +40,7 @@ class Row:
         flags: Any of these codes.
         details: Is found in `response_code_details` or the termination's details.
         failure: Is found in the reason of the transport's failure, of either side.
-        cluster: Is found in the name of the cluster.
+        cluster: Is found in the name of the cluster, which may be known though the record does not name it.
         directions: Only in records of these.
         given: Facts (see `happened.facts`) that must have these values.
         sentence, remedy: With `{name}` from `facts`.
@@ -60,7 +61,7 @@ class Row:
             (not self.flags or bool(self.flags & set(record.flags)))
             and (not self.details or re.search(self.details, f"{record.details} {record.termination}") is not None)
             and (not self.failure or re.search(self.failure, failure_of(record), re.IGNORECASE) is not None)
-            and (not self.cluster or re.search(self.cluster, record.cluster) is not None)
+            and (not self.cluster or re.search(self.cluster, facts.get("cluster") or record.cluster) is not None)
             and (not self.directions or record.direction in self.directions)
             and all(facts.get(name) == value for name, value in self.given)
         )
@@ -72,6 +73,18 @@ def failure_of(record: Record) -> str:
 
 
 INBOUND = frozenset({"inbound"})
+
+FROM_THE_MESH = (("from", "mesh"),)
+"""The client's address is that of a workload of the mesh."""
+
+TUNNEL = (("status", "101"),)
+"""The server has switched protocols (RFC 9110 15.2.2): what follows is no answer."""
+
+BY_RULE = (("tls", "rule"),)
+"""A DestinationRule says how the caller's proxy speaks TLS."""
+
+UNFINISHED = "request_header_timeout"
+"""`response_code_details` where the head of a request did not come to its end."""
 
 ALERT = r"received fatal alert|V[13] ALERT "
 """Both libraries say so of what the other end has sent: it is the other end that refuses."""
@@ -85,6 +98,31 @@ UNTRUSTED = (
 )
 NOT_TLS = r"wrong.?version.?number|http.?request|plaintext|InvalidContentType|corrupt message|packet length too long"
 TLS = r"\bTLS\b|\bSSL\b|handshake|alert"
+
+OUTSIDE = r"^PassthroughCluster$|^host\|"
+"""Clusters that lead out of the mesh."""
+
+NOT_MADE = "No connection out of the mesh was made for {workload}: {reason}."
+CHECK_OUTSIDE = "Check address and port from this machine, outside of the mesh: `curl -v {url}`{host_ports}."
+LIMIT_REACHED = "A limit of {service} was reached (a circuit breaker), so the request was refused at once."
+RAISE_LIMIT = "Raise `trafficPolicy.connectionPool` of the DestinationRule, or send less at a time."
+CALL_HTTP = (
+    "Call it by {http_url}; the proxies add mutual TLS themselves. If its program speaks something else, declare that: "
+    "`protocol: TCP` in the `ports` of the program."
+)
+HAD_NO_ENDPOINT = "{service} had no endpoint that could take a request; by now {now}."
+RESET_STREAM = (
+    "Look at the program's output (`weft logs --output`): whatever handled this call may have failed or given it up."
+)
+MALFORMED = "The client's request breaks the rules of HTTP ({reason})."
+MEND_CLIENT = "Mend the client."
+MALFORMED_DETAILS = (
+    r"^(?:missing_host_header|missing_path_rejected|absolute_path_rejected|path_normalization_failed|low_version"
+    r"|request_headers_failed_strict_check|http[123]\.)"
+)
+"""Of requests that Envoy refuses before it looks for a route, and flags with nothing."""
+
+FIND_HOST = "{meant}If a place outside of the mesh is meant, `getent hosts {name}` shows whether this machine finds it."
 
 TABLE = (
     # What the configuration asks for.
@@ -105,13 +143,20 @@ TABLE = (
         "A browser asked what a page of another site may do, and a corsPolicy answered {status}; no program was asked.",
         details="^cors_response",
     ),
+    Row(
+        "no-backend",
+        "The rule has no backend that is sent anything (no `backendRefs`, or weights of 0 only), so the proxy answers {status}.",
+        "Add one to `backendRefs`, or give one of them a weight.",
+        details=r"^direct_response",
+        given=(("rule_of", "HTTPRoute"),),  # which has no other answer of its own
+    ),
     Row("configured-answer", "The rule itself answers {status}; no program was asked.", details=r"^direct_response"),
     # Explicit mode: who called was not the program beside the proxy, or did not show it.
     Row(
         "caller-of-another-user",
         "A process of another user called an address that is for {workload}'s own calls, and was refused.",
         "Call from a program of the mesh (`weft run -- ...`). A program that gave up root calls as another user.",
-        details="^caller_uid_refused",
+        details="caller_uid_refused",
     ),
     Row(
         "caller-without-credential",
@@ -130,6 +175,22 @@ TABLE = (
         "The request says that a page of another site made it (Origin, Sec-Fetch-Site), and was refused.",
         "A program that hands on a browser's headers is to call by HTTP_PROXY.",
         details="^caller_foreign_origin",
+    ),
+    Row(
+        "caller-speaks-http",
+        "A connection to a TCP port, as {workload}'s program calls it, began with an HTTP request, as a web page could send"
+        " it, and was refused.",
+        "If that port speaks HTTP, declare it so: `protocol: HTTP` in the `ports` of its program, or `--port NUMBER`.",
+        details="caller_http_on_tcp",
+    ),
+    # Of bytes that had begun to move, a broken TLS connection is no refusal; only Envoy tells of it.
+    Row(
+        "client-gone",
+        "The client reset the connection to {workload}.",
+        "If it was not meant to, look at the client's output: it may have crashed.",
+        failure=TLS,
+        directions=INBOUND,
+        given=(("moved", "bytes"),),
     ),
     # Connections that never became a request: what the server's proxy says of the client.
     Row(
@@ -155,10 +216,45 @@ TABLE = (
     ),
     Row(
         "client-without-certificate",
+        "{client} spoke TLS and showed no certificate, and {workload} requires one (STRICT mutual TLS).",
+        "If its program began the TLS itself, let it speak plain HTTP to the name of the service: its proxy shows the "
+        "certificate.",
+        failure=NO_CERTIFICATE,
+        directions=INBOUND,
+        given=FROM_THE_MESH,
+    ),
+    Row(
+        "client-without-certificate",
         "The client showed no certificate, and {workload} requires one (STRICT mutual TLS).",
         "Call from a program of the mesh (`weft run -- ...`), or apply a PeerAuthentication with mode PERMISSIVE.",
         failure=NO_CERTIFICATE,
         directions=INBOUND,
+    ),
+    Row(
+        "client-in-plaintext",
+        "{caller} spoke plain text, as {rule} says, and {workload} requires mutual TLS (STRICT).",
+        "Remove `tls` from {rule}, or write mode ISTIO_MUTUAL there; or let {workload} accept plain text, too: "
+        "PeerAuthentication with mode PERMISSIVE.",
+        failure=NOT_TLS,
+        directions=INBOUND,
+        given=BY_RULE,
+    ),
+    Row(
+        "client-in-plaintext",
+        "{caller} spoke plain text, and {workload} requires mutual TLS (STRICT).",
+        f"{BY_ADDRESS} {CALL_BY_NAME}, or apply a PeerAuthentication with mode PERMISSIVE.",
+        failure=NOT_TLS,
+        directions=INBOUND,
+        given=(("tls", "direct"),),
+    ),
+    Row(
+        "client-in-plaintext",
+        "{client} spoke plain text, and {workload} requires mutual TLS (STRICT).",
+        f"{BY_ADDRESS} {CALL_BY_NAME}, or apply a PeerAuthentication with mode PERMISSIVE. If a DestinationRule of "
+        "{client} says `tls.mode: DISABLE`, remove that.",
+        failure=NOT_TLS,
+        directions=INBOUND,
+        given=FROM_THE_MESH,
     ),
     Row(
         "client-in-plaintext",
@@ -186,7 +282,7 @@ TABLE = (
     Row(
         "server-requires-certificate",
         "{upstream} requires a certificate, and {workload}'s proxy showed none that it takes.",
-        "A DestinationRule with `tls.mode: SIMPLE` shows none: remove it, or use ISTIO_MUTUAL.",
+        "Look at {workload}'s certificate in `weft status`; its agent gets one while the control plane can be reached.",
         failure=NO_CERTIFICATE,
     ),
     Row(
@@ -216,7 +312,8 @@ TABLE = (
     Row(
         "server-wrong-identity",
         "Whoever answers at {upstream} proves another identity than the service's, so {workload}'s proxy did not talk to it.",
-        "Compare `tls.subjectAltNames` of the DestinationRule, if there is one, with the identity in `weft status`.",
+        "It must be one of the identities of the service's own workloads, which `weft status` shows: something else may have "
+        "taken the address.",
         failure=WRONG_NAME,
     ),
     Row(
@@ -227,12 +324,74 @@ TABLE = (
     ),
     Row(
         "server-without-tls",
+        "{peer} takes plain text only, and {workload}'s proxy spoke TLS, as {rule} says.",
+        "Remove `tls` from {rule}, or let {peer} accept mutual TLS: PeerAuthentication with mode PERMISSIVE or STRICT.",
+        failure=NOT_TLS,
+        given=(*BY_RULE, ("at", "workload")),
+    ),
+    Row(
+        "server-without-tls",
         "{upstream} does not speak TLS, and {workload}'s proxy was told that it does.",
         "If the DestinationRule says `tls.mode`, set it to DISABLE; or let the server join the mesh.",
         failure=NOT_TLS,
     ),
     Row("tls-failed", "The TLS handshake with {upstream} failed: {reason}.", "", flags=frozenset({"UF"}), failure=TLS),
-    # Nowhere to go.
+    # Nowhere to go: a service that lacks the port, whatever is made of the call then.
+    Row(
+        "no-such-port",
+        "The service {service_called} has no port {number}, so the call came to nothing.",
+        "Call one of its ports: {ports}; or declare port {number}, if its program listens there (`ports` in weft.yaml, "
+        "`--port`).",
+        given=(("called", "lacking"),),
+        flags=frozenset({"DF", "UH", "UF", "UC", "UR"}),
+    ),
+    Row(
+        "called-too-early",
+        "{workload} called {port}, which was not there yet.",
+        "It is there by now: call it again.",
+        flags=frozenset({"DF"}),
+        given=(("called", "late"),),
+    ),
+    Row(
+        "http-to-bytes",
+        "The {port} takes bytes (TCP), and the HTTP proxy of {workload} was asked for it in HTTP, which it passes on to ports"
+        " of HTTP only.",
+        "If it speaks HTTP, declare it so: `protocol: HTTP` in the `ports` of its program, or `--port {number}`.",
+        flags=frozenset({"DF"}),
+        given=(("speaks", "bytes"),),
+    ),
+    # A host without an address: no proxy has seen the call, but in explicit mode.
+    Row(
+        "unknown-host",
+        "{workload} asked for the host {name}, and no service of the mesh is called so. Nobody else is asked for names under "
+        "svc.cluster.local.",
+        "{meant}",
+        flags=frozenset({"DF"}),
+        given=(("asked", "mesh"),),
+    ),
+    Row(
+        "unknown-host",
+        "{workload} asked for the host {name}, which nobody has: no service of the mesh is called so, and this machine's "
+        "resolver knows no such name.",
+        FIND_HOST,
+        flags=frozenset({"DF"}),
+        details="^NXDOMAIN",
+    ),
+    Row(
+        "unknown-host",
+        "{workload} asked for the host {name}: no service of the mesh is called so, and this machine's resolver, which was "
+        "asked then, did not find out ({reason}).",
+        FIND_HOST,
+        flags=frozenset({"DF"}),
+        given=(("asked", "machine"),),
+    ),
+    Row(
+        "unknown-host",
+        "The proxy of {workload} was asked for the host {name}: no service of the mesh is called so, and this machine's "
+        "resolver has no address for it.",
+        FIND_HOST,
+        flags=frozenset({"DF"}),
+    ),
     Row(
         "routes-not-loaded",
         "{workload}'s proxy loads the routes of a host when they are needed, and could not load those of this one.",
@@ -242,14 +401,60 @@ TABLE = (
     Row(
         "no-route",
         "No rule takes {method} {path} for the host {host}.",
-        "See which rules there are: `weft why --from {workload} --to {url}` names them with the reason why each does not match.",
+        "See which rules there are: `weft why --from {workload} --to {to}` names them with the reason why each does not match.",
         flags=frozenset({"NR"}),
+    ),
+    Row(
+        "not-permitted",
+        "The rule sends the request to {service}, and no ReferenceGrant of that service's namespace allows HTTPRoutes of "
+        "`{namespace}` to refer to it.",
+        "Apply a ReferenceGrant in the namespace of the service, from HTTPRoute of `{namespace}` to Service; or send to a "
+        "service of `{namespace}`.",
+        flags=frozenset({"NC"}),
+        given=(("lacks", "grant"),),
+    ),
+    Row(
+        "no-cluster",
+        "The rule sends the request to {service}, and {target} has no port {target_port}.",
+        "Correct the port in the rule. {target} has: {target_ports}.",
+        flags=frozenset({"NC"}),
+        given=(("lacks", "port"),),
+    ),
+    Row(
+        "no-cluster",
+        "The rule sends the request to {service}, and no service of the mesh is called {target}.",
+        "Correct the host in the rule, or run a program of that service.",
+        flags=frozenset({"NC"}),
+        given=(("lacks", "service"),),
     ),
     Row(
         "no-cluster",
         "The rule sends the request to {service}, which {workload}'s proxy does not know.",
         "Correct the host or subset in the rule, or apply the DestinationRule that defines the subset.",
         flags=frozenset({"NC"}),
+    ),
+    Row(
+        "not-http-called",
+        "The {port} speaks HTTP; TLS, or something else that is not HTTP, came from {workload}, so its proxy refused the call.",
+        CALL_HTTP,
+        flags=frozenset({"UH"}),
+        given=(("speaks", "HTTP"),),
+    ),
+    Row(
+        "not-http-called",
+        "The {port} speaks HTTP; what came from {workload} was TLS, or something else that is no valid HTTP, so its proxy "
+        "refused it.",
+        f"{CALL_HTTP} If it was meant to be HTTP, mend the client ({{reason}}).",
+        flags=frozenset({"DPE"}),
+        given=(("speaks", "HTTP"),),
+    ),
+    Row(
+        "request-timeout",
+        "The {port} speaks HTTP, and what came from {workload} did not become a whole request of it in time, so its proxy "
+        "answered {status}.",
+        f"{CALL_HTTP} If it was meant to be HTTP, mend the client: it did not send, or end, the lines of its request.",
+        details=f"^{UNFINISHED}",
+        given=(("speaks", "HTTP"),),
     ),
     Row(
         "no-such-port",
@@ -268,38 +473,75 @@ TABLE = (
     Row(
         "all-ejected",
         "Every endpoint of {service} failed too often and is ejected for a while (outlier detection).",
-        "Find out why they fail (`weft why --last-failed`); `outlierDetection` of the DestinationRule says how long it lasts.",
+        "Find out why they fail ({failing}); `outlierDetection` of the DestinationRule says how long it lasts.",
         flags=frozenset({"UH"}),
-        given=(("endpoints", "there"),),
+        given=(("endpoints", "there"), ("ejects", "yes")),
+    ),
+    Row(
+        "empty-subset",
+        "{service} had no endpoint: no program of {target} carries the labels of that subset ({wanted}).",
+        "Correct the labels of the subset, or run a program that carries them; {carried}.",
+        flags=frozenset({"UH"}),
+        given=(("carriers", "none"),),
     ),
     Row(
         "no-endpoint",
-        "{service} has no endpoint that can take a request: no program of it runs and is ready.",
+        HAD_NO_ENDPOINT,
+        "If its program was just starting, nothing: where a service has two, the other one takes requests meanwhile.",
+        flags=frozenset({"UH"}),
+        given=(("programs", "ready"),),
+    ),
+    Row(
+        "no-endpoint",
+        HAD_NO_ENDPOINT,
+        "A program must listen on the ports that it declares (`weft ps`, `weft logs --output`), and its proxy must run "
+        "(`weft status`).",
+        flags=frozenset({"UH"}),
+        given=(("programs", "unready"),),
+    ),
+    Row(
+        "no-endpoint",
+        "{service} had no endpoint that could take a request: no program of it was ready.",
         "Start one (`weft ps` shows what runs; `weft proxy-config endpoints {workload}` what its proxy knows).",
         flags=frozenset({"UH"}),
     ),
+    # A circuit breaker: it has forbidden another try of what was answered, or refused the request. Where a try failed without
+    # an answer and the next one was forbidden, that failure is the reason, and its row stands below.
     Row(
-        "circuit-open",
-        "A limit of {service} was reached (a circuit breaker), so the request was refused at once.",
-        "Raise `trafficPolicy.connectionPool` of the DestinationRule, or send less at a time.",
+        "retry-not-allowed",
+        "{peer} answered {status}, and a limit of {service} (a circuit breaker) allowed no further try.",
+        "Find out why it fails (`weft logs --output`); `connectionPool.http.maxRetries` of the DestinationRule says how many "
+        "further tries may be under way at once.",
         flags=frozenset({"UO"}),
+        details="^via_upstream",
     ),
-    # Outside of the mesh. Envoy's way there leads through a socket of its agent, which it always reaches.
+    Row("circuit-open", LIMIT_REACHED, RAISE_LIMIT, flags=frozenset({"UO"}), details="overflow"),
+    Row(
+        "foreign-host",
+        "{workload} called {port} and named {host_named}, so the call was taken for one to outside of the mesh, where that "
+        "address means nothing.",
+        "Send the host `{service_called}`; what hands on requests of others must not hand on their Host, or needs a "
+        "VirtualService for it.",
+        flags=frozenset({"UF", "UC", "UR"}),
+        given=(("called", "by-another-host"),),
+    ),
+    # Outside of the mesh. Envoy's way there leads through a socket of its agent, which it always reaches; weft-proxy's own
+    # fails at once (UF).
     Row(
         "outside-failed",
-        "No connection out of the mesh was made for {workload}: {reason}.",
-        "Check address and port from this machine, outside of the mesh: `curl -v {url}`; a port of its loopback has to be among "
-        "`host_ports` of the program in weft.yaml.",
+        NOT_MADE,
+        CHECK_OUTSIDE,
         flags=frozenset({"UC", "UR"}),
         failure="^the edge refused: ",
-        cluster=r"^PassthroughCluster$|^host\|",
+        cluster=OUTSIDE,
     ),
+    Row("outside-failed", NOT_MADE, CHECK_OUTSIDE, flags=frozenset({"UF"}), cluster=OUTSIDE),
     Row(
         "outside-failed",
         "{destination} is outside of the mesh, and could not be reached or closed the connection without an answer.",
         "Check that it can be reached from this machine: `curl -v {url}` outside of the mesh.",
         flags=frozenset({"UC", "UR"}),
-        cluster=r"^PassthroughCluster$|^host\|",
+        cluster=OUTSIDE,
     ),
     # No connection.
     Row(
@@ -335,14 +577,21 @@ TABLE = (
     Row(
         "try-timeout",
         "{service} did not begin to answer within the time that one try may take.",
-        "Raise `retries.perTryTimeout` of the rule, or find out why the program is slow.",
+        "Raise `{try_timeout}` of the rule, or find out why the program is slow.",
         flags=frozenset({"UT"}),
         details="per_try_timeout",
     ),
     Row(
+        "timeout-during-answer",
+        "{service} began to answer, and had not finished within the timeout of the rule, so the answer is cut off.",
+        "Raise `{timeout}` of the rule, or find out why the program does not finish.",
+        flags=frozenset({"UT"}),
+        given=(("begun", "yes"),),
+    ),
+    Row(
         "timeout",
         "{service} did not answer within the timeout of the rule.",
-        "Raise `timeout` of the rule, or find out why the program is slow.",
+        "Raise `{timeout}` of the rule, or find out why the program is slow.",
         flags=frozenset({"UT"}),
     ),
     Row(
@@ -353,47 +602,132 @@ TABLE = (
     ),
     # The answer broke.
     Row(
+        "try-given-up",
+        "The proxy of {caller} gave this try up for another.",
+        flags=frozenset({"DC", "DR"}),
+        given=(("left", "for-another"),),
+    ),
+    Row(
+        "try-given-up",
+        "The proxy of {caller} gave this try up.",
+        flags=frozenset({"DC", "DR"}),
+        given=(("left", "by-itself"),),
+    ),
+    Row(
+        "client-gone",
+        "The client ended the connection, which had become that of another protocol (101: WebSocket, say).",
+        "That is the end of every such connection; if it came too early, look at the client's output.",
+        flags=frozenset({"DC", "DR"}),
+        given=TUNNEL,
+    ),
+    Row(
         "client-gone",
         "The client went away before the answer was complete.",
         "The client's own time-out may be shorter than the answer takes.",
         flags=frozenset({"DC", "DR"}),
     ),
     Row(
+        "refused-there",
+        "The proxy of {peer} refused the connection.",
+        "Look at its side of it: `weft why --last-failed --from {peer}`.",
+        flags=frozenset({"UC", "UR", "UPE"}),
+        given=(("there", "refused"),),
+    ),
+    Row(
+        "proxy-connection-broke",
+        "The connection to the proxy of {peer} broke before the answer was complete, and that proxy tells nothing of the request.",
+        "It may have died, or its machine may be away: see `weft status`; its last words are in its `proxy.log`.",
+        flags=frozenset({"UC", "UR", "UPE"}),
+        given=(("server", "silent"),),
+    ),
+    Row(
+        "reset-in-tunnel",
+        "{peer} ended the connection, which had become that of another protocol (101: WebSocket, say).",
+        "That is the end of every such connection; if it came too early, look at the program's output (`weft logs --output`): "
+        "it may have crashed.",
+        flags=frozenset({"UC", "UR", "UPE"}),
+        given=TUNNEL,
+    ),
+    # Of HTTP/2: the stream of this request alone, and not by the proxy.
+    Row(
         "reset-during-answer",
-        "{peer} closed the connection in the middle of its answer, so the answer is cut off.",
-        "Look at the program's output (`weft logs --output`): it may have crashed, or declared a longer body than it sent.",
-        flags=frozenset({"UC", "UR", "UPE"}),  # to Envoy an answer that is too short breaks the protocol
-        details="after_response_started",
+        "{peer} reset the stream of this request (RST_STREAM) in the middle of its answer, so the answer is cut off.",
+        RESET_STREAM,
+        flags=frozenset({"UR"}),
+        details=r"after_response_started\{remote_reset\b",
     ),
     Row(
         "reset-before-answer",
-        "{peer} closed the connection without an answer.",
+        "{peer} reset the stream of this request (RST_STREAM) without an answer; the connection goes on.",
+        RESET_STREAM,
+        flags=frozenset({"UR"}),
+        details=r"\bremote_reset\b",
+    ),
+    Row(
+        "reset-during-answer",
+        "{peer} broke the rules of HTTP in the middle of its answer, or ended the connection there, so the answer is cut off.",
+        "Look at the program's output (`weft logs --output`): it may have crashed, declared a longer body than it sent, or "
+        "written a chunk whose size is none.",
+        flags=frozenset({"UPE"}),  # to Envoy an answer that is too short breaks the protocol
+        details="after_response_started",
+    ),
+    Row(
+        "reset-during-answer",
+        "{peer} closed the connection in the middle of its answer, so the answer is cut off.",
+        "Look at the program's output (`weft logs --output`): it may have crashed, or declared a longer body than it sent.",
+        flags=frozenset({"UC", "UR"}),
+        details="after_response_started",
+    ),
+    Row(
+        "reset-during-answer",
+        "{peer} reset the connection, of which {sent} bytes had come.",
+        "Look at the program's output (`weft logs --output`): it may have crashed.",
+        flags=frozenset({"UC", "UR"}),
+        given=(("answer", "bytes"),),
+    ),
+    Row(
+        "reset-before-answer",
+        "{peer} closed the connection before the head of an answer had come.",
         "Look at the program's output (`weft logs --output`): it may have crashed on the request, or have closed an idle "
         "connection just then.",
         flags=frozenset({"UC", "UR"}),
     ),
     Row(
         "not-http",
-        "{peer} sent something that is not HTTP.",
-        "Declare the port's protocol as it is (`protocol: TCP`), or mend the program.",
+        "{peer} sent something that is not HTTP, a head that is not whole, or headers that are longer than a proxy takes.",
+        "If its port does not speak HTTP, declare what it speaks (`protocol: TCP`); if it does, look at its output (`weft logs "
+        "--output`) and at the headers of its answer, which a call at the program itself shows.",
         flags=frozenset({"UPE"}),
     ),
     # What the client did wrong.
     Row(
         "malformed-request",
-        "The client's request breaks the rules of HTTP ({reason}).",
-        "Mend the client.",
+        MALFORMED,
+        MEND_CLIENT,
         flags=frozenset({"DPE"}),
+    ),
+    Row("malformed-request", MALFORMED, MEND_CLIENT, details=MALFORMED_DETAILS),
+    Row(
+        "upgrade-refused",
+        "The request asks for a protocol that the proxy of {workload} does not switch to.",
+        "WebSocket is what can be asked for everywhere; for another protocol declare the port `protocol: TCP`.",
+        details="^upgrade_failed",
+    ),
+    Row(
+        "too-large",
+        "The request or its answer is longer than what the proxy of {workload} may keep of it ({reason}).",
+        "Send less at a time.",
+        details=r"^(?:request|response)_payload_too_large",
     ),
     Row("request-timeout", "The client took too long to send its request.", "", details="request_.*timeout"),
     # The rest of Envoy's flags.
+    Row("circuit-open", LIMIT_REACHED, RAISE_LIMIT, flags=frozenset({"UO"})),
     Row("too-long", "The request or connection lasted longer than allowed.", "", flags=frozenset({"DT", "UMSDR"})),
     Row(
         "rate-limited", "A rate limit was exceeded.", "Send less, or raise the limit.", flags=frozenset({"RL", "RLSE"})
     ),
     Row("denied", "The external authorisation service denied the request.", "", flags=frozenset({"UAEX"})),
     Row("overload", "The proxy of {workload} was short of resources and shed load.", "", flags=frozenset({"OM", "DO"})),
-    Row("name-unknown", "The upstream's name could not be resolved.", "Check the name.", flags=frozenset({"DF"})),
     Row("local-reset", "The proxy of {workload} gave the request up.", "", flags=frozenset({"LR"})),
     Row("bad-header", "A header that steers the proxy had an invalid value.", "", flags=frozenset({"IH"})),
     Row("unhealthy", "{workload} failed its own health check.", "", flags=frozenset({"LH"})),
@@ -412,7 +746,7 @@ def find(record: Record, facts: Mapping[str, str]) -> Finding | None:
     for row in TABLE:
         if row.fits(record, facts) and (row.flags or row.details or failed_transport(record)):
             known = {"reason": reason(record), **facts}
-            return Finding(row.code, row.sentence.format_map(known), row.remedy.format_map(known))
+            return Finding(row.code, row.sentence.format_map(known), row.remedy.format_map(known).rstrip())
     return None
 
 

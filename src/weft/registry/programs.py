@@ -283,6 +283,15 @@ class Programs:
             return loopback.service_address(self.programs[key].address, service.address)
         return service.address
 
+    def lacking(self, key: tuple[str, str]) -> list[int]:
+        """Return the ports of its service that the program of a workload does not serve: calls of them go to others only."""
+        registration = self.programs[key].registration
+        if not _serves(registration):
+            return []
+        service = self.view().services[self._hostname(registration.service, registration.namespace)]
+        own = {port.number for port in registration.ports}
+        return [port.number for port in service.ports if port.target not in own]
+
     def adopt(self, documents: Iterable[ConfigObject]) -> None:
         """Take *documents* of kind Service for what people describe from now on."""
         self._selecting = self._by_hostname(documents)

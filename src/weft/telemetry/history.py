@@ -30,7 +30,10 @@ SWEEP_EVERY = 64
 ACKNOWLEDGE_SECONDS = 0.05
 """A proxy works by a new configuration a moment before its acknowledgement is here."""
 
-SCHEMA = """
+ADDRESS = "substr(substr(node, instr(node, '~') + 1), 1, instr(substr(node, instr(node, '~') + 1), '~') - 1)"
+"""The workload's address, of a node id `KIND~ADDRESS~NAME.NAMESPACE~DOMAIN`: an index serves it only if asked in the same words."""
+
+SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS resources (version TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS configurations (
     id INTEGER PRIMARY KEY,
@@ -41,6 +44,7 @@ CREATE TABLE IF NOT EXISTS configurations (
     content TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS configurations_of_node ON configurations (node, published);
+CREATE INDEX IF NOT EXISTS configurations_of_address ON configurations ({ADDRESS});
 """
 
 
@@ -112,6 +116,19 @@ class History:
         between being published and being acknowledged a configuration may already be at work.
         """
         return tuple(self._configuration(row) for row in self._in_force(node, at, 3))
+
+    def node_at(self, address: str, at: float) -> str:
+        """Return the node id of the proxy that had the workload address *address* at a time; empty if none had."""
+        found = self._db.execute(
+            f"SELECT node FROM configurations WHERE {ADDRESS} = ? AND published <= ? ORDER BY id DESC LIMIT 1",
+            (address, at + ACKNOWLEDGE_SECONDS),
+        ).fetchone()
+        return str(found[0]) if found else ""
+
+    def resource(self, version: str) -> bytes:
+        """Return the serialised message of which *version* is the hash; empty if it is not kept any more."""
+        found = self._db.execute("SELECT value FROM resources WHERE version = ?", (version,)).fetchone()
+        return bytes(found[0]) if found else b""
 
     def close(self) -> None:
         """Close the file."""

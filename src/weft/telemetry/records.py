@@ -1,5 +1,5 @@
 """
-An access record, read from the message in which a proxy sent it.
+What is known of one request, connection or lookup: an access record, read from the message in which a proxy sent it.
 
 Both data planes send Envoy's (`envoy.data.accesslog.v3`); here is the one place that knows the message.
 """
@@ -15,7 +15,10 @@ from envoy.config.core.v3 import base_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2
 from google.protobuf.message import DecodeError
 
-Log = Literal["requests", "tries", "connections"]
+from weft.model import grpc
+from weft.model.denial import is_denial
+
+Log = Literal["requests", "tries", "connections", "lookups"]
 
 LOGS: tuple[Log, ...] = ("requests", "tries", "connections")
 """`log_name` of what proxies send (weft.translate.access_log)."""
@@ -58,22 +61,27 @@ class Record:
     """
     Attributes:
         node: The proxy's node id.
-        log: What it is about: a request or connection that a filter took, a single try, or a connection that was
-            refused before.
-        protocol: `HTTP/1.1`, ...; `TCP` for a connection.
+        log: What it is about: a request or connection that a filter took, a single try, a connection that was
+            refused before, or a name that the program asked for in vain (see `Lookups`).
+        protocol: `HTTP/1.1`, ...; `TCP` for a connection; `DNS` for a lookup.
         direction: `outbound`, `inbound` or `gateway`.
         start: Seconds since 1970, by the proxy's clock; the same machine's.
         path: As the client sent it.
         status: None if there was no answer, or no HTTP.
+        grpc_status: None if the answer told none, as where it is no gRPC.
         flags: Codes, in the order of Envoy's message.
         origin, rule, match: Of the route that was taken: where it is written (`reviews.yaml:8:5`), `spec.http[0]`, and
             the alternative of `match`. Empty if no route was; `default` for weft's own.
         upstream, upstream_local, downstream, listener: `ADDRESS:PORT`; empty if there is none.
+        relay: Path of the socket at which an agent brought it, where it came to a published port that it relays;
+            `downstream` and `listener` are those of the connection to that port.
         attempts: Tries until then; 0 if none was made.
         sent_ms: Until the request's last byte was there.
         answered_ms: Until the first byte of the upstream's answer.
         peer: The client's identity, if it proved one.
         revision: In force in that proxy then, as far as it is known.
+        client: Name of the workload that a refused connection came from, by its address; empty if it is none of the mesh.
+            A proxy does not know it.
     """
 
     node: str
@@ -111,6 +119,9 @@ class Record:
     sni: str = ""
     peer: str = ""
     revision: int | None = None
+    client: str = ""
+    grpc_status: int | None = None
+    relay: str = ""
 
     @property
     def workload(self) -> str:
@@ -119,10 +130,31 @@ class Record:
 
     @property
     def owner(self) -> tuple[str, str]:
-        """(name, namespace) of that workload, which the node id holds: `sidecar~ADDRESS~NAME.NAMESPACE~DOMAIN`."""
+        """(name, namespace) of that workload."""
+        return owner_of(self.node)
+
+    @property
+    def address(self) -> str:
+        """Of that workload; empty if its node id names none."""
         parts = self.node.split("~")
-        name, _, namespace = (parts[2] if len(parts) > 2 else self.node).partition(".")
-        return name, namespace
+        return parts[1] if len(parts) > 1 else ""
+
+    @property
+    def answer(self) -> str:
+        """How it was answered, for people: `503`; `200, grpc-status 14 (UNAVAILABLE)`; empty if it was not."""
+        if self.status is None:
+            return ""
+        return str(self.status) + (f", {grpc.status_text(self.grpc_status)}" if self.grpc_status else "")
+
+    @property
+    def is_denial(self) -> bool:
+        """Whether the proxy itself refused it because of who asked."""
+        return is_denial(self.details) or is_denial(self.termination)
+
+    @property
+    def is_server_failure(self) -> bool:
+        """Whether the answer says that the server, or what is between, failed."""
+        return (self.status or 0) >= 500 or self.grpc_status in grpc.FAILURES
 
     @property
     def end(self) -> float:
@@ -138,6 +170,13 @@ class Record:
         """Undo `to_json`."""
         known = {field.name: value[field.name] for field in dataclasses.fields(cls) if field.name in value}
         return cls(**{**known, "flags": tuple(known.get("flags", ()))})
+
+
+def owner_of(node: str) -> tuple[str, str]:
+    """Return (name, namespace) of the workload that a node id names: `sidecar~ADDRESS~NAME.NAMESPACE~DOMAIN`."""
+    parts = node.split("~")
+    name, _, namespace = (parts[2] if len(parts) > 2 else node).partition(".")
+    return name, namespace
 
 
 def read(node: str, log: str, is_tcp: bool, received: float, entry: bytes) -> Record | None:
@@ -159,7 +198,6 @@ def read(node: str, log: str, is_tcp: bool, received: float, entry: bytes) -> Re
         return None
     common = message.common_properties
     tags = common.custom_tags
-    has_direct = common.HasField("downstream_direct_remote_address")
     start = common.start_time.ToNanoseconds() / 1e9 if common.HasField("start_time") else received
     values: dict[str, Any] = {
         "node": node,
@@ -176,9 +214,8 @@ def read(node: str, log: str, is_tcp: bool, received: float, entry: bytes) -> Re
         "cluster": common.upstream_cluster,
         "upstream": _address(common.upstream_remote_address),
         "upstream_local": _address(common.upstream_local_address),
-        "downstream": _address(
-            common.downstream_direct_remote_address if has_direct else common.downstream_remote_address
-        ),
+        "downstream": _downstream(common),
+        "relay": common.downstream_direct_remote_address.pipe.path,
         "listener": _address(common.downstream_local_address),
         "attempts": common.upstream_request_attempt_count,
         "sent_ms": _ms(common, "time_to_last_rx_byte"),
@@ -203,6 +240,7 @@ def read(node: str, log: str, is_tcp: bool, received: float, entry: bytes) -> Re
         user_agent=request.user_agent,
         status=response.response_code.value or None,
         details=response.response_code_details,
+        grpc_status=_number(response.response_trailers.get(grpc.STATUS) or response.response_headers.get(grpc.STATUS)),
         bytes_received=request.request_body_bytes,
         bytes_sent=response.response_body_bytes,
     )
@@ -214,6 +252,11 @@ _PROTOCOLS = {
     accesslog_pb2.HTTPAccessLogEntry.HTTP2: "HTTP/2",
     accesslog_pb2.HTTPAccessLogEntry.HTTP3: "HTTP/3",
 }
+
+
+def _number(text: str | None) -> int | None:
+    """Return what a server wrote as a number; None for what is none."""
+    return int(text) if text and text.isascii() and text.isdigit() else None
 
 
 def _ms(common: Any, field: str) -> float | None:
@@ -228,6 +271,16 @@ def _address(address: Any) -> str:
         return ""
     host = f"[{socket.address}]" if ":" in socket.address else socket.address
     return f"{host}:{socket.port_value}"
+
+
+def _downstream(common: Any) -> str:
+    """
+    Return who called: the direct peer, for what else is told may be the client's own word (`x-forwarded-for`).
+
+    Where that is a socket of the agent, which relays what comes to a published port, the PROXY protocol has told who called.
+    """
+    direct = common.downstream_direct_remote_address
+    return _address(direct if direct.HasField("socket_address") else common.downstream_remote_address)
 
 
 def _names(common: Any) -> list[Any]:

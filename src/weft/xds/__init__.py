@@ -12,6 +12,7 @@ A *view* is the whole set of resources of one proxy, named by its xDS node id. A
     affected = publisher.publish({node_id: resources, ...}, revision)      # frozenset of the node ids that change
     receipt = await publisher.wait(revision, timeout=5.0)                  # Receipt: affected = acknowledged + silent
     receipt = publisher.receipt(revision)                                  #   + refused; the same, now
+    publisher.oldest                                                       # the first revision of which it knows
     behind = await publisher.wait_for_all(timeout=5.0)                     # node ids that have not answered everything
     publisher.proxies()                                                    # {node_id: ProxyStatus}
     publisher.resources(node_id)                                           # (PublishedResource, ...) or None
@@ -27,10 +28,13 @@ A *view* is the whole set of resources of one proxy, named by its xDS node id. A
   stream that is refused gets nothing.
 - `observe(event)`: is called on the loop with each `Connected`, `Rejected`, `Disconnected`, `Synced`, `Refused`
   (weft.xds.status), for `GET /v1/events`.
+- Receipts outlive the process in a `Journal`, refusals outlive what was refused: a receipt says for as long as it is
+  kept who refused its revision, and which later one superseded it.
 - `ProxyStatus`: connected, published (last revision that changed this proxy), acknowledged (last revision of which it
   has everything, or None), synced, refused (a tuple of `RefusedResource(type_url, name, version, message)`).
 """
 
+from weft.xds.journal import Journal
 from weft.xds.publisher import Publisher
 from weft.xds.status import (
     Connected,
@@ -39,6 +43,7 @@ from weft.xds.status import (
     ProxyStatus,
     PublishedResource,
     Receipt,
+    Refusal,
     Refused,
     RefusedResource,
     Rejected,
@@ -49,10 +54,12 @@ __all__ = [
     "Connected",
     "Disconnected",
     "Event",
+    "Journal",
     "ProxyStatus",
     "PublishedResource",
     "Publisher",
     "Receipt",
+    "Refusal",
     "Refused",
     "RefusedResource",
     "Rejected",

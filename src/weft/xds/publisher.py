@@ -15,6 +15,7 @@ from os import PathLike
 from envoy.config.core.v3.base_pb2 import Node
 
 from weft._native import StreamCore
+from weft.xds.journal import Journal
 from weft.xds.status import (
     Connected,
     Disconnected,
@@ -57,6 +58,7 @@ class Publisher:
         path: Where to listen (`xds.sock`).
         admit: Says why a process may not have a view; "" admits it.
         observe: Is called on the loop with each event, after the status has taken it in.
+        journal: What became of revisions before, and where it is noted; by default, in memory.
 
     Raises:
         OSError: The socket cannot be made.
@@ -69,11 +71,12 @@ class Publisher:
         *,
         admit: Callable[[str, int | None], str] = admit_all,
         observe: Callable[[Event], None] = ignore,
+        journal: Journal | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._admit = admit
         self._observe = observe
-        self._ledger = Ledger()
+        self._ledger = Ledger(journal or Journal())
         self._streams: dict[int, str] = {}
         """Stream -> node id, of the streams that were admitted."""
         self._answered = asyncio.Event()
@@ -123,8 +126,13 @@ class Publisher:
         """Return what is published to a proxy, by type and name; None if nothing ever was."""
         return self._ledger.resources(node_id)
 
+    @property
+    def oldest(self) -> int:
+        """The first revision of which it is known what became of it."""
+        return self._ledger.oldest
+
     def receipt(self, revision: int) -> Receipt:
-        """Return what has become of *revision* until now."""
+        """Return what has become of *revision* until now. One that is older than `oldest` affects nobody."""
         return self._ledger.receipt(revision)
 
     async def wait(self, revision: int, timeout: float) -> Receipt:

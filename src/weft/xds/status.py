@@ -2,7 +2,7 @@
 What became of each revision: which proxies it changed, and what they answered.
 
 Pure bookkeeping. The publisher feeds it with what it publishes and with the events of the stream core; the API and
-`apply --wait` read receipts from it.
+`apply --wait` read receipts from it. What a control plane after this one needs to know is noted in `journal.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
+from weft.xds.journal import Journal, NotedRefusal
+
 REMEMBERED_REVISIONS = 4096
-"""Receipts of older revisions are forgotten; nobody waits for them any more, and a mesh lives for months."""
+"""Receipts of older revisions are forgotten, and said to be; nobody waits for them any more, and a mesh lives for months."""
 
 
 class PublishedResource(NamedTuple):
@@ -101,6 +104,23 @@ class ProxyStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """
+    What a proxy refused of one revision, which it therefore never had as a whole.
+
+    Attributes:
+        resources: At least one.
+        superseded_by: The revision with which the last of them had been replaced or removed; None while one of them is
+            still published.
+        mended: Whether the proxy has that revision, and what came in their place.
+    """
+
+    resources: tuple[RefusedResource, ...]
+    superseded_by: int | None
+    mended: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """
     What became of one revision. `acknowledged`, `silent` and `refused` divide `affected`.
@@ -108,7 +128,8 @@ class Receipt:
     Attributes:
         published: Whether it has been published at all; until then `affected` is empty and means nothing.
         affected: Node ids of the proxies for which the revision changed something, and which still exist.
-        refused: Those that refused something that came with this revision, with what they refused.
+        acknowledged: Those that have it, or a later one.
+        refused: Those that refused something that came with this revision, whatever has been published since.
         complete: Nothing more is to be expected: it is published and each affected proxy has everything but what it
             refused. While a culprit is being looked for, a proxy is in `refused` and the receipt is not complete.
     """
@@ -118,7 +139,7 @@ class Receipt:
     affected: frozenset[str]
     acknowledged: frozenset[str]
     silent: frozenset[str]
-    refused: Mapping[str, tuple[RefusedResource, ...]]
+    refused: Mapping[str, Refusal]
     complete: bool
 
 
@@ -127,22 +148,22 @@ class _Proxy:
     """What is published to one proxy and what it said."""
 
     resources: dict[tuple[str, str], PublishedResource]
-    introduced: dict[tuple[str, str], int]
-    """At which revision the present version of each resource came."""
+    introduced: dict[tuple[str, str, str], int]
+    """At which revision each version (type URL, name, version) came: of the present ones, and of those before them to
+    which an answer may be on its way."""
     published: int
     streams: set[int] = field(default_factory=set)
     acknowledged: int | None = None
     refused: dict[tuple[str, str], RefusedResource] = field(default_factory=dict)
 
-    def still_refused(self, *, since: int = 0) -> tuple[RefusedResource, ...]:
-        """What was refused, is still published in that version, and came after revision *since*."""
-        return tuple(
-            refused
-            for key, refused in sorted(self.refused.items())
-            if (current := self.resources.get(key)) is not None
-            and current.version == refused.version
-            and self.introduced[key] > since
-        )
+    def publishes(self, item: RefusedResource | NotedRefusal) -> bool:
+        """Whether the version that was refused is still published."""
+        current = self.resources.get((item.type_url, item.name))
+        return current is not None and current.version == item.version
+
+    def still_refused(self) -> tuple[RefusedResource, ...]:
+        """What was refused and is still published in that version."""
+        return tuple(refused for _, refused in sorted(self.refused.items()) if self.publishes(refused))
 
 
 class Ledger:
@@ -151,17 +172,32 @@ class Ledger:
 
     A revision that was never published itself (several changes were gathered into one) is covered by the next one that
     was: its receipt is that one's.
+
+    Args:
+        journal: Tells what became of revisions before, and is told of everything that must be known afterwards.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
         self._proxies: dict[str, _Proxy] = {}
-        self._revisions: list[int] = []
-        self._affected: list[frozenset[str]] = []
+        publications = journal.publications()
+        self._revisions: list[int] = [revision for revision, _ in publications]
+        """Of publications, the oldest first. Nothing is known of the first of them and of what was before it."""
+        self._affected: list[frozenset[str]] = [affected for _, affected in publications]
+        self._refusals: dict[str, dict[tuple[int, str, str], NotedRefusal]] = {}
+        """Node id -> (revision, type URL, name) -> what that proxy refused."""
+        for refusal in journal.refusals():
+            self._keep(refusal)
 
     @property
     def revision(self) -> int:
         """The last published revision; 0 before the first."""
-        return self._revisions[-1] if self._revisions else 0
+        return self._revisions[-1]
+
+    @property
+    def oldest(self) -> int:
+        """The first revision of which it is known what became of it."""
+        return self._revisions[0] + 1
 
     def record(self, views: Mapping[str, Mapping[tuple[str, str], PublishedResource]], revision: int) -> frozenset[str]:
         """
@@ -180,30 +216,57 @@ class Ledger:
         if revision < self.revision:
             raise ValueError(f"revision {revision} is published after revision {self.revision}")
         affected = frozenset(node_id for node_id, view in views.items() if self._replace(node_id, dict(view), revision))
-        if self._revisions and self._revisions[-1] == revision:
+        if self._revisions[-1] == revision:
             self._affected[-1] |= affected
         else:
             self._revisions.append(revision)
             self._affected.append(affected)
-        del self._revisions[:-REMEMBERED_REVISIONS], self._affected[:-REMEMBERED_REVISIONS]
+            self._forget()
+        self._journal.published(revision, self._affected[-1], oldest=self._revisions[0])
+        for node_id in affected:
+            self._supersede(node_id, revision)
         return affected
 
     def _replace(self, node_id: str, view: dict[tuple[str, str], PublishedResource], revision: int) -> bool:
         proxy = self._proxies.get(node_id)
         if proxy is None:
-            self._proxies[node_id] = _Proxy(view, dict.fromkeys(view, revision), revision)
+            introduced = dict.fromkeys(((*key, item.version) for key, item in view.items()), revision)
+            self._proxies[node_id] = _Proxy(view, introduced, revision)
             return True
         before = proxy.resources
         changed = {key for key, item in view.items() if key not in before or before[key].version != item.version}
         if not changed and len(view) == len(before):
             return False
         proxy.resources = view
-        proxy.introduced = {key: revision if key in changed else proxy.introduced[key] for key in view}
+        present = {
+            (*key, item.version): revision if key in changed else proxy.introduced[*key, item.version]
+            for key, item in view.items()
+        }
+        # What was replaced may still be refused, by a proxy that is there and has not answered it.
+        earlier = {version: at for version, at in proxy.introduced.items() if proxy.streams and at > self._revisions[0]}
+        proxy.introduced = earlier | present
         proxy.published = revision
         if proxy.acknowledged is not None and proxy.acknowledged >= revision:
             # Changed once more under the same number: what was acknowledged is not this.
             proxy.acknowledged = revision - 1
         return True
+
+    def _supersede(self, node_id: str, revision: int) -> None:
+        """Note which of a proxy's refusals are over, because something else is published now."""
+        proxy = self._proxies[node_id]
+        for refusal in self._present(node_id):
+            if not proxy.publishes(refusal):
+                self._note(refusal._replace(superseded_by=revision))
+
+    def _forget(self) -> None:
+        """Forget all but the last revisions, and what was refused of them."""
+        forgotten = self._revisions[: -REMEMBERED_REVISIONS - 1]
+        if not forgotten:
+            return
+        del self._revisions[: len(forgotten)], self._affected[: len(forgotten)]
+        for refusal in [*chain.from_iterable(of_node.values() for of_node in self._refusals.values())]:
+            if refusal.revision <= self._revisions[0]:
+                del self._refusals[refusal.node_id][refusal.key]
 
     def withdraw(self, node_id: str) -> None:
         """Forget a proxy; it is no longer affected by anything. Unknown ones are none."""
@@ -223,13 +286,45 @@ class Ledger:
 
     def synced(self, node_id: str, revision: int) -> None:
         """A proxy has everything of *revision* but what it refused."""
-        if proxy := self._proxies.get(node_id):
-            proxy.acknowledged = max(revision, proxy.acknowledged or 0)
+        if (proxy := self._proxies.get(node_id)) is None:
+            return
+        proxy.acknowledged = max(revision, proxy.acknowledged or 0)
+        if proxy.acknowledged < proxy.published:
+            return
+        proxy.introduced = {
+            version: proxy.introduced[version]
+            for version in ((*key, item.version) for key, item in proxy.resources.items())
+        }
+        # What it refuses no longer, after it had been away and was asked again, it has.
+        refused = {(item.type_url, item.name) for item in proxy.still_refused()}
+        for refusal in self._present(node_id):
+            if not refusal.taken and (refusal.type_url, refusal.name) not in refused:
+                self._note(refusal._replace(taken=True))
 
     def refused(self, node_id: str, resource: RefusedResource) -> None:
         """A proxy will not have this version of a resource."""
-        if proxy := self._proxies.get(node_id):
-            proxy.refused[resource.type_url, resource.name] = resource
+        if (proxy := self._proxies.get(node_id)) is None:
+            return
+        proxy.refused[resource.type_url, resource.name] = resource
+        revision = proxy.introduced.get((resource.type_url, resource.name, resource.version))
+        if revision is not None:
+            self._note(NotedRefusal(node_id, revision, *resource))
+            self._supersede(node_id, proxy.published)
+        for refusal in self._present(node_id):
+            # One that comes back is in sync until it asks for what it had refused before.
+            if refusal.taken and (refusal.type_url, refusal.name, refusal.version) == resource[:3]:
+                self._note(refusal._replace(taken=False))
+
+    def _present(self, node_id: str) -> list[NotedRefusal]:
+        """What a proxy refused, whenever that was, and is still published in that version."""
+        return [item for item in self._refusals.get(node_id, {}).values() if item.superseded_by is None]
+
+    def _note(self, refusal: NotedRefusal) -> None:
+        self._keep(refusal)
+        self._journal.refused(refusal)
+
+    def _keep(self, refusal: NotedRefusal) -> None:
+        self._refusals.setdefault(refusal.node_id, {})[refusal.key] = refusal
 
     def resources(self, node_id: str) -> tuple[PublishedResource, ...] | None:
         """What is published to a proxy, by type and name; None for an unknown one."""
@@ -254,19 +349,15 @@ class Ledger:
         )
 
     def receipt(self, revision: int) -> Receipt:
-        """Return what became of *revision*. One older than is remembered affects nobody."""
-        place = bisect_left(self._revisions, revision)
-        if place == len(self._revisions):
+        """Return what became of *revision*. One that is older than `oldest` affects nobody."""
+        forgotten = revision < self.oldest
+        if forgotten or revision > self.revision:
             nobody: frozenset[str] = frozenset()
-            return Receipt(revision, False, nobody, nobody, nobody, {}, False)
+            return Receipt(revision, forgotten, nobody, nobody, nobody, {}, forgotten)
+        place = bisect_left(self._revisions, revision)
         covering = self._revisions[place]
-        before = self._revisions[place - 1] if place else covering - 1
         affected = {node_id: self._proxies[node_id] for node_id in self._affected[place] if node_id in self._proxies}
-        refused = {
-            node_id: resources
-            for node_id, proxy in affected.items()
-            if (resources := tuple(it for it in proxy.still_refused(since=before) if _came_by(proxy, it, covering)))
-        }
+        refused = {node_id: found for node_id in affected if (found := self._refusal(node_id, covering))}
         answered = {
             node_id
             for node_id, proxy in affected.items()
@@ -282,7 +373,18 @@ class Ledger:
             complete=affected.keys() <= answered,
         )
 
-
-def _came_by(proxy: _Proxy, resource: RefusedResource, revision: int) -> bool:
-    """Whether the refused version was there at *revision* already, rather than later."""
-    return proxy.introduced[resource.type_url, resource.name] <= revision
+    def _refusal(self, node_id: str, revision: int) -> Refusal | None:
+        """Return what a proxy refused of what came with the publication *revision*; None if nothing."""
+        refusals = {key: item for key, item in sorted(self._refusals.get(node_id, {}).items()) if not item.taken}
+        found = [item for item in refusals.values() if item.revision == revision]
+        if not found:
+            return None
+        resources = tuple(RefusedResource(it.type_url, it.name, it.version, it.message) for it in found)
+        ends = [item.superseded_by for item in found if item.superseded_by is not None]
+        if len(ends) < len(found):
+            return Refusal(resources, None, mended=False)
+        acknowledged = self._proxies[node_id].acknowledged
+        has_it = acknowledged is not None and acknowledged >= max(ends)
+        # What came in its place may have been refused as well.
+        again = any((it.superseded_by, it.type_url, it.name) in refusals for it in found)
+        return Refusal(resources, max(ends), mended=has_it and not again)
