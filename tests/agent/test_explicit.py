@@ -9,11 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Address
 
 import pytest
 
 from weft.agent import explicit, sockets
+from weft.agent.agent import failed_by_itself
 from weft.errors import UsageError, WeftError
+from weft.model import loopback
 
 SERVICES = (
     {
@@ -27,10 +30,18 @@ SERVICES = (
 )
 
 
-def place(**ports: int) -> explicit.Place:
-    """Return a place with the declared ports 9080 and 9090."""
+def place(address: str = "127.77.3.1", **ports: int) -> explicit.Place:
+    """Return a place with the declared ports 9080 and 9090; at an address that nobody binds, unless it is `free_address`."""
     told = {9080: ports.get("first", 20001), 9090: ports.get("second", 20002)}
-    return explicit.Place("cart-v1-0", "127.77.3.1", "default", explicit.Credential("s-e_c"), told, SERVICES)
+    return explicit.Place("cart-v1-0", address, "default", explicit.Credential("s-e_c"), told, SERVICES)
+
+
+@pytest.fixture(scope="module")
+def free_address() -> Iterator[str]:
+    """A workload's address that is nobody else's on this machine: of a range that is held meanwhile, as a mesh holds its own."""
+    cidr, claim = explicit.claim_range(f"tests-{os.getpid()}")
+    with claim:
+        yield str(IPv4Address(cidr.partition("/")[0]) + 3 * loopback.WORKLOAD_ADDRESSES + 1)
 
 
 def test_a_program_is_told_where_to_listen_and_whom_to_call() -> None:
@@ -69,14 +80,15 @@ def test_ports_for_programs_can_be_bound_on_every_address() -> None:
 
 
 def test_two_meshes_never_have_one_range() -> None:
-    first, claim = explicit.claim_range("shop")
+    shop = f"shop-{os.getpid()}"  # another run beside this one has a shop, too
+    first, claim = explicit.claim_range(shop)
     with claim:
-        second, other = explicit.claim_range("shop")
+        second, other = explicit.claim_range(shop)
         other.close()
         assert first != second
         with pytest.raises(WeftError, match="another mesh's"):
-            explicit.claim_range("shop", first)
-    again, claim = explicit.claim_range("shop")
+            explicit.claim_range(shop, first)
+    again, claim = explicit.claim_range(shop)
     claim.close()
     assert again == first
 
@@ -113,9 +125,9 @@ def listening(*places: str) -> Iterator[int]:
         program.kill()
 
 
-def test_a_program_is_found_where_its_own_processes_listen() -> None:
+def test_a_program_is_found_where_its_own_processes_listen(free_address: str) -> None:
     ports = explicit.choose_ports("cart-v1-0", [9080, 9090])
-    mine = place(first=ports[9080], second=ports[9090])
+    mine = place(free_address, first=ports[9080], second=ports[9090])
     with listening(f"{mine.host}:{ports[9080]}", f"::1:{ports[9090]}") as pid:
         look = mine.look([pid])
         assert look.found == {9080: (mine.host, ports[9080]), 9090: ("::1", ports[9090])}
@@ -138,19 +150,75 @@ def test_a_program_that_listens_elsewhere_is_named_with_the_remedy() -> None:
         assert str(stray) in explicit.exposed(place(), look)
 
 
+@contextmanager
+def proxied(address: str) -> Iterator[explicit.Place]:
+    """Yield a place whose proxy has the declared ports 9080 and 9090, as the kernel shows it."""
+    mine = place(address)
+    with listening(*(f"{mine.address}:{number}" for number in mine.ports)):
+        yield mine
+
+
 @pytest.mark.parametrize(
-    ("last", "port"),
+    ("last", "number"),
     [
-        (["OSError: [Errno 98] Address already in use"], "9080"),
-        (["Error: listen EADDRINUSE: address already in use :::9090"], "9090"),
-        (["listen tcp :9080: bind: address already in use"], "9080"),
+        (["Error: listen EADDRINUSE: address already in use :::9090"], 9090),
+        (["listen tcp :9080: bind: address already in use"], 9080),
+        (["Web server failed to start. Port 9090 was already in use."], 9090),
+        (["[ERROR] Connection in use: ('0.0.0.0', 9090)", "[ERROR] Can't connect to ('0.0.0.0', 9090)"], 9090),
     ],
 )
-def test_a_program_whose_port_is_its_proxys_is_named_with_the_remedy(last: list[str], port: str) -> None:
-    said = explicit.collided(place(), ["Traceback", *last])
-    assert said.startswith(f"cart-v1-0 ended because port {port} is taken: by its proxy.")
-    assert ("$HOST:$PORT_9090" if port == "9090" else "$HOST:$PORT`").strip("`") in said
+def test_a_program_whose_port_is_its_proxys_is_named_with_the_remedy(
+    last: list[str], number: int, free_address: str
+) -> None:
+    with proxied(free_address) as mine:
+        said = explicit.collided(mine, (), ["Traceback", *last])
+    assert said.startswith(f"cart-v1-0 ended because port {number} is taken: by its proxy.")
+    assert ("$HOST:$PORT_9090" if number == 9090 else '$HOST:$PORT"') in said
 
 
-def test_other_ends_are_not_taken_for_a_collision() -> None:
-    assert explicit.collided(place(), ["KeyError: 'PORT'"]) == ""
+@pytest.mark.parametrize(
+    "line",
+    [
+        "OSError: [Errno 98] Address already in use",
+        "Error: That port is already in use.",
+        "12:30:45 main.go:31: address already in use",
+    ],
+)
+def test_where_the_text_names_no_port_the_one_that_the_kernel_leaves_is_likely(line: str, free_address: str) -> None:
+    with proxied(free_address) as mine:
+        for listened, number in (((), 9080), ((9080,), 9090)):
+            said = explicit.collided(mine, listened, [line])
+            assert said.startswith(f"cart-v1-0 ended because a port is taken, most likely {number}: by its proxy.")
+
+
+@pytest.mark.parametrize("last", [[], ["KeyError: 'PORT'"]])
+def test_of_a_program_that_says_nothing_of_ports_nothing_is_claimed(last: list[str], free_address: str) -> None:
+    """As of one that has the terminal."""
+    with proxied(free_address) as mine:
+        said = explicit.collided(mine, (), last)
+    assert said.startswith("cart-v1-0 ended before it listened where its proxy calls it. If it tried port 9080:")
+    assert "$HOST:$PORT" in said
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["listen tcp :6060: bind: address already in use", "bind() to 0.0.0.0:80 failed (98: Address already in use)"],
+)
+def test_a_port_that_is_not_declared_is_no_collision_with_the_proxy(line: str, free_address: str) -> None:
+    with proxied(free_address) as mine:
+        assert explicit.collided(mine, (), [line]) == ""
+
+
+def test_what_the_kernel_shows_is_no_collision_whatever_the_program_says(free_address: str) -> None:
+    line = "OSError: [Errno 98] Address already in use"
+    with proxied(free_address) as mine:
+        assert explicit.collided(mine, (9080, 9090), [line]) == ""
+    assert explicit.collided(place(free_address), (), [line]) == ""  # nobody has the ports
+
+
+@pytest.mark.parametrize(
+    ("code", "failed"),
+    [(0, False), (1, True), (255, True), (127, False), (-15, False), (130, False), (-6, True), (134, True)],
+)
+def test_a_program_that_was_ended_has_not_failed_by_itself(code: int, failed: bool) -> None:
+    assert failed_by_itself(code) is failed

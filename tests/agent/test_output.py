@@ -1,5 +1,8 @@
 """Logs of programs: every line once, with its time, in files that cannot grow without bound."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,6 +57,44 @@ def test_a_full_log_is_set_aside_and_two_generations_is_the_most(tmp_path: Path)
     assert older(path).stat().st_size <= 1000
     assert path.read_text().endswith("line 199\n")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["output.log", "output.log.1"]
+
+
+@contextmanager
+def no_room_beyond(limit_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow beyond *limit_bytes*; a write across it is cut short, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_full_disk_does_not_take_is_lost_and_said_once(tmp_path: Path) -> None:
+    warned: list[str] = []
+    log = opened(tmp_path / "output.log", warn=warned.append)
+    log.feed(b"before\n")
+    with no_room_beyond((tmp_path / "output.log").stat().st_size + 10):
+        log.feed(b"lost\n")
+        log.feed(b"lost, too\n")
+    assert log.last == ["before", "lost", "lost, too"]
+    assert len(warned) == 1, warned
+    assert str(tmp_path / "output.log") in warned[0]
+    log.feed(b"after\n")
+    log.close()
+    lines = (tmp_path / "output.log").read_text().splitlines()
+    assert [line.partition(" ")[2] for line in lines] == ["before", "after"]
+
+
+def test_a_second_outage_is_said_again(tmp_path: Path) -> None:
+    warned: list[str] = []
+    log = opened(tmp_path / "output.log", warn=warned.append)
+    for _ in range(2):
+        with no_room_beyond(0):
+            log.feed(b"lost\n")
+        log.feed(b"kept\n")
+    log.close()
+    assert len(warned) == 2, warned
 
 
 def test_the_tee_sees_whole_lines(tmp_path: Path) -> None:

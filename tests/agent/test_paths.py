@@ -79,3 +79,28 @@ def test_without_a_home_the_state_has_no_place() -> None:
 
 def test_a_program_sees_the_directories_of_no_mesh(environment: dict[str, str], tmp_path: Path) -> None:
     assert paths.mesh_paths("shop", environment=environment).masked == (tmp_path / "weft", tmp_path / "state/weft")
+
+
+def test_init_is_known(environment: dict[str, str]) -> None:
+    """A link that leads nowhere, which has room on a full disk: nobody may take it for one that is not there."""
+    mesh = paths.mesh_paths("m", environment=environment)
+    mesh.make()
+    for name in ("cart", "tea"):
+        mesh.workload(name).make()
+    mesh.workload("cart").write_init(7)
+    mesh.workload("cart").write_init(4242)  # the agent of the first was killed, and could not remove it
+    assert paths.running(mesh) == ["cart"]
+    assert mesh.workload("cart").read_init() == 4242
+    with pytest.raises(FileNotFoundError):
+        mesh.workload("tea").read_init()
+
+
+def test_a_name_starts_afresh(environment: dict[str, str]) -> None:
+    """A proxy would start with the configuration of who had the name before, though the control plane is there."""
+    mesh = paths.mesh_paths("m", environment=environment)
+    mesh.make()
+    workload = mesh.workload("a")
+    workload.make()
+    (workload.proxy_state / "configuration").write_text("of before")
+    workload.make()
+    assert list(workload.proxy_state.iterdir()) == []

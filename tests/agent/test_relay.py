@@ -211,6 +211,8 @@ async def until_refused(place: Endpoint) -> None:
             _, writer = await asyncio.open_connection(place.address, place.port)
         except ConnectionRefusedError:
             return
+        except ConnectionResetError:
+            continue  # it was given back while this one was on its way
         writer.close()
         await asyncio.sleep(0.01)
 

@@ -133,6 +133,28 @@ def test_a_refusal_is_told_in_the_control_planes_words(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_name_asked_for_in_vain_is_told_and_lost_while_nobody_listens(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with joined(tmp_path / "agents.sock") as (stream, control, peer):
+            stream.unknown_host("reviws", "NXDOMAIN")
+            assert (await peer.expect("unknown_host"))["name"] == "reviws"
+            states: asyncio.Queue[bool] = asyncio.Queue()
+            stream.on_connected = states.put_nowait
+            await control.stop()
+            assert await states.get() is False
+            stream.unknown_host("ratngs", "NXDOMAIN")
+            await control.start()
+            again = await control.peer()
+            await again.expect("register")
+            again.say(REGISTERED)
+            assert await states.get() is True
+            stream.unknown_host("detils", "SERVFAIL")
+            told = await again.expect("unknown_host")
+            assert (told["name"], told["answer"]) == ("detils", "SERVFAIL")
+
+    run(test)
+
+
 def test_certificates_answer_the_requests_in_order(tmp_path: Path) -> None:
     async def test() -> None:
         async with joined(tmp_path / "agents.sock") as (stream, _, peer):

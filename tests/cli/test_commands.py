@@ -19,7 +19,7 @@ import yaml
 from tests.cli.conftest import Weft
 from tests.controlplane.peers import Mesh, running_mesh, until
 from weft.agent.workload import WorkloadSpec
-from weft.cli import apply, run
+from weft.cli import apply, run, status
 from weft.cli.exec import meant
 from weft.cli.logs import access_text
 from weft.cli.proxy_config import secrets_table
@@ -529,6 +529,70 @@ def test_status_of_a_revision_names_the_silent(mesh: Mesh, weft: Weft, rule: Pat
     assert weft("status", "--revision", 999).exit_code == 4
 
 
+def test_a_revision_that_was_refused_is_not_said_to_be_there_when_it_is_mended(
+    mesh: Mesh, weft: Weft, rule: Path
+) -> None:
+    mesh.running("reviews")
+    client = mesh.running("productpage", port=None)
+    proxy = mesh.proxy(client, refuses=frozenset({"9080"}))
+    bad = json.loads(weft("apply", "-f", rule, "--no-wait", "-o", "json").stdout)["revision"]
+    until(lambda: mesh.status(client.name)["refused"])
+    proxy.refuses = frozenset()
+    rule.write_text(RULE.replace("3s", "4s"))
+    mended = json.loads(weft("apply", "-f", rule, "--no-wait", "-o", "json").stdout)["revision"]
+    until(lambda: mesh.status(client.name)["synced"])
+
+    assert weft("status", "--revision", bad).stdout.splitlines()[1:] == [
+        "0 of 2 affected proxies have acknowledged.",
+        "  silent   reviews-v1-0",
+        f"Refused by 1 of 2 (superseded by revision {mended}, which it has).",
+        "  refused  productpage-v1-0: 9080: cannot do 9080 (from reviews.yaml:5:1, reviews.yaml:8:5)",
+    ]
+    result = weft("wait", "--revision", bad, "--timeout", "100ms")
+    assert result.exit_code == 6
+    assert (
+        f"refused 9080: cannot do 9080 (from reviews.yaml:5:1, reviews.yaml:8:5) (superseded by revision {mended}"
+        in (result.stderr)
+    )
+
+
+@pytest.mark.parametrize(
+    ("refusals", "line"),
+    [
+        ({"a": (None, False), "b": (None, False)}, "Refused by 2 of 2."),
+        ({"a": (11, True), "b": (11, True)}, "Refused by 2 of 2 (superseded by revision 11, which they have)."),
+        ({"a": (11, False), "b": (11, False)}, "Refused by 2 of 2 (superseded by revision 11, which they have not)."),
+        ({"a": (11, True), "b": (11, False)}, "Refused by 1 of 2 (superseded by revision 11, which it has not)."),
+    ],
+)
+def test_who_refused_a_revision_is_counted_by_what_became_of_it(
+    refusals: dict[str, tuple[int | None, bool]], line: str
+) -> None:
+    part = {"name": "9080", "message": "no", "origins": []}
+    refused = [
+        {"workload": name, "resources": [part], "superseded_by": end, "mended": mended}
+        for name, (end, mended) in refusals.items()
+    ]
+    receipt = {"revision": 10, "time": None, "summary": "", "affected": [*refusals], "acknowledged": [], "silent": []}
+    receipt |= {"late": []}
+    lines = status.receipt_text({**receipt, "refused": refused}).splitlines()
+    assert line in lines
+    assert len([it for it in lines if it.startswith("  refused  ")]) == 2
+
+
+def test_a_revision_of_which_nothing_is_known_any_more_is_exit_code_4(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    revision = json.loads(weft("apply", "-f", rule, "--no-wait", "-o", "json").stdout)["revision"]
+    mesh.kill()
+    mesh.paths.receipts.unlink()
+    mesh.start()
+    for command in ("status", "wait"):
+        result = weft(command, "--revision", revision)
+        assert result.exit_code == 4
+        assert result.stderr == (
+            f"error: What became of revision {revision} is not known any more; it is from revision {revision + 1} on.\n"
+        )
+
+
 def test_the_certificates_remaining_life_is_shown(mesh: Mesh, weft: Weft) -> None:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -557,6 +621,42 @@ def test_wait_returns_when_all_are_in_sync_and_names_those_that_are_not(mesh: Me
     mesh.proxy(client)
     result = weft("wait")
     assert (result.exit_code, result.stdout) == (0, "1 proxy is in sync.\n")
+
+
+def test_an_agent_that_is_silent_is_named_and_one_that_is_stopped_is_not_waited_for(
+    mesh: Mesh, weft: Weft, rule: Path
+) -> None:
+    """All three commands say the same of it, and why."""
+    client = mesh.running("productpage", port=None)
+    mesh.proxy(client)
+    late = mesh.running("reviews", takes_names=False)
+    mesh.proxy(late)
+    process = mesh.status(late.name)["agent"]["pid"]
+    reason = f"its agent, process {process}, is silent: its program is not answered by the names of now."
+    for command in (("apply", "-f", rule), ("apply", "-f", rule), ("wait",), ("wait", "--revision", 1)):
+        result = weft(*command, "--timeout", "500ms")
+        assert result.exit_code == 6, (command, result.output)
+        assert result.stderr.splitlines()[-1] == f"error: {late.name}: {reason}"
+    shown = weft("status").stdout.splitlines()
+    assert [line.split()[:2] for line in shown[1:3]] == [[client.name, "synced"], [late.name, "behind"]]
+    assert f"  {late.name}: {reason}" in shown
+    revision = mesh.client.get("/v1/version")["revision"]
+    assert f"  late     {late.name}: {reason}" in weft("status", "--revision", revision).stdout
+    late.close()
+    until(lambda: len(mesh.client.get("/v1/workloads")) == 1)
+
+    apart = mesh.running("reviews", takes_names=False, apart=True)
+    assert apart.process is not None
+    apart.process.send_signal(signal.SIGSTOP)
+    until(lambda: mesh.status(apart.name)["agent"]["state"] == "stopped")
+    rule.write_text(RULE.replace("3s", "4s"))
+    reason = f"its agent, process {apart.process.pid}, is stopped, as by Ctrl-Z; it gets what is new when it goes on"
+    for command in (("apply", "-f", rule), ("wait",)):
+        result = weft(*command, "--timeout", "1h")
+        assert result.exit_code == 0, (command, result.output)
+        assert result.stderr.startswith(f"{apart.name} was not waited for: {reason}")
+    assert result.stdout == "1 proxy is in sync.\n"
+    assert f"  {apart.name}: {reason}" in weft("status").stdout
 
 
 def test_wait_ends_at_a_refusal_and_says_what_was_refused(mesh: Mesh, weft: Weft) -> None:
@@ -692,13 +792,19 @@ def test_logs_of_a_misspelt_name_are_refused_beside_others(mesh: Mesh, weft: Wef
 def test_logs_of_nobody_say_what_runs_and_what_has_ended(mesh: Mesh, weft: Weft) -> None:
     for name in ("ended-v1-0", "running-v1-0"):
         mesh.paths.workload(name).output_log.parent.mkdir(parents=True)
-    mesh.paths.workload("running-v1-0").init_pid.write_text("1")
+    mesh.paths.workload("running-v1-0").write_init(1)
     result = weft("logs", "zzz")
     assert result.exit_code == 4
     assert result.stderr == (
         "error: There is no program 'zzz'. Running: running-v1-0. Ended, with logs still there: ended-v1-0.\n"
     )
     assert "Did you mean 'running-v1-0'?" in weft("logs", "runing-v1-0").stderr
+
+
+def test_a_gateway_runs_though_it_has_no_program(mesh: Mesh, weft: Weft) -> None:
+    mesh.running("door", name="door-0", kind="gateway")
+    mesh.paths.workload("door-0").output_log.parent.mkdir(parents=True, exist_ok=True)
+    assert weft("logs", "zzz").stderr == "error: There is no program 'zzz'. Running: door-0.\n"
 
 
 def test_logs_for_programs(mesh: Mesh, weft: Weft) -> None:
@@ -734,6 +840,20 @@ def test_a_record_of_a_called_program_names_who_called() -> None:
     record |= {"downstream_remote_address": "10.244.0.7:40000"}
     assert "GET b/x from 10.244.0.7 " in access_text({**record, "direction": "inbound"})
     assert "10.244.0.7" not in access_text({**record, "direction": "outbound"})
+
+
+def test_a_record_of_grpc_shows_its_status_where_it_is_not_ok() -> None:
+    record = {"method": "POST", "authority": "b", "path": "/x", "response_code": 200, "duration_ms": 3}
+    assert "b/x 200 grpc-status 14 (UNAVAILABLE) 3 ms" in click.unstyle(access_text({**record, "grpc_status": 14}))
+    for none in (0, None):
+        assert "b/x 200 3 ms" in click.unstyle(access_text({**record, "grpc_status": none}))
+
+
+def test_a_record_of_what_the_proxy_itself_refused_says_why_without_a_flag() -> None:
+    record = {"direction": "outbound", "upstream_cluster": "bytes", "response_flags": "-", "duration_ms": 7}
+    refused = {**record, "response_code_details": "caller_http_on_tcp"}
+    assert click.unstyle(access_text(refused)) == "--> TCP bytes caller_http_on_tcp 7 ms"
+    assert click.unstyle(access_text({**record, "response_code_details": "via_upstream"})) == "--> TCP bytes 7 ms"
 
 
 def test_the_record_of_a_connection_that_came_nowhere_says_where_it_was_going() -> None:

@@ -5,8 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
+from envoy.config.listener.v3.listener_components_pb2 import Filter, FilterChain
+from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
+    HttpConnectionManager,
+)
 
+from weft.cli.output import to_yaml
 from weft.cli.proxy_config import endpoints_table, found_health
+from weft.cli.resources import TYPES, decode
+
+
+def test_what_is_packed_in_a_message_is_plain_data_for_every_format() -> None:
+    manager = HttpConnectionManager(stat_prefix="inbound")
+    listener = Listener(name="here", filter_chains=[FilterChain(filters=[Filter(name="http")])])
+    listener.filter_chains[0].filters[0].typed_config.Pack(manager)
+    decoded = decode(TYPES["listeners"], listener.SerializeToString())
+    (found,) = decoded["filter_chains"][0]["filters"]
+    assert found["typed_config"]["stat_prefix"] == "inbound"
+    assert yaml.safe_load(to_yaml(decoded)) == decoded
 
 
 def endpoint(address: str, **more: Any) -> dict[str, Any]:

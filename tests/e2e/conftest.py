@@ -28,6 +28,7 @@ from typing import IO, Any, TypeVar
 
 import pytest
 
+from tests.conftest import person_of
 from tests.e2e import typist
 from weft.data_plane import ENVOY, WEFT_PROXY
 
@@ -134,6 +135,17 @@ class Person:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def notices(self, part: str) -> list[str]:
+        """What agents have noticed, of every proxy: each one's `code` or `text`."""
+        return [item[part] for proxy in self.json("status") for item in proxy["notices"]]
+
+    def call(self, url: str, *, request_id: str) -> str:
+        """Call *url* from a program that joins for it, under that id; return the status of the answer."""
+        curl = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "-H", f"X-Request-Id: {request_id}", url)
+        done = self.weft("run", "--", *curl)
+        print(done.stderr)  # shown where the status is not what it should be
+        return done.stdout
+
     def delete_everything(self) -> None:
         """Leave the mesh without configuration."""
         names = []
@@ -161,7 +173,7 @@ class Person:
             start_new_session=True,
             **(self.options() | {"env": {**self.environment, **(environment or {})}}),
         )
-        mesh = Mesh(self, process, log)
+        mesh = Mesh(self, process, log, Path(f"/proc/{process.pid}/root") if wrapper else Path("/"))
         try:
             try:
                 eventually(mesh.is_ready_or_gone, "weft up is ready")
@@ -195,6 +207,8 @@ class Mesh:
     person: Person
     process: subprocess.Popen[str]
     log: IO[str]
+    root: Path = Path("/")
+    """By which we see its files, where it has disks of its own."""
     seconds_to_ready: float = 0.0
 
     def output(self) -> str:
@@ -231,8 +245,13 @@ class Mesh:
         """The mesh's own processes, by name."""
         name = re.search(r"^weft  mesh (\S+)$", self.output(), re.MULTILINE)
         assert name, self.output()
-        found: dict[str, int] = json.loads((self.person.runtime / "weft" / name[1] / "mesh.json").read_text())["pids"]
+        found: dict[str, int] = json.loads((self.runtime / name[1] / "mesh.json").read_text())["pids"]
         return found
+
+    @property
+    def runtime(self) -> Path:
+        """Its runtime directory and those of all meshes of this person."""
+        return self.root / self.person.runtime.relative_to("/") / "weft"
 
     def programs(self) -> dict[str, dict[str, Any]]:
         """`weft ps -o json` by name."""
@@ -285,14 +304,9 @@ def people() -> list[tuple[str, str]]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run what is marked `any_data_plane` with the default one only: nothing in it passes through a proxy."""
-    twice = [item for item in items if item.get_closest_marker("any_data_plane") and _data_plane_of(item) == ENVOY]
+    twice = [item for item in items if item.get_closest_marker("any_data_plane") and ENVOY in person_of(item)]
     config.hook.pytest_deselected(items=twice)
     items[:] = [item for item in items if item not in twice]
-
-
-def _data_plane_of(item: pytest.Item) -> str:
-    callspec = getattr(item, "callspec", None)
-    return callspec.params["person"][1] if callspec is not None and "person" in callspec.params else ""
 
 
 @pytest.fixture(scope="module", params=people(), ids="-".join)

@@ -62,6 +62,10 @@ class Terminal:
         self.shown = self.shown[match.end() :]
         return match
 
+    def front(self) -> int:
+        """The process group that keys such as Ctrl-C signal: the shell's own (`pid`) while it waits for a line."""
+        return os.tcgetpgrp(self._screen)
+
     def hang_up(self) -> None:
         """Close the terminal's window: the kernel tells its session."""
         os.close(self._screen)

@@ -172,6 +172,14 @@ def test_published_ports_of_either_bring_the_clients_address(
     connection.close()
     (record,) = eventually(lambda: records(person, door, f"/through-{door}"), "the gateway has recorded it")
     assert (record["direction"], record["downstream_remote_address"]) == ("gateway", client)
+    # And with its address the gateway's own rule is found, which is asked for by it.
+    ask = ("why", "-m", "mixed", record["request_id"])
+    (told,) = eventually(lambda: person.json(*ask), "it is recorded, and can be explained")
+    assert (told["record"]["workload"], told["record"]["downstream"]) == (door, client)
+    assert told["decision"] is not None, told["record"]
+    text = person.weft(*ask).stdout
+    assert re.search(r"rule: VirtualService default/door, spec\.http\[1\] \(\S*mesh\.yaml:\d+:\d+\)", text), text
+    assert re.search(r"try 1: \S+ theirs-0 answered 200", text), text
 
 
 def test_status_says_which_stands_where_and_what_it_lacks(person: Person, mixed: Mesh) -> None:
@@ -182,11 +190,10 @@ def test_status_says_which_stands_where_and_what_it_lacks(person: Person, mixed:
     assert "relayed" not in {item["code"] for item in proxies["ours-0"]["lacks"]}
     table = person.weft("status", "-m", "mixed").stdout
     assert re.search(r"^theirs-0 .* envoy 1\.\d+\.\d+$", table, re.MULTILINE)
-    assert "Beside weft-proxy, envoy\n  - takes some tenths of a second to start again" in table
-    assert (
-        "Lacks:         it takes some tenths of a second to start again"
-        in person.weft("status", "-m", "mixed", "theirs-0").stdout
-    )
+    lacks = [item["text"] for item in proxies["theirs-0"]["lacks"]]
+    assert "\n".join(["Beside weft-proxy, envoy", *(f"  - {text}" for text in lacks)]) in table
+    detail = person.weft("status", "-m", "mixed", "theirs-0").stdout
+    assert re.findall(r"^(?:Lacks:)? +it (.*)$", detail, re.MULTILINE) == lacks
 
 
 def test_why_says_who_decides(person: Person, mixed: Mesh) -> None:
@@ -201,13 +208,13 @@ def test_why_says_who_decides(person: Person, mixed: Mesh) -> None:
 def test_envoy_stops_after_its_program(person: Person, mixed: Mesh) -> None:
     """The program's last word goes through Envoy after SIGTERM has come."""
     script = (
-        "import os, signal, sys, urllib.request\n"
+        "import os, signal, sys, time, urllib.request\n"
         "def last(*_):\n"
         "    os.write(1, urllib.request.urlopen('http://ours:8000/last').read())\n"
         "    sys.exit(9)\n"
         "signal.signal(signal.SIGTERM, last)\n"
         "print('up', flush=True)\n"
-        "while True: signal.pause()\n"
+        "while True: time.sleep(0.05)\n"
     )
     with person.start("run", "-m", "mixed", "--proxy", "envoy", "--", "python3", "-c", script) as process:
         assert process.stdout

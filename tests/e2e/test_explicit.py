@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,48 @@ def test_rules_apply_and_are_explained(explicit: Mesh) -> None:
         assert person.weft("delete", "-f", str(BOOKINFO / "try" / "reviews-for-jason.yaml")).returncode == 0
 
 
+def test_an_unknown_host_is_explained(explicit: Mesh) -> None:
+    """Here it is the program's HTTP proxy that is asked for the host, and that finds no address."""
+    person = explicit.person
+    assert person.call("http://reviws:9080/", request_id="to-reviws") == "503"
+    told = eventually(lambda: person.weft("why", "to-reviws").stdout, "its record has arrived")
+    assert "was asked for the host reviws: no service of the mesh is called so" in told, told
+    assert "What to do: Did you mean `reviews`?" in told, told
+    said = person.weft("why", "--from", "productpage", "--to", "http://reviws:9080/").stdout
+    assert "if not, the proxy answers 503 itself (DF)." in said, said
+    assert "To mend it: did you mean `reviews`?" in said, said
+
+
+@pytest.mark.parametrize("port", [":9081", ""])
+def test_a_port_that_a_service_lacks_is_told_with_those_that_it_has(explicit: Mesh, port: str) -> None:
+    """The HTTP proxy has no rule for it, and looks for a host of that name outside of the mesh."""
+    person, request = explicit.person, f"to-ratings{port.replace(':', '-')}"
+    assert person.call(f"http://ratings{port}/", request_id=request) == "503"
+    told = eventually(lambda: person.weft("why", request).stdout, "its record has arrived")
+    assert f"The service ratings has no port {port[1:] or 80}, so the call came to nothing. (DF)" in told, told
+    assert "What to do: Call one of its ports: 9080;" in told, told
+    assert "by now" not in told, told
+
+
+@pytest.mark.parametrize("call", ["curl -sk https://$RATINGS_SERVICE_HOST:9080/", "printf 'HELO there\\r\\n\\r\\n'"])
+def test_what_is_not_http_is_told_with_the_port_that_it_was_sent_to(explicit: Mesh, call: str) -> None:
+    """The listener of a port reads everything as HTTP: what TLS begins with is no request line, and has no request id."""
+    person, started = explicit.person, time.time()
+    to = call if call.startswith("curl") else f"exec 3<>/dev/tcp/$RATINGS_SERVICE_HOST/9080; {call} >&3; head -1 <&3"
+    person.weft("exec", "productpage-v1-0", "--", "bash", "-c", to)
+
+    def about() -> str:
+        (told,) = person.json("why", "--last-failed", "--from", "productpage") or [None]
+        is_it = told is not None and told["record"]["start"] > started and told["record"]["status"] == 400
+        return person.weft("why", "--last-failed", "--from", "productpage").stdout if is_it else ""
+
+    told = eventually(about, "it is recorded")
+    assert "The port 9080 of ratings speaks HTTP; what came from productpage-v1-0 was TLS, or" in told, told
+    assert "Cause: the program of productpage-v1-0." in told, told
+    assert "What to do: Call it by http://ratings:9080/;" in told, told
+    assert "PassthroughCluster" not in told, told
+
+
 def test_a_program_finds_services_by_variables_as_in_kubernetes(explicit: Mesh) -> None:
     call = "curl -s --noproxy '*' http://$RATINGS_SERVICE_HOST:$RATINGS_SERVICE_PORT/ratings/0"
     done = explicit.person.weft("run", "--", "sh", "-c", call)
@@ -100,8 +144,13 @@ print(answer.status, answer.read().decode())
 def ask(place: tuple[str, int], uid: int, **headers: str) -> str:
     """GET the ratings at *place* as the user *uid*; return status and body, or the error."""
     named = {name.replace("_", "-"): text for name, text in headers.items()}
-    command = [sys.executable, "-c", ASK, place[0], str(place[1]), json.dumps(named)]
+    return run_as(uid, ASK, place[0], str(place[1]), json.dumps(named))
+
+
+def run_as(uid: int, script: str, *argv: str) -> str:
+    """Run a Python *script* as the user *uid*; return what it writes, errors last."""
     other: dict[str, Any] = {} if uid == os.getuid() else {"user": uid, "group": uid, "extra_groups": []}
+    command = [sys.executable, "-c", script, *argv]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False, **other)
     return done.stdout + done.stderr
 
@@ -121,6 +170,87 @@ def test_no_web_page_can_call_under_a_programs_identity(explicit: Mesh) -> None:
     assert ask(place, uid, Host="evil.example:9080").startswith("403 ")
     assert ask(place, uid, Origin="https://evil.example").startswith("403 ")
     assert ask(place, uid, Sec_Fetch_Site="cross-site").startswith("403 ")
+
+    def told() -> str:
+        return in_one_line(explicit.person.weft("why", "--last-failed", "--from", "productpage").stdout)
+
+    eventually(lambda: "a page of another site made it" in told(), "it is found among what failed")
+
+
+LEDGER = """
+import os, socketserver
+
+class Session(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(b"+ready\\r\\n")
+        for line in self.rfile:
+            with open("arrived", "ab") as arrived:
+                arrived.write(line)
+            self.wfile.write(b"+" + line)
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+
+Server((os.environ["HOST"], int(os.environ["PORT"])), Session).serve_forever()
+"""
+
+SAY = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 6380), timeout=30) as ledger, ledger.makefile("r") as lines:
+    print(lines.readline().strip())
+    ledger.sendall(bytes.fromhex(sys.argv[2]))
+    print(lines.readline().strip())
+"""
+
+PAGE = b"POST / HTTP/1.1\r\nHost: evil.example\r\nOrigin: https://evil.example\r\n\r\nFLUSHALL\r\n"
+
+
+def test_no_web_page_and_no_other_user_can_call_a_tcp_port(person: Person) -> None:
+    """HTTP is all that a page can send in the clear; a server that speaks first is heard at once."""
+    text = """
+    mesh: ledger
+    interception: explicit
+    programs:
+      ledger: {command: [python3, ledger.py], ports: [{number: 6380, protocol: TCP}]}
+      app: {command: [sleep, "600"]}
+    """
+    path = person.write("ledger/weft.yaml", text)
+    person.write("ledger/ledger.py", LEDGER)
+
+    def why() -> str:
+        return in_one_line(person.weft("why", "-m", "ledger", "--last-failed", "--from", "app").stdout)
+
+    with person.mesh(str(path)):
+        done = person.weft("exec", "-m", "ledger", "app-0", "--", "sh", "-c", "echo $LEDGER_SERVICE_HOST")
+        place = done.stdout.strip()
+
+        def say(what: bytes, uid: int = person.uid) -> str:
+            return run_as(uid, SAY, place, what.hex())
+
+        assert say(b"PING\r\n") == "+ready\n+PING\n"
+        said = say(PAGE)
+        assert said.startswith("+ready\n"), said
+        assert "ConnectionResetError" in said
+        eventually(lambda: "began with an HTTP request" in why(), "it is explained, among what failed")
+        assert ":6380: refused after " in why()
+        assert "took the connection" not in why()
+
+        def logged() -> str:
+            return in_one_line(person.weft("logs", "-m", "ledger", "--access", "app").stdout)
+
+        eventually(lambda: "caller_http_on_tcp" in logged(), "its line says why")
+        if os.getuid() == 0:
+            assert "ConnectionResetError" in say(b"PING\r\n", STRANGER_UID)
+            eventually(lambda: "A process of another user called" in why(), "it is explained")
+        curl = "curl -s -o /dev/null -w '%{http_code}' "
+        for url, status in (("http://ledger:6380/", "503"), ("--noproxy '*' http://$LEDGER_SERVICE_HOST:6380/", "000")):
+            done = person.weft("exec", "-m", "ledger", "app-0", "--", "sh", "-c", curl + url)
+            assert done.stdout == status, done.stderr
+        told = person.weft("why", "-m", "ledger", "--from", "app", "--to", "http://ledger:6380/").stdout
+        assert "http:// does not get there: port 6380 of ledger speaks TCP." in told, told
+        assert f"at $LEDGER_SERVICE_HOST ({place}) it resets what begins with a request of HTTP" in told, told
+        assert "Of other bytes: it goes 100 % to ledger port 6380." in told, told
+        assert (path.parent / "arrived").read_bytes() == b"PING\r\n"
 
 
 def test_the_proxies_of_peers_take_mutual_tls_only(explicit: Mesh) -> None:
@@ -143,8 +273,78 @@ def test_a_program_that_ignores_where_to_listen_is_named_with_the_remedy(person:
     """
     path = person.write("stubborn/weft.yaml", text)
     with person.mesh(str(path)) as mesh:
-        eventually(lambda: "stubborn-0 ended because port 9080 is taken: by its proxy" in mesh.output(), "it is named")
-        assert re.search(r"HOST and the port\s+in PORT", mesh.output())
+
+        def named() -> bool:
+            said = "stubborn-0 ended because a port is taken, most likely 9080: by its proxy"
+            return said in in_one_line(mesh.output())
+
+        eventually(named, "it is named")
+        assert "HOST and the port in PORT" in in_one_line(mesh.output())
+
+
+def in_one_line(shown: str) -> str:
+    """Return *shown* without the line breaks of the terminal's width."""
+    return " ".join(shown.split())
+
+
+STUBBORN = """
+import socket, sys
+port, wordy = int(sys.argv[1]), sys.argv[2:]
+try:
+    socket.create_server(("", port))
+except OSError:
+    sys.exit(f"listen tcp :{port}: bind: address already in use" if wordy else "Error: cannot serve.")
+"""
+
+
+def test_weft_run_names_a_program_that_ignores_where_to_listen(explicit: Mesh) -> None:
+    """It has the terminal: what it says is not read, and the kernel shows that it never had its port."""
+    run = ("run", "--port", "9080", "--name", "stubborn", "--")
+    done = explicit.person.weft(*run, sys.executable, "-c", STUBBORN, "9080")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: cannot serve.\n"), done.stderr
+    said = in_one_line(done.stderr)
+    assert re.search(r"weft: stubborn-\S+ ended before it listened where its proxy calls it", said), said
+    assert "If it tried port 9080: that is taken, by its proxy" in said
+    assert "sh -c './app --listen $HOST:$PORT'" in said
+    ended = explicit.person.weft(*run, "true")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_program_that_collides_with_somebody_else_is_not_told_of_its_proxy(person: Person) -> None:
+    with socket.create_server(("", 0)) as other:
+        person.write("unlucky/unlucky.py", STUBBORN)
+        text = f"""
+        mesh: unlucky
+        interception: explicit
+        programs:
+          unlucky:
+            command: [python3, unlucky.py, "{other.getsockname()[1]}", words]
+            ports: [9080]
+            restart: never
+        """
+        with person.mesh(str(person.write("unlucky/weft.yaml", text))) as mesh:
+            eventually(lambda: "address already in use" in mesh.output(), "it has ended")
+            eventually(lambda: person.json("ps", "-m", "unlucky")[0]["state"] == "exited", "that is known")
+            assert "by its proxy" not in in_one_line(mesh.output())
+
+
+def test_who_calls_a_program_that_listens_at_another_place_is_told_of_it(explicit: Mesh) -> None:
+    """It runs, where nobody looks for it: not at the address and port that it was told."""
+    person = explicit.person
+    server = (
+        "import os, socket; place = (os.environ['HOST'], int(os.environ['PORT']))\n"
+        "astray = socket.create_server(('127.0.0.2', 0)); print(place, astray.getsockname()); astray.accept()"
+    )
+    with person.start("run", "--name", "astray", "--port", "8000", "--", "python3", "-c", server) as process:
+        eventually(lambda: "misplaced" in person.notices("code"), "it is noticed")
+        assert person.call("http://astray:8000/", request_id="to-astray") == "503"
+        told = eventually(lambda: person.weft("why", "to-astray").stdout, "it is recorded")
+        assert "could take a request; by now astray-v1-0 is running, but not ready. (UH)" in told, told
+        assert "Noticed of astray-v1-0: astray-v1-0 listens at 127.0.0.2:" in told, told
+        assert "HOST" in told, told
+        process.terminate()
+        process.communicate(timeout=20)
 
 
 def test_after_kill_9_of_weft_up_nothing_is_left(person: Person) -> None:

@@ -167,6 +167,7 @@ def test_the_examples_own_document_stands_beside_istios(person: Person, mesh: Me
     """The example publishes port 8080; here it is the listener's port that differs, and nothing else."""
     text = (BOOKINFO / "try" / "gateway-api.yaml").read_text().replace("port: 8080", "port: 80")
     apply(person, person.write("example.yaml", text))
+    eventually(mesh.is_reached, "the gateway's port is listened on", seconds=2.0)
     assert mesh.get("/productpage", Host="gateway-api.localhost")[0] == 200
     assert mesh.get("/productpage")[0] == 404
     ask = ("exec", "productpage-v1-0", "--", "curl", "-s", "-H", "end-user: jason", "http://reviews:9080/reviews/0")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.conftest import REPOSITORY, Mesh, Person, Started, eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.any_data_plane]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 GUIDES = REPOSITORY / "docs" / "guides"
 FILE = re.compile(r"^`(?P<name>[\w.]+)`[^\n]*\n\n```\w+\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)

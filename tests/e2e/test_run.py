@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mesh, Person, eventually, processes_of
-from tests.e2e.terminal import CTRL_C, CTRL_Z, Terminal
+from tests.e2e.terminal import CTRL_BACKSLASH, CTRL_C, CTRL_Z, Terminal
 
 pytestmark = pytest.mark.e2e
 
@@ -125,18 +125,155 @@ def _services(person: Person) -> list[dict[str, object]]:
     return found
 
 
-@pytest.mark.any_data_plane
+def test_a_program_that_joins_a_service_without_its_port_is_told(person: Person, bookinfo: Mesh, server: Path) -> None:
+    said = "the service ratings has port 9080 too, which this program does not serve: it gets none of the calls there."
+    options = ("--name", "ratings", "--version", "other", "--port", "9081")
+    with person.start("run", *options, "--", "python3", str(server), "9081") as process:
+        eventually(lambda: [text for text in person.notices("text") if text.startswith(said)], "it is told")
+        process.terminate()
+        _, errors = process.communicate(timeout=20)
+        assert f"weft: {said}" in errors
+
+
 def test_a_program_that_listens_on_another_port_is_told(person: Person, bookinfo: Mesh, server: Path) -> None:
-    """Nobody can call it, and its declaration or its arguments are what is wrong."""
+    """Nobody can call it, and its declaration or its arguments are what is wrong: `weft why` says so to who tries."""
+    said = "the program listens on port 8001, and not on 8000, which it declares"
     with person.start("run", "--name", "lost", "--port", "8000", "--", "python3", str(server), "8001") as process:
-
-        def notices() -> list[str]:
-            return [item["text"] for proxy in person.json("status") for item in proxy["notices"]]
-
-        eventually(
-            lambda: [text for text in notices() if "listens on port 8001, and not on 8000" in text], "it is told"
-        )
+        eventually(lambda: [text for text in person.notices("text") if text.startswith(said)], "it is told")
+        assert person.call("http://lost:8000/", request_id="to-lost") == "503"
+        told = eventually(lambda: person.weft("why", "to-lost").stdout, "it is recorded")
+        assert "could take a request; by now lost-v1-0 is running, but not ready. (UH)" in told, told
+        assert f"Noticed of lost-v1-0: {said}" in told, told
         ended(process)
+
+
+def test_a_proxy_that_was_killed_is_not_blamed_on_its_program(person: Person, bookinfo: Mesh) -> None:
+    """The request that was under way is lost; its program has done nothing."""
+    slow = (
+        "import socket; server = socket.create_server(('127.0.0.1', 8000))\n"
+        "while True:\n"
+        "    client = server.accept()[0]; client.recv(65536)\n"
+        "    client.sendall(b'HTTP/1.1 200 OK\\r\\ncontent-length: 100\\r\\n\\r\\nonly this'); client.recv(1)"
+    )
+    with person.start("run", "--name", "halved", "--port", "8000", "--", "python3", "-c", slow) as process:
+        eventually(lambda: bookinfo.programs().get("halved-v1-0", {}).get("ready"), "it is ready")
+        # The caller stays: its proxy tells of the request while it runs, and need not hurry to.
+        ask = "curl -sN -H 'X-Request-Id: to-halved' http://halved:8000/; exec sleep 600"
+        with person.start("run", "--", "sh", "-c", ask) as call:
+            assert call.stdout is not None
+            assert call.stdout.read(9) == "only this"
+            (proxy,) = [
+                pid
+                for pid, line in processes_of(person).items()
+                if "-c " in line and "/workloads/halved-v1-0/bootstrap" in line
+            ]
+            os.kill(proxy, signal.SIGKILL)
+            told = eventually(lambda: person.weft("why", "to-halved").stdout, "it is recorded")
+            ended(call)
+        assert "The connection to the proxy of halved-v1-0 broke before the answer was complete" in told, told
+        assert "Cause: the proxy of halved-v1-0." in told, told
+        assert "Noticed of halved-v1-0: the proxy was killed" in told, told
+        ended(process)
+
+
+FAILING = """\
+import http.server, sys, urllib.error, urllib.request
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        status = 503
+        if len(sys.argv) > 2:
+            try:
+                headers = {"x-request-id": self.headers["x-request-id"]}
+                status = urllib.request.urlopen(urllib.request.Request(sys.argv[2], headers=headers)).status
+            except urllib.error.HTTPError as error:
+                status = error.code
+        self.send_response(status)
+        self.end_headers()
+    def log_message(self, *arguments): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_an_error_that_a_program_hands_on_is_told_with_whose_it_was(person: Person, bookinfo: Mesh) -> None:
+    """Who looks for the reason is not sent to the output of the one in the middle."""
+    script = str(person.write("failing.py", FAILING))
+    end = ("--name", "broken", "--port", "8000", "--", "python3", script, "8000")
+    middle = ("--name", "middle", "--port", "8001", "--", "python3", script, "8001", "http://broken:8000/")
+    with person.start("run", *end) as broken, person.start("run", *middle) as relay:
+        for name in ("broken-v1-0", "middle-v1-0"):
+            eventually(lambda name=name: bookinfo.programs().get(name, {}).get("ready"), f"{name} is ready")
+        assert person.call("http://middle:8001/", request_id="to-middle") == "503"
+        told = eventually(lambda: person.weft("why", "to-middle").stdout, "it is recorded")
+        assert "The program of middle-v1-0 answered 503 itself" in told, told
+        assert "GET http://broken:8000/ was answered 503 by the program of broken-v1-0." in told, told
+        assert "`weft logs --output broken-v1-0`" in told, told
+        ended(relay)
+        ended(broken)
+
+
+CRASHING = """\
+import http.server, os, pathlib, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        os._exit(3)
+ended = pathlib.Path("crashed")
+if ended.exists():
+    open(sys.argv[1]).read()
+ended.touch()
+http.server.HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
+"""
+
+
+@pytest.mark.parametrize(
+    ("host", "statuses", "said"),
+    [
+        (
+            "shop.example",
+            {"503"},
+            ("called port 9080 of reviews and named the host shop.example", "Send the host `reviews`"),
+        ),
+        # Envoy takes an empty one for one that nobody has.
+        ("", {"400", "503"}, ()),
+    ],
+)
+def test_a_host_that_is_none_of_the_services_is_told(
+    person: Person, bookinfo: Mesh, host: str, statuses: set[str], said: tuple[str, ...]
+) -> None:
+    """As a reverse proxy sends it that hands on the Host of those that called it, and as nothing should."""
+    name = f"host-{host or 'none'}"
+    call = ("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", f"x-request-id: {name}", "-H", f"host:{host}")
+    done = person.weft("exec", "ratings", "--", *call, "http://reviews:9080/reviews/0")
+    assert done.stdout in statuses, done.stderr
+    told = eventually(lambda: person.weft("why", name).stdout, "it is recorded")
+    if done.stdout == "400":
+        said = ("The client's request breaks the rules of HTTP", "Mend the client.")
+    for words in said or ("called port 9080 of reviews and named no host, so", "Send the host `reviews`"):
+        assert words in told, told
+    assert "outside of the mesh: `curl" not in told
+    assert "as its configuration says" not in told
+
+
+def test_a_program_that_crashed_is_told_with_its_end(person: Person, bookinfo: Mesh) -> None:
+    """Of the request on which it did, and of one that found nobody until it was ready again."""
+    script, go = person.write("crashing.py", CRASHING), person.home / "go-on"
+    os.mkfifo(go)
+    os.chown(go, person.uid, person.uid)
+    options = ("--name", "crashing", "--port", "8000", "--restart", "on-failure")
+    with person.start("run", *options, "--", "python3", str(script), str(go)) as process:
+        eventually(lambda: bookinfo.programs().get("crashing-v1-0", {}).get("ready"), "it is ready")
+        assert person.call("http://crashing:8000/", request_id="to-crash") == "503"
+        eventually(lambda: bookinfo.programs()["crashing-v1-0"]["ready"] is False, "its end is known")
+        assert person.call("http://crashing:8000/", request_id="to-nobody") == "503"
+        for request, sentence in (
+            ("to-crash", "closed the connection before the head of an answer had come"),
+            ("to-nobody", "had no endpoint"),
+        ):
+            told = eventually(lambda request=request: person.weft("why", request).stdout, "it is recorded")
+            assert sentence in told, told
+            assert "Noticed of crashing-v1-0: its program exited with code 3 at" in told, told
+            assert "Find out why it ended: its last words are in `weft logs --output crashing-v1-0`." in told, told
+        process.kill()  # SIGTERM is for the program, which starts again
+        process.communicate(timeout=20)
 
 
 @pytest.mark.parametrize("code", [0, 1, 42, 255])
@@ -215,13 +352,14 @@ def test_a_signal_sent_to_weft_reaches_the_program_once(person: Person, bookinfo
 def test_ctrl_c_at_the_terminal_is_for_the_program(person: Person, terminal: Terminal) -> None:
     person.write(
         "catching.py",
-        "import os, signal\n"
+        "import os, signal, time\n"
         "def caught(*_):\n"
         "    os.write(1, b'caught\\n')\n"
         "    os._exit(7)\n"
         "signal.signal(signal.SIGINT, caught)\n"
         "print('up', flush=True)\n"
-        "while True: signal.pause()\n",
+        # Not signal.pause(): a signal that comes just before it is not handled until the next one.
+        "while True: time.sleep(0.05)\n",
     )
     terminal.enter("weft run -- python3 catching.py")
     terminal.expect(r"\nup")
@@ -240,19 +378,162 @@ def test_a_program_that_ctrl_c_kills_looks_killed_to_the_shell(terminal: Termina
     terminal.expect(r"code=130")
 
 
-def test_ctrl_z_and_fg_work(terminal: Terminal) -> None:
-    terminal.enter("weft run -- sh -c 'echo up; read line; echo got $line; exit 3'")
+BESIDE_A_TERMINAL = pytest.mark.parametrize("how", ["run", "exec ratings"], ids=["run", "exec"])
+"""The two commands that put a program where the person types."""
+
+
+@BESIDE_A_TERMINAL
+def test_ctrl_z_and_fg_work(terminal: Terminal, how: str) -> None:
+    terminal.enter(f"weft {how} -- sh -c 'echo up; read line; echo got $line; exit 3'")
     terminal.expect(r"\nup")
     terminal.type(CTRL_Z)
     terminal.expect(r"Stopped")
-    terminal.enter("echo prompt is ba''ck")
-    terminal.expect(r"prompt is back")
+    terminal.enter("echo stopped=$?")
+    terminal.expect(r"stopped=148")
     terminal.enter("fg")
     terminal.expect(r"weft\.cli\.main")
     terminal.enter("hello")
     terminal.expect(r"got hello")
     terminal.enter("echo code=$?")
     terminal.expect(r"code=3")
+
+
+ANOTHER = """\
+apiVersion: v1
+kind: Service
+metadata: {name: another}
+spec: {selector: {app: ratings}, ports: [{port: 9080}]}
+"""
+
+
+def test_a_stopped_program_holds_up_nobodys_apply(person: Person, terminal: Terminal) -> None:
+    """Its agent stops with it, and the new name reaches it when it goes on; until then all say that it is stopped."""
+    terminal.enter("weft run --name paused -- sh -c 'echo up; exec sleep 4848'")
+    terminal.expect(r"\nup")
+    terminal.type(CTRL_Z)
+    terminal.expect(r"Stopped")
+    eventually(lambda: agent_of(person, "paused-v1-0") == "stopped", "it is stopped")
+    file = person.write("another.yaml", ANOTHER)
+    done = person.weft("apply", "-f", str(file), "--timeout", "10m")
+    assert done.returncode == 0, done.stderr
+    assert "paused-v1-0 was not waited for: its agent, process " in done.stderr
+    assert "is stopped, as by Ctrl-Z" in person.weft("status", "paused-v1-0").stdout
+    assert "paused-v1-0 was not waited for: " in person.weft("wait", "--timeout", "10m").stderr
+    terminal.enter("bg")
+    eventually(lambda: agent_of(person, "paused-v1-0") == "answers", "it goes on, and has the name")
+    done = person.weft("wait", "--timeout", "20s")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert person.weft("delete", "-f", str(file)).returncode == 0
+    terminal.enter("kill %1; fg")
+    eventually(lambda: "sleep 4848" not in processes_of(person).values(), "the program is gone")
+
+
+def test_a_call_of_a_stopped_program_says_that_it_is(person: Person, terminal: Terminal, server: Path) -> None:
+    """Its proxy takes the call; no answer is all that a record shows."""
+    terminal.enter(f"weft run --name halted --port 8000 -- python3 {server} 8000")
+    ready = ("ready", "halted-v1-0")
+    eventually(
+        lambda: ready in {("ready" if it["ready"] else "", it["workload"]) for it in person.json("ps")}, "it is ready"
+    )
+    terminal.type(CTRL_Z)
+    terminal.expect(r"Stopped")
+    eventually(lambda: agent_of(person, "halted-v1-0") == "stopped", "it is stopped")
+    call = ("curl", "-sS", "-m", "1", "-H", "X-Request-Id: to-halted", "http://halted:8000/")
+    assert person.weft("run", "--", *call).returncode == 28  # curl's "timed out"
+    told = eventually(lambda: person.weft("why", "to-halted").stdout, "it is recorded")
+    assert "Noticed of halted-v1-0: it is stopped now, as by Ctrl-Z" in told, told
+    assert "What to do: Let it go on: `fg` in its terminal." in told, told
+    terminal.enter("kill %1; fg")
+    eventually(lambda: f"{server} 8000" not in " ".join(processes_of(person).values()), "the program is gone")
+
+
+def agent_of(person: Person, workload: str) -> str:
+    (state,) = (item["agent"]["state"] for item in person.json("status") if item["workload"] == workload)
+    return str(state)
+
+
+def in_front_after_bg_and_fg(terminal: Terminal, line: str) -> None:
+    """Start *line*, which says `up`, stop it, let it go on in the background and bring it to the front: it runs all the while."""
+    terminal.enter(line)
+    terminal.expect(r"\nup")
+    terminal.type(CTRL_Z)
+    terminal.expect(r"Stopped")
+    terminal.enter("bg")
+    terminal.enter("until jobs | grep -q Running; do sleep 0.1; done; echo ru''ns")
+    terminal.expect(r"runs")
+    terminal.enter("fg")
+    terminal.expect(r"\bfg\r\n.*weft\.cli\.main.*\n")
+    eventually(lambda: terminal.front() != terminal.pid, "the job is in front")
+
+
+@BESIDE_A_TERMINAL
+@pytest.mark.parametrize(
+    ("key", "code"), [(CTRL_C, 130), (CTRL_Z, 148), (CTRL_BACKSLASH, 131)], ids=["ctrl-c", "ctrl-z", "ctrl-backslash"]
+)
+@pytest.mark.any_data_plane
+def test_keys_work_after_bg_and_fg(terminal: Terminal, how: str, key: str, code: int) -> None:
+    """The shell puts weft's group in front then, and tells it nothing: the key reaches weft and not the program."""
+    in_front_after_bg_and_fg(terminal, f"weft {how} -- sh -c 'ulimit -c 0; echo up; exec sleep 4747'")
+    terminal.type(key)
+    terminal.expect(r"\$ ")
+    terminal.enter("echo code=$?")
+    terminal.expect(rf"code={code}")
+
+
+@BESIDE_A_TERMINAL
+@pytest.mark.any_data_plane
+def test_a_program_may_read_the_terminal_after_bg_and_fg(person: Person, terminal: Terminal, how: str) -> None:
+    go = person.home / f"go-{how.partition(' ')[0]}"
+    os.mkfifo(go)
+    os.chown(go, person.uid, person.uid)
+    person.write(
+        "reading.py",
+        "import sys\n"
+        "print('up', flush=True)\n"
+        "print(open(sys.argv[1]).read(), flush=True)\n"
+        "print('got', sys.stdin.readline(), flush=True)\n"
+        "print('and', sys.stdin.readline(), flush=True)\n"
+        "sys.exit(3)\n",
+    )
+    in_front_after_bg_and_fg(terminal, f"weft {how} -- python3 reading.py {go}")
+    go.write_text("it reads now")
+    terminal.expect("it reads now")
+    terminal.enter("hello")
+    terminal.expect(r"got hello")
+    terminal.enter("again")
+    terminal.expect(r"and again")
+    terminal.enter("echo code=$?")
+    terminal.expect(r"code=3")
+
+
+@BESIDE_A_TERMINAL
+@pytest.mark.any_data_plane
+def test_ctrl_z_stops_nothing_where_no_shell_could_continue_it(person: Person, terminal: Terminal, how: str) -> None:
+    """As in `xterm -e`: weft leads the terminal's session, and the kernel lets no key stop the leader."""
+    person.write(
+        "going_on.py",
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGCONT, lambda *_: os.write(1, b'goes on\\n'))\n"
+        "print('up', flush=True)\n"
+        "while True: time.sleep(0.05)\n",
+    )
+    terminal.enter(f"exec {subprocess.list2cmdline(_weft())} {how} -- python3 going_on.py")
+    terminal.expect(r"\nup")
+    terminal.type(CTRL_Z)
+    terminal.expect(r"goes on")
+    terminal.type(CTRL_C)
+    eventually(lambda: not any("going_on.py" in line for line in processes_of(person).values()), "it has ended")
+
+
+@BESIDE_A_TERMINAL
+@pytest.mark.any_data_plane
+def test_closing_the_terminal_ends_a_stopped_program(person: Person, terminal: Terminal, how: str) -> None:
+    terminal.enter(f"weft {how} -- sh -c 'echo up; exec sleep 4848'")
+    terminal.expect(r"\nup")
+    terminal.type(CTRL_Z)
+    terminal.expect(r"Stopped")
+    terminal.hang_up()
+    eventually(lambda: "sleep 4848" not in processes_of(person).values(), "the program is gone")
 
 
 @pytest.mark.any_data_plane
@@ -281,10 +562,10 @@ def test_a_shell_in_the_mesh_has_job_control(person: Person, terminal: Terminal)
     # Not a shell's loop: a stop between vfork and exec of its child would leave that shell waiting, with or without us.
     person.write(
         "pausing.py",
-        "import os, signal\n"
+        "import os, signal, time\n"
         "signal.signal(signal.SIGCONT, lambda *_: os.write(1, b'continued'))\n"
         "print('up', flush=True)\n"
-        "while True: signal.pause()\n",
+        "while True: time.sleep(0.05)\n",
     )
     terminal.enter("python3 pausing.py")
     terminal.expect(r"\nup")

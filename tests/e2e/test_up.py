@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from tests.e2e.conftest import REPOSITORY, Mesh, Person, eventually, processes_of
 
@@ -58,7 +61,7 @@ programs:
     command: ["true"]
     restart: on-failure
 gateways:
-  door: {publish: ["0:8000"]}
+  door: {publish: ["0:8000", "0:8001"]}
 apply: [mesh.yaml]
 notes: Look at port {door:8000}.
 """
@@ -136,6 +139,16 @@ def test_the_gateway_is_published_where_the_notes_say(shop: Mesh) -> None:
     assert (status, body.startswith("the front ")) == (200, True)
 
 
+def test_a_published_port_that_no_gateway_takes_is_called_that(shop: Mesh) -> None:
+    """The address is the mesh's and shown, and whoever calls it is refused."""
+    found = dict(re.findall(r"^door port (\d+) is http://127\.0\.0\.1:(\d+)$", shop.output(), re.MULTILINE))
+    assert shop.get("/")[0] == 200
+    assert "until a Gateway names port 8000" not in shop.output()
+    assert "It refuses calls until a Gateway names port 8001: `weft apply -f FILE`." in shop.output()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(found["8001"]))) == errno.ECONNREFUSED
+
+
 def test_a_program_that_dies_is_reported_with_its_last_words_and_stays_dead(shop: Mesh) -> None:
     shown = eventually(lambda: re.search(r"fragile-0 +exited with code 3\n(.*\n)(.*\n)", shop.output()), "it is told")
     assert (shown[1], shown[2]) == ("    I am fragile\n", "    and done\n")
@@ -208,8 +221,12 @@ def test_logs_of_one_program_are_of_that_program(person: Person, shop: Mesh) -> 
 
 @pytest.mark.parametrize("kind", ["listeners", "routes", "clusters", "endpoints", "secrets", "log"])
 def test_proxy_config_shows_what_a_proxy_has(person: Person, shop: Mesh, kind: str) -> None:
-    assert person.weft("proxy-config", kind, "front-0", "-m", "shop").stdout.strip()
-    assert person.json("proxy-config", kind, "front-0", "-m", "shop")
+    asked = ("proxy-config", kind, "front-0", "-m", "shop")
+    assert person.weft(*asked).stdout.strip()
+    assert person.json(*asked)
+    done = person.weft(*asked, "-o", "yaml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert yaml.safe_load(done.stdout)
 
 
 @pytest.mark.any_data_plane

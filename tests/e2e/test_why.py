@@ -8,6 +8,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from tests.e2e.conftest import REPOSITORY, Mesh, Person, eventually
 from tests.e2e.test_capture import SERVER
+from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -26,11 +28,34 @@ programs:
   other:  {command: [python3, server.py, 0.0.0.0, "8080"], ports: [8080]}
   bytes:  {command: [python3, server.py, 127.0.0.1, "7000"], ports: [{number: 7000, protocol: TCP}]}
   open:   {command: [python3, server.py, 127.0.0.1, "8080"], ports: [8080]}
+  broken: {command: [python3, broken.py], ports: [8080]}
   caller: {command: [python3, server.py, 127.0.0.1, "8090"], ports: [8090], host_ports: [5432]}
 gateways:
   ingress: {publish: ["127.0.0.1:0:8080"]}
 apply: [rules.yaml]
 """
+
+BROKEN = """\
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(500)
+        self.send_header("content-length", "0")
+        self.end_headers()
+    def log_message(self, *arguments): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Handler).serve_forever()
+"""
+
+EJECTION = """\
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: broken}
+spec:
+  host: broken
+  trafficPolicy:
+    outlierDetection: {consecutive5xxErrors: 1, interval: 100ms, baseEjectionTime: 300s, maxEjectionPercent: 100}
+"""
+"""For longer than the tests take, and longer than that after each end of it."""
 
 RULES = """\
 apiVersion: security.istio.io/v1
@@ -153,6 +178,7 @@ class Call:
 def mesh(person: Person) -> Iterator[Mesh]:
     """A mesh on a machine with an internet and a database of its own."""
     person.write("foretold/server.py", SERVER)
+    person.write("foretold/broken.py", BROKEN)
     person.write("foretold/rules.yaml", RULES)
     directory = person.write("foretold/weft.yaml", MESH).parent
     wrapper = [sys.executable, "-m", "tests.e2e.machine", str(person.home)]
@@ -195,6 +221,8 @@ def records(person: Person) -> dict[int, dict[str, Any]]:
 def difference(call: Call, said: Any, met: dict[str, Any], record: dict[str, Any] | None) -> str:
     """Return how what `weft why` said differs from what was met; empty if it does not."""
     outbound, refusal = said["outbound"], said["refusal"]
+    if is_unknown(met):
+        return "" if said["unknown_host"] is not None and record is None else "there is no such host"
     if not is_caught(said):
         return "it was seen by the proxy" if record is not None else ""
     if record is None:
@@ -226,14 +254,18 @@ def compare(person: Person, calls: Sequence[Call]) -> list[str]:
     met = make(person, calls)
     told = ask(person, calls)
     assert all(code in (0, 4) for code, _, _ in told), [errors for _, _, errors in told]
-    should = {end["port"] for end, (_, said, _) in zip(met, told, strict=True) if said and is_caught(said)}
+    should = {
+        end["port"]
+        for end, (_, said, _) in zip(met, told, strict=True)
+        if said and is_caught(said) and not is_unknown(end)
+    }
     with contextlib.suppress(AssertionError):  # then `difference` says which is missing
         eventually(lambda: should <= records(person).keys(), "all calls are recorded", seconds=10)
     found = records(person)
     wrong = []
     for call, end, (_, said, errors) in zip(calls, met, told, strict=True):
         record = found.get(end["port"])
-        how = difference(call, said, end, record) if said else no_port(end, record)
+        how = difference(call, said, end, record) if said else no_port(person.data_plane, end, record)
         if how:
             answer = f"{said['refusal']} {said['outbound']}" if said else errors
             wrong.append(f"{call}: {how}\n  met {end}\n  record {record}\n  said {answer}")
@@ -244,10 +276,18 @@ def is_caught(said: Any) -> bool:
     return bool(said["outbound"]["outcome"] != "not_caught")
 
 
-def no_port(met: dict[str, Any], record: dict[str, Any] | None) -> str:
+REFUSED_FLAGS = {WEFT_PROXY: {"UH", "UF"}, ENVOY: {"UH", "UC"}}
+"""Of a port that is none: no cluster has an endpoint for it, or who reaches the outside does not call it (UC beside a relay)."""
+
+
+def is_unknown(met: dict[str, Any]) -> bool:
+    """Whether the program found no address for the host."""
+    return "gaierror" in met.get("error", "")
+
+
+def no_port(data_plane: str, met: dict[str, Any], record: dict[str, Any] | None) -> str:
     """Return what happened other than a refusal where `weft why` says that there is no such port."""
-    # UC: what the relay beside Envoy makes of a place that it does not call.
-    refused = record is not None and record["response_flags"] in ("UH", "UF", "UC")
+    refused = record is not None and record["response_flags"] in REFUSED_FLAGS[data_plane]
     return "" if met["status"] in (None, 503) and refused else "it was not refused"
 
 
@@ -259,6 +299,104 @@ def test_what_the_edge_refuses_is_told_with_its_reason(person: Person, mesh: Mes
     assert person.weft("exec", "caller", "--", "sh", "-c", call).stdout == "503"
     told = eventually(lambda: person.weft("why", "to-elsewhere").stdout, "it is recorded")
     assert "is an address of the mesh, and means nothing outside of it" in told
+
+
+SPEAK = """\
+import socket, ssl, sys
+host, port, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+try:
+    call = socket.create_connection((host, port), timeout=20)
+    if what == "tls":
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.wrap_socket(call, server_hostname=host)
+    else:
+        call.sendall(b"HELO there\\r\\n")
+        call.recv(1)
+except OSError:
+    pass
+print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("port", "what", "code"),
+    [
+        (8080, "tls", "not-http-called"),
+        (8080, "words", "not-http-called"),
+        (8081, "tls", "no-such-port"),
+        (8081, "words", "no-such-port"),
+    ],
+)
+def test_what_is_not_http_is_told_as_it_is_foretold(
+    person: Person, mesh: Mesh, port: int, what: str, code: str
+) -> None:
+    """Such a connection has no request id, and no host but its address."""
+    file = person.write("foretold/speak.py", SPEAK)
+    started = time.time()
+    done = person.weft("exec", "caller", "--", "python3", str(file), "web", str(port), what)
+    assert done.stdout == "done\n", done.stderr
+
+    def about() -> Any:
+        (told,) = person.json("why", "--last-failed", "--from", "caller") or [None]
+        record = told["record"] if told else {"start": 0.0, "listener": ""}
+        return told["verdict"] if record["start"] > started and record["listener"].endswith(f":{port}") else None
+
+    end = eventually(about, "it is recorded")
+    assert end["code"] == code, end
+    if code == "not-http-called":
+        assert (end["by"], end["workload"]) == ("program", "caller-0"), end
+        assert f"The port {port} of web speaks HTTP" in end["sentence"], end
+        said = person.json("why", "--from", "caller", "--to", f"https://web:{port}/")
+        assert f"web port {port} speaks HTTP" in said["refusal"]["reason"], said
+    else:
+        assert end["sentence"] == f"The service web has no port {port}, so the call came to nothing.", end
+        assert "Call one of its ports: 8080;" in end["remedy"], end
+
+
+def test_a_port_that_only_another_service_has_is_told_as_it_is_foretold(person: Person, mesh: Mesh) -> None:
+    """The proxy takes the request, has no rule for the host at that port, and passes it on to an address where nobody is."""
+    call = "curl -s -o /dev/null -w '%{http_code}' -H 'X-Request-Id: to-8090' http://web:8090/"
+    assert person.weft("exec", "caller", "--", "sh", "-c", call).stdout == "503"
+    told = eventually(lambda: person.weft("why", "to-8090").stdout, "it is recorded")
+    assert "The service web has no port 8090" in told, told
+    assert "What to do: Call one of its ports: 8080;" in told, told
+    said = person.weft("why", "--from", "caller", "--to", "http://web:8090/").stderr
+    assert "has no port 8090" in said, said
+
+
+def unknown_host(person: Person, host: str) -> Any:
+    """Return what `weft why --last-failed` says, once that is about *host*."""
+
+    def about() -> Any:
+        told = person.json("why", "--last-failed")
+        return told[0] if told and told[0]["record"]["authority"] == host else None
+
+    return eventually(about, f"the lookup of {host} is told of")
+
+
+def test_an_unknown_host_is_explained(person: Person, mesh: Mesh) -> None:
+    """No proxy sees such a call: the agents tell which names nobody has, of programs that live and of those that ended."""
+    done = person.weft("exec", "caller", "--", "curl", "-sS", "http://webb:8080/")
+    assert done.returncode == 6, done.stderr  # curl's "could not resolve host"
+    told = unknown_host(person, "webb")
+    verdict = told["verdict"]
+    assert (verdict["code"], verdict["by"], verdict["workload"]) == ("unknown-host", "program", "caller-0")
+    text = person.weft("why", "--last-failed", "--from", "caller").stdout
+    assert "caller-0 asked for the host webb, which nobody has" in text, text
+    assert "What to do: Did you mean `web`? The mesh's names are those of its services" in text, text
+    done = person.weft("run", "--name", "brief", "--", "curl", "-sS", "http://opn.default.svc.cluster.local:8080/")
+    assert done.returncode == 6, done.stderr
+    # It was told before its program's end was: nothing is to be waited for.
+    text = person.weft("why", "--last-failed").stdout
+    assert "asked for the host opn.default.svc.cluster.local, and no service of the mesh is called so." in text, text
+    assert "Did you mean `open.default.svc.cluster.local`?" in text, text
+
+
+def test_an_unknown_host_is_foretold(person: Person, mesh: Mesh) -> None:
+    text = person.weft("why", "--from", "caller", "--to", "http://webb:8080/").stdout
+    assert "webb is no name of the mesh, so this machine's resolver is asked." in text, text
+    assert "To mend it: did you mean `web`?" in text, text
 
 
 def addresses(person: Person) -> dict[str, str]:
@@ -277,6 +415,7 @@ def test_what_is_foretold_is_what_happens(person: Person, mesh: Mesh) -> None:
         *(Call("http", at["ingress"], port) for port in (8080, 8081)),
         *(Call(scheme, "240.240.77.77", port) for scheme in ("http", "https") for port in (8080, 81)),
         *(Call(scheme, "www.example.com", 80 if scheme == "http" else 443) for scheme in ("http", "https")),
+        *(Call("http", host, 8080) for host in ("webb", "web.defalt", "webb.default.svc.cluster.local", "no.example.com")),
         Call("http", "10.244.77.77", 8080),
         Call("http", "web", 8080, authority="elsewhere"),
         Call("http", "web", 8080, authority="open"),
@@ -300,6 +439,28 @@ def test_a_granted_port_of_this_machine_is_foretold(person: Person, mesh: Mesh) 
         return [record["upstream_cluster"] for record in records(person).values()]
 
     eventually(lambda: clusters().count("host|5432||") == 4, "each is recorded as the machine's")
+
+
+def test_ejected_endpoints_are_foretold_as_the_callers_proxy_knows_them(person: Person, mesh: Mesh) -> None:
+    """No control plane knows that outlier detection has taken the only endpoint out; its proxy says so, and what it does."""
+    rule = str(person.write("foretold/ejection.yaml", EJECTION))
+    question = ("why", "--from", "caller", "--to", "http://broken:8080/")
+    done = person.weft("apply", "-f", rule, "--wait")
+    assert done.returncode == 0, done.stderr
+    try:
+        before = person.json(*question)
+        assert (before["unused_endpoints"], before["outbound"].get("status")) == ([], None)
+        call = ("exec", "caller", "--", "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://broken:8080/")
+        eventually(lambda: person.weft(*call).stdout == "503", "the endpoint is ejected")
+        said = person.json(*question)
+        (unused,) = said["unused_endpoints"]
+        assert (unused["cluster"], unused["state"]) == ("outbound|8080||broken.default.svc.cluster.local", "EJECTED")
+        assert (said["outbound"]["status"], said["outbound"]["response_flags"]) == (503, "UH")
+        text = person.weft(*question).stdout
+        assert "It would go 100 % to broken port 8080, but the proxy answers 503 itself (UH):" in text, text
+        assert f"As caller-0's proxy sees it now, broken-0 ({unused['address']}) of broken port 8080 is ejected" in text
+    finally:
+        assert person.weft("delete", "-f", rule).returncode == 0
 
 
 def test_random_calls_are_foretold(person: Person, mesh: Mesh) -> None:

@@ -126,6 +126,7 @@ class Mesh:
     control: socket.socket
     workload: Any = None
     caught: list[tuple[str, int]] = field(default_factory=list)
+    unknown: list[tuple[str, str]] = field(default_factory=list)
     _listeners: list[asyncio.Server] = field(default_factory=list)
 
     def make_workload(self, name: str = "cart-v1-0", *, host_ports: Sequence[int] = ()) -> Any:
@@ -231,14 +232,19 @@ class Mesh:
             self._listeners.append(await asyncio.start_server(converse, sock=listener))
 
     async def names(self, table: dict[str, list[str]]) -> Any:
-        """Start the workload's DNS server with *table* and the edge behind it."""
-        from weft.agent import dns, edge
+        """Start the workload's DNS server with *table* and the edge behind it; names that nobody has go to `unknown`."""
+        from weft.agent import dns, edge, mounts
+        from weft.agent.unknown_hosts import UnknownHosts
 
         if self.workload is None:
             self.make_workload()
         names = dns.Names(own=[self.workload.workload], own_addresses=[ADDRESS, ADDRESS6])
         names.replace(table)
-        server = dns.Server(self.workload, names, functools.partial(edge.resolve, self.paths.edge_socket))
+        forward = functools.partial(edge.resolve, self.paths.edge_socket)
+        unknown = UnknownHosts(
+            lambda name, answer: self.unknown.append((name, answer)), search=mounts.search_list("default")
+        )
+        server = dns.Server(self.workload, names, forward, unknown)
         await server.start()
         return server
 

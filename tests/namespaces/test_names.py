@@ -133,6 +133,20 @@ async def test_a_silent_resolver_of_the_host_is_a_failure_and_not_a_hanging_prog
     await server.stop()
 
 
+@in_mesh
+async def test_a_name_that_nobody_has_is_told_once_as_the_program_said_it(mesh: Mesh) -> None:
+    """Not the forms that the library makes of it, and nothing of names that exist."""
+    server = await mesh.names(TABLE)
+    names = ["nobody", "reviews", outside.NAME, "reviws.default.svc.cluster.local", "no-such.example.com"]
+    found = await mesh.run("sh", "-c", 'for name; do getent ahosts "$name" | head -1; done', "sh", *names)
+    assert found.output.count("STREAM") == 2, found.output
+    async with asyncio.timeout(20):
+        while len(mesh.unknown) < 3:
+            await asyncio.sleep(0.02)
+    await server.stop()
+    assert mesh.unknown == [(names[index], "NXDOMAIN") for index in (0, 3, 4)]
+
+
 MUSL = """
 import json, socket, struct, sys
 # As musl's res_msend.c: A and AAAA leave together from one unconnected socket, to every server of resolv.conf; an answer

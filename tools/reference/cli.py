@@ -44,7 +44,7 @@ EXIT_HEAD = f"""\
 """
 
 EXIT_TAIL = """\
-| 130 | Interrupted by Ctrl-C. |
+| 130 | Interrupted by Ctrl-C; of `weft up` it is 0, since that is how a mesh ends. |
 
 `weft diff` exits with 1 if something would change, as kubectl's does, and with 0 if nothing would; any failure is 2 or more.
 `weft run`, `weft exec` and `weft shell` exit with the program's own code, or with 128 and the signal's number.

@@ -35,8 +35,10 @@ from weft.agent.relay import Relay
 from weft.agent.sds import SecretService
 from weft.agent.stream import AgentStream, Registered
 from weft.agent.udp import RefusedUdp
+from weft.agent.unknown_hosts import UnknownHosts
 from weft.agent.workload import WorkloadSpec
 from weft.errors import WeftError
+from weft.model.capability import NONE_GIVEN
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -134,6 +136,9 @@ async def serve(mesh: MeshPaths, spec: WorkloadSpec, around: Surroundings) -> in
         member.files.make()
         around.control.withdraw = functools.partial(withdraw, stream)
         around.report("registered", workload=registered.workload, address=registered.address)
+        # Programs of weft.yaml stand side by side, and make up a service together.
+        if registered.lacks and around.attached:
+            member.note(lacks_text(spec.service, registered.lacks), "other-ports")
 
         place = make_place(member, credential) if credential else None
         network = None if spec.gateway or place else make_network(member)
@@ -143,7 +148,7 @@ async def serve(mesh: MeshPaths, spec: WorkloadSpec, around: Surroundings) -> in
         stream.on_bundle, stream.on_renew = secrets.replace_bundle, secrets.renew_soon
         stream.on_connected = lambda there: secrets.retry() if there else None
         if network:
-            await stack.enter_async_context(serving_names(member, network, names))
+            unknown = await stack.enter_async_context(serving_names(member, network, names))
             if spec.host_ports:
                 granting = edge.granting(mesh.edge_socket, registered.workload, spec.host_ports)
                 await stack.enter_async_context(granting)
@@ -167,6 +172,7 @@ async def serve(mesh: MeshPaths, spec: WorkloadSpec, around: Surroundings) -> in
             background(stack, refusals.watch())
             code = await run_program(member, start_in(member, network))
             await refusals.look()  # what happened since the last look, and all of it if the program was quick
+            unknown.flush()
         elif place:
             habits = Habits(member, place)
             background(stack, watch_ports(member, habits.look))
@@ -223,7 +229,7 @@ def make_network(member: Member) -> ProgramNamespaces:
     for limit in network.limits:
         member.note(limit, "limit")
     if member.spec.capabilities and not grantable_here():
-        member.note("capabilities are given to programs of root only; this one has none", "limit")
+        member.note(NONE_GIVEN, "limit")
     return network
 
 
@@ -250,13 +256,14 @@ class NameTable:
 
 
 @contextlib.asynccontextmanager
-async def serving_names(member: Member, network: ProgramNamespaces, names: NameTable) -> AsyncIterator[None]:
+async def serving_names(member: Member, network: ProgramNamespaces, names: NameTable) -> AsyncIterator[UnknownHosts]:
     """Answer the program's DNS questions while the context lasts: the mesh's names here, others by the edge."""
     edge_socket = member.mesh.edge_socket
-    server = dns.Server(network, names.names_of(member), lambda query: edge.resolve(edge_socket, query))
+    unknown = UnknownHosts(member.stream.unknown_host, search=mounts.search_list(member.spec.namespace))
+    server = dns.Server(network, names.names_of(member), lambda query: edge.resolve(edge_socket, query), unknown)
     await server.start()
     try:
-        yield
+        yield unknown
     finally:
         await server.stop()
 
@@ -481,13 +488,20 @@ async def run_program(
     """
     spec, around, files = member.spec, member.around, member.files
     tee = (lambda line: around.report("output", line=line)) if around.tee else None
-    capture = None if around.attached else Capture(OutputLog(files.output_log, tee=tee))
+
+    def warn(text: str) -> None:
+        member.note(text, "output")
+
+    capture = None if around.attached else Capture(OutputLog(files.output_log, tee=tee, warn=warn))
 
     def start() -> init.Program:
         if capture:
             capture.log.begin()
         program = start_program(capture.descriptors if capture else (0, 1, 2))
-        files.init_pid.write_text(f"{program.init_pid}\n", "ascii")
+        try:
+            files.write_init(program.init_pid)
+        except OSError as exc:  # it runs all the same, and nobody would end it if this start had failed
+            member.note(f"`weft exec` does not find the program: {files.init_pid}: {exc.strerror}", "init-pid")
         for limit in program.limits:
             member.note(limit, "limit")
         return program
@@ -497,13 +511,15 @@ async def run_program(
         around.control.started |= life.program is not None
         around.control.changed.set()
         pid = life.program.pid if life.program else 0
-        member.stream.program(pid=pid, state=state, code=code, restarts=life.restarts.count)
+        how = ""
+        if code is not None:
+            how = f"cannot be started: {life.failure.strerror}: {spec.argv[0]}" if life.failure else describe(code)
+        member.stream.program(pid=pid, state=state, code=code, restarts=life.restarts.count, how=how)
         facts: dict[str, object] = {"state": state, "pid": pid, "restarts": life.restarts.count}
         if state == "exited" and code is not None:
             files.init_pid.unlink(missing_ok=True)
             if capture:
                 capture.drain()
-            how = f"cannot be started: {life.failure.strerror}: {spec.argv[0]}" if life.failure else describe(code)
             last = capture.log.last if capture else []
             if hint := capability_hint(spec, code, last):
                 member.note(hint, "capability-hint")
@@ -576,6 +592,15 @@ def elsewhere_text(found: Sequence[int], missing: Sequence[int]) -> str:
     )
 
 
+def lacks_text(service: str, ports: Sequence[int]) -> str:
+    """Return what to say of a program that joins *service*, and does not serve all of its ports."""
+    numbers = ", ".join(map(str, ports))
+    return (
+        f"the service {service} has port {numbers} too, which this program does not serve: it gets none of the calls there."
+        " If it is to stand for the others, give it their ports (`--port`)."
+    )
+
+
 class Refusals:
     """What the program's network refused, told to people: UDP, and ports of the host's loopback that were probably meant."""
 
@@ -597,9 +622,10 @@ class Refusals:
         # The program's own ports, refused while it is not there, are no wish for the host's: the proxy asks for them, too.
         own = {number for number, _ in self._member.spec.ports}
         for port in sorted(self._network.refused_loopback().keys() - self._asked - own):
-            self._asked.add(port)
-            with contextlib.suppress(WeftError, OSError, TimeoutError):
-                if await edge.host_listening(self._member.mesh.edge_socket, port):
+            with contextlib.suppress(WeftError, OSError, TimeoutError):  # without an answer it is asked again
+                is_there = await edge.host_listening(self._member.mesh.edge_socket, port)
+                self._asked.add(port)
+                if is_there:
                     attached = self._member.around.attached
                     remedy = f"`weft run --host-port {port}`" if attached else f"`host_ports: [{port}]` in weft.yaml"
                     self._member.note(host_ports.hint(port, remedy), "host-port-hint")
@@ -619,6 +645,17 @@ def capability_hint(spec: WorkloadSpec, code: int, last: Sequence[str]) -> str:
 _NOT_PERMITTED = os.strerror(errno.EPERM)
 
 
+def failed_by_itself(code: int) -> bool:
+    """
+    Whether a program that ended with *code* (minus the number of a signal) gave up, by what it returned or by abort(3).
+
+    Not by another signal, of which shells make 128 and its number, and not because there is no such program.
+    """
+    number = -code if code < 0 else code - 128
+    signalled = 0 < number < signal.NSIG and number != signal.SIGABRT
+    return code not in (0, 126, 127) and not signalled
+
+
 class Habits:
     """What a program of explicit mode does with what it was told, and what is said of that: each sentence once."""
 
@@ -626,6 +663,7 @@ class Habits:
         self._member, self._place = member, place
         self._said: set[str] = set()
         self._odd_since = 0.0
+        self._listened: set[int] = set()
 
     def look(self) -> Mapping[int, Where]:
         """Return where the program listens now."""
@@ -633,6 +671,7 @@ class Habits:
         if program is None:
             return {}
         look = self._place.look(sockets.descendants(program.init_pid))
+        self._listened |= look.found.keys()
         if look.exposed:
             self._say("exposed", explicit.exposed(self._place, look))
         odd = explicit.misplaced(self._place, look)
@@ -645,8 +684,9 @@ class Habits:
 
     def ended(self, code: int, last: list[str]) -> None:
         """The program has ended with *code*; *last* is what it wrote at the end."""
-        if code and (text := explicit.collided(self._place, last)):
+        if failed_by_itself(code) and (text := explicit.collided(self._place, self._listened, last)):
             self._say("port-taken", text)
+        self._listened.clear()
 
     def _say(self, code: str, text: str) -> None:
         if code not in self._said:

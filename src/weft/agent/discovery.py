@@ -22,9 +22,10 @@ from pathlib import Path
 
 from weft._native import StreamCore
 from weft.agent import protobuf, sockets
+from weft.agent.accepting import serve_each
 from weft.agent.hot_restart import Place
 from weft.agent.http2 import PREFACE, Messages
-from weft.agent.relay import BACKLOG, EXHAUSTED_PAUSE_SECONDS, carry
+from weft.agent.relay import BACKLOG, carry
 
 LISTENER = "type.googleapis.com/envoy.config.listener.v3.Listener"
 
@@ -188,7 +189,7 @@ class Discovery:
         self._listener.bind(str(path))
         path.chmod(0o600)
         self._listener.listen(BACKLOG)
-        self._start(self._accept(self._listener))
+        self._start(serve_each(self._listener, self._serve, self._tasks))
 
     async def close(self) -> None:
         """End every connection."""
@@ -203,37 +204,23 @@ class Discovery:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError:
-                await asyncio.sleep(EXHAUSTED_PAUSE_SECONDS)
-                continue
-            self._start(self._serve(connection))
-
     async def _serve(self, connection: socket.socket) -> None:
         """One connection of the proxy, from its acceptance to its end."""
-        with connection:
-            connection.setblocking(False)
-            process, _, _ = _CREDENTIALS.unpack(
-                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            )
-            # The control plane asks whose the stream is, and will be answered that it is ours.
-            if process not in sockets.descendants(os.getpid()):
-                self._warn(
-                    f"process {process} asked for the proxy's configuration and was refused: it is not the proxy"
-                )
-                return
-            another, self._process = process != self._process, process
-            with contextlib.suppress(OSError):
-                if another and self._whole:
-                    await self._lead_to_saved(connection)
-                else:
-                    if another:
-                        self._saved.clear()
-                    await self._lead_to_control_plane(connection)
+        process, _, _ = _CREDENTIALS.unpack(
+            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        # The control plane asks whose the stream is, and will be answered that it is ours.
+        if process not in sockets.descendants(os.getpid()):
+            self._warn(f"process {process} asked for the proxy's configuration and was refused: it is not the proxy")
+            return
+        another, self._process = process != self._process, process
+        with contextlib.suppress(OSError):
+            if another and self._whole:
+                await self._lead_to_saved(connection)
+            else:
+                if another:
+                    self._saved.clear()
+                await self._lead_to_control_plane(connection)
 
     async def _lead_to_saved(self, connection: socket.socket) -> None:
         """Serve what is saved until the proxy serves."""

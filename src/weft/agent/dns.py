@@ -23,6 +23,7 @@ from weft.agent.namespaces import DNS_PORT
 
 if TYPE_CHECKING:
     from weft.agent.namespaces import ProgramNamespaces
+    from weft.agent.unknown_hosts import UnknownHosts
 
 A, PTR, AAAA, OPT, ANY = 1, 12, 28, 41, 255
 _IN = 1
@@ -259,12 +260,14 @@ class Server:
         namespaces: Where to stand.
         names: May be replaced in place while the server runs.
         forward: Asks the host's resolvers: a query in, its answer out; any exception becomes SERVFAIL.
+        unknown: Is told of each question and its answer.
     """
 
-    def __init__(self, namespaces: ProgramNamespaces, names: Names, forward: Forward) -> None:
+    def __init__(self, namespaces: ProgramNamespaces, names: Names, forward: Forward, unknown: UnknownHosts) -> None:
         self._namespaces = namespaces
         self._names = names
         self._forward = forward
+        self._unknown = unknown
         self._under_way: set[asyncio.Task[None]] = set()
         self._datagrams: list[socket.socket] = []
         self._streams: list[asyncio.Server] = []
@@ -315,11 +318,9 @@ class Server:
             if answer is not None:
                 self._reply(answer, family, asked, asker)
             return
-        answer = self._names.answer(query)
+        answer = self._answer_here(query, busy=len(self._under_way) >= _CONCURRENT)
         if answer is not None:
             self._reply(truncate(query, answer), family, asked, asker)
-        elif len(self._under_way) >= _CONCURRENT:
-            self._reply(compose(query, SERVFAIL), family, asked, asker)
         else:
 
             async def later() -> None:
@@ -339,7 +340,22 @@ class Server:
         with contextlib.suppress(OSError):  # the asker is gone, or it asked from where nothing can be sent to
             self._namespaces.run(send)
 
+    def _answer_here(self, query: Query, *, busy: bool = False) -> bytes | None:
+        """Return the answer that the mesh has, or that there is none if it is too *busy* to ask the host; None: ask the host."""
+        self._unknown.asked(query)
+        answer = self._names.answer(query)
+        if answer is None and busy:
+            answer = compose(query, SERVFAIL)
+        if answer is not None:
+            self._unknown.answered(query, answer)
+        return answer
+
     async def _ask_host(self, query: Query, message: bytes) -> bytes:
+        answer = await self._forwarded(query, message)
+        self._unknown.answered(query, answer)
+        return answer
+
+    async def _forwarded(self, query: Query, message: bytes) -> bytes:
         try:
             async with asyncio.timeout(_FORWARD_SECONDS):
                 answer = await self._forward(message)
@@ -376,7 +392,7 @@ class Server:
             query = parse(message)
         except Malformed:
             return malformed_answer(message)
-        answer = self._names.answer(query)
+        answer = self._answer_here(query)
         return answer if answer is not None else await self._ask_host(query, message)
 
     def _spawn(self, work: object) -> None:

@@ -30,6 +30,7 @@ from types import MappingProxyType
 from typing import Any
 
 from weft.agent import published
+from weft.agent.accepting import readable, serve_each
 from weft.errors import WeftError
 
 _REQUEST_BYTES = 1 << 17  # a DNS message of 64 KiB in base64 fits
@@ -40,7 +41,7 @@ _RESOLVE_SECONDS = (
 )
 _RESOLVE_ROUNDS = 2
 _BACKLOG = 1024
-_REST_SECONDS = 0.1  # before what failed for want of something, descriptors or an edge, is tried again
+_REST_SECONDS = 0.1  # before an edge that is not there is asked again
 _DNS_PORT = 53
 _DEFAULT_SERVER = ("127.0.0.1", _DNS_PORT)  # resolv.conf(5): what holds if the file names none
 
@@ -86,22 +87,13 @@ class Edge:
         Raises:
             OSError: *path* cannot be bound.
         """
-        loop = asyncio.get_running_loop()
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             listener.bind(str(path))
             path.chmod(0o600)
             listener.listen(_BACKLOG)
-            while True:
-                try:
-                    connection, _ = await loop.sock_accept(listener)
-                except OSError:  # no descriptor is left, say: who asks waits in the queue until one is
-                    await asyncio.sleep(_REST_SECONDS)
-                    continue
-                task = loop.create_task(self._converse(connection))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+            await serve_each(listener, self._converse, self._tasks)
         finally:
             listener.close()
             path.unlink(missing_ok=True)
@@ -114,26 +106,25 @@ class Edge:
         """One request and its answer."""
         given: socket.socket | None = None
         granted: list[tuple[str, int]] = []
-        with connection:
+        try:
+            if _peer_uid(connection) != os.getuid():
+                return
             try:
-                if _peer_uid(connection) != os.getuid():
-                    return
-                try:
-                    async with asyncio.timeout(_REQUEST_SECONDS):
-                        request = await _receive_line(connection)
-                    answer, given, granted = await self._answer(request)
-                except EdgeRefused as error:
-                    answer = {"error": error.name, "message": str(error)}
-                await _send(connection, answer, given)
-                if granted:
-                    await _until_closed(connection)
-            except (OSError, TimeoutError):
-                pass  # the asker is gone, or said nothing
-            finally:
-                self._granted.subtract(granted)
-                self._granted += Counter()  # forgets what has fallen to zero
-                if given is not None and given not in (*self._listeners.values(), *self._reserved.values()):
-                    given.close()
+                async with asyncio.timeout(_REQUEST_SECONDS):
+                    request = await _receive_line(connection)
+                answer, given, granted = await self._answer(request)
+            except EdgeRefused as error:
+                answer = {"error": error.name, "message": str(error)}
+            await _send(connection, answer, given)
+            if granted:
+                await _until_closed(connection)
+        except (OSError, TimeoutError):
+            pass  # the asker is gone, or said nothing
+        finally:
+            self._granted.subtract(granted)
+            self._granted += Counter()  # forgets what has fallen to zero
+            if given is not None and given not in (*self._listeners.values(), *self._reserved.values()):
+                given.close()
 
     async def _answer(
         self, request: Mapping[str, Any]
@@ -308,7 +299,7 @@ async def _exchange(
 ) -> tuple[dict[str, Any], socket.socket | None]:
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(connection, json.dumps(request).encode() + b"\n")
-    await _readable(connection)
+    await readable(connection)
     data, descriptors, _flags, _address = socket.recv_fds(connection, _REQUEST_BYTES, 1)
     given = socket.socket(fileno=descriptors[0]) if descriptors else None
     try:
@@ -360,16 +351,6 @@ async def _send(connection: socket.socket, answer: Mapping[str, Any], given: soc
 async def _until_closed(connection: socket.socket) -> None:
     while await asyncio.get_running_loop().sock_recv(connection, 4096):
         pass
-
-
-async def _readable(connection: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(connection, lambda: None if ready.done() else ready.set_result(None))
-    try:
-        await ready
-    finally:
-        loop.remove_reader(connection)
 
 
 def _peer_uid(connection: socket.socket) -> int:

@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import Any
@@ -204,12 +204,13 @@ def _is_open(address: IPv4Address | IPv6Address) -> bool:
 
 def _service_variables(service: Mapping[str, Any]) -> dict[str, str]:
     """Return the variables of one service, named as Kubernetes names them."""
-    stem = re.sub(r"[^A-Z0-9]", "_", service["name"].upper())
-    found = {f"{stem}_SERVICE_HOST": service["address"]}
+    host = loopback.service_variable(service["name"])
+    found = {host: service["address"]}
+    stem = host.removesuffix("_HOST")
     for index, port in enumerate(service["ports"]):
         if index == 0:
-            found[f"{stem}_SERVICE_PORT"] = str(port["number"])
-        found[f"{stem}_SERVICE_PORT_{re.sub(r'[^A-Z0-9]', '_', port['name'].upper())}"] = str(port["number"])
+            found[f"{stem}_PORT"] = str(port["number"])
+        found[f"{stem}_PORT_{re.sub(r'[^A-Z0-9]', '_', port['name'].upper())}"] = str(port["number"])
     return found
 
 
@@ -254,8 +255,9 @@ def remedy(place: Place, number: int) -> str:
     variable = "PORT" if number == next(iter(place.ports)) else f"PORT_{number}"
     return (
         f"In explicit mode the proxy has port {number}, and the program is to listen at the address in HOST and the port"
-        f" in {variable} (now {place.host}:{place.ports[number]}). If it takes them as arguments, write the command as one"
-        f' string in weft.yaml: `command: "./app --listen $HOST:${variable}"`.'
+        f" in {variable} (now {place.host}:{place.ports[number]}). If it takes them as arguments, let a shell put them in:"
+        f' `command: "./app --listen $HOST:${variable}"` in weft.yaml, or `weft run ... -- sh -c'
+        f" './app --listen $HOST:${variable}'`."
     )
 
 
@@ -267,15 +269,44 @@ def misplaced(place: Place, look: Look) -> str:
     return f"{place.workload} listens at {', '.join(look.places)}, which nobody calls. {remedy(place, missing[0])}"
 
 
-def collided(place: Place, last: Sequence[str]) -> str:
-    """Return what to say of a program that ended because its port was taken, by the *last* lines that it wrote."""
-    words = os.strerror(errno.EADDRINUSE).lower()
-    if not place.ports or not any(words in line.lower() or "eaddrinuse" in line.lower() for line in last):
+_TAKEN = re.compile(r"\b(?:address|port|connection|socket)\b.{0,80}\bin use\b|\bEADDRINUSE\b", re.IGNORECASE)
+"""How libraries and frameworks say that they could not bind."""
+
+_PORT = re.compile(r"(?:(?<!\d\d)(?<!\.[a-z]{2}):|\bport |', )(\d{1,5})\b", re.IGNORECASE)
+"""A port where an address is written; neither the minutes of a time of day nor the line of a source file."""
+
+
+def collided(place: Place, listened: Collection[int], last: Sequence[str]) -> str:
+    """
+    Return what to say of a program that failed before it listened where its proxy calls it; empty if no port is to blame.
+
+    The kernel's table of sockets decides: it shows which ports the program never had, and that its proxy has them. It does
+    not show what a program tried. So the text names the port, if it does, or another one that is nothing of the mesh's;
+    and where it says nothing of ports, nothing is claimed.
+
+    Args:
+        listened: Declared ports for which the program was found listening.
+        last: The last lines that it wrote; none where it has the terminal.
+    """
+    held = {listener.port for listener in sockets.listeners() if str(listener.address) == place.address}
+    taken = [number for number in place.ports if number in held and number not in listened]
+    if not taken:
         return ""
-    # Python, Node, Java, Go all write the port somewhere; if none is recognised the first is meant.
-    named = [number for number in place.ports if any(re.search(rf"\b{number}\b", line) for line in last)]
-    number = named[0] if named else next(iter(place.ports))
-    return f"{place.workload} ended because port {number} is taken: by its proxy. {remedy(place, number)}"
+    complaints = [line for line in last if _TAKEN.search(line)]
+    named = [number for number in taken if any(re.search(rf"\b{number}\b", line) for line in complaints or last)]
+    number = (named or taken)[0]
+    if not complaints:
+        return (
+            f"{place.workload} ended before it listened where its proxy calls it. If it tried port {number}: that is taken,"
+            f" by its proxy. {remedy(place, number)}"
+        )
+    if named:
+        return f"{place.workload} ended because port {number} is taken: by its proxy. {remedy(place, number)}"
+    if any(_PORT.search(line) for line in complaints):
+        return ""  # a port that it has not declared
+    return (
+        f"{place.workload} ended because a port is taken, most likely {number}: by its proxy. {remedy(place, number)}"
+    )
 
 
 def exposed(place: Place, look: Look) -> str:

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from weft.agent import limits, mounts, namespaces, sockets, syscalls, terminal
 from weft.agent.capabilities import restrict
+from weft.agent.signals import FROM_KERNEL, PASSED_ON
 from weft.errors import ModeUnavailable, NotFound
 
 if TYPE_CHECKING:
@@ -130,6 +131,11 @@ class Program:
                 else:
                     signal.pidfd_send_signal(self._program, number)
 
+    def pass_on(self, number: int) -> None:
+        """Have the program get what the terminal sent to our group: nothing is to do if the program is in it, or has ended."""
+        if self._program >= 0 and self._own_group:
+            terminal.pass_on(number, to_group=self.pid)
+
     def kill(self) -> None:
         """End every process of the program at once, without appeal."""
         if self._init >= 0 and not self._in_namespaces:
@@ -154,12 +160,12 @@ class Program:
             if "ended" in report:
                 self._reported = report["ended"]
             elif "stopped" in report and self._follows_stops:
-                asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self._stop_too)
+                asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self._stop_too, report["stopped"])
 
-    def _stop_too(self) -> None:
+    def _stop_too(self, by: int) -> None:
         """Stop this process if the program still is stopped, so that whoever waits for us sees it; continue it when we are continued."""
         if self._returncode is None and _state(self.pid) == "T":
-            terminal.stop_with(self.pid, own_group=self._own_group)
+            terminal.stop_with(self.pid, by=by, own_group=self._own_group)
             self.send_signal(signal.SIGCONT)
 
     def _finish(self) -> None:
@@ -562,9 +568,7 @@ def enter(
         raise ModeUnavailable(f"the program's namespaces cannot be entered: {error.strerror}") from error
     entered()
     failure_read, failure_write = os.pipe()
-    forwarded = {signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-    forwarded |= {signal.SIGTSTP, signal.SIGCONT}
-    awaited = forwarded | {signal.SIGCHLD}
+    awaited = {*PASSED_ON, signal.SIGCHLD}
     own_group = terminal.is_ours_alone((0, 1, 2))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     try:
@@ -591,24 +595,23 @@ def enter(
 
 def _wait_forwarding(child: int, awaited: set[signal.Signals], *, own_group: bool) -> int:
     """Wait for *child*, stop when it stops, and hand on every blocked signal of *awaited* that it has not got itself."""
-    sent_by_kernel = 0x80  # SI_KERNEL: the terminal sent it to the whole foreground group, the child included
     while True:
         got = signal.sigwaitinfo(awaited)
         if got.si_signo != signal.SIGCHLD:
-            if got.si_code != sent_by_kernel:
+            if got.si_code != FROM_KERNEL:
                 (os.killpg if own_group and got.si_signo in _FOR_THE_GROUP else os.kill)(child, got.si_signo)
+            elif own_group:
+                terminal.pass_on(got.si_signo, to_group=child)
             continue
-        while True:
-            found = os.waitid(os.P_PID, child, os.WEXITED | os.WSTOPPED | os.WNOHANG)
-            if found is None:
-                break
-            if found.si_code == os.CLD_EXITED:
-                return found.si_status
-            if found.si_code in (os.CLD_KILLED, os.CLD_DUMPED):
-                return -found.si_status
+        # A stop is looked at and left, and taken if it is there still: SIGCONT withdraws it. /proc, where a state could be
+        # read, belongs to the program's PID namespace by now and does not know our numbers.
+        while found := os.waitid(os.P_PID, child, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT):
+            if found.si_code in (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED):
+                os.waitpid(child, 0)
+                return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
             select.select([], [], [], _SETTLE_SECONDS)
-            if _state(child) == "T":
-                terminal.stop_with(child, own_group=own_group)
+            if stopped := os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG):
+                terminal.stop_with(child, by=stopped.si_status, own_group=own_group)
                 (os.killpg if own_group else os.kill)(child, signal.SIGCONT)
 
 

@@ -77,6 +77,11 @@ def view(
     return View(tuple((path, content.encode()) for path, content in files), tuple(str(path) for path in hidden))
 
 
+def search_list(namespace: str) -> list[str]:
+    """Return the domains that a program of *namespace* is told to append to names (resolv.conf(5)), as of now."""
+    return _search(_text(RESOLV_CONF), namespace)
+
+
 def apply(view: View) -> None:
     """
     Lay *view* over the files of the calling process's mount namespace, which must be its own.
@@ -133,18 +138,20 @@ def _cover(path: str, content: bytes, staging: str) -> None:
 
 def _resolv_conf(host: str, namespace: str) -> str:
     """The mesh's server, its search list before the host's, the host's options (ndots stays as users know it)."""
+    options = [word for line in host.splitlines() if (words := line.split())[:1] == ["options"] for word in words[1:]]
+    lines = [f"nameserver {DNS_ADDRESS}", f"search {' '.join(_search(host, namespace))}"]
+    if options:
+        lines.append(f"options {' '.join(options)}")
+    return "\n".join(lines) + "\n"
+
+
+def _search(host: str, namespace: str) -> list[str]:
     search = [f"{namespace}.svc.cluster.local"]
-    options: list[str] = []
     for line in host.splitlines():
         words = line.split()
         if words[:1] in (["search"], ["domain"]):
             search[1:] = words[1:]  # the last of them holds: resolv.conf(5)
-        elif words[:1] == ["options"]:
-            options += words[1:]
-    lines = [f"nameserver {DNS_ADDRESS}", f"search {' '.join(search)}"]
-    if options:
-        lines.append(f"options {' '.join(options)}")
-    return "\n".join(lines) + "\n"
+    return search
 
 
 def _hosts(host: str, names: Sequence[str], address: str, address6: str) -> str:

@@ -8,11 +8,13 @@ back with `lines`. The runtime directory usually lives in memory, so nothing her
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,9 +32,12 @@ class OutputLog:
     """
     A program's output: `<RFC 3339 time> <line>` in a file.
 
+    Lines for which the disk has no room are lost, and the program does not notice.
+
     Args:
         path: The file; it is appended to.
         tee: Called with each whole line, without its line end.
+        warn: Called with a sentence when lines begin to be lost.
         now: The clock; for tests.
     """
 
@@ -42,11 +47,13 @@ class OutputLog:
         *,
         limit_bytes: int = LIMIT_BYTES,
         tee: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] = lambda _: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._path, self._limit, self._tee, self._now = path, limit_bytes, tee, now
+        self._path, self._limit, self._tee, self._warn, self._now = path, limit_bytes, tee, warn, now
         self._partial = b""
         self._last: deque[str] = deque(maxlen=REMEMBERED_LINES)
+        self._losing = False
         self._file = self._open()
 
     @property
@@ -64,31 +71,49 @@ class OutputLog:
         while len(self._partial) > LONGEST_LINE_BYTES:
             whole.append(self._partial[:LONGEST_LINE_BYTES])
             self._partial = self._partial[LONGEST_LINE_BYTES:]
-        for line in whole:
-            self._write(line)
-        self._file.flush()
+        if whole:
+            self._write(whole)
 
     def close(self) -> None:
         """Write what is left, even if its line never ended."""
         if self._partial:
-            self._write(self._partial)
+            self._write([self._partial])
             self._partial = b""
         self._file.close()
 
-    def _write(self, line: bytes) -> None:
-        text = line.decode("utf-8", "backslashreplace").rstrip("\r")
-        self._last.append(text)
-        record = f"{stamp(self._now())} {text}\n".encode()
-        if self._file.tell() + len(record) > self._limit:
-            self._file.close()
-            self._path.replace(older(self._path))
-            self._file = self._open()
-        self._file.write(record)
+    def _write(self, lines: list[bytes]) -> None:
+        texts = [line.decode("utf-8", "backslashreplace").rstrip("\r") for line in lines]
+        self._last.extend(texts)
+        time = stamp(self._now())
+        try:
+            self._append("".join(f"{time} {text}\n" for text in texts).encode())
+            self._losing = False
+        except OSError as exc:
+            if not self._losing:
+                self._warn(f"what the program writes is lost, {self._path} cannot be written: {exc.strerror}")
+            self._losing = True
         if self._tee:
-            self._tee(text)
+            for text in texts:
+                self._tee(text)
 
-    def _open(self) -> BinaryIO:
-        return os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab")
+    def _append(self, records: bytes) -> None:
+        """Write all of *records*; raises OSError if none of it could be written."""
+        if self._size() + len(records) > self._limit:
+            with contextlib.suppress(FileNotFoundError):  # it was set aside, and no other could be opened
+                self._path.replace(older(self._path))
+            full, self._file = self._file, self._open()
+            full.close()
+        before = self._size()
+        if self._file.write(records) != len(records):
+            self._file.truncate(before)  # the next line is not to begin in the middle of one
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def _open(self) -> FileIO:
+        # Without a buffer: what a full disk does not take would wait in it, and fail whoever writes or closes next.
+        return FileIO(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab")
 
 
 def stamp(time: datetime) -> str:

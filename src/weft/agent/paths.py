@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import stat
 import struct
 from collections.abc import Mapping
@@ -113,11 +114,42 @@ class WorkloadPaths:
 
     @property
     def init_pid(self) -> Path:
-        """The process id (host's numbering, decimal) of the program's init, for `weft exec` and `weft shell`; the agent writes it."""
+        """
+        Where the process id of the program's init stands (host's numbering, decimal) while it runs, for `weft exec` and `weft shell`.
+
+        A symbolic link that leads nowhere; `write_init` makes it and `read_init` reads it.
+        """
         return self.directory / "init.pid"
 
+    def write_init(self, pid: int) -> None:
+        """
+        Say that the program runs under the init *pid*.
+
+        By the text of a link: unlike a file's content it needs no block, and so has room on a disk that is full.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        self.init_pid.unlink(missing_ok=True)
+        self.init_pid.symlink_to(str(pid))
+
+    def read_init(self) -> int:
+        """
+        The process id of the program's init.
+
+        Raises:
+            FileNotFoundError: The program does not run.
+        """
+        return int(os.readlink(self.init_pid))
+
     def make(self) -> None:
-        """Make the workload's directories, closed to others."""
+        """
+        Make the workload's directories, closed to others.
+
+        What the proxy of an earlier program of this name knew is forgotten: a new one would serve by it until the control
+        plane has spoken, and a change that was acknowledged by everybody would not be in effect for its first requests.
+        """
+        shutil.rmtree(self.proxy_state, ignore_errors=True)
         for directory in (self.directory.parent, self.directory, self.proxy_state):
             directory.mkdir(mode=0o700, exist_ok=True)
 
@@ -200,6 +232,11 @@ class MeshPaths:
     def store(self) -> Path:
         """The SQLite file of the store."""
         return self.state / "store.db"
+
+    @property
+    def receipts(self) -> Path:
+        """What became of each revision."""
+        return self.state / "receipts.db"
 
     @property
     def ca(self) -> Path:
@@ -314,7 +351,8 @@ def find(mesh: str | None = None) -> MeshPaths:
 
 def running(paths: MeshPaths) -> list[str]:
     """Names of the workloads of *paths* whose program runs now and can be entered, sorted."""
-    return sorted(entry.parent.name for entry in (paths.runtime / "workloads").glob("*/init.pid"))
+    present = [entry.name for entry in (paths.runtime / "workloads").glob("*") if is_name(entry.name)]
+    return sorted(name for name in present if paths.workload(name).init_pid.is_symlink())
 
 
 def read_mesh_file(paths: MeshPaths) -> dict[str, int]:

@@ -18,6 +18,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from weft.agent import edge, proxy_protocol
+from weft.agent.accepting import readable, serve_each
 from weft.agent.edge import EdgeRefused
 from weft.agent.proxy_protocol import Endpoint, Malformed
 from weft.errors import WeftError
@@ -30,14 +31,14 @@ DIAL_MILLISECONDS = 10_000
 
 CHUNK_BYTES = 1 << 16
 BACKLOG = 1024
-EXHAUSTED_PAUSE_SECONDS = 0.1
-"""Before the next accept when no descriptor is left; the connections wait in the backlog."""
-
 LISTENER_POLL_SECONDS = 0.02
 """Between looks for the proxy's socket: a Gateway is in effect within 100 ms of its being applied."""
 
 DEATH_KNOWN_SECONDS = 0.05
 """How long it may take until the death of a process is known to the agent, its parent, on a busy machine."""
+
+EDGE_PAUSE_SECONDS = 0.1
+"""Before an edge that is not there is asked again."""
 
 REFUSED_PAUSE_SECONDS = 5.0
 """Before the edge is asked again for a port that it could not have; it is told each time."""
@@ -113,7 +114,7 @@ class Relay:
                 await asyncio.sleep(REFUSED_PAUSE_SECONDS)
                 continue
             except (OSError, TimeoutError):  # the edge is being started again
-                await asyncio.sleep(EXHAUSTED_PAUSE_SECONDS)
+                await asyncio.sleep(EDGE_PAUSE_SECONDS)
                 continue
             assert listener is not None, "the edge sends a socket with its consent"
             with listener:
@@ -164,23 +165,12 @@ class Relay:
         task.add_done_callback(self._tasks.discard)
 
     async def _accept(self, listener: socket.socket, carry: Callable[[socket.socket], Awaitable[None]]) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except ConnectionAbortedError:
-                continue
-            except OSError:
-                await asyncio.sleep(EXHAUSTED_PAUSE_SECONDS)
-                continue
-            self._start(self._converse(connection, carry))
+        await serve_each(listener, lambda connection: self._converse(connection, carry), self._tasks)
 
     async def _converse(self, connection: socket.socket, carry: Callable[[socket.socket], Awaitable[None]]) -> None:
         """One connection, from its acceptance to its end. Its ends learn of a failure by its being closed."""
-        with connection:
-            connection.setblocking(False)
-            with contextlib.suppress(OSError, TimeoutError, Malformed, WeftError):
-                await carry(connection)
+        with contextlib.suppress(OSError, TimeoutError, Malformed, WeftError):
+            await carry(connection)
 
     async def _carry_out(self, connection: socket.socket) -> None:
         async with asyncio.timeout(HEADER_SECONDS):
@@ -276,13 +266,7 @@ async def _peek(connection: socket.socket) -> bytes:
     A Unix socket that is closed with something unread resets its peer (unix_release_sock in the kernel), and the
     program is to see a reset if its connection cannot be made, not an end.
     """
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(connection, readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(connection)
+    await readable(connection)
     return connection.recv(1, socket.MSG_PEEK)
 
 

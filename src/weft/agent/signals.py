@@ -1,7 +1,7 @@
 """
 Signals as `weft run` needs them: read in the event loop, with the knowledge of who sent them.
 
-A key pressed at the terminal signals the whole foreground group, so the program has had that signal already; one that
+A key pressed at the terminal signals the whole foreground group, so a program of our group has had that signal already; one that
 somebody sent with kill(1) to us is meant for the program and must be passed on. Only siginfo tells the two apart, and
 Python's own handlers do not see it; signalfd(2) does.
 """
@@ -32,7 +32,9 @@ PASSED_ON = tuple(
 )
 """What a program may be sent through us. SIGKILL and SIGSTOP cannot be caught: the kernel ends the program with us."""
 
-_FROM_KERNEL = 0x80  # SI_KERNEL, asm-generic/siginfo.h: the terminal driver
+FROM_KERNEL = 0x80
+"""`si_code` of a signal that the terminal's driver sent: SI_KERNEL, asm-generic/siginfo.h."""
+
 _INFO_BYTES = 128  # struct signalfd_siginfo
 
 
@@ -69,4 +71,4 @@ class Signals:
             return
         for start in range(0, len(data), _INFO_BYTES):
             number, _, code = struct.unpack_from("=Iii", data, start)
-            self._received(number, code == _FROM_KERNEL)
+            self._received(number, code == FROM_KERNEL)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ class Registered:
     """
     What the control plane decided about this workload. `node` is the xDS node: `id`, `cluster`, `metadata`.
 
-    `services` are those that its program may call now: `name`, `namespace`, `address`, `ports`.
+    `services` are those that its program may call now: `name`, `namespace`, `address`, `ports`. `lacks` are the ports of
+    its own service that it does not serve.
     """
 
     workload: str
@@ -51,6 +53,7 @@ class Registered:
     node: Mapping[str, Any]
     mesh_cidr: str
     services: Sequence[Mapping[str, Any]] = ()
+    lacks: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +143,10 @@ class AgentStream:
     def proxy_ready(self, ready: bool) -> None:
         self._state("proxy_ready", {"type": "proxy_ready", "ready": ready})
 
-    def program(self, *, pid: int, state: str, restarts: int, code: int | None = None) -> None:
-        """*state* is `starting`, `running` or `exited`; *code* is negative for a signal, as subprocess has it."""
+    def program(self, *, pid: int, state: str, restarts: int, code: int | None = None, how: str = "") -> None:
+        """*state* is `starting`, `running` or `exited`; *code* is negative for a signal, as subprocess has it; *how* says it in words."""
         message = {"type": "program", "pid": pid, "state": state, "restarts": restarts}
-        self._state("program", message if code is None else message | {"code": code})
+        self._state("program", message if code is None else message | {"code": code, "how": how, "time": time.time()})
 
     def trusts(self, roots: Sequence[str]) -> None:
         """Say which roots the proxy trusts, by the fingerprints (SHA-256) of their certificates."""
@@ -181,6 +184,11 @@ class AgentStream:
         """Tell why a connection out of the mesh was not made, for `weft why`; lost while the control plane is away."""
         if self._writer is not None:
             self._write({"type": "outside_refused", "destination": destination, "reason": reason})
+
+    def unknown_host(self, name: str, answer: str) -> None:
+        """Tell that the program asked for *name* in vain, for `weft why`; lost while the control plane is away."""
+        if self._writer is not None:
+            self._write({"type": "unknown_host", "name": name, "answer": answer})
 
     async def leave(self, *, patience: float) -> None:
         """Have the workload's endpoints withdrawn, and wait at most *patience* seconds until no proxy uses them."""

@@ -48,6 +48,9 @@ OLD_HOLDER_SECONDS = 6.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, STEADY_SECONDS = 0.1, 5.0, 10.0
 """Before a dead process of the mesh is started again: doubled each time, from the first again after a steady run."""
 
+NO_ROOM_SECONDS = 1.0
+"""Before a file that a full disk did not take is written again."""
+
 EVENTS_BEFORE_US = 20
 """Of the control plane's boot, before `weft up` could listen."""
 
@@ -384,16 +387,22 @@ class Supervisor:
     async def _announce_ready(self) -> None:
         for event in self._settled.values():
             await event.wait()
-        await self._published_to_all()
-        self._screen("all-ready", {})
+        self._screen("all-ready", {"untaken": await self._published_to_all()})
 
-    async def _published_to_all(self) -> None:
-        """Wait, not for ever, until what is ready has reached every proxy: an address that is shown must answer."""
+    async def _published_to_all(self) -> Mapping[str, Sequence[int]]:
+        """
+        Wait, not for ever, until what is ready has reached every proxy: an address that is shown must answer.
+
+        Returns:
+            Gateway -> its published ports that no Gateway that is applied takes: what is shown of them must say so.
+        """
+        untaken: Mapping[str, Sequence[int]] = {}
         ready = ",".join(identifier for identifier, event in self._ready.items() if event.is_set())
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(SETTLE_SECONDS + 1):
                 target = f"/v1/settled?ready={quote(ready)}&wait={SETTLE_SECONDS}"
                 async for answer in lines(self._mesh.api_socket, target):
+                    untaken = answer["untaken"]
                     for identifier in (*answer["unready"], *answer["behind"]):
                         facts = {
                             "id": identifier,
@@ -401,6 +410,7 @@ class Supervisor:
                             "reason": "its configuration is on the way",
                         }
                         self._screen("late", facts)
+        return untaken
 
     # --- the mesh's own processes ---
 
@@ -412,7 +422,7 @@ class Supervisor:
             child = start()
             self._pids[name] = child if isinstance(child, int) else child.pid
             if self._mesh.mesh_file.exists():
-                self._write_mesh_file()
+                self._task(self._renew_mesh_file())
             code = await (ended_pid(child) if isinstance(child, int) else ended(child))
             if self._stopping.is_set():
                 return
@@ -431,6 +441,15 @@ class Supervisor:
                     f"{planned.identifier} is to run beside {planned.spec.data_plane}, and this mesh runs in explicit"
                     f" mode: there only {WEFT_PROXY} can tell a program's calls from everybody else's."
                 )
+
+    async def _renew_mesh_file(self) -> None:
+        """Write it again, on a full disk as soon as there is room: until then it names a process that has ended."""
+        while True:
+            try:
+                self._write_mesh_file()
+                return
+            except OSError:
+                await asyncio.sleep(NO_ROOM_SECONDS)
 
     def _write_mesh_file(self) -> None:
         paths.write_mesh_file(self._mesh, self._pids, interception=self._interception)

@@ -24,19 +24,49 @@ def is_ours_alone(standard: tuple[int, int, int]) -> bool:
     return alone and all(os.isatty(descriptor) for descriptor in standard)
 
 
-def stop_with(child: int, *, own_group: bool) -> None:
+def stop_with(child: int, *, by: int, own_group: bool) -> None:
     """
-    Stop this process, as *child* has stopped; returns when somebody has continued us.
+    Stop this process by the signal *by*, as it has stopped *child*; returns when *child* shall go on.
 
     Whoever waits for us (a shell) takes the terminal when we stop, and gives it to our group when it wants us in front.
+    `fg` of a job that runs in the background does that, too, and we are not told: it shows when a *child* with a group
+    of its own asks for the terminal (*by* is SIGTTIN or SIGTTOU), and may have it. Then nothing stops.
+
+    If nobody could continue us (our group is orphaned: an `xterm -e`, a container's first process), the kernel lets no
+    key of the terminal stop us, and *child* goes on.
     """
     if own_group:
+        if by in (signal.SIGTTIN, signal.SIGTTOU) and _give_if_ours(child):
+            return
         take_back(from_group=child)
-    os.kill(os.getpid(), signal.SIGSTOP)
+    # Where it is blocked it waits until it is not, beside one that the terminal may have sent; SIGCONT removes both.
+    signal.raise_signal(by)
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {by})
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if own_group:
-        with contextlib.suppress(OSError):
-            if os.tcgetpgrp(0) == os.getpgrp():
-                give_to(child)
+        _give_if_ours(child)
+
+
+def pass_on(number: int, *, to_group: int) -> None:
+    """
+    Send *to_group*, the program's own, the signal that the terminal has sent to ours.
+
+    That ours had the terminal comes of an `fg` (see `stop_with`); it is the program that shall have it.
+    """
+    _give_if_ours(to_group)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(to_group, number)
+
+
+def _give_if_ours(group: int) -> bool:
+    """Give the terminal to *group* if our group has it; returns whether it was given."""
+    try:
+        if os.tcgetpgrp(0) != os.getpgrp():
+            return False
+        give_to(group)
+    except OSError:  # the terminal or the group is gone
+        return False
+    return True
 
 
 def give_to(group: int) -> None:

@@ -19,7 +19,7 @@ from weft.cli.documents import (
     parsed,
     read,
 )
-from weft.cli.output import NAME, TABLE, duration, emit, mesh_option, output_option, place, plural
+from weft.cli.output import NAME, duration, emit, mesh_option, output_option, place, plural
 from weft.cli.problems import Refused, from_json, render
 from weft.errors import InvalidConfiguration, NotFound, NotSynced
 
@@ -55,7 +55,7 @@ def command(
     Apply configuration: Istio's YAML, as it is.
 
     All documents take effect together, or none. Exits with 3 if a document is refused, with 6 if a proxy has not
-    acknowledged within --timeout or has refused the change.
+    acknowledged within --timeout or has refused the change. A program that is stopped (Ctrl-Z) is not waited for.
     """
     sources = read(files, recursive=recursive)
     started = time.monotonic()
@@ -79,7 +79,7 @@ def command(
     else:
         emit(data, output, lambda: _text(answer, receipt, elapsed, dry_run=dry_run, wait=wait))
     if receipt is not None:
-        check_receipt(receipt, timeout, quiet=output != TABLE)
+        check_receipt(receipt, timeout)
     elif wait and not trial:
         _await_earlier(client, timeout)
 
@@ -123,40 +123,95 @@ def send(client: Client, call: str, sources: Sources, **more: object) -> Any:
 
 
 def await_receipt(client: Client, revision: int, timeout: float) -> dict[str, Any]:
-    """Return the receipt of *revision* once every affected proxy has answered, or after *timeout* seconds."""
+    """Return the receipt of *revision* once everybody who is waited for has answered, or after *timeout* seconds."""
     deadline = time.monotonic() + timeout
     while True:
         left = max(0.0, deadline - time.monotonic())
         wait = min(left, LONGEST_WAIT_SECONDS)
         answer = client.get(f"/v1/revisions/{revision}", wait=wait, timeout=wait + TIMEOUT_SECONDS)
         assert isinstance(answer, dict)
-        if not answer["silent"] or wait == left:
+        if not is_awaited(answer) or wait == left:
             return answer
 
 
-def check_receipt(receipt: Mapping[str, Any], timeout: float, *, quiet: bool = False) -> None:
+def is_awaited(receipt: Mapping[str, Any]) -> bool:
+    """Whether somebody has yet to answer who can."""
+    return bool(receipt["silent"]) or any(item["agent"]["state"] == "silent" for item in receipt["late"])
+
+
+def check_receipt(receipt: Mapping[str, Any], timeout: float) -> None:
     """
-    Raise unless every affected proxy has acknowledged.
+    Raise unless every affected proxy has acknowledged, and every program is answered by the names of now.
+
+    Who is stopped is told on standard error, and not waited for.
 
     Raises:
-        NotSynced: Names the proxies that are silent or have refused, and what they refused.
+        NotSynced: Names the proxies that are silent or have refused, what they refused, and the agents that are silent.
     """
-    silent, refused = receipt["silent"], receipt["refused"]
-    if not silent and not refused:
+    late = [item for item in receipt["late"] if item["agent"]["state"] == "silent"]
+    tell_stopped(receipt["late"])
+    check_answers(receipt["silent"], late, timeout, receipt["refused"])
+
+
+def check_answers(
+    silent: Sequence[str],
+    late: Sequence[Mapping[str, Any]],
+    timeout: float,
+    refused: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """
+    Raise unless nobody is named.
+
+    Raises:
+        NotSynced: Names them, and why each.
+    """
+    if not silent and not late and not refused:
         return
     lines = [f"{', '.join(silent)} did not answer within {duration(timeout)}."] if silent else []
-    lines += refusals(receipt)
-    raise NotSynced("\n".join(lines), silent=silent, refused=[item["workload"] for item in refused])
+    lines += [f"{item['workload']}: {lateness(item['agent'])}" for item in late]
+    lines += refusals(refused)
+    raise NotSynced(
+        "\n".join(lines),
+        silent=silent,
+        refused=[item["workload"] for item in refused],
+        late=[item["workload"] for item in late],
+    )
 
 
-def refusals(receipt: Mapping[str, Any]) -> list[str]:
-    """Return a line for each thing that a proxy refused of the receipt's revision."""
+def tell_stopped(found: Sequence[Mapping[str, Any]]) -> None:
+    """Say on standard error which of *found*, proxies or what is late of a receipt, are stopped."""
+    for item in found:
+        if item["agent"]["state"] == "stopped":
+            click.echo(f"{item['workload']} was not waited for: {lateness(item['agent'])}", err=True)
+
+
+def lateness(agent: Mapping[str, Any]) -> str:
+    """Return why a program is not answered by the names of now; empty if it is."""
+    if agent["state"] == "stopped":
+        return (
+            f"its agent, process {agent['pid']}, is stopped, as by Ctrl-Z; it gets what is new when it goes on"
+            f" (fg, or kill -CONT {agent['pid']})."
+        )
+    if agent["state"] == "silent":
+        return f"its agent, process {agent['pid']}, is silent: its program is not answered by the names of now."
+    return ""
+
+
+def refusals(refused: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each thing that a proxy refused, as a receipt has it."""
     lines = []
-    for item in receipt["refused"]:
-        lines += [f"{item['workload']} refused {refusal(part)}" for part in item["resources"]]
-        if not item["resources"]:
-            lines.append(f"{item['workload']} refused revision {receipt['revision']}.")
+    for item in refused:
+        lines += [f"{item['workload']} refused {refusal(part)}{superseded([item])}" for part in item["resources"]]
     return lines
+
+
+def superseded(items: Sequence[Mapping[str, Any]]) -> str:
+    """Return by which revision what proxies refused is over, and whether they have that one; empty if it is not over."""
+    revision, mended = items[0]["superseded_by"], items[0]["mended"]
+    if revision is None:
+        return ""
+    have = ("it has" if mended else "it has not") if len(items) == 1 else ("they have" if mended else "they have not")
+    return f" (superseded by revision {revision}, which {have})"
 
 
 def refusal(part: Mapping[str, Any]) -> str:
@@ -168,7 +223,11 @@ def refusal(part: Mapping[str, Any]) -> str:
 def _await_earlier(client: Client, timeout: float) -> None:
     """Wait for what others still lack: an apply that is tried again must not succeed because the first one changed it."""
     deadline = time.monotonic() + timeout
-    behind = [proxy for proxy in client.get("/v1/proxies") if proxy["connected"] and not proxy["synced"]]
+    behind = [
+        proxy
+        for proxy in client.get("/v1/proxies")
+        if (proxy["connected"] and not proxy["synced"]) or proxy["agent"]["state"] == "silent"
+    ]
     for revision in sorted({proxy["published"] for proxy in behind if proxy["published"]}):
         check_receipt(await_receipt(client, revision, max(0.0, deadline - time.monotonic())), timeout)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
 from weft.errors import UsageError
-from weft.model.capability import canonical, capability_fault
+from weft.model.capability import NONE_GIVEN, canonical, capability_fault
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,4 +30,6 @@ def _checked(_context: click.Context, _option: click.Parameter, names: Sequence[
     for name in names:
         if (fault := capability_fault(name)) is not None:
             raise UsageError(f"--cap-add {name}: {fault}")
+    if names and os.geteuid() != 0:
+        click.echo(f"weft: --cap-add: {NONE_GIVEN}", err=True)
     return tuple(dict.fromkeys(canonical(name) for name in names))

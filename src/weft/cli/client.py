@@ -21,7 +21,7 @@ TIMEOUT_SECONDS = 30.0
 """For one answer. Applying a thousand documents takes seconds; a call that waits adds its own time to this."""
 
 PROXY_SECONDS = 5.0
-"""For what a proxy says of itself."""
+"""For what a proxy says of itself, where that is what was asked for."""
 
 LONGEST_WAIT_SECONDS = 600.0
 """What one call may ask the control plane to wait (docs/reference/interfaces.md, 4.3)."""
@@ -40,14 +40,14 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def ask_proxy(admin: Path, target: str, *, method: str = "GET") -> tuple[int, bytes]:
+def ask_proxy(admin: Path, target: str, *, method: str = "GET", seconds: float = PROXY_SECONDS) -> tuple[int, bytes]:
     """
-    Ask a proxy on its admin socket; returns status and body.
+    Ask a proxy on its admin socket, and wait at most *seconds* for each step of it; returns status and body.
 
     Raises:
         OSError, HTTPException: It does not answer, or says what is no HTTP.
     """
-    with closing(UnixConnection(admin, PROXY_SECONDS)) as connection:
+    with closing(UnixConnection(admin, seconds)) as connection:
         connection.request(method, target)
         answer = connection.getresponse()
         return answer.status, answer.read()

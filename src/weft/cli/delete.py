@@ -10,7 +10,7 @@ from weft.cli.apply import await_receipt, check_receipt, describe, full_name, se
 from weft.cli.client import connect
 from weft.cli.documents import DURATION, DocumentsCommand, dry_run_option, file_option, no_objects, read
 from weft.cli.kinds import ISTIO_GATEWAY, means, mesh_namespace, namespace_option, parse_references
-from weft.cli.output import NAME, TABLE, emit, mesh_option, output_option
+from weft.cli.output import NAME, emit, mesh_option, output_option
 from weft.errors import UsageError
 
 EXAMPLES = """
@@ -82,7 +82,7 @@ def command(
         lines = [describe(result, dry_run=trial) for result in answer["results"]] or ["Nothing to delete."]
     emit({**answer, "receipt": receipt}, output, lambda: "\n".join(lines))
     if receipt is not None:
-        check_receipt(receipt, timeout, quiet=output != TABLE)
+        check_receipt(receipt, timeout)
 
 
 def _meant(kind: str, name: str, namespace: str, there: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:

@@ -50,7 +50,7 @@ def enter(mesh: str | None, name: str, argv: Sequence[str], capabilities: Sequen
     found = paths.find(mesh)
     workload = resolve(name, paths.running(found))
     environment = {**os.environ, **given(found.workload(workload).environment)}
-    init_pid = int(found.workload(workload).init_pid.read_text("ascii"))
+    init_pid = found.workload(workload).read_init()
     in_namespaces = not paths.is_explicit(found)
     tries = host_ports.Tries(found.edge_socket)
     try:

@@ -13,10 +13,13 @@ import click
 
 from weft.agent import paths
 from weft.agent.output import Follower, stamp
+from weft.cli.client import Client
 from weft.cli.exec import meant
 from weft.cli.main import ExampleCommand, unknown
 from weft.cli.output import mesh_option, to_yaml
-from weft.errors import NotFound, UsageError
+from weft.errors import NotFound, UsageError, WeftError
+from weft.model import grpc
+from weft.model.denial import is_denial
 
 EXAMPLES = """
 weft logs
@@ -91,7 +94,7 @@ def command(
 
     for name in names:
         if not chosen(found, [name]):
-            raise NotFound(unknown_workload(name, workloads(found), paths.running(found)))
+            raise NotFound(unknown_workload(name, workloads(found), [*paths.running(found), *gateways(found)]))
     try:
         while True:
             lines = arrived()
@@ -112,13 +115,22 @@ def workloads(mesh: paths.MeshPaths) -> list[str]:
     return sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
 
 
+def gateways(mesh: paths.MeshPaths) -> list[str]:
+    """Names of the gateways of *mesh*, which have no program that runs; none while the control plane is away."""
+    try:
+        told = Client(mesh.api_socket, mesh.mesh).get("/v1/workloads")
+    except WeftError:
+        return []
+    return sorted(item["workload"] for item in told if item["kind"] == "gateway")
+
+
 def unknown_workload(name: str, known: Sequence[str], running: Sequence[str]) -> str:
     """Return the sentence for a *name* of which nothing is *known*: what runs, and what has ended and left its logs."""
     text = unknown("program", name, known)
     if "Did you mean" in text:
         return text
     ended = [item for item in known if item not in running]
-    text = f"There is no program {name!r}. Running: {', '.join(running) or 'none'}."
+    text = f"There is no program {name!r}. Running: {', '.join(sorted(running)) or 'none'}."
     return f"{text} Ended, with logs still there: {', '.join(ended)}." if ended else text
 
 
@@ -179,14 +191,24 @@ def access_text(record: dict[str, object]) -> str:
     parts = [arrow, request]
     if status:
         parts.append(click.style(status, fg="red" if status >= "500" else "yellow" if status >= "400" else "green"))
+    if grpc_status := record.get("grpc_status"):
+        parts.append(_grpc_text(int(str(grpc_status))))
+    details = str(record.get("response_code_details") or "")
     if flags not in ("", "-"):
         parts.append(click.style(flags, fg="red"))
+    elif is_denial(details):
+        parts.append(click.style(details, fg="red"))  # the proxy itself refused it, for which there is no flag
     if record.get("upstream_host"):
         parts.append(f"via {record['upstream_host']}")
     parts.append(f"{record.get('duration_ms', '?')} ms")
     if record.get("request_id"):
         parts.append(click.style(str(record["request_id"]), dim=True))
     return " ".join(part for part in parts if part)
+
+
+def _grpc_text(status: int) -> str:
+    """Return a status of gRPC that is not OK: `grpc-status 14 (UNAVAILABLE)`."""
+    return click.style(grpc.status_text(status), fg="red" if status in grpc.FAILURES else "yellow")
 
 
 def since_time(text: str) -> str:

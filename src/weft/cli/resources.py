@@ -7,6 +7,7 @@ The message types come from the package `xds-protos`; a type is imported when it
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
@@ -39,7 +40,8 @@ def decode(type_url: str, value: bytes) -> dict[str, Any]:
     except DecodeError as exc:
         raise WeftError(f"This is no {type_url}: {exc}") from exc
     _import_packed(message)
-    decoded = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    # By way of the text: what protobuf makes of a packed message is an OrderedDict, which YAML has no form for.
+    decoded = json.loads(json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None))
     assert isinstance(decoded, dict)
     return decoded
 

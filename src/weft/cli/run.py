@@ -181,7 +181,9 @@ async def _serve(mesh: MeshPaths, spec: WorkloadSpec, holder: int, *, explicit: 
         if control.program is not None:
             if number == signal.SIGTERM and spec.ports:
                 tasks.add(asyncio.create_task(terminate()))
-            elif not from_terminal:
+            elif from_terminal:
+                control.program.pass_on(number)
+            else:
                 control.program.send_signal(number)
         elif number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
             ended_by = number  # there is no program yet, or none any more

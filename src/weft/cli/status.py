@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from weft.cli.apply import refusal
+from weft.cli.apply import lateness, refusal, superseded
 from weft.cli.away import certificates, text
 from weft.cli.client import connect
 from weft.cli.main import ExampleCommand, unknown
@@ -147,9 +147,13 @@ def receipt_text(receipt: Mapping[str, Any]) -> str:
     whom = plural(len(affected), "affected proxy has", "affected proxies have")
     lines.append(f"{len(receipt['acknowledged'])} of {whom} acknowledged.")
     lines += [f"  silent   {name}" for name in receipt["silent"]]
+    lines += [f"  late     {item['workload']}: {lateness(item['agent'])}" for item in receipt["late"]]
+    alike: dict[str, list[Mapping[str, Any]]] = {}
     for item in receipt["refused"]:
-        lines += [f"  refused  {item['workload']}: {refusal(part)}" for part in item["resources"]]
-        lines += [] if item["resources"] else [f"  refused  {item['workload']}"]
+        alike.setdefault(f"{item['superseded_by']} {item['mended']}", []).append(item)
+    for items in alike.values():
+        lines.append(f"Refused by {len(items)} of {len(affected)}{superseded(items)}.")
+        lines += [f"  refused  {item['workload']}: {refusal(part)}" for item in items for part in item["resources"]]
     return "\n".join(lines)
 
 
@@ -158,7 +162,9 @@ def _state(proxy: Mapping[str, Any]) -> str:
         return "not connected"
     if proxy["refused"]:
         return "refused"
-    return "synced" if proxy["synced"] else "behind"
+    if proxy["agent"]["state"] == "stopped":
+        return "stopped"
+    return "synced" if proxy["synced"] and proxy["agent"]["state"] == "answers" else "behind"
 
 
 def _data_plane(proxy: Mapping[str, Any]) -> str:
@@ -176,6 +182,7 @@ def _certificate(proxy: Mapping[str, Any]) -> str:
 
 def _notes(proxy: Mapping[str, Any]) -> list[str]:
     notes = [f"refused {refusal(item)}" for item in proxy["refused"]]
+    notes += [lateness(proxy["agent"])] if proxy["agent"]["state"] != "answers" else []
     for notice in proxy["notices"]:
         notes.append(notice["text"] + (f" ({notice['count']} times)" if notice["count"] > 1 else ""))
     return notes

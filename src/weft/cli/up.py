@@ -51,7 +51,8 @@ def command(
     Start the programs that weft.yaml describes as a mesh, and keep them until Ctrl-C.
 
     FILE is a weft.yaml, DIRECTORY holds one; by default the current directory. When this command ends, however it
-    ends, everything that it started ends with it.
+    ends, everything that it started ends with it. Its exit code is 0 after Ctrl-C,
+    SIGTERM or SIGHUP.
     """
     started = time.monotonic()
     from weft.agent.supervisor import Early, Supervisor  # forks below must come before anything heavy is loaded
@@ -278,7 +279,7 @@ class Screen:
         click.echo(f"{click.style('weft', bold=True)}  mesh {self._plan.mesh}")
 
     def on_published(self, facts: Mapping[str, Any]) -> None:
-        self._published[self._services[facts["id"]]] = facts["ports"]
+        self._published[facts["id"]] = facts["ports"]
 
     def on_mode(self, facts: Mapping[str, Any]) -> None:
         if facts["reason"]:
@@ -305,16 +306,19 @@ class Screen:
     def on_late(self, facts: Mapping[str, Any]) -> None:
         self._line(facts["id"], f"is not ready after {facts['seconds']:.0f} s: {facts['reason']}", bad=True)
 
-    def on_all_ready(self, _: Mapping[str, Any]) -> None:
+    def on_all_ready(self, facts: Mapping[str, Any]) -> None:
         seconds = time.monotonic() - self._started
         click.echo(click.style(f"ready in {seconds:.1f} s", bold=True, fg="green"))
         from weft.agent.published import target
 
-        for service, ports in self._published.items():
+        for identifier, ports in self._published.items():
             for item in ports:
-                click.echo(f"\n{service} port {item.port} is http://{target(item)}")
+                click.echo(f"\n{self._services[identifier]} port {item.port} is http://{target(item)}")
+                if item.port in facts["untaken"].get(identifier, ()):
+                    click.echo(f"It refuses calls until a Gateway names port {item.port}: `weft apply -f FILE`.")
         if self._notes:
-            click.echo(f"\n{with_ports(self._notes, self._published).rstrip()}")
+            published = {self._services[identifier]: ports for identifier, ports in self._published.items()}
+            click.echo(f"\n{with_ports(self._notes, published).rstrip()}")
         click.echo("\nCtrl-C ends the mesh.")
 
     def on_program(self, facts: Mapping[str, Any]) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
+import http.client
+import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from weft.cli.client import Client, connect
+from weft.cli.client import Client, ask_proxy, connect
 from weft.cli.main import ExampleCommand
 from weft.cli.output import emit, mesh_option, output_option, place
+from weft.cli.proxy_config import found_health
 from weft.errors import NotFound, UsageError
 
 EXAMPLES = """
@@ -32,6 +36,9 @@ ARRIVAL_SECONDS = 1.5
 
 POLL_SECONDS = 0.1
 
+HEALTH_SECONDS = 1.0
+"""How long a proxy is waited for that is asked what it has found of its endpoints: one that works answers at once."""
+
 REFUSED_SHOWN = 200
 """Refused connections that are looked through for the one behind a failed request."""
 
@@ -39,9 +46,11 @@ REFUSED_SHOWN = 200
 @click.command(cls=ExampleCommand, examples=EXAMPLES)
 @click.argument("request_id", required=False)
 @click.option("--last", "newest", flag_value="last", help="The last request that a proxy saw.")
-@click.option("--last-failed", "newest", flag_value="last-failed", help="The last request or connection that failed.")
+@click.option(
+    "--last-failed", "newest", flag_value="last-failed", help="The last request, connection or lookup that failed."
+)
 @click.option("--from", "source", metavar="PROGRAM", help="A service or one of its workloads.")
-@click.option("--to", "url", metavar="URL", help="What it would call.")
+@click.option("--to", "url", metavar="URL", help="What it would call; a word alone is a host, as to curl.")
 @click.option("-X", "--request", "method", default="GET", show_default=True, help="The method.")
 @click.option("-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header. May be repeated.")
 @output_option()
@@ -61,10 +70,12 @@ def command(
     Explain what happened to a request, or where one would go.
 
     With REQUEST_ID (its x-request-id; `weft logs` shows it), --last or --last-failed: what each proxy saw of it, every
-    try, who answered and why, by the configuration that was in force then. --from keeps to the records of one program.
+    try, who answered and why, by the configuration that was in force then. --last-failed finds a host that nobody has, too,
+    which no proxy saw. --from keeps to the records of one program, and connections of it that were refused.
 
     With --from and --to nothing is sent. The answer comes from the code that decides in the proxy, on what the proxy
-    was told; each value is shown with the line that somebody wrote, or as weft's default.
+    was told and says of its endpoints now (ejected, failing a check); each value is shown with the line that somebody
+    wrote, or as weft's default. Of a host that is no service it says which was probably meant.
     """
     if sum(1 for way in (request_id, newest, url) if way) != 1:
         raise UsageError("Name a request id, --last, --last-failed, or --from PROGRAM --to URL; one of these.")
@@ -82,15 +93,24 @@ def command(
 
 def _past(client: Client, request_id: str | None, failed: bool, source: str | None, output: str) -> None:
     """Explain a request that has been."""
-    from weft.insight import happened, tell, tree_to_json
-    from weft.telemetry import Record
+    from weft.insight import happened, programs, tell, tree_to_json
+    from weft.telemetry import Configuration, Record
 
     def records(**query: Any) -> list[Record]:
         return [Record.from_json(item) for item in client.get("/v1/records", **query)["records"]]
 
-    def configurations(node: str, at: float) -> Iterator[tuple[int, list[tuple[str, str, bytes]]]]:
-        for item in client.get("/v1/history", node=node, at=at):
-            yield item["revision"], [_decoded(resource) for resource in item["resources"]]
+    @functools.cache  # of one record more than one thing is asked
+    def configurations(node: str, at: float) -> list[Configuration]:
+        return [
+            Configuration(
+                node,
+                item["revision"],
+                item["published"],
+                item["acknowledged"],
+                tuple(_decoded(resource) for resource in item["resources"]),
+            )
+            for item in client.get("/v1/history", node=node, at=at)
+        ]
 
     found: list[Record] = []
     if request_id is None:
@@ -107,10 +127,11 @@ def _past(client: Client, request_id: str | None, failed: bool, source: str | No
         if not found:
             raise NotFound(
                 f"No proxy has told of a request {request_id!r}. `weft logs --access` shows the ids of those that were seen;"
-                " only the newest are kept."
+                " only the newest are kept. A gateway gives what comes to it an id of its own, whatever the client sent."
             )
     refused = records(limit=REFUSED_SHOWN, failed=1, log="connections")
-    trees = happened(found, refused, configurations)
+    running = programs(client.get("/v1/workloads"), client.get("/v1/proxies"))
+    trees = happened(found, refused, configurations, running, client.get("/v1/services"))
     emit([tree_to_json(hop) for hop in trees], output, lambda: tell(trees, place))
 
 
@@ -135,6 +156,7 @@ def _future(client: Client, source: str, url: str, method: str, headers: tuple[s
         workloads=client.get("/v1/workloads"),
         services=client.get("/v1/services"),
         resources=lambda workload: _resources(client, workload),
+        health=lambda workload: _health(client, workload),
         machine=socket.gethostname(),
         place=place,
     )
@@ -146,6 +168,14 @@ def _future(client: Client, source: str, url: str, method: str, headers: tuple[s
         "identity": explanation.identity,
         "target": dataclasses.asdict(explanation.target),
         "refusal": explanation.refusal and dataclasses.asdict(explanation.refusal),
+        "http_refusal": explanation.http_refusal and dataclasses.asdict(explanation.http_refusal),
+        "unknown_host": explanation.unknown_host and dataclasses.asdict(explanation.unknown_host),
+        "unused_endpoints": None
+        if explanation.unused is None
+        else [
+            {"cluster": cluster, "address": address, "state": state}
+            for (cluster, address), state in sorted(explanation.unused.items())
+        ],
         "outbound": explanation.outbound.raw,
         "inbound": [
             {
@@ -169,6 +199,15 @@ def _header(text: str) -> tuple[str, str]:
     if not colon or not name.strip():
         raise UsageError(f"{text!r} is no header: write 'NAME: VALUE'.")
     return name.strip(), value.strip()
+
+
+def _health(client: Client, workload: str) -> dict[tuple[str, str], str] | None:
+    """What a proxy has found of its endpoints; None if it does not answer."""
+    try:
+        _, text = ask_proxy(client.admin_socket(workload), "/clusters?format=json", seconds=HEALTH_SECONDS)
+        return found_health(json.loads(text))
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
 
 
 def _resources(client: Client, workload: str) -> list[tuple[str, str, bytes]]:
