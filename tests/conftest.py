@@ -9,9 +9,20 @@ import stat
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# No property is about time, and machines are shared. What once failed is kept if the tree is this user's.
+hypothesis.settings.register_profile(
+    "weft",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    database=DirectoryBasedExampleDatabase(REPOSITORY / ".hypothesis") if os.access(REPOSITORY, os.W_OK) else None,
+)
+hypothesis.settings.load_profile("weft")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,6 +72,32 @@ def open_the_way(closed: Path) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-goldens", action="store_true", help="write what is generated as what is expected")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Keep together what one person does in one module: where workers share the tests, one has all that share a mesh.
+
+    What is marked `once` puts a mesh under all the load that it can take, and one of these at a time is enough.
+    """
+    for item in items:
+        is_heavy = item.get_closest_marker("once") is not None
+        group = "once" if is_heavy else "-".join((item.path.stem, *person_of(item)))
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that is marked `once` has no second run (tools/pytest-twice): that it failed stands."""
+    if os.environ.get("WEFT_SECOND_RUN") and item.get_closest_marker("once") is not None:
+        pytest.fail("it has failed, as told above, and what it says must hold each time", pytrace=False)
+
+
+def person_of(item: pytest.Item) -> tuple[str, ...]:
+    """Return who types in this test (name, data plane), if anybody does."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("person", ()) if callspec is not None else ()
 
 
 @pytest.fixture(scope="session")

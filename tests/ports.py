@@ -6,22 +6,50 @@ import contextlib
 import socket
 import subprocess
 import time
+from collections import deque
 
 LIMIT_SECONDS = 30.0
 """For a program to come and listen."""
 
-_given: set[int] = set()
+_held: deque[socket.socket] = deque()
+"""The ports given of late, bound and not listened on: so the kernel gives them to no connection and to nobody else."""
+
+KEPT_PORTS = 200
+"""More than are given before their programs bind them, and few enough for the limit of open files."""
 
 
 def free_port() -> int:
-    """Return a port that nobody has, of no address, and that this process has not given to anybody before."""
+    """
+    Return a port that nobody has, of no address.
+
+    It stays bound here with SO_REUSEADDR, so that whoever binds it with that option, as servers do, can listen on it,
+    while it is refused to others: to a test run beside this one, and to a connection that needs a port of its own.
+    """
+    return _hold(0)
+
+
+def consecutive_ports(count: int) -> int:
+    """Return the first of *count* ports in a row that nobody has; they are held as that of `free_port` is."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("0.0.0.0", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _given:
-            _given.add(port)
-            return port
+        first = free_port()
+        with contextlib.suppress(OSError, OverflowError):
+            for port in range(first + 1, first + count):
+                _hold(port)
+            return first
+
+
+def _hold(port: int) -> int:
+    held = socket.socket()
+    try:
+        held.bind(("0.0.0.0", port))
+    except (OSError, OverflowError):
+        held.close()
+        raise
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not before: two would share one port
+    _held.append(held)
+    if len(_held) > KEPT_PORTS:
+        _held.popleft().close()
+    return int(held.getsockname()[1])
 
 
 def until_listening(port: int, process: subprocess.Popen[bytes] | None = None) -> None:

@@ -222,13 +222,13 @@ class Static:
         path.write_text(json.dumps(own | more))
         command = [DATA_PLANES[kind].find().path, "-c", str(path), "--concurrency", "1"]
         if kind == ENVOY:
-            command += ["--disable-hot-restart", "--log-level", "error"]
+            command += ["--disable-hot-restart", "--log-level", "error", "--file-flush-interval-msec", "50"]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
-    def ask(self, path: str) -> str:
+    def ask(self, path: str, method: str = "GET") -> str:
         """What the admin socket answers."""
         with contextlib.closing(UnixConnection(self.admin, LIMIT)) as connection:
-            connection.request("GET", path)
+            connection.request(method, path)
             return str(connection.getresponse().read().decode())
 
     def is_ready(self) -> bool:
@@ -248,10 +248,15 @@ class Static:
         lines = (line for line in self.ask("/stats/prometheus").splitlines() if line.startswith(start))
         return sum(int(line.rpartition(" ")[2]) for line in lines)
 
-    def get(self, listener: str, path: str = "/") -> tuple[int, str]:
+    def stat(self, name: str) -> float:
+        """The sum of all that `/stats/prometheus` has by this *name*, whatever the labels."""
+        lines = (line.rpartition(" ") for line in self.ask("/stats/prometheus").splitlines())
+        return sum(float(value) for key, _, value in lines if key.partition("{")[0] == name)
+
+    def get(self, listener: str, path: str = "/", **headers: str) -> tuple[int, str]:
         """Status and body of a request over a connection of its own."""
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.ports[listener], timeout=LIMIT)) as client:
-            client.request("GET", path)
+            client.request("GET", path, headers=headers)
             answer = client.getresponse()
             return answer.status, answer.read().decode()
 

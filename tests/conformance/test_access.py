@@ -8,7 +8,6 @@ answer, what the upstream was sent, `response_code_details`, dynamic metadata of
 from __future__ import annotations
 
 import contextlib
-import datetime
 import http.client
 import json
 import re
@@ -25,11 +24,11 @@ from typing import Any, NamedTuple
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.conformance.certificates import Authority, client_context
 from tests.conformance.proxies import LIMIT, TYPES
 from tests.ports import free_port
+from weft.agent import sockets
 from weft.agent.data_planes import DATA_PLANES
 from weft.agent.data_planes.weft_proxy import WeftProxy
 from weft.data_plane import ENVOY
@@ -43,47 +42,6 @@ LISTENERS = ("requests", "pages", "identities", "connections", "connections-of-h
 SHADOW_KEYS = ("dry_shadow_engine_result", "dry_shadow_effective_policy_id", "shadow_engine_result")
 
 # ------------------------------------------------------------------------------------------------------ certificates
-
-
-class Authority:
-    """Issues certificates whose names are of one kind or another."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = self.named("root")
-        certificate = self.build(self.name, self.key).add_extension(
-            x509.BasicConstraints(ca=True, path_length=0), critical=True
-        )
-        self.roots = folder / "roots.pem"
-        self.roots.write_bytes(certificate.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-
-    @staticmethod
-    def named(common: str) -> x509.Name:
-        organisation = x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Weft, Inc.")
-        return x509.Name([organisation, x509.NameAttribute(x509.NameOID.COMMON_NAME, common)])
-
-    def build(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.UTC)
-        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(key.public_key())
-        builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
-        return builder.not_valid_after(now + datetime.timedelta(days=1))
-
-    def issue(self, who: str, *names: x509.GeneralName) -> tuple[Path, Path]:
-        """Return the files of the certificate and the key of *who*."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        builder = self.build(self.named(who), key)
-        if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        chain, private = self.folder / f"{who}.pem", self.folder / f"{who}.key"
-        certificate = builder.sign(self.key, hashes.SHA256())
-        chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        private.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        return chain, private
 
 
 @dataclass(frozen=True)
@@ -106,11 +64,7 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
         "subject": authority.issue("subject"),
         "nobody": None,
     }
-    clients = {}
-    for name, pair in files.items():
-        clients[name] = ssl.create_default_context(cafile=str(authority.roots))
-        if pair is not None:
-            clients[name].load_cert_chain(*pair)
+    clients = {name: client_context(authority, identity) for name, identity in files.items()}
     chain, key = authority.issue("server", x509.DNSName("localhost"))
     parts = {"certificate_chain": chain, "private_key": key, "trusted_ca": authority.roots}
     return Identities({part: {"inline_string": file.read_text()} for part, file in parts.items()}, clients)
@@ -576,14 +530,12 @@ def proxies(
             stack.callback(process.kill)
             running[name] = made
             deadline = time.monotonic() + LIMIT
-            for port in made.ports.values():
-                while True:
-                    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                        break
-                    said = (made.folder / "output").read_text()
-                    assert process.poll() is None, f"{name} has ended: {said}"
-                    assert time.monotonic() < deadline, f"{name} does not listen: {said}"
-                    time.sleep(0.01)
+            # The kernel is asked, not the ports: a connection would be refused at one of them, and counted by Envoy later.
+            while not {listener.port for listener in sockets.listeners()} >= set(made.ports.values()):
+                said = (made.folder / "output").read_text()
+                assert process.poll() is None, f"{name} has ended: {said}"
+                assert time.monotonic() < deadline, f"{name} does not listen: {said}"
+                time.sleep(0.01)
         yield running
 
 
@@ -971,3 +923,29 @@ def test_both_proxies_close_the_same_connections(proxies: dict[str, Configuratio
     assert told["weft-proxy"] == told["envoy"]
     assert counted["weft-proxy"] == counted["envoy"]
     assert any("rbac_access_denied_matched_policy[none]" in record for record in told["envoy"])
+
+
+@pytest.mark.timeout(120)
+def test_a_client_that_sends_nothing_is_counted_when_it_comes_or_when_it_leaves(
+    proxies: dict[str, Configuration],
+) -> None:
+    """weft-proxy asks its rules when the connection begins, Envoy at its first byte or its end (data-planes.md); once, each."""
+    refused = 'envoy_rbac_denied envoy_rbac_prefix="closing"'
+
+    def count(name: str) -> int:
+        return counters(proxies[name]).get(refused, 0) - before[name]
+
+    def until_counted(name: str) -> None:
+        deadline = time.monotonic() + LIMIT
+        while not count(name):
+            assert time.monotonic() < deadline, f"{name} has not counted it"
+            time.sleep(0.01)
+
+    before = {name: counters(where).get(refused, 0) for name, where in proxies.items()}
+    with contextlib.ExitStack() as stack:
+        for where in proxies.values():
+            stack.enter_context(socket.create_connection(("127.0.0.1", where.ports["bytes"]), timeout=LIMIT))
+        until_counted("weft-proxy")
+        assert count("envoy") == 0
+    until_counted("envoy")
+    assert {name: count(name) for name in proxies} == {"weft-proxy": 1, "envoy": 1}

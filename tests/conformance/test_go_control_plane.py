@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 import urllib.request
 from collections import Counter
@@ -20,7 +19,7 @@ import yaml
 
 from tests.conformance.proxies import LIMIT, judge
 from tests.conformance.test_istiod_xds import Endpoints, endpoints
-from tests.ports import free_port
+from tests.ports import consecutive_ports, free_port
 from weft.agent.data_planes.weft_proxy import WeftProxy
 
 pytestmark = pytest.mark.conformance
@@ -29,16 +28,6 @@ MESSAGE = "the upstream of go-control-plane's test"
 LISTENERS = 5
 """HTTP and TCP together, on consecutive ports."""
 UPDATES = 4
-
-
-def consecutive_ports(count: int) -> int:
-    """The first of *count* ports in a row that are free now."""
-    while True:
-        first = free_port()
-        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-            for port in range(first, first + count):
-                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
 
 
 def cluster(name: str, port: int) -> dict[str, Any]:

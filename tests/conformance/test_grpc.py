@@ -1,43 +1,68 @@
-"""grpc-go's interop client against its server, through two sidecars with mutual TLS between them."""
+"""grpc-go's interop client against its server, through two sidecars with mutual TLS between them, of either data plane."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import subprocess
-import time
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.conformance.proxies import LIMIT, Proxy, cluster, judge, listener, proxies
-from tests.ports import free_port
+from tests.conformance.both import (
+    Json,
+    cluster,
+    file_log,
+    http_filters,
+    http_options,
+    listener,
+    records,
+    typed,
+)
+from tests.conformance.proxies import Static, judge, until
+from tests.ports import free_port, until_listening
+from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = pytest.mark.conformance
 
-CASES = (
-    "empty_unary",
-    "large_unary",
-    "client_streaming",
-    "server_streaming",
-    "ping_pong",
-    "empty_stream",
-    "timeout_on_sleeping_server",
-    "cancel_after_begin",
-    "cancel_after_first_response",
-    "status_code_and_message",
-    "special_status_message",
-    "custom_metadata",
-    "unimplemented_method",
-    "unimplemented_service",
-)
+GIVEN_UP_AT_ONCE = ("timeout_on_sleeping_server", "cancel_after_begin")
+"""A call that is given up after a millisecond or none may end before its client has sent it."""
+
+SOAK = ("-soak_iterations=3", "-soak_per_iteration_max_acceptable_latency_ms=20000", "-soak_overall_timeout_seconds=60")
+"""Large calls, one after the other, on one channel or a channel each; how fast they are is no matter here."""
+
+CASES: dict[str, tuple[str, ...]] = {
+    "empty_unary": (),
+    "large_unary": (),
+    "client_streaming": (),
+    "server_streaming": (),
+    "ping_pong": (),
+    "empty_stream": (),
+    "timeout_on_sleeping_server": (),
+    "cancel_after_begin": (),
+    "cancel_after_first_response": (),
+    "status_code_and_message": (),
+    "special_status_message": (),
+    "custom_metadata": (),
+    "unimplemented_method": (),
+    "unimplemented_service": (),
+    "rpc_soak": SOAK,
+    "channel_soak": SOAK,
+}
 """
+With what else the client is told.
+
 Every case but those that need a cloud's credentials, or a server that tells its name or its load (pick_first_unary,
 orca_*): against grpc-go's plain server these fail without any proxy too.
 """
+
+PAIRS = ((WEFT_PROXY, WEFT_PROXY), (WEFT_PROXY, ENVOY), (ENVOY, WEFT_PROXY), (ENVOY, ENVOY))
+"""The client's sidecar, the server's."""
 
 
 def tls(server: bool) -> dict[str, Any]:
@@ -59,56 +84,84 @@ def tls(server: bool) -> dict[str, Any]:
     return {"certificate": certificate, "context": both, "server": server}
 
 
-def mutual(own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def mutual(own: dict[str, Any], other: dict[str, Any]) -> Json:
     """The transport socket that shows *own* certificate and trusts *other*'s alone."""
     common = {
         **own["context"],
         "validation_context": {"trusted_ca": {"inline_string": other["certificate"]}},
         "alpn_protocols": ["h2", "http/1.1"] if own["server"] else ["istio", "h2"],
     }
-    return {"common_tls_context": common} | ({"require_client_certificate": True} if own["server"] else {})
+    more = {"require_client_certificate": True} if own["server"] else {}
+    context = "DownstreamTlsContext" if own["server"] else "UpstreamTlsContext"
+    return {
+        "name": "tls",
+        "typed_config": typed(f"transport_sockets.tls.v3.{context}", common_tls_context=common, **more),
+    }
 
 
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, list[Proxy]]]:
-    """Server, its sidecar, mutual TLS, the client's sidecar: yields the port to which the client connects."""
+class Sidecar(Static):
+    """A proxy that leads every call from its port to another, with a transport socket on one side."""
+
+    def __init__(
+        self, kind: str, directory: Path, to: int, downstream: Json | None = None, upstream: Json | None = None
+    ) -> None:
+        self.port = free_port()
+        self.log = directory.with_suffix(".log")
+        filters = http_filters(
+            [{"match": {"prefix": "/"}, "route": {"cluster": "up", "timeout": "0s"}}],
+            manager={"access_log": file_log(self.log, {"protocol": "%PROTOCOL%"})},
+        )
+        here = listener("http", self.port, filters)
+        http2 = http_options(explicit_http_config={"http2_protocol_options": {}})
+        there = cluster("up", to, connect_timeout="30s", **http2)
+        if downstream is not None:
+            here["filter_chains"][0]["transport_socket"] = downstream
+        if upstream is not None:
+            there["transport_socket"] = upstream
+        super().__init__(kind, directory, {"http": self.port}, {"listeners": [here], "clusters": [there]})
+
+
+class Chain(NamedTuple):
+    port: int
+    """To which the client connects."""
+    sidecars: tuple[Sidecar, Sidecar]
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids=" to ".join)
+def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    """Server, its sidecar, mutual TLS, the client's sidecar."""
     program = judge("grpc-server")
-    ports = {name: free_port() for name in ("server", "inbound", "outbound")}
+    directory, port = tmp_path_factory.mktemp("grpc"), free_port()
     ends = tls(server=True), tls(server=False)
-    server = subprocess.Popen(
-        [program, "-port", str(ports["server"])], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        with proxies(tmp_path_factory.mktemp("grpc"), "server", "client") as running:
-            inbound, outbound = running
-            inbound.publish(
-                cluster("up", ports["server"], http2=True),
-                listener("in", ports["inbound"], "up", tls=mutual(*ends), log=inbound.log),
-            )
-            outbound.publish(
-                cluster("up", ports["inbound"], http2=True, tls=mutual(ends[1], ends[0])),
-                listener("out", ports["outbound"], "up", log=outbound.log),
-            )
-            yield ports["outbound"], running
-    finally:
-        server.kill()
-        server.wait()
+    kinds = request.param
+    with contextlib.ExitStack() as stack:
+        server = subprocess.Popen([program, "-port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        stack.callback(server.wait)
+        stack.callback(server.kill)
+        inbound = Sidecar(kinds[1], directory / "server", port, downstream=mutual(*ends))
+        stack.callback(inbound.stop)
+        outbound = Sidecar(kinds[0], directory / "client", inbound.port, upstream=mutual(ends[1], ends[0]))
+        stack.callback(outbound.stop)
+        for sidecar in (inbound, outbound):
+            until_listening(sidecar.port, sidecar.process)
+            until("it is ready", sidecar.is_ready)
+        until_listening(port, server)
+        yield Chain(outbound.port, (inbound, outbound))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_case_of_grpc_go_passes_through_two_sidecars(chain: tuple[int, list[Proxy]], case: str) -> None:
+def test_a_case_of_grpc_go_passes_through_two_sidecars(chain: Chain, case: str) -> None:
     """Unary calls, the three kinds of stream, deadlines, cancellation, status and metadata."""
-    port, running = chain
     program = judge("grpc-client")
+    for sidecar in chain.sidecars:
+        sidecar.log.write_bytes(b"")
     done = subprocess.run(
-        [program, "-server_host", "127.0.0.1", "-server_port", str(port), "-test_case", case],
+        [program, "-server_host", "127.0.0.1", "-server_port", str(chain.port), "-test_case", case, *CASES[case]],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=90,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    deadline = time.monotonic() + LIMIT
-    while not all(proxy.records() for proxy in running) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    for proxy in running:
-        assert {record["protocol"] for record in proxy.records()} == {"HTTP/2"}
+    for sidecar in chain.sidecars if case not in GIVEN_UP_AT_ONCE else ():
+        until(f"{sidecar.kind} has a record", lambda sidecar=sidecar: bool(records(sidecar.log)))
+        assert {record["protocol"] for record in records(sidecar.log)} == {"HTTP/2"}

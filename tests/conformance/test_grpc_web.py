@@ -20,12 +20,10 @@ from google.protobuf.json_format import MessageToDict
 
 from tests.ports import free_port, until_listening
 
+from .frames import DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, fields, frame
 from .proxies import LIMIT, TYPES, cluster, listener, proxies
 
 pytestmark = pytest.mark.timeout(120)
-
-DATA, HEADERS, SETTINGS = 0, 1, 4
-END_STREAM, END_HEADERS = 1, 4
 
 QUESTION = b"\0\0\0\0\x03who"
 ANSWER = b"\0\0\0\0\x04weft"
@@ -52,15 +50,6 @@ CALLS = {
     "an error without a message": ("/refused", "application/grpc-web", "", QUESTION),
 }
 """By name: path, content type, further lines, body."""
-
-
-def fields(*pairs: tuple[bytes, bytes]) -> bytes:
-    """Fields as literals that no table keeps (RFC 7541 6.2.2)."""
-    return b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in pairs)
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
 
 
 def answer(path: bytes, stream: int) -> bytes:

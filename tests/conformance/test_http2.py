@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import re
 import subprocess
 import threading
 import xml.etree.ElementTree as ElementTree
@@ -11,13 +12,38 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.proxies import cluster, judge, listener, proxies
-from tests.ports import free_port
+from tests.conformance.both import Json, both, cluster, http_filters, listener
+from tests.conformance.proxies import Static, judge, until
+from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = pytest.mark.conformance
 
 CASES = 146
 """Of h2spec 2.6, generic and RFC 7540 and 7541 together."""
+
+
+FAILURES: dict[str, set[str]] = {
+    WEFT_PROXY: set(),
+    ENVOY: {
+        # What it does not answer as the judge expects: it passes over the frame, or says nothing before it closes.
+        "generic/3.8: Sends a GOAWAY frame",
+        "http2/5.1: closed: Sends a DATA frame",
+        "http2/5.1: closed: Sends a DATA frame after sending RST_STREAM frame",
+        "http2/5.1: closed: Sends a HEADERS frame",
+        "http2/5.1: closed: Sends a HEADERS frame after sending RST_STREAM frame",
+        "http2/5.1.1: Sends stream identifier that is numerically smaller than previous",
+        "http2/5.3.1: Sends PRIORITY frame that depend on itself",
+        "http2/5.4.1: Sends an invalid PING frame to receive GOAWAY frame",
+        "http2/6.3: Sends a PRIORITY frame with 0x0 stream identifier",
+        "http2/6.9.1: Sends multiple WINDOW_UPDATE frames increasing the flow control window to above 2^31-1",
+        "http2/6.9.1: Sends multiple WINDOW_UPDATE frames increasing the flow control window to above 2^31-1 on a stream",
+        "http2/7: Sends a GOAWAY frame with unknown error code",
+    },
+}
+"""What fails of them, by data plane."""
+
+PATIENCE_SECONDS = {WEFT_PROXY: "5", ENVOY: "2"}
+"""For what does not come; of Envoy it does not for most of what fails."""
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -50,7 +76,7 @@ class Server(http.server.ThreadingHTTPServer):
         """The judge judges."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def upstream() -> Iterator[int]:
     server = Server(("127.0.0.1", 0), Answer)
     thread = threading.Thread(target=server.serve_forever)
@@ -61,24 +87,53 @@ def upstream() -> Iterator[int]:
     server.server_close()
 
 
-def test_every_case_of_h2spec_passes(tmp_path: Path, upstream: int) -> None:
-    """Frames, streams, errors, flow control, HPACK and message rules, as h2spec sees them."""
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, upstream: int) -> Iterator[tuple[Static, Static]]:
+    """Both data planes, before the same upstream."""
+
+    def resources(ports: dict[str, int]) -> Json:
+        # Envoy would wait for a second before it closes, in every case that ends with that.
+        manager = {"codec_type": "HTTP2", "delayed_close_timeout": "0.1s"}
+        filters = http_filters([{"match": {"prefix": "/"}, "route": {"cluster": "up"}}], manager=manager)
+        return {"clusters": [cluster("up", upstream)], "listeners": [listener("in", ports["in"], filters)]}
+
+    with both(tmp_path_factory.mktemp("h2spec"), ("in",), resources) as proxies:
+        for proxy in proxies:
+            until("it is ready", proxy.is_ready)
+        yield proxies
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_every_case_of_h2spec_passes(kind: str, running: tuple[Static, Static], tmp_path: Path) -> None:
+    """Frames, streams, errors, flow control, HPACK and message rules, as h2spec sees them; on Envoy all but some."""
     program = judge("h2spec")
-    port, report = free_port(), tmp_path / "report.xml"
-    with proxies(tmp_path / "proxies", "web") as (proxy,):
-        proxy.publish(
-            cluster("up", upstream, http2=False), listener("in", port, "up", log=proxy.log, codec_type="HTTP2")
-        )
-        done = subprocess.run(
-            [program, "-h", "127.0.0.1", "-p", str(port), "-o", "5", "--strict", "-j", str(report)],
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-    suites = ElementTree.parse(report).getroot()
-    cases = list(suites.iter("testcase"))
-    failed = [f"{case.get('package')}: {case.get('classname')}" for case in cases if case.find("failure") is not None]
-    failed += [f"{case.get('package')}: {case.get('classname')}" for case in cases if case.find("error") is not None]
-    assert not failed, done.stdout[-6000:]
+    proxy = next(proxy for proxy in running if proxy.kind == kind)
+    report = tmp_path / "report.xml"
+    done = subprocess.run(
+        [
+            program,
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(proxy.ports["in"]),
+            "-o",
+            PATIENCE_SECONDS[kind],
+            "--strict",
+            "-j",
+            str(report),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    # It writes bytes of frames as they came, which XML does not allow.
+    text = re.sub(rb"[^\t\n\r\x20-\x7e]", b"?", report.read_bytes())
+    cases = list(ElementTree.fromstring(text).iter("testcase"))
+    failed = {
+        f"{case.get('package')}: {case.get('classname')}"
+        for case in cases
+        if case.find("failure") is not None or case.find("error") is not None
+    }
+    assert failed == FAILURES[kind], done.stdout[-6000:]
     assert len(cases) == CASES
     assert not [case for case in cases if case.find("skipped") is not None]

@@ -1,28 +1,39 @@
-"""Where OpenSSL may resume a session that it has with a listener: weft-proxy and Envoy say the same of the same listeners."""
+"""Where OpenSSL may resume a session, and what it must not outlive: weft-proxy and Envoy, of the same listeners and clusters."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import json
+import os
+import select
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from envoy.config.cluster.v3.cluster_pb2 import Cluster
-from envoy.config.listener.v3.listener_pb2 import Listener
-from google.protobuf.json_format import MessageToDict
+from cryptography import x509
 
-from bench.certificates import Authority
-from bench.role import Tls
-from tests.conformance.proxies import LIMIT, Resource, cluster, listener, proxies
-from tests.ports import free_port, until_listening
-from weft.agent.data_planes import DATA_PLANES
-from weft.data_plane import ENVOY
+from tests.conformance.both import Json, both, cluster, http_filters, listener, typed
+from tests.conformance.certificates import (
+    Authority,
+    Identity,
+    client_context,
+    common_context,
+    downstream,
+    upstream,
+)
+from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.upstream import read_exactly
+from tests.conftest import program_or_skip
+from tests.ports import free_port
+
+pytestmark = pytest.mark.conformance
+
+CLIENT = "spiffe://cluster.local/ns/shop/sa/client"
 
 
 def keys(*of: int) -> dict[str, Any]:
@@ -32,94 +43,212 @@ def keys(*of: int) -> dict[str, Any]:
     }
 
 
-def context(server: Tls, *, roots: str, peer: str | None = None, **more: Any) -> dict[str, Any]:
-    validation: dict[str, Any] = {"trusted_ca": {"inline_string": roots}}
-    if peer is not None:
-        matcher = {"san_type": "URI", "matcher": {"exact": peer}}
-        validation["match_typed_subject_alt_names"] = [matcher]
-    certificate = {
-        "certificate_chain": {"inline_string": server.chain.read_text()},
-        "private_key": {"inline_string": server.key.read_text()},
-    }
-    common = {"tls_certificates": [certificate], "validation_context": validation}
-    return {"common_tls_context": common, "require_client_certificate": True, **more}
+LISTENERS = ("first", "same", "next-key", "key-after-next", "other-name", "other-roots", "disabled", "revoked", "other-revoked")  # fmt: skip
+"""A session of the first is brought to each."""
+
+RESUMED = {"first", "same", "next-key"}
+
+REFUSED = {"revoked"}
+"""Whoever is not resumed proves who it is, and this one's certificate is valid no more."""
 
 
-def listeners(directory: Path, server: Tls, other: str) -> dict[str, tuple[int, Resource]]:
-    """Listeners for clients of one authority; a session of `first` is brought to each."""
-    roots = server.roots.read_text()
+class Relay:
+    """Stands before a server at a port that may change, and keeps the first record of each connection."""
+
+    def __init__(self) -> None:
+        self.to = 0
+        self.hellos: list[bytes] = []
+        self.server = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.server.accept()
+                threading.Thread(target=self._carry, args=(connection,), daemon=True).start()
+
+    def _carry(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.to)) as server:
+            head = read_exactly(connection, 5)
+            hello = head + read_exactly(connection, int.from_bytes(head[3:]))
+            self.hellos.append(hello)
+            server.sendall(hello)
+            while True:
+                for ready in select.select([connection, server], [], [])[0]:
+                    if not (data := ready.recv(65536)):
+                        return
+                    (server if ready is connection else connection).sendall(data)
+
+
+@dataclass(frozen=True)
+class Planes:
+    proxies: tuple[Static, Static]
+    authority: Authority
+    client: Identity
+    server: Identity
+    relay: Relay
+    """To which the listener `early` leads."""
+
+
+@pytest.fixture(scope="module")
+def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
+    folder = tmp_path_factory.mktemp("sessions")
+    authority = Authority(folder / "certificates")
+    uri, dns = x509.UniformResourceIdentifier, x509.DNSName
+    server = authority.issue("server", dns("localhost"))
+    client, other = authority.issue("client", uri(CLIENT)), authority.issue("other", uri(CLIENT))
+    roots = authority.roots.read_text()
+    common = common_context(server, roots)
+    stranger = Authority(folder / "others").roots.read_text()
     contexts = {
-        "first": context(server, roots=roots, **keys(1)),
-        "same": context(server, roots=roots, **keys(1)),
-        "next-key": context(server, roots=roots, **keys(2, 1)),
-        "key-after-next": context(server, roots=roots, **keys(3, 2)),
-        "other-name": context(server, roots=roots, peer=server.peer, **keys(1)),
-        "other-roots": context(server, roots=roots + other, **keys(1)),
-        "disabled": context(server, roots=roots, disable_stateless_session_resumption=True),
+        "first": downstream(common, **keys(1)),
+        "same": downstream(common, **keys(1)),
+        "next-key": downstream(common, **keys(2, 1)),
+        "key-after-next": downstream(common, **keys(3, 2)),
+        "other-name": downstream(common_context(server, roots, names=[CLIENT]), **keys(1)),
+        "other-roots": downstream(common_context(server, roots + stranger), **keys(1)),
+        "disabled": downstream(common, disable_stateless_session_resumption=True),
+        "revoked": downstream(common_context(server, roots, revoked=authority.revoking(client)), **keys(1)),
+        "other-revoked": downstream(common_context(server, roots, revoked=authority.revoking(other)), **keys(1)),
     }
-    made = {}
-    for name, tls in contexts.items():
-        port = free_port()
-        made[name] = port, listener(name, port, "up", tls=tls, log=directory / "access.log")
-    return made
+    answer = {"match": {"prefix": "/"}, "direct_response": {"status": 200}}
+    relay = Relay()
+
+    def resources(ports: dict[str, int]) -> Json:
+        made = []
+        for name, context in contexts.items():
+            it = listener(name, ports[name], http_filters([answer]))
+            it["filter_chains"][0]["transport_socket"] = context
+            made.append(it)
+        carrying = typed("filters.network.tcp_proxy.v3.TcpProxy", stat_prefix="early", cluster="early")
+        made.append(listener("early", ports["early"], [{"name": "tcp", "typed_config": carrying}]))
+        newest = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
+        socket = upstream(common_context(client, roots, tls_params=newest))
+        return {
+            "clusters": [cluster("early", relay.server.getsockname()[1], transport_socket=socket)],
+            "listeners": made,
+        }
+
+    with relay.server, both(folder, (*LISTENERS, "early"), resources) as running:
+        for proxy in running:
+            until("it is ready", proxy.is_ready)
+        yield Planes(running, authority, client, server, relay)
 
 
-def ask(port: int, client: ssl.SSLContext, session: ssl.SSLSession | None) -> tuple[bool, ssl.SSLSession | None]:
-    """Whether *session* was resumed, and what may be resumed next. Something must answer, or this is no session."""
-    with (
-        socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as plain,
-        client.wrap_socket(plain, server_hostname="localhost", session=session) as connection,
-    ):
-        connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        assert connection.recv(9) == b"HTTP/1.1 "
-        return bool(connection.session_reused), connection.session
+def ask(port: int, client: ssl.SSLContext, session: ssl.SSLSession | None) -> tuple[str, ssl.SSLSession | None]:
+    """What became of *session*, and what may be resumed next. Something must answer, or this is no session."""
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as plain,
+            client.wrap_socket(plain, server_hostname="localhost", session=session) as connection,
+        ):
+            connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert connection.recv(9) == b"HTTP/1.1 "
+            return "resumed" if connection.session_reused else "made anew", connection.session
+    except (ConnectionError, ssl.SSLError):
+        return "refused", None
 
 
-@contextlib.contextmanager
-def stock_envoy(directory: Path, made: dict[str, tuple[int, Resource]], up: Resource) -> Iterator[None]:
-    static = {
-        "listeners": [MessageToDict(Listener.FromString(it[3])) for _, it in made.values()],
-        "clusters": [MessageToDict(Cluster.FromString(up[3]))],
-    }
-    path = directory / "envoy.json"
-    path.write_text(json.dumps({"static_resources": static}))
-    command = [DATA_PLANES[ENVOY].find().path, "-c", str(path), "--concurrency", "1", "--disable-hot-restart"]
-    with subprocess.Popen([*command, "--log-level", "error"], stdin=subprocess.DEVNULL) as process:
-        try:
-            yield
-        finally:
-            process.kill()
-
-
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_sessions_are_resumed_where_envoy_resumes_them(tmp_path: Path, version: ssl.TLSVersion) -> None:
-    (tmp_path / "other").mkdir()
-    authority = Authority(tmp_path / "certificates")
-    other = Authority(tmp_path / "other").roots.read_text()
-    server = authority.issue("server", peer="client")
-    identity = authority.issue("client", peer="server")
-    up = cluster("up", free_port(), http2=False)
-
-    def resumed(made: dict[str, tuple[int, Resource]]) -> dict[str, bool]:
+def test_sessions_are_resumed_where_nothing_has_changed(planes: Planes, version: ssl.TLSVersion) -> None:
+    """A change of trust ends all sessions, those of a client whose certificate was revoked and those of all others."""
+    for proxy in planes.proxies:
         found = {}
-        for name, (port, _) in made.items():
-            until_listening(port)
+        for name in LISTENERS:
             # OpenSSL ties a session to its context; one for each, so that no ticket is used twice.
-            client = ssl.create_default_context(cafile=str(identity.roots))
-            client.load_cert_chain(identity.chain, identity.key)
+            client = client_context(planes.authority, planes.client)
             client.minimum_version = client.maximum_version = version
-            reused, session = ask(made["first"][0], client, None)
-            assert not reused
-            found[name], _ = ask(port, client, session)
-        return found
+            done, session = ask(proxy.ports["first"], client, None)
+            assert done == "made anew"
+            found[name], _ = ask(proxy.ports[name], client, session)
+        expected = (
+            dict.fromkeys(LISTENERS, "made anew")
+            | dict.fromkeys(RESUMED, "resumed")
+            | dict.fromkeys(REFUSED, "refused")
+        )
+        assert found == expected, proxy.kind
 
-    ours = listeners(tmp_path, server, other)
-    with proxies(tmp_path / "weft", "one") as (proxy,):
-        proxy.publish(up, *(made for _, made in ours.values()))
-        of_weft_proxy = resumed(ours)
-    theirs = listeners(tmp_path, server, other)
-    with stock_envoy(tmp_path, theirs, up):
-        of_envoy = resumed(theirs)
-    assert of_weft_proxy == of_envoy
-    assert {name for name, reused in of_weft_proxy.items() if reused} == {"first", "same", "next-key"}
+
+PRE_SHARED_KEY, EARLY_DATA = 41, 42
+"""Extensions of a ClientHello (RFC 8446 4.2)."""
+
+
+def extensions(record: bytes) -> set[int]:
+    """Those of the ClientHello in a record."""
+    rest = record[5 + 4 + 2 + 32 :]
+    rest = rest[1 + rest[0] :]  # session
+    rest = rest[2 + int.from_bytes(rest[:2]) :]  # ciphers
+    rest = rest[1 + rest[0] :]  # compression
+    rest, found = rest[2:], set()
+    while rest:
+        found.add(int.from_bytes(rest[:2]))
+        rest = rest[4 + int.from_bytes(rest[2:4]) :]
+    return found
+
+
+class EarlyServer:
+    """A server of OpenSSL that invites who comes back to send data with its hello."""
+
+    def __init__(self, planes: Planes, openssl: str) -> None:
+        self.port = free_port()
+        files = ["-cert", str(planes.server.chain), "-key", str(planes.server.key)]
+        command = [openssl, "s_server", "-accept", f"127.0.0.1:{self.port}", "-tls1_3", "-early_data", *files]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.wait_for(b"ACCEPT")
+
+    def wait_for(self, word: bytes) -> None:
+        """Wait until it has said so, of itself or of what it was sent."""
+        assert self.process.stdout is not None
+        said = b""
+        while word not in said:
+            part = os.read(self.process.stdout.fileno(), 65536)
+            assert part, said
+            said += part
+
+    def say(self, data: bytes) -> None:
+        """Send a line to its client."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_no_upstream_is_sent_early_data(planes: Planes) -> None:
+    """What may be replayed (RFC 8446 8) is not for a proxy to send: who resumes a session waits for the handshake all the same."""
+    openssl = program_or_skip("openssl", "openssl")
+    for proxy in planes.proxies:
+        with contextlib.ExitStack() as stack:
+            server = EarlyServer(planes, openssl)
+            stack.callback(server.stop)
+            planes.relay.to = server.port
+            planes.relay.hellos.clear()
+            for word in (b"hello", b"again"):
+                with socket.create_connection(("127.0.0.1", proxy.ports["early"]), LIMIT) as client:
+                    client.sendall(word)
+                    server.wait_for(word)
+                    # The ticket has come before this.
+                    server.say(b"pong\n")
+                    assert read_exactly(client, 5) == b"pong\n", proxy.kind
+        first, second = (extensions(hello) for hello in planes.relay.hellos)
+        assert PRE_SHARED_KEY not in first, proxy.kind
+        assert PRE_SHARED_KEY in second, (proxy.kind, "there was no session")
+        assert EARLY_DATA not in second, proxy.kind
+
+
+def test_no_client_is_invited_to_send_early_data(planes: Planes) -> None:
+    openssl = program_or_skip("openssl", "openssl")
+    files = ["-CAfile", str(planes.authority.roots), "-cert", str(planes.client.chain), "-key", str(planes.client.key)]
+    for proxy in planes.proxies:
+        connected = subprocess.run(
+            [openssl, "s_client", "-connect", f"127.0.0.1:{proxy.ports['first']}", "-tls1_3", "-ign_eof", *files],
+            input=b"GET / HTTP/1.1\r\nhost: up\r\nconnection: close\r\n\r\n",
+            capture_output=True,
+            timeout=LIMIT,
+            check=False,
+        )
+        assert b"HTTP/1.1 200 OK" in connected.stdout, proxy.kind
+        tickets = [line.strip() for line in connected.stdout.splitlines() if b"Max Early Data:" in line]
+        assert set(tickets) == {b"Max Early Data: 0"}, proxy.kind

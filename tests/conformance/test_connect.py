@@ -1,0 +1,273 @@
+"""CONNECT and other changes of protocol, only where the configuration allows them: stock Envoy and weft-proxy, over both versions of HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.conformance.both import Json, both, cluster, http_filters, http_options, listener
+from tests.conformance.frames import DATA, END_HEADERS, END_STREAM, HEADERS, Wire, fields, status
+from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.upstream import Upstream, read_head, read_rest
+from tests.ports import free_port
+from weft.data_plane import ENVOY, WEFT_PROXY
+
+pytestmark = pytest.mark.conformance
+
+TARGET = b"up:443"
+
+
+def upgrade(name: str, *, enabled: bool = True, terminates: bool = False) -> Json:
+    return {"upgrade_type": name, "enabled": enabled} | ({"connect_config": {}} if terminates else {})
+
+
+def connects(*upgrades: Json, to: str = "up") -> Json:
+    """A route for CONNECT."""
+    return {"match": {"connect_matcher": {}}, "route": {"cluster": to, "timeout": "0s", "upgrade_configs": upgrades}}
+
+
+def by_path(prefix: str = "/", *upgrades: Json, to: str = "up") -> Json:
+    return {"match": {"prefix": prefix}, "route": {"cluster": to, "timeout": "0s", "upgrade_configs": upgrades}}
+
+
+def direct(match: Json) -> Json:
+    return {"match": match, "direct_response": {"status": 200, "body": {"inline_string": "direct"}}}
+
+
+TERMINATES = upgrade("CONNECT", terminates=True)
+ONLY_TARGET = {"domains": [TARGET.decode()]}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A listener that opens no tunnel to `other:443`."""
+
+    routes: list[Json]
+    status: int = 403
+    manager: tuple[str, ...] = ()
+    """Upgrades that the connection manager allows."""
+    domains: tuple[str, ...] = ("*",)
+    envoy: int | None = None
+    """What Envoy says, if it is something else; why is said beside it."""
+
+
+REFUSALS = {
+    # To Envoy no route is for CONNECT that does not say so, and what has no route is not found.
+    "nothing is configured": Refusal([by_path()], envoy=404),
+    "a route that does not say so": Refusal([connects()]),
+    "a route that forbids it": Refusal(
+        [connects(upgrade("CONNECT", enabled=False, terminates=True))], manager=("CONNECT",)
+    ),
+    "another upgrade is allowed": Refusal([connects(upgrade("websocket"))]),
+    "routes by path only": Refusal([by_path(), by_path("")], 404, manager=("CONNECT",)),
+    "another target": Refusal([connects(TERMINATES), by_path()], domains=("up:443",), envoy=404),
+}
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    upstream = Upstream()
+    with upstream.socket:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[tuple[Static, Static]]:
+    def chain(routes: list[Json], *upgrades: str, **host: object) -> list[Json]:
+        manager = {"upgrade_configs": [{"upgrade_type": name} for name in upgrades]}
+        return http_filters(routes, manager=manager | {"http2_protocol_options": {"allow_connect": True}}, **host)
+
+    chains = {
+        name: chain(case.routes, *case.manager, domains=list(case.domains)) for name, case in REFUSALS.items()
+    } | {
+        "ends here": chain([connects(TERMINATES), by_path()], **ONLY_TARGET),
+        "goes on": chain([connects(upgrade("CONNECT"))]),
+        "goes on over HTTP/2": chain([connects(upgrade("CONNECT"), to="http2")]),
+        "goes nowhere": chain([connects(TERMINATES, to="gone")]),
+        "echo": chain([by_path("/")], "echo"),
+        "direct": chain([direct({"connect_matcher": {}}), direct({"prefix": "/"})], "CONNECT", "websocket"),
+    }
+
+    def resources(ports: dict[str, int]) -> Json:
+        clusters = [
+            cluster("up", upstream.port),
+            cluster("gone", free_port()),
+            cluster("http2", upstream.port, **http_options(explicit_http_config={"http2_protocol_options": {}})),
+        ]
+        return {"clusters": clusters, "listeners": [listener(name, ports[name], it) for name, it in chains.items()]}
+
+    with both(tmp_path_factory.mktemp("connect"), tuple(chains), resources) as running:
+        for proxy in running:
+            until("it is ready", proxy.is_ready)
+        yield running
+
+
+@contextlib.contextmanager
+def client(proxy: Static, name: str, *sent: bytes) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", proxy.ports[name]), LIMIT) as connection:
+        connection.sendall(b"".join(sent))
+        yield connection
+
+
+def connect(target: bytes, *more: bytes) -> bytes:
+    return b"CONNECT " + target + b" HTTP/1.1\r\nhost: " + target + b"\r\n" + b"".join(more) + b"\r\n"
+
+
+def ask_for(wire: Wire, target: bytes, *more: tuple[bytes, bytes]) -> int:
+    """Ask for a tunnel as stream 1; return the status."""
+    wire.send(HEADERS, END_HEADERS, 1, fields((b":method", b"CONNECT"), (b":authority", target), *more))
+    return status(wire.next(HEADERS).payload)
+
+
+def expect(connection: socket.socket, data: bytes) -> None:
+    found = b""
+    while len(found) < len(data) and (part := connection.recv(len(data) - len(found))):
+        found += part
+    assert found == data
+
+
+WEBSOCKET = (b":protocol", b"websocket"), (b":scheme", b"http"), (b":path", b"/")
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_no_route_allows_is_no_tunnel(proxies: tuple[Static, Static], upstream: Upstream, name: str) -> None:
+    case = REFUSALS[name]
+    found = {}
+    for proxy in proxies:
+        # A client that does not wait for the answer has sent the tunnel's first bytes. They are no request.
+        with client(proxy, name, connect(b"other:443"), b"GET /smuggled HTTP/1.1\r\nhost: up\r\n\r\n") as connection:
+            answer = read_rest(connection)
+        assert answer.count(b"HTTP/1.1 ") == 1, (proxy.kind, answer)
+        assert b"\r\nconnection: close\r\n" in answer.lower(), (proxy.kind, answer)
+        with Wire.client(proxy.ports[name]) as wire:
+            found[proxy.kind] = int(answer.split()[1]), ask_for(wire, b"other:443")
+    assert found == {WEFT_PROXY: (case.status,) * 2, ENVOY: (case.envoy or case.status,) * 2}
+    assert upstream.forget() == 0
+
+
+def test_an_answer_of_our_own_never_opens_a_tunnel(proxies: tuple[Static, Static], upstream: Upstream) -> None:
+    """A success of CONNECT agrees to it (RFC 9110 9.3.6, RFC 8441 5), whoever says it. Envoy says 200 of its own all the same."""
+    for proxy in proxies:
+        own = 403 if proxy.kind == WEFT_PROXY else 200
+        with client(proxy, "direct", connect(TARGET)) as connection:
+            assert read_head(connection).split()[1] == str(own).encode(), proxy.kind
+        for more in ((), WEBSOCKET):
+            with Wire.client(proxy.ports["direct"]) as wire:
+                assert ask_for(wire, TARGET, *more) == own, proxy.kind
+        # A refusal in the words of gRPC would be a success of HTTP, and no tunnel is gRPC.
+        kind = (b"content-type", b"application/grpc")
+        with Wire.client(proxy.ports["a route that forbids it"]) as wire:
+            assert ask_for(wire, TARGET, kind) == 403, proxy.kind
+    assert upstream.forget() == 0
+
+
+def test_a_tunnel_that_ends_here_carries_bytes(proxies: tuple[Static, Static], upstream: Upstream) -> None:
+    """Over both versions; the bytes need no sense, and do not wait for the answer."""
+    for proxy in proxies:
+        with client(proxy, "ends here", connect(TARGET), b"early") as connection, upstream.accept() as peer:
+            expect(peer, b"early")
+            head = read_head(connection).lower()
+            assert head.startswith(b"http/1.1 200 ok\r\n"), proxy.kind
+            # RFC 9110 9.3.6, 9112 6.1: what follows is the tunnel, and has no length.
+            for name in (b"content-length", b"transfer-encoding", b"connection"):
+                assert b"\r\n" + name + b":" not in head, (proxy.kind, head)
+            peer.sendall(b"GET / HTTP/9.9\n\0")
+            expect(connection, b"GET / HTTP/9.9\n\0")
+            connection.sendall(b"\xff\0more")
+            expect(peer, b"\xff\0more")
+            connection.shutdown(socket.SHUT_WR)
+            assert read_rest(peer) == b"", proxy.kind
+            if proxy.kind == WEFT_PROXY:  # Envoy ends both directions with one
+                peer.sendall(b"last")
+                peer.close()
+            assert read_rest(connection) == (b"last" if proxy.kind == WEFT_PROXY else b""), proxy.kind
+
+        with Wire.client(proxy.ports["ends here"]) as wire:
+            assert ask_for(wire, TARGET) == 200, proxy.kind
+            with upstream.accept() as peer:
+                wire.send(DATA, 0, 1, b"to the server")
+                expect(peer, b"to the server")
+                peer.sendall(b"to the client")
+                assert wire.next(DATA).payload == b"to the client", proxy.kind
+                # Other requests share the connection.
+                wire.send(
+                    HEADERS,
+                    END_HEADERS | END_STREAM,
+                    3,
+                    fields((b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/x"), (b":authority", TARGET)),
+                )
+                with upstream.taken() as other:
+                    other.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+                    assert (answer := wire.next(HEADERS)).stream == 3, proxy.kind
+                    assert status(answer.payload) == 204, proxy.kind
+                wire.send(DATA, END_STREAM, 1)
+                assert read_rest(peer) == b"", proxy.kind
+        assert upstream.forget() == 0
+
+
+def test_a_tunnel_whose_upstream_is_gone_is_refused(proxies: tuple[Static, Static]) -> None:
+    for proxy in proxies:
+        with client(proxy, "goes nowhere", connect(TARGET)) as connection:
+            assert read_head(connection).startswith(b"HTTP/1.1 503 "), proxy.kind
+        with Wire.client(proxy.ports["goes nowhere"]) as wire:
+            assert ask_for(wire, TARGET) == 503, proxy.kind
+
+
+def test_a_tunnel_may_be_the_upstreams(proxies: tuple[Static, Static], upstream: Upstream) -> None:
+    """CONNECT is passed on, in the upstream's own version, and so is its answer: success or refusal."""
+    for proxy in proxies:
+        with Wire.client(proxy.ports["goes on"]) as wire:
+            wire.send(HEADERS, END_HEADERS, 1, fields((b":method", b"CONNECT"), (b":authority", TARGET)))
+            with upstream.accept() as peer:
+                start, *lines = read_head(peer).lower().split(b"\r\n")
+                assert start == b"connect up:443 http/1.1", proxy.kind
+                assert b"host: up:443" in lines, proxy.kind
+                assert not [it for it in lines if it.startswith((b"transfer-encoding:", b"content-length:"))], (
+                    proxy.kind
+                )
+                peer.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                assert status(wire.next(HEADERS).payload) == 200, proxy.kind
+                wire.send(DATA, 0, 1, b"to the server")
+                expect(peer, b"to the server")
+                peer.sendall(b"to the client")
+                assert wire.next(DATA).payload == b"to the client", proxy.kind
+
+        with client(proxy, "goes on", connect(TARGET)) as connection, upstream.taken() as peer:
+            peer.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 2\r\n\r\nno")
+            answer = read_rest(connection)
+            assert answer.startswith(b"HTTP/1.1 407 "), proxy.kind
+            assert answer.endswith(b"\r\n\r\nno"), (proxy.kind, "what follows was the tunnel's")
+
+        with client(proxy, "goes on over HTTP/2", connect(TARGET)) as connection, upstream.accept() as plain:
+            server = Wire.server(plain)
+            request = server.next(HEADERS)
+            assert not request.flags & END_STREAM, proxy.kind
+            server.send(HEADERS, END_HEADERS, request.stream, b"\x88")
+            assert read_head(connection).startswith(b"HTTP/1.1 200 OK\r\n"), proxy.kind
+            connection.sendall(b"to the server")
+            assert server.next(DATA).payload == b"to the server", proxy.kind
+            server.send(DATA, 0, request.stream, b"to the client")
+            expect(connection, b"to the client")
+        assert upstream.forget() == 0
+
+
+def test_any_protocol_that_is_allowed_may_be_upgraded_to(proxies: tuple[Static, Static], upstream: Upstream) -> None:
+    request = b"GET /x HTTP/1.1\r\nhost: up\r\nconnection: upgrade\r\nupgrade: Echo\r\n\r\n"
+    for proxy in proxies:
+        with client(proxy, "echo", request) as connection, upstream.accept() as peer:
+            assert b"\r\nupgrade: echo\r\n" in read_head(peer).lower(), proxy.kind
+            peer.sendall(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: Echo\r\n\r\nhello")
+            head = read_head(connection).lower()
+            assert head.startswith(b"http/1.1 101 "), proxy.kind
+            assert b"\r\nupgrade: echo\r\n" in head, proxy.kind
+            expect(connection, b"hello")
+            connection.sendall(b"\0world")
+            expect(peer, b"\0world")
+        with client(proxy, "echo", request.replace(b"Echo", b"websocket")) as connection:
+            assert read_head(connection).startswith(b"HTTP/1.1 403 "), (proxy.kind, "that was not named")
+        # RFC 9110 7.8: in HTTP/1.0 it is no wish.
+        assert upstream.forget() == 0

@@ -1,0 +1,316 @@
+"""
+Too many connections, and a process that runs short: stock Envoy and weft-proxy, in one run.
+
+Envoy takes the pressure of connections for a limit only, and does nothing about it before that is reached. Where something is to
+be done in time, its pressure is told by a file, and weft-proxy's is made of connections: the monitor is all that differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from tests.conformance.both import Json, both, cluster, file_log, http_filters, listener, one, records, typed
+from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.upstream import Answer, read_answer, read_rest
+from weft.data_plane import ENVOY, WEFT_PROXY
+
+pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
+
+FIELDS = {
+    "path": "%REQ(:PATH)%",
+    "status": "%RESPONSE_CODE%",
+    "flags": "%RESPONSE_FLAGS%",
+    "why": "%RESPONSE_CODE_DETAILS%",
+}
+
+MOST = 20
+"""Connections of which weft-proxy's pressure is a share."""
+
+CONNECTIONS = "envoy.resource_monitors.global_downstream_max_connections"
+HEAP = "envoy.resource_monitors.fixed_heap"
+INJECTED = "envoy.resource_monitors.injected_resource"
+
+
+class Hello(BaseHTTPRequestHandler):
+    """Answers everything, and keeps its connection."""
+
+    protocol_version = "HTTP/1.1"
+    asked: list[str] = []  # noqa: RUF012 - of all
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.send_header("content-length", "5")
+        self.end_headers()
+        self.wfile.write(b"hello")
+
+    def log_request(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hello)
+    server.daemon_threads = True
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield int(server.server_address[1])
+    server.shutdown()
+    server.server_close()
+
+
+def monitor(name: str, **fields: object) -> Json:
+    kinds = {CONNECTIONS: "downstream_connections.v3.DownstreamConnectionsConfig"}
+    kinds |= {HEAP: "fixed_heap.v3.FixedHeapConfig", INJECTED: "injected_resource.v3.InjectedResourceConfig"}
+    return {"name": name, "typed_config": typed(f"resource_monitors.{kinds[name]}", **fields)}
+
+
+def action(name: str, resource: str, threshold: float) -> Json:
+    trigger = {"name": resource, "threshold": {"value": threshold}}
+    return {"name": f"envoy.overload_actions.{name}", "triggers": [trigger]}
+
+
+def serving(directory: Path, upstream: int, **listeners: Json) -> Callable[[dict[str, int]], Json]:
+    """Listeners with these fields and filters before that of HTTP (`before`), each with a log of its requests and connections."""
+
+    def resources(ports: dict[str, int]) -> Json:
+        made = []
+        for name, fields in listeners.items():
+            more = dict(fields)
+            log = file_log(directory / f"{ports[name]}.log", FIELDS)
+            routes = [
+                {"match": {"prefix": "/high"}, "route": {"cluster": "up", "priority": "HIGH"}},
+                {"match": {"prefix": "/"}, "route": {"cluster": "up"}},
+            ]
+            filters = more.pop("before", []) + http_filters(routes, manager={"access_log": log})
+            made.append(listener(name, ports[name], filters, access_log=log, **more))
+        return {"clusters": [cluster("up", upstream)], "listeners": made}
+
+    return resources
+
+
+def connect(proxy: Static, name: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", proxy.ports[name]), LIMIT)
+
+
+def ask(client: socket.socket, path: str = "/") -> Answer:
+    client.sendall(f"GET {path} HTTP/1.1\r\nhost: up\r\n\r\n".encode())
+    return read_answer(client)
+
+
+SERVED = Answer(200, b"hello", closes=False)
+LAST = SERVED._replace(closes=True)
+SHED = Answer(503, b"envoy overloaded", closes=True)
+
+
+def is_served(proxy: Static, name: str) -> bool:
+    """Whether a new connection is served; it may be closed instead, at any moment."""
+    with connect(proxy, name) as client, contextlib.suppress(ConnectionError):
+        return ask(client) == SERVED
+    return False
+
+
+def nobody_is_there(proxy: Static) -> bool:
+    return proxy.stat("envoy_http_downstream_cx_active") <= (
+        proxy.kind == ENVOY
+    )  # its own admin interface counts the question
+
+
+def recorded(directory: Path, proxy: Static, name: str, why: str) -> Json:
+    """The first record that tells this reason, once it is there."""
+    log = directory / f"{proxy.ports[name]}.log"
+    until(f"{proxy.kind} has recorded {why}", lambda: any(it["why"] == why for it in records(log)))
+    return next(it for it in records(log) if it["why"] == why)
+
+
+def test_connections_beyond_a_limit_are_closed_counted_and_recorded_and_the_others_stay(
+    tmp_path: Path, upstream: int
+) -> None:
+    """The process's limit, a listener that is left out of it, and the limit of a filter chain."""
+    few = typed(
+        "filters.network.connection_limit.v3.ConnectionLimit", stat_prefix="few", max_connections=1, delay="0.2s"
+    )
+    resources = serving(
+        tmp_path,
+        upstream,
+        counted={},
+        excepted={"ignore_global_conn_limit": True},
+        few={"ignore_global_conn_limit": True, "before": [{"name": "few", "typed_config": few}]},
+    )
+    manager = {
+        "refresh_interval": "3600s",
+        "resource_monitors": [monitor(CONNECTIONS, max_active_downstream_connections="2")],
+    }
+    with both(tmp_path, ("counted", "excepted", "few"), resources, overload_manager=manager) as proxies:
+        for proxy in proxies:
+            until("it is ready", proxy.is_ready)
+            until("nobody is there", lambda proxy=proxy: nobody_is_there(proxy))
+            before = proxy.stat("envoy_listener_downstream_global_cx_overflow")
+            with connect(proxy, "counted") as first, connect(proxy, "counted") as second:
+                assert [ask(first), ask(second)] == [SERVED, SERVED]
+                with connect(proxy, "counted") as third:
+                    assert read_rest(third) == b""
+                assert proxy.stat("envoy_listener_downstream_global_cx_overflow") == before + 1
+                if proxy.kind != ENVOY:  # which only counts
+                    assert recorded(tmp_path, proxy, "counted", "downstream_global_cx_overflow")["flags"] == "OM"
+                with connect(proxy, "excepted") as other, connect(proxy, "excepted") as another:
+                    assert [ask(other), ask(another), ask(first)] == [SERVED, SERVED, SERVED]
+                first.close()
+                until("there is room again", lambda proxy=proxy: is_served(proxy, "counted"))
+                assert ask(second) == SERVED
+
+            before = proxy.stat("envoy_connection_limit_limited_connections")
+            until("nobody is there", lambda proxy=proxy: nobody_is_there(proxy))
+            with connect(proxy, "few") as first:
+                assert ask(first) == SERVED
+                began = time.monotonic()
+                with connect(proxy, "few") as second:
+                    assert read_rest(second) == b""
+                assert time.monotonic() - began >= 0.2
+                assert proxy.stat("envoy_connection_limit_limited_connections") == before + 1
+                if proxy.kind != ENVOY:
+                    recorded(tmp_path, proxy, "few", "connection_limit")
+                assert ask(first) == SERVED
+            until("there is room again", lambda proxy=proxy: is_served(proxy, "few"))
+
+
+class Pressure:
+    """What makes one data plane run short, to a share that the test says."""
+
+    def __init__(self, proxy: Static, file: Path) -> None:
+        self.proxy, self.file = proxy, file
+        self.silent: list[socket.socket] = []
+
+    def be(self, share: float) -> None:
+        """Have *share* of the resource used, by connections that ask nothing if not by word."""
+        if self.proxy.kind == ENVOY:
+            told = self.file.with_suffix(".new")
+            told.write_text(str(share))
+            told.rename(self.file)  # Envoy watches for that
+            return
+        count = round(share * MOST)
+        while len(self.silent) > count:
+            self.silent.pop().close()
+        while len(self.silent) < count:
+            self.silent.append(connect(self.proxy, "pressure"))
+
+    def does(self, action: str) -> bool:
+        return self.proxy.stat(f"envoy_overload_envoy_overload_actions_{action}_active") == 1
+
+    def until(self, action: str, *, done: bool = True) -> None:
+        until(f"{self.proxy.kind}: {action} {done}", lambda: self.does(action) == done)
+
+
+@contextlib.contextmanager
+def pressed(directory: Path, upstream: int, **thresholds: float) -> Iterator[list[Pressure]]:
+    """Both data planes, which do the actions of *thresholds* from those shares on."""
+    resources = serving(directory, upstream, http={}, pressure={})
+    with contextlib.ExitStack() as stack:
+        running = []
+        for kind in (ENVOY, WEFT_PROXY):
+            resource = INJECTED if kind == ENVOY else CONNECTIONS
+            file = directory / "pressure"
+            file.write_text("0")
+            told = {"filename": str(file)} if kind == ENVOY else {"max_active_downstream_connections": MOST}
+            manager = {
+                "refresh_interval": "0.02s",
+                "resource_monitors": [monitor(resource, **told)],
+                "actions": [action(name, resource, share) for name, share in thresholds.items()],
+            }
+            proxy = stack.enter_context(one(kind, directory, ("http", "pressure"), resources, overload_manager=manager))
+            until("it is ready", proxy.is_ready)
+            pressure = Pressure(proxy, file)
+            stack.callback(lambda pressure=pressure: [it.close() for it in pressure.silent])
+            running.append(pressure)
+        yield running
+
+
+def test_under_pressure_connections_close_after_their_answers_and_then_requests_are_shed(
+    tmp_path: Path, upstream: int
+) -> None:
+    """Those of high priority last at weft-proxy; what is shed never comes to the upstream, and is recorded."""
+    with pressed(tmp_path, upstream, disable_http_keepalive=0.3, stop_accepting_requests=0.6) as running:
+        for pressure in running:
+            proxy, envoy = pressure.proxy, pressure.proxy.kind == ENVOY
+            with connect(proxy, "http") as kept, connect(proxy, "http") as fresh:
+                assert ask(kept) == SERVED
+                pressure.be(0.4)
+                pressure.until("disable_http_keepalive")
+                # weft-proxy makes room at once of those that have had an answer; Envoy with their next.
+                assert (ask(kept) == LAST) if envoy else (read_rest(kept) == b"")
+                assert ask(fresh) == LAST
+                assert read_rest(fresh) == b""
+            assert proxy.stat("envoy_http_downstream_cx_overload_disable_keepalive") >= 1
+
+            pressure.be(0.7)
+            pressure.until("stop_accepting_requests")
+            with connect(proxy, "http") as client:
+                assert ask(client, f"/{proxy.kind}/low") == SHED
+                assert read_rest(client) == b""
+            told = recorded(tmp_path, proxy, "http", "overload")
+            # Envoy has the flag for requests that it ends under way.
+            flags = "-" if envoy else "OM"
+            assert told == {"path": f"/{proxy.kind}/low", "status": 503, "flags": flags, "why": "overload"}
+            with connect(proxy, "http") as client:
+                assert ask(client, f"/high/{proxy.kind}") == (SHED if envoy else LAST)
+            pressure.be(0.95)
+            if not envoy:
+                until("so much is not served either", lambda proxy=proxy: "of_high_priority" in proxy.ask("/ready"))
+            with connect(proxy, "http") as client:
+                assert ask(client, f"/high/{proxy.kind}/too") == SHED
+            assert proxy.stat("envoy_http_downstream_rq_overload_close") == (3 if envoy else 2)
+            assert not {f"/{proxy.kind}/low", f"/high/{proxy.kind}/too"} & {*Hello.asked}
+
+            pressure.be(0)
+            pressure.until("disable_http_keepalive", done=False)
+            with connect(proxy, "http") as client:
+                assert [ask(client), ask(client)] == [SERVED, SERVED]
+
+
+def test_under_pressure_nobody_is_accepted_until_it_is_over_and_nobody_is_refused(
+    tmp_path: Path, upstream: int
+) -> None:
+    """Who comes meanwhile waits; those that are there are served as ever."""
+    with pressed(tmp_path, upstream, stop_accepting_connections=0.5) as running:
+        for pressure in running:
+            proxy = pressure.proxy
+            with connect(proxy, "http") as there:
+                assert ask(there) == SERVED
+                pressure.be(0.6)
+                pressure.until("stop_accepting_connections")
+                with connect(proxy, "http") as waiting:
+                    path = f"/{proxy.kind}/waiting"
+                    waiting.sendall(f"GET {path} HTTP/1.1\r\nhost: up\r\n\r\n".encode())
+                    for _ in range(20):
+                        assert ask(there) == SERVED
+                    assert path not in Hello.asked
+                    pressure.be(0)
+                    assert read_answer(waiting) == SERVED
+                    assert path in Hello.asked
+            pressure.until("stop_accepting_connections", done=False)
+
+
+def test_memory_is_watched(tmp_path: Path, upstream: int) -> None:
+    """A process that may have one byte sheds from its first request on."""
+    manager = {
+        "refresh_interval": "0.02s",
+        "resource_monitors": [monitor(HEAP, max_heap_size_bytes=1)],
+        "actions": [action("stop_accepting_requests", HEAP, 0.9)],
+    }
+    with both(tmp_path, ("http",), serving(tmp_path, upstream, http={}), overload_manager=manager) as proxies:
+        for proxy in proxies:
+            until("it is ready", proxy.is_ready)
+            active = "envoy_overload_envoy_overload_actions_stop_accepting_requests_active"
+            until("it does something", lambda proxy=proxy, active=active: proxy.stat(active) == 1)
+            assert proxy.stat("envoy_overload_envoy_resource_monitors_fixed_heap_pressure") > 100
+            with connect(proxy, "http") as client:
+                # Envoy keeps the connection, whose next request costs it as much.
+                assert ask(client, f"/{proxy.kind}/heap") == SHED._replace(closes=proxy.kind != ENVOY)
+            assert f"/{proxy.kind}/heap" not in Hello.asked

@@ -1,0 +1,171 @@
+"""Paths as they are matched and passed on: the same bytes through weft-proxy and through Envoy, under every way of normalising them."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.conformance.both import address, both, listener, typed
+from tests.conformance.proxies import LIMIT, Static
+
+pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
+
+MANAGERS: dict[str, dict[str, Any]] = {
+    "as-it-is": {},
+    "dots": {"normalize_path": True},
+    "slashes": {"merge_slashes": True},
+    "both": {"normalize_path": True, "merge_slashes": True},
+    "refused": {"normalize_path": True, "path_with_escaped_slashes_action": "REJECT_REQUEST"},
+    "redirected": {"normalize_path": True, "path_with_escaped_slashes_action": "UNESCAPE_AND_REDIRECT"},
+    "unescaped": {
+        "normalize_path": True,
+        "merge_slashes": True,
+        "path_with_escaped_slashes_action": "UNESCAPE_AND_FORWARD",
+    },
+}
+
+PATHS = [
+    "/a/b?x=/../y",
+    "/a/../b",
+    "/a/./b/",
+    "/a/b/..",
+    "/a/b/.",
+    "/..",
+    "/a/../../b",
+    "/a//../b",
+    "//a//b//",
+    "/%61dmin",
+    "/a/%2e%2e/b",
+    "/a/%2E./b",
+    "/%2e%2e/x",
+    "/a%2fb",
+    "/a%2F..%2fb",
+    "/a%5c..%5cb",
+    "/a\\b",
+    "/a\\..\\b",
+    # An escape in an escape: what is decoded once must not be another escape, which the next server would decode.
+    "/%%32e",
+    "/a/%%32e%%32e/b",
+    "/a/%2%65%2%65/b",
+    "/a/%%32%65%%32%65/b",
+    "/a%%32fb",
+    "/a%%35cb",
+    "/a%2%66b",
+    "/%%%32%65",
+    "/%%%32e",
+    "/%2%%36%35",
+    "/%%30%30",
+    "/%%3%32e",
+    "/%2%",
+    "/%%",
+    "/%zz%4",
+    "/%4%31",
+    "/%2%35%32e",
+    "/%252e%252e/x",
+    "/a%25/b",
+    "/a?%%32e%2f//../",
+    # Parameters of a segment (RFC 3986 3.3), which servers that know them drop before they look at dots.
+    "/..;/x",
+    "/a/.;x/b",
+    "/a/..;x=1/b",
+    "/a/..;",
+    "/a/b/..;x?..;/",
+    "/a/b/..;..;/c",
+    "/a//..;/b",
+    "/a/b;x=../c",
+    "/a/...;/b",
+    "/a/..%3b/b",
+    "/a;/../b",
+    # The end of a path, to servers in C.
+    "/a%00b",
+    "/a?%00",
+    # Beyond ASCII is no URI.
+    "/\N{LATIN SMALL LETTER A WITH DIAERESIS}",
+    "/?\N{LATIN SMALL LETTER A WITH DIAERESIS}",
+]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Static, Static]]:
+    """Envoy and weft-proxy in front of a server that answers with the target that it was asked for."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        endpoint = {"endpoint": {"address": address(server.getsockname()[1])}}
+        assignment = {"cluster_name": "echo", "endpoints": [{"lb_endpoints": [endpoint]}]}
+        upstream = {"name": "echo", "type": "STATIC", "load_assignment": assignment}
+
+        def resources(ports: dict[str, int]) -> dict[str, Any]:
+            return {
+                "listeners": [listener(name, port, filters(MANAGERS[name])) for name, port in ports.items()],
+                "clusters": [upstream],
+            }
+
+        with both(tmp_path_factory.mktemp("paths"), tuple(MANAGERS), resources) as pair:
+            yield pair
+
+
+def filters(manager: dict[str, Any]) -> list[dict[str, Any]]:
+    """The filters of a chain that sends every request on."""
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "echo"}}
+    content = typed(
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="http",
+        route_config={"name": "routes", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        http_filters=[{"name": "router", "typed_config": typed("filters.http.router.v3.Router")}],
+        **manager,
+    )
+    return [{"name": "http", "typed_config": content}]
+
+
+def serve(server: socket.socket) -> None:
+    """Answer each request with its target."""
+    while True:
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            return
+        threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+
+def answer(connection: socket.socket) -> None:
+    with connection, connection.makefile("rb") as requests:
+        while line := requests.readline():
+            while requests.readline().strip():
+                pass
+            target = line.split(b" ")[1]
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(target), target))
+
+
+def ask(proxy: Static, name: str, path: str) -> tuple[int, str]:
+    """The status, and the target that went on or that the client is told to come back with."""
+    with socket.create_connection(("127.0.0.1", proxy.ports[name]), timeout=LIMIT) as connection:
+        connection.sendall(b"GET %b HTTP/1.1\r\nhost: echo\r\nconnection: close\r\n\r\n" % path.encode())
+        head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    status = int(head.split(b" ")[1])
+    told = [line.partition(b": ")[2] for line in head.split(b"\r\n") if line.lower().startswith(b"location:")]
+    return status, (body if status == 200 else b"".join(told)).decode()
+
+
+@pytest.mark.parametrize("name", MANAGERS)
+def test_a_path_goes_on_as_envoy_passes_it_on(pair: tuple[Static, Static], name: str) -> None:
+    """Every path of the table, with this manager."""
+    envoy, weft = pair
+    assert {path: ask(weft, name, path) for path in PATHS} == {path: ask(envoy, name, path) for path in PATHS}
+
+
+def test_parameters_hide_no_dots_that_are_escaped(pair: tuple[Static, Static]) -> None:
+    """Envoy looks for them before it decodes dots, and leaves what the next server may take for a way up."""
+    envoy, weft = pair
+    assert ask(envoy, "dots", "/a/%2e%2e;x/b") == (200, "/a/..;x/b")
+    assert ask(weft, "dots", "/a/%2e%2e;x/b") == (200, "/b")
+
+
+def test_characters_that_are_none_of_a_path_go_on_as_they_came(pair: tuple[Static, Static]) -> None:
+    """A program gets what its caller sent; Envoy escapes them."""
+    envoy, weft = pair
+    assert ask(envoy, "dots", "/a|b") == (200, "/a%7Cb")
+    assert ask(weft, "dots", "/a|b") == (200, "/a|b")

@@ -1,0 +1,200 @@
+"""How endpoints are connected to: from which address, by a Unix socket, and with the kernel's keep-alive. Both data planes, in one run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance.both import Json, both, cluster, file_log, http_filters, http_options, listener, records
+from tests.conformance.proxies import Static, until
+from tests.conformance.telling import Teller, Telling, Told, telling
+from tests.conformance.upstream import Upstream, read_head
+
+pytestmark = pytest.mark.conformance
+
+OF_BOOTSTRAP, OF_CLUSTER = "127.11.0.1", "127.11.0.2"
+"""Addresses to connect from."""
+
+TIME, LASTING = 600, 0.5
+"""Seconds until the kernel asks whether an upstream is still there; and how long a connection is used."""
+
+
+class OnPath(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Tells what reaches it, on a Unix socket."""
+
+    daemon_threads = True
+    heard: list[str]
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, _ = super().get_request()
+        return connection, ("a path", 0)
+
+
+def source(address: str) -> Json:
+    return {"upstream_bind_config": {"source_address": {"address": address, "port_value": 0}}}
+
+
+@dataclass(frozen=True)
+class Planes:
+    proxies: tuple[Static, Static]
+    folder: Path
+    path: Path
+    told: Teller
+    on_path: OnPath
+    up: Upstream
+    """For the listeners of keep-alive and of age."""
+
+
+LISTENERS = ("tcp", "own source", "path", "gone path", "kept alive", "not kept alive", "aging")
+
+
+@pytest.fixture(scope="module")
+def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
+    folder = tmp_path_factory.mktemp("upstreams")
+    path = folder / "app.sock"
+    up = Upstream()
+
+    def at(path: Path) -> Json:
+        return {"endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(path)}}}}]}]}
+
+    def resources(ports: dict[str, int]) -> Json:
+        keepalive = {"keepalive_time": TIME, "keepalive_interval": 7, "keepalive_probes": 3}
+        clusters = [
+            cluster("tcp", told.port),
+            cluster("own source", told.port, **source(OF_CLUSTER)),
+            cluster("path", load_assignment={"cluster_name": "path", **at(path)}),
+            cluster("gone path", load_assignment={"cluster_name": "gone path", **at(folder / "nobody.sock")}),
+            cluster("kept alive", up.port, upstream_connection_options={"tcp_keepalive": keepalive}),
+            cluster("not kept alive", up.port),
+            cluster(
+                "aging",
+                up.port,
+                **http_options(
+                    common_http_protocol_options={"max_connection_duration": f"{LASTING}s"},
+                    explicit_http_config={"http_protocol_options": {}},
+                ),
+            ),
+        ]
+        made = []
+        for name in LISTENERS:
+            log = file_log(folder / f"{ports[name]}.log", {"flags": "%RESPONSE_FLAGS%", "host": "%UPSTREAM_HOST%"})
+            routes = [{"match": {"prefix": "/"}, "route": {"cluster": name}}]
+            made.append(listener(name, ports[name], http_filters(routes, manager={"access_log": log})))
+        return {"clusters": clusters, "listeners": made}
+
+    with up.socket, telling() as told, OnPath(str(path), Telling) as on_path:
+        on_path.heard = []
+        threading.Thread(target=on_path.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        manager = {"cluster_manager": source(OF_BOOTSTRAP)}
+        with both(folder, LISTENERS, resources, **manager) as running:
+            for proxy in running:
+                until("it is ready", proxy.is_ready)
+            yield Planes(running, folder, path, told, on_path, up)
+        on_path.shutdown()
+
+
+def record(planes: Planes, proxy: Static, name: str) -> Json:
+    """Return the last record of *name*, of which there is one."""
+    log = planes.folder / f"{proxy.ports[name]}.log"
+    until("it is recorded", lambda: bool(records(log)))
+    return records(log)[-1]
+
+
+@pytest.mark.parametrize(("name", "address"), [("tcp", OF_BOOTSTRAP), ("own source", OF_CLUSTER)])
+def test_connections_come_from_the_address_of_the_cluster_or_else_of_the_bootstrap(
+    planes: Planes, name: str, address: str
+) -> None:
+    for proxy in planes.proxies:
+        status, body = proxy.get(name)
+        assert status == 200, proxy.kind
+        # Port 0 is the kernel's choice.
+        assert Told.of(body).client[0] == address, proxy.kind
+        assert Told.of(body).client[1] != 0, proxy.kind
+
+
+def test_an_upstream_may_be_a_unix_socket(planes: Planes) -> None:
+    for proxy in planes.proxies:
+        planes.on_path.heard.clear()
+        for path in ("/1", "/2"):
+            status, body = proxy.get("path", path)
+            assert (status, Told.of(body).path) == (200, path), proxy.kind
+        assert planes.on_path.heard == ["/1", "/2"], proxy.kind
+        assert record(planes, proxy, "path") == {"flags": "-", "host": str(planes.path)}, proxy.kind
+
+
+def test_a_unix_socket_that_is_not_there_is_a_failure_of_the_connection(planes: Planes) -> None:
+    for proxy in planes.proxies:
+        assert proxy.get("gone path")[0] == 503, proxy.kind
+        assert record(planes, proxy, "gone path")["flags"].split(",")[0] == "UF", proxy.kind
+
+
+def timer_of(port: int) -> tuple[int, float] | None:
+    """The kernel's timer of who is connected to *port*, as `/proc/net/tcp` shows it (proc(5)): kind, and seconds that are left."""
+    wanted = f"0100007F:{port:04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        words = line.split()
+        if (words[2], words[3]) == (wanted, "01"):  # established
+            kind, left = words[5].split(":")
+            return int(kind, 16), int(left, 16) / os.sysconf("SC_CLK_TCK")
+    return None
+
+
+NO_TIMER, KEEPALIVE = 0, 2
+
+
+@pytest.mark.parametrize("name", ["kept alive", "not kept alive"])
+def test_connections_are_kept_alive_as_the_cluster_says(planes: Planes, name: str) -> None:
+    for proxy in planes.proxies:
+        with ask(planes, proxy, name) as peer:
+            expected = KEEPALIVE if name == "kept alive" else NO_TIMER
+
+            def rests(expected: int = expected) -> bool:
+                timer = timer_of(planes.up.port)
+                return timer is not None and timer[0] == expected
+
+            until(f"{proxy.kind}: the connection rests", rests)
+            timer = timer_of(planes.up.port)
+            assert timer is not None
+            if expected == KEEPALIVE:
+                assert TIME / 2 < timer[1] <= TIME, proxy.kind
+            peer.close()
+            until("it is gone", lambda: timer_of(planes.up.port) is None)
+
+
+@contextlib.contextmanager
+def ask(planes: Planes, proxy: Static, name: str) -> Iterator[socket.socket]:
+    """Have a request answered over a connection that stays; yield the upstream's end of it."""
+    found: list[tuple[int, str]] = []
+    thread = threading.Thread(target=lambda: found.append(proxy.get(name)))
+    thread.start()
+    with planes.up.taken() as peer:
+        peer.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        thread.join()
+        assert found == [(200, "ok")], proxy.kind
+        yield peer
+
+
+def has_come(moment: float) -> bool:
+    return time.monotonic() >= moment
+
+
+def test_a_connection_that_has_lasted_long_enough_is_not_used_again(planes: Planes) -> None:
+    """Though it was idle when it came to be too old, and nobody has closed it."""
+    for proxy in planes.proxies:
+        with ask(planes, proxy, "aging") as first:
+            too_old = time.monotonic() + LASTING
+            until("it is too old", functools.partial(has_come, too_old))
+            with ask(planes, proxy, "aging"):  # over a connection of its own
+                assert read_head(first) == b"", proxy.kind
+        assert planes.up.forget() == 0, proxy.kind
