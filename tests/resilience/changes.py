@@ -24,13 +24,24 @@ from tests.reference.evaluate import Outcome, Request, Service, evaluate
 from tests.resilience.conftest import Loaded, until_steady
 from weft.data_plane import WEFT_PROXY
 
-EFFECT_SECONDS = 0.1
-"""From the last acknowledgement until a change must be in effect everywhere."""
+EFFECT_SECONDS, EFFECT_LIMIT_SECONDS = 0.1, 1.0
+"""From the last acknowledgement until a change is in effect everywhere; and at most, on a busy machine (`Timeline.late`)."""
+
+MEMORY_SECONDS = 60.0
+"""Callers give up sooner."""
+
+LATE_SHARE = 0.25
+"""Of the changes, that a busy machine may take longer for than is promised."""
 
 Document = Mapping[str, Any]
 
 EXTRA, EXTRA_PORT = "extra", 8090
-"""A host that comes and goes: a Service that chooses from the same programs."""
+EXTRA_HOST = f"{EXTRA}.default.svc.cluster.local"
+"""
+A host that comes and goes: a Service that chooses from the same programs. It is called by its full name, of which the mesh alone
+knows whether it is one: a resolver elsewhere that does not answer would keep the callers.
+"""
+EXTRA_OPTIONS = ("--extra", f"http://{EXTRA_HOST}:{EXTRA_PORT}")
 
 GATEWAY = {
     "apiVersion": "networking.istio.io/v1",
@@ -63,11 +74,12 @@ REQUESTS = {
     **INSIDE,
     **{f"chained-{kind}": request for kind, request in INSIDE.items()},
     **{f"outside-{kind}": outside(request) for kind, request in INSIDE.items()},
-    "extra": Request(EXTRA, EXTRA_PORT, "/plain/1", source_labels=LABELS),
+    "extra": Request(EXTRA_HOST, EXTRA_PORT, "/plain/1", source_labels=LABELS),
 }
 """What the callers of `programs/client.py` send, as far as rules can tell; what is chained, its last hop."""
 
-STREAMS = frozenset({"grpc", "grpc-stream", "tcp", "websocket"})
+HELD = frozenset({"held-grpc", "held-tcp", "held-websocket"})
+STREAMS = frozenset({"grpc", "grpc-stream", "tcp", "websocket"}) | HELD
 """What those of `programs/streams.py` do: no rule is about it, so all of it succeeds."""
 
 
@@ -101,18 +113,39 @@ class State:
 
 @dataclass
 class Timeline:
-    """States with the time from when they may and until when they might be seen (monotonic)."""
+    """
+    States with the time from when they may and until when they might be seen (monotonic).
+
+    Attributes:
+        over: How many states are over.
+        late: Those of them, by their beginning, that were seen for longer than `EFFECT_SECONDS` after the next was
+            acknowledged: nothing is lost by that.
+    """
 
     states: list[list[Any]] = field(default_factory=list)
+    over: int = 0
+    late: set[float] = field(default_factory=set)
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether changes are in effect when it is promised, but for a few."""
+        return len(self.late) <= self.over * LATE_SHARE
 
     def begin(self, state: State) -> None:
-        self.states.append([time.monotonic(), float("inf"), state])
+        # The first one is how the mesh was when somebody began to look.
+        self.states.append([time.monotonic() if self.states else 0.0, float("inf"), state])
 
     def in_effect(self) -> None:
         """The last state is in force everywhere: those before are over."""
         over = time.monotonic() + EFFECT_SECONDS
         for entry in self.states[:-1]:
+            self.over += entry[1] == float("inf")
             entry[1] = min(entry[1], over)
+
+    def forget(self) -> None:
+        """Forget the states that no request can have met any more. One whose name is looked up elsewhere may take seconds."""
+        earliest = time.monotonic() - MEMORY_SECONDS
+        self.states[:-1] = [entry for entry in self.states[:-1] if entry[1] >= earliest]
 
     def faults(self, lines: list[dict[str, Any]]) -> list[Any]:
         """Return each answer that no state allows, with what those that were in force would allow."""
@@ -124,9 +157,21 @@ class Timeline:
                 continue
             states = [state for since, until, state in self.states if since <= line["end"] and until >= line["start"]]
             allowed = [outcome for state in states for outcome in state.allowed(line["kind"])]
-            if not any(fits(line, outcome) for outcome in allowed):
+            if any(fits(line, outcome) for outcome in allowed):
+                continue
+            if (late := self._just_over(line)) is not None:
+                self.late.add(late)
+            else:
                 found.append((line, [(outcome.kind, outcome.status, sorted(outcome.workloads)) for outcome in allowed]))
         return found
+
+    def _just_over(self, line: Mapping[str, Any]) -> float | None:
+        """Return the beginning of a state that has been over for a moment and allows *line*."""
+        earliest = line["start"] - EFFECT_LIMIT_SECONDS + EFFECT_SECONDS
+        for since, until, state in reversed(self.states):
+            if since <= line["end"] and until >= earliest and any(fits(line, it) for it in state.allowed(line["kind"])):
+                return float(since)
+        return None
 
 
 REFUSED = ("gaierror", "ConnectionRefusedError", "ConnectionResetError", "RemoteDisconnected")
@@ -275,9 +320,16 @@ class Driver:
         self.state = State(keyed(destination(("v1", "v2"), {}), GATEWAY), frozenset({"v1", "v2"}))
         self.timeline.begin(self.state)
 
-    def change(self) -> None:
-        """Make one change of any kind."""
-        (kind,) = self.dice.choices(list(KINDS), list(KINDS.values()))
+    def kinds(self, count: int) -> list[str]:
+        """Return what to change, *count* times: each of `KINDS` at least once, and a program twice, which comes and goes."""
+        wanted = [*KINDS, "program"]
+        wanted += self.dice.choices(list(KINDS), list(KINDS.values()), k=max(0, count - len(wanted)))
+        return self.dice.sample(wanted, count)
+
+    def change(self, kind: str = "") -> None:
+        """Make one change, of any kind if none is given."""
+        if not kind:
+            (kind,) = self.dice.choices(list(KINDS), list(KINDS.values()))
         self.done.append(kind)
         getattr(self, f"change_{kind}")()
 
@@ -391,5 +443,6 @@ def called_from_outside(mesh: Loaded, *, threads: int, pause: float) -> Iterator
     with subprocess.Popen([sys.executable, *command]) as callers:
         try:
             yield
+            assert callers.poll() is None, "the callers from outside have ended"
         finally:
             callers.kill()

@@ -10,6 +10,8 @@ import http.client
 import json
 import os
 import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Mesh, Person, eventually, someone
+from tests.e2e.conftest import REPOSITORY, Mesh, Person, Started, eventually, someone
 from tests.resilience.held import DUMPS, Held, of_dump, of_published
 from weft.agent.paths import MeshPaths
 from weft.cli.client import Client, UnixConnection
@@ -37,6 +39,7 @@ programs:
     command: [python3, client.py, "http://server:8080", "{threads}", "{pause}", "{record}", {more}]
     depends_on: [server-v1, server-v2]
     restart: always
+    host_ports: {host_ports}
     {client}
 gateways:
   ingressgateway:
@@ -63,7 +66,22 @@ STREAMS = """\
 """
 """Programs that speak gRPC, TCP and WebSocket."""
 
-STREAMED_PORTS = "[{number: 9101, protocol: GRPC}, {number: 9102, protocol: TCP}, 9103]"
+STREAMED_PORTS = (
+    "[{number: 9101, protocol: GRPC}, {number: 9102, protocol: TCP}, 9103,"
+    " {number: 9104, protocol: GRPC}, {number: 9105, protocol: TCP}, 9106]"
+)
+STREAMED_ARGUMENTS = '"9101", "9102", "9103", "9104", "9105", "9106"'
+HELD = """\
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: held}
+spec:
+  selector: {matchLabels: {app: echo}}
+  portLevelMtls: {"9104": {mode: STRICT}, "9105": {mode: STRICT}, "9106": {mode: STRICT}}
+"""
+"""The last three ports are those of connections that are held: a change of mode, which closes connections, is not about them."""
+
 NAMES = (
     *("server-v1", "server-v2", "client", "relay", "caller", "ingressgateway"),
     *("echo-v1", "echo-v2", "streams", "streams-2"),
@@ -90,6 +108,29 @@ spec:
 """
 
 
+SERVERS = frozenset({"v1", "v2"})
+"""Who answers, of those that say so."""
+
+LOST_EACH = 2
+"""What a caller may lose to one crash: the request under way, and one that went the same way before anybody knew."""
+
+
+UNDER_WAY_SECONDS = 1.0
+"""
+A request that began so long after a crash may have met it: a caller, or its proxy, that gets no turn on a busy machine uses a
+connection whose other end is gone already. How many may is what is strict, `LOST_EACH`.
+"""
+
+
+def may_be_lost(line: Mapping[str, Any]) -> bool:
+    """
+    Whether the request of *line* got no answer of a server: then a crash can be the reason.
+
+    It never is for what came whole and is wrong: other bytes, another server, a status that no rule gives.
+    """
+    return "broken" not in line and ("error" in line or line["status"] >= 500)
+
+
 @pytest.fixture(scope="module")
 def person(request: pytest.FixtureRequest) -> Iterator[Person]:
     """
@@ -107,6 +148,8 @@ class Traffic:
     """What the callers of one mesh have seen, read as it comes."""
 
     record: Path
+    answer: int = 200
+    """The status that is expected."""
     seen: list[dict[str, Any]] = field(default_factory=list)
     since: float = 0.0
     _read: int = 0
@@ -142,7 +185,15 @@ class Traffic:
     def failures(self) -> list[dict[str, Any]]:
         """All that was not answered as the servers answer."""
         self.take()
-        return [line for line in self.seen if line.get("status") != 200 or not line["whole"]]
+        return [
+            line
+            for line in self.seen
+            if line.get("status") != self.answer or not line["whole"] or line.get("who") not in (None, *SERVERS)
+        ]
+
+    def refusals(self) -> list[dict[str, Any]]:
+        """Those that could not even connect."""
+        return [line for line in self.failures() if line.get("phase") == "connect"]
 
 
 @dataclass
@@ -180,6 +231,7 @@ class Loaded:
         """Wait for every proxy that *revision* is about."""
         receipt = self.client.get(f"/v1/revisions/{revision}", wait=str(wait))
         assert not receipt["silent"], receipt
+        assert not receipt["late"], receipt
         assert not receipt["refused"], receipt
 
     def status(self) -> dict[str, Any]:
@@ -197,7 +249,7 @@ class Loaded:
                     command = (entry / "cmdline").read_bytes()
                 except OSError:
                     continue
-                if mark in command and str(self.paths.runtime).encode() in command:
+                if mark in command and f"{self.mesh.person.runtime}/weft/{self.paths.mesh}/".encode() in command:
                     return int(entry.name)
         return 0
 
@@ -238,8 +290,12 @@ class Loaded:
         return unready or self.differences() or True
 
     def behind(self) -> list[str]:
-        """Whose proxies have not all that was published to them; costs little, beside `differences`."""
-        return [workload for workload, status in self.status().items() if not status["synced"]]
+        """Whose proxies or agents have not all that was published to them; costs little, beside `differences`."""
+        return [
+            workload
+            for workload, status in self.status().items()
+            if not status["synced"] or status["agent"]["state"] != "answers"
+        ]
 
     def differences(self, *workloads: str) -> dict[str, list[Any]]:
         """What any proxy, or only those of *workloads*, holds and should not, or should and does not."""
@@ -271,6 +327,7 @@ def loaded(
     chained: bool = False,
     streams: bool = False,
     more: tuple[str, ...] = (),
+    host_ports: Collection[int] = (),
     envoys: Collection[str] | None = None,
 ) -> Iterator[Loaded]:
     """
@@ -280,9 +337,10 @@ def loaded(
         chained: Some callers call by way of `relay`.
         streams: Others speak gRPC, TCP and WebSocket.
         more: Further arguments of the client that calls the servers directly.
+        host_ports: Of the host's loopback, for that client.
         envoys: Programs and gateways that have an Envoy, while the others have weft-proxy; None: what the person's meshes have.
     """
-    directory = person.write(f"{name}/start.yaml", start).parent
+    directory = person.write(f"{name}/start.yaml", start + (HELD if streams else "")).parent
     for program in PROGRAMS.iterdir():
         if program.suffix == ".py":
             shutil.copy(program, directory)
@@ -293,18 +351,49 @@ def loaded(
     if envoys is not None:
         planes = {name: f"proxy: {ENVOY if name in envoys else WEFT_PROXY}" for name in NAMES}
     values = {"name": name, "replicas": replicas, "threads": threads, "pause": pause, "record": record}
-    values |= {"more": json.dumps(more)[1:-1], "streamed_ports": STREAMED_PORTS}
-    values["streamed"] = '[python3, streamed.py, "9101", "9102", "9103"]'
-    values["streams_command"] = f'[python3, streams.py, echo, "9101", "9102", "9103", "0.05", "{record}"]'
+    values |= {"more": json.dumps(more)[1:-1], "host_ports": [*host_ports], "streamed_ports": STREAMED_PORTS}
+    values["streamed"] = f"[python3, streamed.py, {STREAMED_ARGUMENTS}]"
+    values["streams_command"] = f'[python3, streams.py, echo, {STREAMED_ARGUMENTS}, "0.05", "{record}"]'
     person.write(f"{name}/weft.yaml", text.format_map(values | planes))
     with person.mesh(str(directory), environment=environment, wrapper=wrapper) as mesh:
-        runtime = person.runtime / "weft" / name
-        paths = MeshPaths(name, runtime, person.home / ".local/state/weft" / name)
+        paths = MeshPaths(name, mesh.runtime / name, person.home / ".local/state/weft" / name)
         it = Loaded(
             mesh, paths, Traffic(record), Client(paths.api_socket), 2 * replicas + 2 + 2 * chained + 4 * streams
         )
         it.traffic.wait_for(threads * 5)
         yield it
+
+
+@contextmanager
+def knocking(
+    mesh: Loaded, host: str, port: int, *, inside: int = 0, answer: int = 200, keep: bool = False
+) -> Iterator[Traffic]:
+    """
+    Call *host* over and over until the block is left, a new connection each time (`knocks`).
+
+    Args:
+        inside: A process in whose network the caller stands; 0 for the host's.
+        answer: The status that is expected.
+        keep: All by one connection.
+    """
+    person = mesh.mesh.person
+    with tempfile.TemporaryDirectory(prefix="knocks-", dir=mesh.traffic.record.parent) as directory:
+        os.chown(directory, person.uid, person.uid)
+        traffic = Traffic(Path(directory, "record.jsonl"), answer)
+        command = [sys.executable, "-m", "tests.resilience.knocks", str(traffic.record), host, str(port), str(inside)]
+        command += ["--keep"] if keep else []
+        with Started(command, **(person.options() | {"env": person.environment | with_tests(person)})) as caller:
+            traffic.wait_for(10)
+            traffic.forget()
+            yield traffic
+            assert caller.poll() is None, "the caller has ended"
+            caller.terminate()
+
+
+def with_tests(person: Person) -> dict[str, str]:
+    """What lets a process of *person* import these tests."""
+    path = f"{person.environment.get('PYTHONPATH', '')}:{REPOSITORY}".strip(":")
+    return {"PYTHONPATH": path}
 
 
 def until_steady(condition: Callable[[], object], what: str, *, seconds: float = 60.0) -> None:

@@ -3,8 +3,11 @@
 
 Both data planes, each calling each; HTTP through up to four proxies and by the gateway, gRPC, TCP and WebSocket. Every answer is
 judged as in test_changes.py: its content end to end, and its status by what the rules in force allow. In the first half parts are
-killed, too, and only requests under way through what was killed may fail. In the second half the memory of every process has to
-stay flat. Prints a report and writes it as JSON; exits with 1 if anything was not as it should be.
+killed, too, and only requests under way through what was killed may get no answer, at most so many as its callers can have under way;
+an answer that is wrong is never excused. In the second half every kind of request goes on, connections that are held are never lost,
+and the memory of every process of the mesh has to stay flat, and so have the descriptors of every process, those of the programs
+that are called and call too: a connection that nobody closes is open there. Prints a report and writes it as JSON, also if the run
+breaks off; exits with 1 if anything was not as it should be.
 """
 
 from __future__ import annotations
@@ -16,24 +19,41 @@ import signal
 import statistics
 import sys
 import time
+import traceback
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.e2e.conftest import Person, processes_of, someone
-from tests.resilience.changes import INSIDE, REQUESTS, STREAMS, Driver, called_from_outside
-from tests.resilience.conftest import Loaded, loaded, until_steady
-from weft.controlplane.agents import parent
+from tests.resilience.changes import EXTRA_OPTIONS, HELD, INSIDE, REQUESTS, STREAMS, Driver, called_from_outside
+from tests.resilience.conftest import LOST_EACH, UNDER_WAY_SECONDS, Loaded, loaded, may_be_lost, until_steady
+from weft.controlplane.agents import parent, start_time
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 SAMPLE_SECONDS = 2.0
 CRASH_EVERY_CHANGES = 6
-UNDER_WAY_SECONDS = 1.0
-"""A request that began so long after a crash may have met it: what died may be a program, which nobody repeats."""
+THREADS, STREAMING = 2, 2
+"""Callers of each of `DIRECT`, `CHAINED` and `OUTSIDE`; programs that have one for each kind of `STREAMS`."""
 
 FLAT_SHARE, FLAT_MIB = 0.15, 3.0
-"""Growth of a process from the middle of the run to its end that is taken for noise: this share, and this much beside it."""
+"""Growth of a process from the middle of the run to its end, or within an hour, that is taken for noise: this share, and this much."""
+
+HOUR_SECONDS = 3600.0
+TELLING_SECONDS = 900.0
+"""Of memory looked at, from which growth within an hour can be told: in less, what fills once looks like what never ends."""
+
+FLAT_DESCRIPTORS = 20
+"""So many more that are open are noise, besides `FLAT_SHARE`: of connections that come and go."""
+
+PIECES, DEVIATIONS = 12, 2.2
+"""
+A line is fitted to the medians of so many pieces of that time. Its slope less so many standard errors is what is judged, so that a
+single step counts for less than steady growth (Student's t for ten degrees of freedom, 95 %).
+"""
 
 ENVOYS = frozenset({"relay", "server-v2", "ingressgateway", "echo-v2", "streams-2"})
 """What has an Envoy; all others have weft-proxy, so that each calls and is called by each."""
@@ -69,14 +89,56 @@ GONE_ANSWERS = ("no healthy upstream",)
 GONE_SECONDS = 0.5
 """For how long after its return a caller's proxy may not know of it yet, on a busy machine."""
 
+GONE_LIMIT_SECONDS = 10.0
+"""Whose proxy is away for longer than that after its death has not just been slow to start, and what callers are told then is a fault."""
 
-def crash(mesh: Loaded, what: str, workload: str) -> tuple[float, bool]:
+HELD_SILENCE_SECONDS = 30.0
+"""A connection that is held and has had no exchange for so long is not one any more."""
+
+
+@dataclass
+class Crash:
+    """
+    Something that was killed, and what may be lost to it.
+
+    Attributes:
+        moment: When; monotonic, as all times here.
+        ended: When the processes were gone that were killed, or end with what was: where there is no turn for them, later.
+        gone_until: Until when callers may be told that the workload has no endpoint; 0 if it never was withdrawn.
+        lost: Answers that failed because of it.
+    """
+
+    what: str
+    kinds: frozenset[str]
+    moment: float
+    ended: float = 0.0
+    gone_until: float = 0.0
+    lost: int = 0
+
+    @property
+    def bound(self) -> int:
+        """Return how many answers may be lost."""
+        threads = THREADS * sum(bool(self.kinds & group) for group in (DIRECT, CHAINED, OUTSIDE))
+        return LOST_EACH * (threads + STREAMING * len(self.kinds & STREAMS))
+
+    def met(self, line: Mapping[str, Any]) -> bool:
+        """Whether the request of *line* was under way, or began just after, through what was killed."""
+        was_under_way = line["start"] - UNDER_WAY_SECONDS <= max(self.moment, self.ended) and self.moment <= line["end"]
+        return line["kind"] in self.kinds and was_under_way and may_be_lost(line)
+
+    def explains_gone(self, line: Mapping[str, Any]) -> bool:
+        """Whether *line* is an answer that says of the workload that it is gone, while it was."""
+        if line["kind"] not in self.kinds or line.get("status") != 503 or line.get("flags") not in GONE_ANSWERS:
+            return False
+        return self.moment <= line["start"] <= min(self.gone_until, self.moment + GONE_LIMIT_SECONDS)
+
+
+def crash(mesh: Loaded, what: str, workload: str) -> Crash:
     """
     Kill one part, and wait until the mesh is whole again.
 
-    Returns:
-        When it was killed, and whether the workload's endpoints were withdrawn meanwhile: a proxy that is away for longer
-        than `weft.agent.proxy.ABSENT_SECONDS`, on a busy machine an Envoy that starts, counts as gone.
+    A workload's endpoints may be withdrawn meanwhile: a proxy that is away for longer than `weft.agent.proxy.ABSENT_SECONDS`, on
+    a busy machine an Envoy that starts, counts as gone.
     """
     gone = False
 
@@ -107,28 +169,25 @@ def crash(mesh: Loaded, what: str, workload: str) -> tuple[float, bool]:
         def pid() -> int:
             return mesh.pid_of_proxy(workload)
 
-    before, moment = pid(), time.monotonic()
+    before, with_it = pid(), mesh.pid_of_proxy(workload) if what == "agent" else 0
+    moment = time.monotonic()
     os.kill(before, signal.SIGKILL)
+    until_steady(lambda: not (start_time(before) or start_time(with_it)), f"the end of {what} {workload}")
+    ended = time.monotonic()
     until_steady(lambda: pid() not in (0, before), f"another {what} {workload}")
     until_steady(is_whole, "the mesh is whole again")
     if workload:
         until_steady(holds, f"{workload} holds what it should")
-    return moment, gone
-
-
-def is_of_who_is_gone(line: Mapping[str, Any], absences: Iterable[tuple[float, float]]) -> bool:
-    """Whether an answer says of a workload that it is gone while it was."""
-    if line.get("status") != 503 or line["flags"] not in GONE_ANSWERS:
-        return False
-    return any(began <= line["start"] <= over for began, over in absences)
+    over = time.monotonic() + GONE_SECONDS if gone else 0.0
+    return Crash(f"{what} {workload}".strip(), PARTS[what, workload], moment, ended, over)
 
 
 class Memory:
-    """Resident size of every process of the mesh, over time."""
+    """Resident size, and the number of descriptors, of every process of the mesh and of its programs, over time."""
 
     def __init__(self, person: Person) -> None:
         self._person = person
-        self._samples: dict[tuple[int, str], list[tuple[float, float]]] = {}
+        self._samples: dict[tuple[int, str], list[tuple[float, float, int]]] = {}
         self._next = 0.0
 
     def sample(self, now: float, *, last: bool = False) -> None:
@@ -140,33 +199,76 @@ class Memory:
             try:
                 status = Path(f"/proc/{pid}/status").read_text()
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
             except OSError:
                 continue
             fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
             if "VmRSS" in fields:
                 size = int(fields["VmRSS"].split()[0]) / 1024
-                self._samples.setdefault((pid, name_of(fields["Name"], command)), []).append((now, size))
+                self._samples.setdefault((pid, name_of(fields["Name"], command)), []).append((now, size, descriptors))
 
     def growth(self, since: float, until: float) -> list[dict[str, Any]]:
-        """Compare the first and the last third of that time, of each process that was there throughout."""
-        found = []
+        """Judge each process that was there throughout that time."""
         third = (until - since) / 3
+        found = []
         for (pid, name), samples in sorted(self._samples.items(), key=lambda item: item[0][1]):
-            early = [size for now, size in samples if since <= now <= since + third]
-            late = [size for now, size in samples if until - third <= now <= until]
-            if samples[0][0] > since + third / 2 or samples[-1][0] < until - third / 2 or not early or not late:
+            times = [now for now, _, _ in samples]
+            if times[0] > since + third / 2 or times[-1] < until - third / 2:
                 continue
-            before, after = statistics.median(early), statistics.median(late)
-            flat = after - before <= FLAT_SHARE * before + FLAT_MIB
-            row = {
-                "process": name,
-                "pid": pid,
-                "early_mib": round(before, 1),
-                "late_mib": round(after, 1),
-                "flat": flat,
-            }
-            found.append(row)
+            if any(since <= now <= since + third for now in times):
+                memory = grown([(now, size) for now, size, _ in samples], since, until)
+                early, late = ends([(now, count) for now, _, count in samples], since, until)
+                # What a program of the tests makes of its memory is its own.
+                flat = (memory["flat"] or is_program(name)) and late - early <= FLAT_SHARE * early + FLAT_DESCRIPTORS
+                found.append({"process": name, "pid": pid, **memory, "descriptors": [early, late], "flat": flat})
         return found
+
+
+def grown(samples: Sequence[tuple[float, float]], since: float, until: float) -> dict[str, Any]:
+    """
+    Compare the first and the last third of a time, and if it is long enough the growth within an hour, with what is noise.
+
+    Args:
+        samples: (time, MiB), at least one in each third.
+    """
+    before, after = ends(samples, since, until)
+    allowed = FLAT_SHARE * before + FLAT_MIB
+    hourly = hourly_growth(samples, since, until) if until - since >= TELLING_SECONDS else None
+    return {
+        "early_mib": round(before, 1),
+        "late_mib": round(after, 1),
+        "mib_per_hour": None if hourly is None else round(hourly, 1),
+        "flat": after - before <= allowed and (hourly is None or hourly <= allowed),
+    }
+
+
+def ends(samples: Sequence[tuple[float, float]], since: float, until: float) -> tuple[float, float]:
+    """Return the medians of the first and the last third of a time."""
+    third = (until - since) / 3
+    before = statistics.median(size for now, size in samples if since <= now <= since + third)
+    after = statistics.median(size for now, size in samples if until - third <= now <= until)
+    return before, after
+
+
+def is_program(name: str) -> bool:
+    """Whether the process of that name is none of the mesh's own."""
+    return name.startswith("python3 ")
+
+
+def hourly_growth(samples: Sequence[tuple[float, float]], since: float, until: float) -> float:
+    """Return the least growth, MiB within an hour, that *samples* tell for sure; 0 if they tell none."""
+    length = (until - since) / PIECES
+    pieces: list[list[tuple[float, float]]] = [[] for _ in range(PIECES)]
+    for now, size in samples:
+        if since <= now <= until:
+            pieces[min(int((now - since) / length), PIECES - 1)].append((now, size))
+    times = [statistics.mean(now for now, _ in piece) for piece in pieces if piece]
+    sizes = [statistics.median(size for _, size in piece) for piece in pieces if piece]
+    slope, start = statistics.linear_regression(times, sizes)
+    squares = sum((size - start - slope * now) ** 2 for now, size in zip(times, sizes, strict=True))
+    spread = sum((now - statistics.mean(times)) ** 2 for now in times)
+    error = (squares / (len(times) - 2) / spread) ** 0.5
+    return max(0.0, slope - DEVIATIONS * error) * HOUR_SECONDS
 
 
 def name_of(comm: str, command: list[str]) -> str:
@@ -178,113 +280,180 @@ def name_of(comm: str, command: list[str]) -> str:
     return f"{comm} {' '.join(scripts + command[-2:])}" if scripts else comm
 
 
-def run(seconds: float, seed: int) -> dict[str, Any]:
-    """Return the report."""
-    dice = random.Random(seed)
-    changes: Counter[str] = Counter()
-    crashes: Counter[str] = Counter()
-    requests: Counter[str] = Counter()
-    times: list[float] = []
-    unexplained: list[Any] = []
-    lost: Counter[str] = Counter()
-    moments: list[tuple[float, frozenset[str]]] = []
+@dataclass
+class Seen:
+    """
+    What a run has seen so far.
+
+    Attributes:
+        middle: From there nothing is killed, and memory and connections that are held are looked at.
+        later: The requests that began after the middle.
+        prompt, late: Whether changes were in effect when it is promised, and how many steps of them were not.
+        held: When each connection that is held had its last exchange, of those in the second half.
+        aborted: Why the run broke off; empty if it did not.
+    """
+
+    seed: int
+    seconds: float
+    changes: Counter[str] = field(default_factory=Counter)
+    crashes: list[Crash] = field(default_factory=list)
+    requests: Counter[str] = field(default_factory=Counter)
+    later: Counter[str] = field(default_factory=Counter)
+    times: list[float] = field(default_factory=list)
+    gone_meanwhile: int = 0
+    prompt: bool = True
+    late: str = ""
+    unexplained: list[Any] = field(default_factory=list)
+    held: dict[str, float] = field(default_factory=dict)
+    growth: list[dict[str, Any]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
+    aborted: str = ""
+    done: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=6))
+
+    @property
+    def middle(self) -> float:
+        return self.started + self.seconds / 2
+
+    def judge(self, driver: Driver, new: list[dict[str, Any]]) -> None:
+        """Take what callers saw since the last time, and find the reason of whatever went wrong."""
+        self.requests.update(line["kind"] for line in new)
+        self.later.update(line["kind"] for line in new if line["start"] >= self.middle)
+        self.prompt = driver.timeline.is_prompt
+        self.late = f"{len(driver.timeline.late)} of {driver.timeline.over}"
+        self.times += [line["end"] - line["start"] for line in new[:: max(1, len(new) // 50)]]
+        for line in new:
+            if line["kind"] in HELD and line["start"] >= self.middle:
+                self.held[line["connection"]] = line["end"]
+        recent = self.crashes[-5:]
+        for line, allowed in driver.timeline.faults(new):
+            if (met := next((item for item in recent if item.met(line) and item.lost < item.bound), None)) is not None:
+                met.lost += 1
+            elif any(item.explains_gone(line) for item in recent):
+                self.gone_meanwhile += 1
+            else:
+                self.unexplained.append({"answer": line, "allowed": allowed, "before": list(self.done)})
+        driver.timeline.forget()
+
+    def report(self) -> dict[str, Any]:
+        """Return all of it, and whether it is as it should be."""
+        times = sorted(self.times)
+        lost: Counter[str] = Counter()
+        for item in self.crashes:
+            lost[item.what] += item.lost
+        # One for each kind of each program that calls, the same from the middle to the end.
+        silent = sum(last < self.ended - HELD_SILENCE_SECONDS for last in self.held.values())
+        kept = len(self.held) == STREAMING * len(HELD) and not silent
+        # A run that has looked at nothing has found nothing.
+        missing = sorted((REQUESTS.keys() | STREAMS) - self.later.keys())
+        missing += [
+            what for what, count in (("changes", self.changes.total()), ("crashes", len(self.crashes))) if not count
+        ]
+        flat = all(row["flat"] for row in self.growth) and bool(self.growth)
+        return {
+            "seed": self.seed,
+            "seconds": round(self.ended - self.started),
+            "aborted": self.aborted,
+            "requests": self.requests.total(),
+            "kinds": dict(self.requests),
+            "missing": missing,
+            "changes": dict(self.changes),
+            "late": self.late,
+            "crashes": dict(Counter(item.what for item in self.crashes)),
+            "lost_with_what_was_killed": dict(lost),
+            "gone_meanwhile": self.gone_meanwhile,
+            "unexplained": self.unexplained,
+            "held": {"expected": STREAMING * len(HELD), "connections": len(self.held), "silent": silent},
+            "milliseconds": {
+                name: round(times[int(len(times) * share)] * 1000, 1) if times else None
+                for name, share in (("p50", 0.5), ("p99", 0.99))
+            },
+            "memory": self.growth,
+            "good": not self.aborted and not self.unexplained and not missing and self.prompt and kept and flat,
+        }
+
+
+def run(seen: Seen) -> None:
+    """Run the mesh for as long as *seen* says, and write down there what happens."""
+    dice = random.Random(seen.seed)
     left: list[tuple[str, str]] = []
-    absences: deque[tuple[float, float]] = deque(maxlen=5)
-    gone_meanwhile = 0
-    done: deque[tuple[float, str]] = deque(maxlen=6)
-    options = {"chained": True, "streams": True, "more": ("--extra", "http://extra:8090"), "envoys": ENVOYS}
+    options = {"chained": True, "streams": True, "more": EXTRA_OPTIONS, "envoys": ENVOYS}
     with (
         someone("root" if os.getuid() == 0 else "unprivileged", os.getuid()) as person,
-        loaded(person, "soak", replicas=2, threads=2, pause=0.02, **options) as mesh,
-        called_from_outside(mesh, threads=2, pause=0.02),
+        loaded(person, "soak", replicas=2, threads=THREADS, pause=0.02, **options) as mesh,
+        called_from_outside(mesh, threads=THREADS, pause=0.02),
     ):
         mesh.traffic.forget()
         driver, memory = Driver(mesh, person, dice, (WEFT_PROXY, ENVOY)), Memory(person)
-        started = time.monotonic()
+        seen.started = time.monotonic()
         try:
-            while (now := time.monotonic()) < started + seconds:
-                if (
-                    now < started + seconds * CRASHING_SHARE
-                    and changes.total() % CRASH_EVERY_CHANGES == CRASH_EVERY_CHANGES - 1
-                ):
+            while (now := time.monotonic()) < seen.started + seen.seconds:
+                crashing = now < seen.started + seen.seconds * CRASHING_SHARE
+                if crashing and seen.changes.total() % CRASH_EVERY_CHANGES == 1:  # soon, so that a short run has one
                     left = left or dice.sample(sorted(PARTS), len(PARTS))  # each before any is killed again
-                    part = left.pop()
-                    moment, gone = crash(mesh, *part)
-                    moments.append((moment, PARTS[part]))
-                    crashes[" ".join(part).strip()] += 1
-                    if gone:
-                        absences.append((moment, time.monotonic() + GONE_SECONDS))
-                    done.append((moments[-1][0], f"crash of {' '.join(part)}"))
+                    seen.crashes.append(crash(mesh, *left.pop()))
+                    seen.done.append((seen.crashes[-1].moment, f"crash of {seen.crashes[-1].what}"))
                 began = time.monotonic()
                 driver.change()
-                changes[driver.done[-1]] += 1
-                done.append((began, driver.done.pop()))
+                seen.changes[driver.done[-1]] += 1
+                seen.done.append((began, driver.done.pop()))
                 memory.sample(time.monotonic())
                 new = mesh.traffic.take()
                 mesh.traffic.seen.clear()
-                requests.update(line["kind"] for line in new)
-                times += [line["end"] - line["start"] for line in new[:: max(1, len(new) // 50)]]
-                for line, allowed in driver.timeline.faults(new):
-                    if any(
-                        line["kind"] in kinds and line["start"] - UNDER_WAY_SECONDS <= moment <= line["end"]
-                        for moment, kinds in moments
-                    ):
-                        lost[line["kind"]] += 1
-                    elif is_of_who_is_gone(line, absences):
-                        gone_meanwhile += 1
-                    else:
-                        unexplained.append({"answer": line, "allowed": allowed, "before": list(done)})
-                del driver.timeline.states[:-20]
-                del moments[:-5]
-            ended = time.monotonic()
-            memory.sample(ended, last=True)
+                seen.judge(driver, new)
+            seen.ended = time.monotonic()
+            memory.sample(seen.ended, last=True)
+            seen.growth = memory.growth(seen.middle, seen.ended)
             until_steady(lambda: mesh.differences() or True, "every proxy holds what it should")
         finally:
             driver.end()
-        growth = memory.growth(started + seconds / 2, ended)
-    times.sort()
-    return {
-        "seed": seed,
-        "seconds": round(ended - started),
-        "requests": requests.total(),
-        "kinds": dict(requests),
-        "changes": dict(changes),
-        "crashes": dict(crashes),
-        "lost_with_what_was_killed": lost.total(),
-        "gone_meanwhile": gone_meanwhile,
-        "unexplained": unexplained,
-        "milliseconds": {
-            name: round(times[int(len(times) * share)] * 1000, 1) for name, share in (("p50", 0.5), ("p99", 0.99))
-        },
-        "memory": growth,
-        "good": not unexplained and all(row["flat"] for row in growth) and bool(growth),
-    }
+
+
+def reported(seen: Seen) -> dict[str, Any]:
+    """Run, and return the report, also of a run that breaks off."""
+    try:
+        run(seen)
+    except (Exception, pytest.fail.Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, it is reported
+        traceback.print_exc()
+        seen.aborted = f"{type(error).__name__}: {error}"
+        seen.ended = seen.ended or time.monotonic()
+    return seen.report()
 
 
 def text(report: Mapping[str, Any]) -> str:
     """Return *report* for people."""
+    lost = Counter(report["lost_with_what_was_killed"])
+    held = report["held"]
     lines = [
         f"{report['requests']} requests in {report['seconds']} s (seed {report['seed']}), "
         f"p50 {report['milliseconds']['p50']} ms, p99 {report['milliseconds']['p99']} ms",
         "of these " + ", ".join(f"{count} {kind}" for kind, count in sorted(report["kinds"].items())),
         "changes: " + ", ".join(f"{count} of {name}" for name, count in sorted(report["changes"].items())),
+        f"steps of changes that were in effect late: {report['late']}",
+        *([f"never, or not in the second half: {', '.join(report['missing'])}"] if report["missing"] else []),
         "crashes: " + (", ".join(f"{count} of {name}" for name, count in sorted(report["crashes"].items())) or "none"),
-        f"lost with what was killed: {report['lost_with_what_was_killed']}; unexplained: {len(report['unexplained'])}",
+        f"lost with what was killed: {lost.total()} ("
+        + ", ".join(f"{count} with {what}" for what, count in sorted(lost.items()) if count)
+        + f"); unexplained: {len(report['unexplained'])}",
         *(f"  {item}" for item in report["unexplained"][:10]),
         f"told that a workload is gone whose proxy was away for more than a second: {report['gone_meanwhile']}",
-        "memory, MiB, in the middle and at the end:",
+        f"held in the second half: {held['connections']} connections, {held['silent']} of them silent at the end; {held['expected']} callers",
+        "memory, MiB, in the middle and at the end, and growth within an hour where the time was long enough to tell; descriptors:",
         *(
-            f"  {row['early_mib']:7.1f} {row['late_mib']:7.1f}  {'' if row['flat'] else 'GROWS  '}{row['process']}"
+            f"  {row['early_mib']:7.1f} {row['late_mib']:7.1f} {'-' if row['mib_per_hour'] is None else row['mib_per_hour']:>6}"
+            f"  {row['descriptors'][0]:5.0f} {row['descriptors'][1]:5.0f}  {'' if row['flat'] else 'GROWS  '}{row['process']}"
             for row in report["memory"]
         ),
         *([] if report["memory"] else ["  no process was there throughout: the time was too short"]),
+        *([f"aborted: {report['aborted']}"] if report["aborted"] else []),
         "all is well" if report["good"] else "not as it should be",
     ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    report = run(float(sys.argv[1]), int(os.environ.get("WEFT_SEED") or time.time_ns() % 1_000_000))
+    seed = int(os.environ.get("WEFT_SEED") or time.time_ns() % 1_000_000)
+    report = reported(Seen(seed, float(sys.argv[1])))
     if len(sys.argv) > 2:
         Path(sys.argv[2]).write_text(json.dumps(report, indent=1), "utf-8")
     print(text(report))

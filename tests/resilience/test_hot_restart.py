@@ -1,4 +1,9 @@
-"""Proxies are replaced under load, as after an upgrade: not one request is lost, and a bad new one changes nothing."""
+"""
+Proxies are replaced under load, as after an upgrade: not one request is lost, and a bad new one changes nothing.
+
+What is open for long, streams of gRPC, connections of TCP and WebSockets, goes on by the process that is replaced: until it ends, or
+until that process's time is over.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,8 @@ import http.client
 import os
 import shutil
 import signal
+import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import DATA_PLANES, Person, eventually
+from tests.resilience.changes import HELD
 from tests.resilience.conftest import Loaded, loaded, until_steady
 from weft.agent.data_planes import DATA_PLANES as PROCESSES
 from weft.data_plane import ENVOY
@@ -20,6 +28,12 @@ from weft.data_plane import ENVOY
 ROUNDS = int(os.environ.get("WEFT_CRASHES", "2"))
 
 THREADS = 4
+
+STREAMING = 2
+"""Programs that hold a connection of each of `HELD`, through two proxies each."""
+
+DRAIN_SECONDS = 8
+"""Some thirty exchanges of each."""
 
 pytestmark = [
     pytest.mark.e2e,
@@ -58,7 +72,9 @@ def mesh(person: Person, executable: Path) -> Iterator[Loaded]:
 
 
 def hot_restart(mesh: Loaded, *argv: str) -> list[dict[str, Any]]:
-    done: list[dict[str, Any]] = mesh.mesh.person.json("hot-restart", *argv)
+    """No promise is made of how soon a new process serves; six that start at once take their time on a busy machine."""
+    named = ("--mesh", mesh.paths.mesh, "--timeout", "60s")  # two of them run here
+    done: list[dict[str, Any]] = mesh.mesh.person.json("hot-restart", *argv, *named)
     return done
 
 
@@ -81,7 +97,7 @@ def test_no_request_is_lost_while_every_proxy_is_replaced(mesh: Loaded) -> None:
 
 def test_who_comes_anew_is_taken_by_the_successor_and_by_the_one_after_its_death(mesh: Loaded) -> None:
     """No pooled connection helps a caller that has just joined; and the agent still keeps the sockets."""
-    caller = ("run", "--", "curl", "-s", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", "http://server:8080/")
+    caller = ("run", "--", "curl", "-s", "-m", "30", "-o", "/dev/null", "-w", "%{http_code}", "http://server:8080/")
     (done, _) = hot_restart(mesh, "server-v1-0", "server-v2-0", "--drain", "5m")
     for _ in range(4):
         assert mesh.mesh.person.weft(*caller).stdout == "200"
@@ -150,3 +166,78 @@ def test_mistakes_are_told(mesh: Loaded) -> None:
     ):
         done = mesh.mesh.person.weft(*argv)
         assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+
+
+@pytest.fixture(scope="module")
+def streaming(person: Person) -> Iterator[Loaded]:
+    with loaded(person, "streaming", threads=1, pause=0.05, streams=True) as mesh:
+        until_steady(mesh.is_whole, "the mesh is whole")
+        yield mesh
+
+
+Exchanges = dict[str, list[dict[str, Any]]]
+
+
+def of_connections(mesh: Loaded, since: float) -> Exchanges:
+    """What was said on connections that are held, of what began after *since*, by connection."""
+    mesh.traffic.take()
+    found: Exchanges = defaultdict(list)
+    for line in mesh.traffic.seen:
+        if line["kind"] in HELD and line["start"] >= since:
+            found[line["connection"]].append(line)
+    return found
+
+
+def is_good(line: dict[str, Any]) -> bool:
+    return line.get("status") == 200 and bool(line["whole"])
+
+
+def answered(mesh: Loaded, since: float) -> Exchanges:
+    """Wait until every connection that is held has had an answer since then; return those that had."""
+
+    def all_of_them() -> Exchanges | None:
+        found = {name: lines for name, lines in of_connections(mesh, since).items() if is_good(lines[-1])}
+        return found if len(found) >= STREAMING * len(HELD) else None
+
+    return eventually(all_of_them, "every connection that is held has an answer") or {}
+
+
+def test_what_is_open_for_long_goes_on_through_the_process_that_is_replaced_until_its_time_is_over(
+    streaming: Loaded,
+) -> None:
+    """The restart breaks none of it; what is cut off in the end is made anew at once, and nothing short is lost on the way."""
+    streaming.traffic.forget()
+    before = answered(streaming, time.monotonic())
+    assert len(before) == STREAMING * len(HELD)
+    began = time.monotonic()
+    done = hot_restart(streaming, "--all", "--drain", f"{DRAIN_SECONDS}s")
+    replaced = time.monotonic()
+    for item in done:
+        eventually(lambda pid=item["old"]: not is_running(pid), f"the old proxy of {item['workload']} has ended")
+    after = answered(streaming, time.monotonic())
+    assert not before.keys() & after.keys(), "it cannot have outlived its process"
+    for connection, lines in of_connections(streaming, began).items():
+        assert not [line for line in lines if "broken" in line], lines
+        if connection in before:
+            good, lost = [line for line in lines if is_good(line)], [line for line in lines if not is_good(line)]
+            # Those that began in the process of before went on in it: also after the new one had taken its place.
+            assert good[-1]["start"] > replaced or replaced > began + DRAIN_SECONDS, lines
+            assert all(line["end"] >= began + DRAIN_SECONDS for line in lost), lines
+    assert not [line for line in streaming.lost() if line["kind"] not in HELD]
+
+
+def test_a_process_that_is_replaced_ends_with_what_it_has_open_for_long(streaming: Loaded) -> None:
+    """It need not wait for its time to be over."""
+    workload = "streams-0"
+    until_steady(streaming.is_whole, "every proxy has everything")
+    streaming.traffic.forget()
+    before = answered(streaming, time.monotonic())
+    (done,) = hot_restart(streaming, workload, "--drain", "5m")
+    assert answered(streaming, time.monotonic()).keys() == before.keys()
+    assert is_running(done["old"])
+    assert streaming.lost() == []
+    os.kill(streaming.workloads()[workload]["pid"], signal.SIGKILL)
+    eventually(lambda: not is_running(done["old"]), "nothing keeps it any more")
+    ended = time.monotonic()
+    after = answered(streaming, ended)
+    assert len(after.keys() - before.keys()) == len(HELD), "those of the other program go on"

@@ -5,7 +5,8 @@ for each request.
 PREFIX stands before each kind. `--extra` is a host that is not always there: each request to it has a connection of its own.
 
 `kind` is the kind of request, `start` and `end` are on the monotonic clock of the machine; `status` and `who` say what came, or `error`
-and `phase` (`connect`, `request`) why nothing did. `whole` says whether the body was what it had to be.
+and `phase` (`connect`, `request`) why nothing did. `whole` says whether the body was what it had to be; `broken` is what came that
+no caller expects.
 """
 
 from __future__ import annotations
@@ -82,6 +83,9 @@ def call(number: int) -> None:
             line |= {"error": type(error).__name__, "phase": phase}
             if connection is not None:
                 connection.close()
+            connection = None
+        except Exception as error:  # noqa: BLE001 - a caller that ends would be one that has no complaint
+            line["broken"] = repr(error)
             connection = None
         if kind != "extra":
             kept = connection

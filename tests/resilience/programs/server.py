@@ -115,4 +115,6 @@ def end(*_: object) -> None:
 
 server = Server(("127.0.0.1", int(sys.argv[2])), Handler)
 signal.signal(signal.SIGTERM, end)
+# More than a page, for which a full disk has no room in the last one of its log.
+print(sys.argv[1], "serves", "." * 5000, flush=True)
 server.serve_forever()

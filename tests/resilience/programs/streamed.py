@@ -1,5 +1,6 @@
 """
-A server of three protocols: `streamed.py GRPC_PORT TCP_PORT WEBSOCKET_PORT`. Each gives back what it is sent.
+A server of three protocols: `streamed.py GRPC_PORT TCP_PORT WEBSOCKET_PORT ...`, with any number of such threes of ports. Each gives
+back what it is sent.
 
 gRPC: `/echo.Echo/Whole` (one message), `/echo.Echo/Each` (any number, each at once). TCP: bytes. WebSocket: messages.
 """
@@ -43,10 +44,11 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-ports = [int(port) for port in sys.argv[1:4]]
-for port, handler in zip(ports[1:], (Bytes, Messages), strict=True):
-    threading.Thread(target=Server(("127.0.0.1", port), handler).serve_forever, daemon=True).start()
+ports = [int(port) for port in sys.argv[1:]]
 server = grpc.server(ThreadPoolExecutor(16), handlers=[Echo()])
-server.add_insecure_port(f"127.0.0.1:{ports[0]}")
+for grpc_port, tcp_port, websocket_port in zip(*[iter(ports)] * 3, strict=True):
+    server.add_insecure_port(f"127.0.0.1:{grpc_port}")
+    for port, handler in ((tcp_port, Bytes), (websocket_port, Messages)):
+        threading.Thread(target=Server(("127.0.0.1", port), handler).serve_forever, daemon=True).start()
 server.start()
 server.wait_for_termination()

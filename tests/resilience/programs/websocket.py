@@ -59,15 +59,26 @@ def send(target: BinaryIO, message: bytes, *, masked: bool = False) -> None:
 
 
 def receive(source: BinaryIO) -> bytes | None:
-    """Return the next message, at most 65535 bytes; None if there is none any more."""
+    """
+    Return the next message, at most 65535 bytes; None if there is no whole one any more.
+
+    Raises:
+        ValueError: What comes is no frame of ours.
+    """
     head = source.read(2)
-    if len(head) < 2 or head[0] != BINARY:
+    if len(head) < 2 or head[0] == CLOSE:
         return None
+    if head[0] != BINARY:
+        raise ValueError(f"no binary message, but {head!r}")
     size = head[1] & 0x7F
     if size == 126:
-        (size,) = struct.unpack("!H", source.read(2))
+        if len(long := source.read(2)) < 2:
+            return None
+        (size,) = struct.unpack("!H", long)
     mask = source.read(4) if head[1] & 0x80 else b""
     message = source.read(size)
+    if len(message) < size:
+        return None
     if mask:
         repeated = (mask * (size // 4 + 1))[:size]
         message = (int.from_bytes(message, "big") ^ int.from_bytes(repeated, "big")).to_bytes(size, "big")
