@@ -67,11 +67,17 @@ run: demo
 # --- check --------------------------------------------------------------------------------------------------------
 
 PYTEST := $(BIN)/python -m pytest
+# Three workers for two cores, for tests that mostly wait; what shares a mesh stays together (tests/conftest.py).
+SIDE_BY_SIDE := -n $(shell echo $$(( $$(nproc) * 3 / 2 ))) --dist loadgroup
+
+.PHONY: rust-tests
+rust-tests: lint
+	tools/rust-tests --no-run
 
 .PHONY: test
 test: build ## the fast tests: Rust and Python
-	cargo test --locked --workspace -q
-	$(PYTEST) -q -m "not e2e and not conformance" tests
+	tools/rust-tests
+	$(PYTEST) -q -m "not e2e and not conformance" $(SIDE_BY_SIDE) tests
 
 .PHONY: test-one
 test-one: build ## one test: make test-one T=tests/api/test_yaml.py
@@ -79,12 +85,12 @@ test-one: build ## one test: make test-one T=tests/api/test_yaml.py
 
 .PHONY: e2e
 e2e: build ## whole meshes of real processes, as root and as an unprivileged user
-	$(PYTEST) -q -m e2e tests/e2e
+	$(PYTEST) -q -m e2e $(SIDE_BY_SIDE) tests/e2e
 
-CRASHES ?= 25
+CRASHES ?= 10
 CHANGES ?= 3000
 .PHONY: resilience
-resilience: build ## crashes and changes under load, the long form; CRASHES=25 CHANGES=3000 (CI: 2 and 40)
+resilience: build ## crashes and changes under load, the long form; CRASHES=10 CHANGES=3000 (CI: 2 and 40)
 	WEFT_CRASHES=$(CRASHES) WEFT_CHANGES=$(CHANGES) $(PYTEST) -q -m e2e tests/resilience
 
 SECONDS ?= 3600
@@ -105,7 +111,7 @@ interop: ## build the judges of HTTP/2 and gRPC that are written in Go, and Dubb
 
 .PHONY: conformance
 conformance: build interop ## against third-party programs: Envoy, h2spec, grpc-go, go-control-plane, Dubbo, Thrift
-	$(PYTEST) -q -m "conformance and not e2e" tests
+	$(PYTEST) -q -m "conformance and not e2e" $(SIDE_BY_SIDE) tests
 
 .PHONY: lint
 lint: $(VENV)/.installed ## formatting, types, import rules, clippy
@@ -128,11 +134,12 @@ gen: $(VENV)/.installed ## generate: protobuf messages, reference pages
 
 .PHONY: check
 check: ## exactly what CI runs
-	$(MAKE) lint
+	# At once: the last minutes of the build are one thread's.
+	$(MAKE) -j2 lint build rust-tests
 	$(MAKE) test PYTEST=tools/pytest-twice
 	$(MAKE) conformance PYTEST=tools/pytest-twice
 	$(MAKE) e2e PYTEST=tools/pytest-twice
-	$(MAKE) resilience CRASHES=2 CHANGES=40 PYTEST=tools/pytest-twice
+	$(MAKE) resilience CRASHES=2 CHANGES=40
 	$(MAKE) soak SECONDS=120
 	FUZZ_SEED=1 $(MAKE) fuzz SECONDS_EACH=10
 	tools/generate --check

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
-from bench import peers, probes
+from bench import backends, peers, probes
 from bench.goals import US
-from bench.load import Load
+from bench.load import Load, wrk
 from bench.measure import CPU, Run, Series, alternate
 from bench.peers import Peer
 from bench.role import Role, Tls
@@ -22,6 +23,33 @@ from bench.role import Role, Tls
 WARM_UP_SECONDS = 1.0
 Apply = Callable[[Peer, float], Load]
 """Loads a peer for so many seconds, and raises if one answer was wrong."""
+
+
+def by_wrk(
+    run: Run,
+    work: Path,
+    *,
+    length: int,
+    connections: int,
+    headers: Sequence[str] = (),
+    spread: tuple[Sequence[str], Sequence[str]] = ((), ()),
+) -> Apply:
+    """Return what loads a peer by HTTP/1.1 from the cores that proxies leave; for the rest see `wrk.apply`."""
+
+    def apply(peer: Peer, seconds: float) -> Load:
+        return wrk.apply(
+            f"http://127.0.0.1:{peer.port}/",
+            seconds=seconds,
+            connections=connections,
+            cores=run.cores.rest,
+            length=length,
+            letter=backends.BODY_LETTER,
+            work=work,
+            headers=headers,
+            spread=spread,
+        )
+
+    return apply
 
 
 def contest(

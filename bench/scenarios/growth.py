@@ -11,10 +11,9 @@ import functools
 from collections.abc import Callable, Mapping
 
 from bench import backends, peers, role
-from bench.contest import WARM_UP_SECONDS, measured
-from bench.load import Load, wrk
+from bench.contest import WARM_UP_SECONDS, by_wrk, measured
+from bench.load import Load
 from bench.measure import CPU, Run, Series, Table, alternate
-from bench.peers import Peer
 from bench.role import Feature, Ports, Role
 
 BODY_BYTES = 1024
@@ -74,7 +73,8 @@ def _grown(run: Run, key: str, what: str, roles: Mapping[int, _Grown]) -> Table:
         with contextlib.ExitStack() as stack:
             ways: dict[str, Callable[[], tuple[float, Load]]] = {}
             for count, (wanted, hosts, paths) in roles.items():
-                apply = functools.partial(_apply, run, hosts, paths)
+                spread = (hosts, paths)
+                apply = by_wrk(run, run.work, length=BODY_BYTES, connections=CONNECTIONS, spread=spread)
                 cores = run.cores.proxy if wanted.workers == 1 else run.cores.proxy | run.cores.rest
                 peer = stack.enter_context(peers.start(name, wanted, run.folder(f"growth-{key}-{count}"), cores))
                 apply(peer, WARM_UP_SECONDS)
@@ -83,16 +83,3 @@ def _grown(run: Run, key: str, what: str, roles: Mapping[int, _Grown]) -> Table:
             for each, (seconds, seen) in alternate(run.rounds, ways):
                 series.setdefault(each, Series(CPU)).samples.append(seconds / seen.requests * 1e6)
     return Table(f"growth.{key}", f"Growth with {what}", series)
-
-
-def _apply(run: Run, hosts: list[str], paths: list[str], peer: Peer, seconds: float) -> Load:
-    return wrk.apply(
-        f"http://127.0.0.1:{peer.port}/",
-        seconds=seconds,
-        connections=CONNECTIONS,
-        cores=run.cores.rest,
-        length=BODY_BYTES,
-        letter=backends.BODY_LETTER,
-        work=run.work,
-        spread=(hosts, paths),
-    )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from bench import backends, role
-from bench.contest import contest
-from bench.load import Load, wrk
+from bench.contest import by_wrk, contest
 from bench.measure import Run, Table
-from bench.peers import Peer
 from bench.role import Role
 
 BODY_BYTES = 1024
@@ -38,19 +36,7 @@ def run(run: Run) -> list[Table]:
         mesh = Role(ports, role.OUTBOUND_MESH)
         for count, extra in ((1, ()), (14, BROWSER_HEADERS)):
             headers = (f"Host: {role.host(mesh.target)}", *extra)
-
-            def apply(peer: Peer, seconds: float, headers: tuple[str, ...] = headers) -> Load:
-                return wrk.apply(
-                    f"http://127.0.0.1:{peer.port}/",
-                    seconds=seconds,
-                    connections=CONNECTIONS,
-                    cores=run.cores.rest,
-                    length=BODY_BYTES,
-                    letter=backends.BODY_LETTER,
-                    work=work,
-                    headers=headers,
-                )
-
+            apply = by_wrk(run, work, length=BODY_BYTES, connections=CONNECTIONS, headers=headers)
             series = contest(run, "s2", mesh, apply, among=among)
             title = f"S2: mesh features, HTTP/1.1, {count} request header{'s' if count > 1 else ''}"
             tables.append(Table(f"s2.{count}", title, series))

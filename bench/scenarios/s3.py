@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from bench import backends, role
 from bench.certificates import Authority
-from bench.contest import contest
-from bench.load import Load, wrk
+from bench.contest import by_wrk, contest
 from bench.measure import Run, Table
-from bench.peers import Peer
 from bench.role import Feature, Role
 
 BODY_BYTES = 1024
@@ -44,21 +42,8 @@ def run(run: Run) -> list[Table]:
         for link, named in LINKS.items():
             outbound, inbound = roles(run, ports, link)
             for in_flight in (1, 64):
-
-                def apply(
-                    peer: Peer, seconds: float, in_flight: int = in_flight, host: str = role.host(outbound.target)
-                ) -> Load:
-                    return wrk.apply(
-                        f"http://127.0.0.1:{peer.port}/",
-                        seconds=seconds,
-                        connections=in_flight,
-                        cores=run.cores.rest,
-                        length=BODY_BYTES,
-                        letter=backends.BODY_LETTER,
-                        work=work,
-                        headers=(f"Host: {host}",),
-                    )
-
+                host = f"Host: {role.host(outbound.target)}"
+                apply = by_wrk(run, work, length=BODY_BYTES, connections=in_flight, headers=(host,))
                 series = contest(run, f"s3-{link}", outbound, apply, among=PEERS, behind=inbound)
                 title = f"S3: pair with mTLS and mesh features, {named}, {in_flight} in flight"
                 tables.append(Table(f"s3.{link}.{in_flight}", title, series))

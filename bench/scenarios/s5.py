@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from bench import backends
-from bench.contest import contest
-from bench.load import Load, wrk
+from bench.contest import by_wrk, contest
 from bench.measure import CPU, CPU_PER_GIB, Run, Table
-from bench.peers import Peer
 from bench.role import Feature, Role
 
 FEATURES = frozenset({Feature.ACCESS_RECORD, Feature.METRICS})
@@ -20,23 +18,11 @@ def run(run: Run) -> list[Table]:
     tables = []
     for name, (length, connections, unit, scale) in SIZES.items():
         with backends.http(work, length=length, cores=run.cores.rest) as ports:
-
-            def apply(peer: Peer, seconds: float, length: int = length, connections: int = connections) -> Load:
-                return wrk.apply(
-                    f"http://127.0.0.1:{peer.port}/",
-                    seconds=seconds,
-                    connections=connections,
-                    cores=run.cores.rest,
-                    length=length,
-                    letter=backends.BODY_LETTER,
-                    work=work,
-                )
-
             series = contest(
                 run,
                 f"s5-{name}",
                 Role(ports, FEATURES, tcp=True),
-                apply,
+                by_wrk(run, work, length=length, connections=connections),
                 among=("weft-proxy", "envoy", "haproxy", "relay"),
                 probed=False,
                 counted=lambda _, connections=connections: connections,

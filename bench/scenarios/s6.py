@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from bench import backends, role
-from bench.contest import contest
-from bench.load import Load, wrk
+from bench.contest import by_wrk, contest
 from bench.measure import CPU_PER_GIB, Run, Table
-from bench.peers import Peer
 from bench.role import Role
 from bench.scenarios import s3
 
@@ -21,19 +19,8 @@ def run(run: Run) -> list[Table]:
     tables = []
     with backends.http(work, length=BODY_BYTES, cores=run.cores.rest) as ports:
         target = s3.roles(run, ports, "h1")[0].target
-
-        def apply(peer: Peer, seconds: float) -> Load:
-            return wrk.apply(
-                f"http://127.0.0.1:{peer.port}/",
-                seconds=seconds,
-                connections=CONNECTIONS,
-                cores=run.cores.rest,
-                length=BODY_BYTES,
-                letter=backends.BODY_LETTER,
-                work=work,
-                headers=(f"Host: {role.host(target)}",),
-            )
-
+        host = f"Host: {role.host(target)}"
+        apply = by_wrk(run, work, length=BODY_BYTES, connections=CONNECTIONS, headers=(host,))
         bare, among = Role(ports, role.BARE), ("weft-proxy", "envoy", "haproxy", "nginx")
         series = contest(run, "s6-plain", bare, apply, among=among, unit=CPU_PER_GIB, scale=SCALE)
         tables.append(Table("s6.plain", "S6: 1 MiB answers over HTTP/1.1, bare", series))

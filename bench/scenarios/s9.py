@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from bench import backends, role
 from bench.certificates import Authority
-from bench.contest import contest
-from bench.load import Load, handshakes, wrk
+from bench.contest import by_wrk, contest
+from bench.load import Load, handshakes
 from bench.measure import Run, Table
 from bench.peers import Peer
 from bench.role import Role
@@ -25,18 +25,7 @@ def run(run: Run) -> list[Table]:
     authority = Authority(run.folder("certificates"))
     client, called = authority.issue("caller", peer="called"), authority.issue("called", peer="caller")
     with backends.http(work, length=BODY_BYTES, cores=run.cores.rest) as ports:
-
-        def plain(peer: Peer, seconds: float) -> Load:
-            return wrk.apply(
-                f"http://127.0.0.1:{peer.port}/",
-                seconds=seconds,
-                connections=CONNECTIONS,
-                cores=run.cores.rest,
-                length=BODY_BYTES,
-                letter=backends.BODY_LETTER,
-                work=work,
-                headers=("Connection: close",),
-            )
+        plain = by_wrk(run, work, length=BODY_BYTES, connections=CONNECTIONS, headers=("Connection: close",))
 
         def mtls(peer: Peer, seconds: float) -> Load:
             return handshakes.apply(
