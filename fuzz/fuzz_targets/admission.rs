@@ -18,9 +18,6 @@ use weft_core::random::SplitMix;
 
 // The proxy is an executable without a library, so its code is compiled in from its source.
 #[allow(dead_code, unused_imports)]
-#[path = "../../crates/proxy/src/base64.rs"]
-mod base64;
-#[allow(dead_code, unused_imports)]
 #[path = "../../crates/proxy/src/codec/mod.rs"]
 mod codec;
 #[allow(dead_code)]

@@ -32,9 +32,6 @@ mod access_log {
 
 // The proxy is an executable without a library, so its code is compiled in from its source.
 #[allow(dead_code, unused_imports)]
-#[path = "../../crates/proxy/src/base64.rs"]
-mod base64;
-#[allow(dead_code, unused_imports)]
 #[path = "../../crates/proxy/src/codec/mod.rs"]
 mod codec;
 

@@ -12,9 +12,6 @@ use libfuzzer_sys::fuzz_target;
 
 // The proxy is an executable without a library, so its codec is compiled in from its source.
 #[allow(dead_code, unused_imports)]
-#[path = "../../crates/proxy/src/base64.rs"]
-mod base64;
-#[allow(dead_code, unused_imports)]
 #[path = "../../crates/proxy/src/codec/grpc_web.rs"]
 mod grpc_web;
 
@@ -70,7 +67,7 @@ fn decode(bytes: &[u8], step: usize) {
     assert_eq!(whole.ok(), groups.collect::<Option<Vec<_>>>().map(|groups| groups.concat()));
     // Credentials and the like are decoded at once, and less strictly.
     if let Ok(decoded) = BASE64.decode(bytes) {
-        assert_eq!(base64::decode(bytes), Some(decoded));
+        assert_eq!(weft_core::base64::decode(bytes), Some(decoded));
     }
 }
 

@@ -8,9 +8,6 @@ use rustls_pki_types::CertificateDer;
 use webpki::OwnedCertRevocationList;
 
 // The proxy is an executable without a library, so its reader is compiled in from its source.
-#[allow(dead_code)]
-#[path = "../../crates/proxy/src/base64.rs"]
-mod base64;
 #[path = "../../crates/proxy/src/tls/pem.rs"]
 mod pem_of_proxy;
 

@@ -9,9 +9,6 @@ use libfuzzer_sys::fuzz_target;
 
 // The proxy is an executable without a library, so its codec is compiled in from its source.
 #[allow(dead_code, unused_imports)]
-#[path = "../../crates/proxy/src/base64.rs"]
-mod base64;
-#[allow(dead_code, unused_imports)]
 #[path = "../../crates/proxy/src/codec/mod.rs"]
 mod codec;
 

@@ -19,6 +19,7 @@
 pub mod access_log;
 pub mod address;
 pub mod balance;
+pub mod base64;
 pub mod breaker;
 pub mod cluster;
 pub mod compile;

@@ -10,11 +10,11 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use weft_core::base64;
 use weft_core::http_manager::HttpManager;
 use weft_core::local_caller::LocalCaller;
 use weft_core::respond::Cause;
 
-use crate::base64;
 use crate::codec::Head;
 use crate::identify::Ends;
 use crate::route::View;

@@ -21,7 +21,6 @@ use weft_xds::Refusal;
 
 mod admin;
 mod alarm;
-mod base64;
 mod bootstrap;
 mod buffer;
 mod caller;

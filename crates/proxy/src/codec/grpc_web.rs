@@ -2,7 +2,7 @@
 //!
 //! Bytes in, bytes out; `forward` runs a message's spans through a [`Transcoder`], `http::grpc_web` decides which messages need one.
 
-use crate::base64;
+use weft_core::base64;
 
 /// The flag of a frame that holds trailers.
 const TRAILERS: u8 = 0x80;

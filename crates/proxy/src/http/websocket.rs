@@ -7,9 +7,9 @@
 //! all the way, and so does its answer: Envoy makes neither, and behind one of the two ends there may be HTTP/1.1 again.
 
 use aws_lc_rs::digest;
+use weft_core::base64;
 use weft_core::random::{Draw, Random};
 
-use crate::base64;
 use crate::codec::{Framing, Head, Name};
 
 use super::client::Client;

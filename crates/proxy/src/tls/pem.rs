@@ -4,8 +4,7 @@
 
 use rustls_pki_types::pem::{Error, PemObject};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
-
-use crate::base64;
+use weft_core::base64;
 
 /// *certificate*, which is DER, as PEM.
 pub fn write(certificate: &[u8]) -> String {

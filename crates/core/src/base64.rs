@@ -1,4 +1,4 @@
-//! Base64 (RFC 4648 4), the few lines of it that a proxy needs: keys of WebSocket, credentials, certificates.
+//! Base64 (RFC 4648 4), the few lines of it that a proxy needs: keys of WebSocket, certificates, bytes in the JSON form of a message.
 
 const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
