@@ -56,9 +56,12 @@ EVENTS_BEFORE_US = 20
 
 EVENT_BYTES = 1 << 20
 
-AGENTS_END_SECONDS = 1.5
+AGENTS_END_SECONDS = 1.4
 REST_END_SECONDS = 2.0
-"""Programs have one second after SIGTERM, proxies half a second to drain; the whole mesh ends within two."""
+"""
+Programs have one second after SIGTERM, proxies what is left, half a second at most, to drain. The whole mesh ends within two, and what
+comes after the agents takes up to half a second on a busy machine.
+"""
 
 
 class MeshRunning(WeftError):
