@@ -1,5 +1,5 @@
 //! Bootstraps under foreign bytes: reading YAML must end without a panic, what was read can be written as JSON and read again, and
-//! what becomes a message is one that the walk over honoured fields can read.
+//! what becomes a message is one that the walk over honoured fields can read, and that can be shown and read again.
 
 #![no_main]
 
@@ -19,5 +19,8 @@ fuzz_target!(|input: &[u8]| {
     document::parse(&written).expect("what was written is read");
     if let Ok(message) = honoured::json::encode(BOOTSTRAP, &value) {
         honoured::walk(BOOTSTRAP, &message);
+        let shown = honoured::json::decode(BOOTSTRAP, &message).expect("what was written can be shown");
+        let again = honoured::json::encode(BOOTSTRAP, &shown).expect("what is shown can be written");
+        assert_eq!(honoured::json::decode(BOOTSTRAP, &again), Some(shown));
     }
 });

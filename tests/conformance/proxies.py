@@ -116,6 +116,13 @@ def cluster(name: str, port: int, *, http2: bool, tls: dict[str, Any] | None = N
     return resource(name, ParseDict(content, Cluster()))
 
 
+def ask(socket: Path, path: str, method: str = "GET") -> str:
+    """What the admin interface at *socket* answers."""
+    with contextlib.closing(UnixConnection(socket, LIMIT)) as connection:
+        connection.request(method, path)
+        return str(connection.getresponse().read().decode())
+
+
 class Proxy:
     """A running weft-proxy and its control plane."""
 
@@ -124,9 +131,10 @@ class Proxy:
         self.core = StreamCore(str(directory / "xds.sock"))
         self.revision = 0
         self.stream: int | None = None
+        self.admin = directory / "admin.sock"
         config = bootstrap(
             {"id": f"sidecar~127.0.0.1~{name}.default~default.svc.cluster.local", "cluster": name},
-            admin=directory / "admin.sock",
+            admin=self.admin,
             xds=directory / "xds.sock",
             sds=directory / "xds.sock",
             records=directory / "records.sock",
@@ -227,9 +235,7 @@ class Static:
 
     def ask(self, path: str, method: str = "GET") -> str:
         """What the admin socket answers."""
-        with contextlib.closing(UnixConnection(self.admin, LIMIT)) as connection:
-            connection.request(method, path)
-            return str(connection.getresponse().read().decode())
+        return ask(self.admin, path, method)
 
     def is_ready(self) -> bool:
         assert self.process.poll() is None, "it has ended; what it said is above"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.conformance.certificates import Authority
 from tests.ports import free_port
 from weft.agent import admin
 from weft.agent.data_planes import DATA_PLANES
@@ -41,6 +42,7 @@ class Proxy:
         self.kind = kind
         self.port = free_port()
         self.admin = directory / "admin.sock"
+        self.identity = Authority(directory / "authority").issue("admin")
         path = directory / "bootstrap.json"
         path.write_text(json.dumps(self._bootstrap()))
         command = [DATA_PLANES[kind].find().path, "-c", str(path), "--concurrency", "1", "--log-level", "warning"]
@@ -65,9 +67,44 @@ class Proxy:
         return {
             "node": {"id": "admin", "cluster": "admin"},
             "admin": {"address": {"pipe": {"path": str(self.admin)}}},
-            "static_resources": {"listeners": [listener]},
+            "static_resources": {"listeners": [listener], "clusters": [self._cluster()]},
             # Envoy's histograms are shown once an interval is over, of 5 s by default.
             **({"stats_flush_interval": "0.1s"} if self.kind == ENVOY else {}),
+        }
+
+    def _cluster(self) -> dict[str, Any]:
+        """One that nobody calls, of fields of many kinds, a key among them."""
+        pem = {"inline_string": self.identity.chain.read_text()}, {"inline_string": self.identity.key.read_text()}
+        endpoint = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 1}}}
+        context = {
+            "@type": f"{TYPES}.transport_sockets.tls.v3.UpstreamTlsContext",
+            "common_tls_context": {
+                "tls_certificates": [dict(zip(("certificate_chain", "private_key"), pem, strict=True))],
+                "alpn_protocols": ["http/1.1"],
+            },
+            "sni": "other.example",
+        }
+        return {
+            "name": "other",
+            "type": "STATIC",
+            "connect_timeout": "1.5s",
+            "lb_policy": "LEAST_REQUEST",
+            "circuit_breakers": {"thresholds": [{"max_connections": 0}, {"priority": "HIGH", "max_requests": 7}]},
+            "load_assignment": {
+                "cluster_name": "other",
+                "endpoints": [
+                    {
+                        "lb_endpoints": [
+                            {
+                                "endpoint": endpoint,
+                                "metadata": {"filter_metadata": {"it": {"a": [1.5, True, None, "b", {}]}}},
+                                "load_balancing_weight": 2,
+                            },
+                        ],
+                    },
+                ],
+            },
+            "transport_socket": {"name": "tls", "typed_config": context},
         }
 
     def ask(self, path: str, method: str = "GET") -> tuple[int, str, str]:
@@ -193,6 +230,33 @@ def test_listeners_are_told_alike(proxies: dict[str, Proxy]) -> None:
             text = text.replace(str(proxy.port), "1")
             found.append((kind, json.loads(text) if query else text))
         assert found[0] == found[1]
+
+
+def test_a_dump_of_the_configuration_has_envoys_form(proxies: dict[str, Proxy]) -> None:
+    """Whole, but for keys, which neither shows."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, proxy in proxies.items():
+        text = proxy.ask("/config_dump")[2].replace(str(proxy.port), "1")
+        text = text.replace(json.dumps(proxy.identity.chain.read_text()), '"a chain"')
+        assert "PRIVATE KEY" not in text
+        found[kind] = {config.pop("@type"): config for config in json.loads(text)["configs"]}
+    sections = {f"type.googleapis.com/envoy.admin.v3.{name}ConfigDump" for name in ("Clusters", "Listeners")}
+    for section in sections:
+        ours, theirs = ({name: items(value) for name, value in found[kind][section].items()} for kind in found)
+        assert ours == theirs
+        assert ours
+    # What else Envoy has: the bootstrap, and routes that stand in a listener.
+    assert found[WEFT_PROXY].keys() < found[ENVOY].keys()
+    for query in ("resource=static_clusters", "resource=static_listeners&name_regex=^in$"):
+        (ours,), (theirs,) = (
+            items(json.loads(it.ask(f"/config_dump?{query}")[2])["configs"]) for it in proxies.values()
+        )
+        assert ours["@type"] == theirs["@type"]
+
+
+def items(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is in a list of a dump, without times."""
+    return [{name: value for name, value in item.items() if name != "last_updated"} for item in found]
 
 
 def test_memory_has_envoys_names(proxies: dict[str, Proxy]) -> None:

@@ -19,8 +19,10 @@ import yaml
 
 from tests.conformance.proxies import LIMIT, judge
 from tests.conformance.test_istiod_xds import Endpoints, endpoints
+from tests.held import DUMP, Held, of_dump
 from tests.ports import consecutive_ports, free_port
 from weft.agent.data_planes.weft_proxy import WeftProxy
+from weft.data_plane import WEFT_PROXY
 
 pytestmark = pytest.mark.conformance
 
@@ -65,10 +67,9 @@ def bootstrap(api_type: str, *, xds: int, log: int, admin: int) -> str:
     return yaml.safe_dump(content)
 
 
-def state_of(admin: int) -> list[dict[str, str]]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/config_dump", timeout=LIMIT) as answer:
-        found: list[dict[str, str]] = json.load(answer)
-        return found
+def state_of(admin: int) -> Held:
+    with urllib.request.urlopen(f"http://127.0.0.1:{admin}{DUMP}", timeout=LIMIT) as answer:
+        return of_dump(WEFT_PROXY, json.load(answer))
 
 
 @pytest.mark.parametrize(("mode", "api_type"), [("ads", "GRPC"), ("delta-ads", "DELTA_GRPC")])
@@ -107,14 +108,14 @@ def test_go_control_plane_drives_weft_proxy(tmp_path: Path, mode: str, api_type:
         verdict = subprocess.run(command, capture_output=True, text=True, timeout=4 * LIMIT, check=False)
         said = verdict.stderr[-3000:] + (tmp_path / "proxy.log").read_text()
         assert verdict.returncode == 0, said
-        rows = state_of(admin)
+        held = state_of(admin)
     assert f"Test for {mode} passed!" in verdict.stderr, said
-    followed = [(row["type_url"].rsplit(".", 1)[1], row["name"]) for row in rows if row["version"] != "static"]
-    assert all(row["state"] == "active" for row in rows), rows
+    assert {state for _, _, state in held} == {"active"}, held
+    followed = [(type_url.rsplit(".", 1)[1], name) for type_url, name, _ in held]
     kinds = Counter(kind for kind, _ in followed)
     assert set(kinds) == {"Cluster", "ClusterLoadAssignment", "Listener", "RouteConfiguration"}
     assert kinds["Listener"] == LISTENERS
     # Nothing of an earlier snapshot is left.
     clusters = [name for kind, name in followed if kind == "Cluster"]
     assert clusters
-    assert all(f"v{UPDATES - 1}" in name for name in clusters), rows
+    assert all(f"v{UPDATES - 1}" in name for name in clusters), held

@@ -36,6 +36,7 @@ from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf import any_pb2, json_format
 
 from tests.conformance.proxies import LIMIT, Proxy, Resource, proxies
+from tests.conformance.proxies import ask as ask_admin
 from tests.conformance.proxies import resource as packed
 from tests.conformance.test_grpc import tls
 from tests.ports import free_port
@@ -264,6 +265,47 @@ def load(proxy: Proxy, recorded: Recorded) -> None:
         assert any(f".{field}" in message for field in expected[key]), (key, message, expected[key])
 
 
+def dumped(proxy: Proxy) -> dict[tuple[str, str], Any]:
+    """What `/config_dump` shows of each resource of the kinds that are recorded, at work or not."""
+    found = {}
+    for config in json.loads(ask_admin(proxy.admin, "/config_dump?include_eds"))["configs"]:
+        for items in (items for name, items in config.items() if name.startswith("dynamic_")):
+            for item in items:
+                for holder in (item, item.get("active_state", {}), item.get("warming_state", {})):
+                    for content in (value for value in holder.values() if isinstance(value, dict) and "@type" in value):
+                        found[content["@type"], content.get("name") or content["cluster_name"]] = content
+    return found
+
+
+def told(resource: dict[str, Any]) -> Any:
+    """A resource in one spelling, without what nothing is done about."""
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, list):
+            return [whole(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if value.get("@type", "").endswith(".TypedStruct"):
+            return {name: value[name] for name in ("@type", "typeUrl")}
+        return {name: whole(item) for name, item in value.items() if name != "customTags"}
+
+    return whole(json_format.MessageToDict(json_format.ParseDict(resource, any_pb2.Any())))
+
+
+def check_dump(proxy: Proxy, recorded: Recorded) -> None:
+    """What a proxy shows is what it was sent."""
+    shown, refused = dumped(proxy), recorded.expected_refusals()
+    for kind, items in recorded.items.items():
+        for item in items:
+            key = item["@type"], item.get("name") or item["clusterName"]
+            if key in shown:
+                assert told(shown.pop(key)) == told(item), key
+            else:
+                # Routes and endpoints are asked for by name, and nobody here may.
+                assert key in refused or kind in ("routes", "endpoints"), key
+    assert not shown
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_recorded_scenario_loads_and_routes(corpus: Path, tmp_path: Path, name: str) -> None:
     """One weft-proxy becomes each proxy of the scenario, one after the other."""
@@ -274,6 +316,7 @@ def test_recorded_scenario_loads_and_routes(corpus: Path, tmp_path: Path, name: 
         for node in (node for node, content in nodes.items() if content["metadata"].get("GENERATOR") != PROXYLESS):
             recorded = Recorded(folder, node, servers)
             load(proxy, recorded)
+            check_dump(proxy, recorded)
             for port, host, addresses in recorded.plain_requests():
                 status, body = ask(port, host)
                 assert (status, body in addresses) == ((200, True) if addresses else (503, False)), (

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import REPOSITORY, Mesh, Person, Started, eventually, someone
-from tests.resilience.held import DUMPS, Held, of_dump, of_published
+from tests.held import DUMP, Held, of_dump, of_published
 from weft.agent.paths import MeshPaths
 from weft.cli.client import Client, UnixConnection
 from weft.data_plane import ENVOY, WEFT_PROXY
@@ -264,7 +264,7 @@ class Loaded:
         data_plane = self.data_plane(workload)
         connection = UnixConnection(self.paths.workload(workload).admin_socket, 30)
         try:
-            connection.request("GET", DUMPS.get(data_plane, "/config_dump"))
+            connection.request("GET", DUMP)
             return of_dump(data_plane, json.loads(connection.getresponse().read()))
         finally:
             connection.close()  # Envoy would keep it

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value as Json, json};
-use weft_core::honoured::json::encode;
+use weft_core::honoured::json::{decode, encode};
 use weft_protos::envoy::config::cluster::v3::cluster::{DiscoveryType, LbPolicy};
 use weft_protos::envoy::config::cluster::v3::{Cluster, cluster};
 use weft_protos::envoy::config::core::v3::{Metadata, TransportSocket, transport_socket};
@@ -75,6 +75,67 @@ fn every_kind_of_field_is_read_in_both_spellings() {
         "transportSocket": {"name": "tls", "typedConfig": context}, "metadata": {"filterMetadata": {"weft": metadata}}});
     assert_eq!(read(&snake), expected);
     assert_eq!(read(&camel), expected);
+    // And written as Envoy writes it.
+    let context = json!({"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "sni": "s", "common_tls_context": {"alpn_protocols": ["a", "b"]}});
+    let metadata = json!({"number": 1.5, "text": "t", "truth": true, "nothing": null, "list": [-2.0], "inner": {}});
+    let shown = json!({"@type": type_url::CLUSTER, "name": "c", "type": "EDS", "connect_timeout": "1.250s",
+        "per_connection_buffer_limit_bytes": 7, "lb_policy": "LEAST_REQUEST", "least_request_lb_config": {"choice_count": 0},
+        "transport_socket": {"name": "tls", "typed_config": context}, "metadata": {"filter_metadata": {"weft": metadata}}});
+    assert_eq!(decode(type_url::CLUSTER, &expected.encode_to_vec()), Some(shown));
+}
+
+#[test]
+fn durations_are_written_with_the_digits_that_they_need() {
+    for (seconds, nanos, text) in [
+        (0, 0, "0s"),
+        (15, 0, "15s"),
+        (0, 250_000_000, "0.250s"),
+        (3, 1_000, "3.000001s"),
+        (0, 1, "0.000000001s"),
+        (-1, -500_000_000, "-1.500s"),
+        (0, -1_000_000, "-0.001s"),
+    ] {
+        let duration = Duration { seconds, nanos };
+        let cluster = Cluster { connect_timeout: Some(duration), ..Default::default() };
+        let shown = decode(type_url::CLUSTER, &cluster.encode_to_vec()).expect("a cluster");
+        assert_eq!(shown["connect_timeout"], text);
+        assert_eq!(read(&shown).connect_timeout, Some(duration));
+    }
+}
+
+#[test]
+fn keys_are_not_shown() {
+    let pem = |text: &str| json!({"inline_string": text});
+    let written = json!({"name": "s", "tls_certificate": {
+        "certificate_chain": pem("all may know"), "private_key": {"inline_bytes": "c2VjcmV0"},
+    }});
+    let shown = decode(type_url::SECRET, &encode(type_url::SECRET, &written).expect("good")).expect("a secret");
+    let certificate = &shown["tls_certificate"];
+    assert_eq!(certificate["certificate_chain"], pem("all may know"));
+    assert_eq!(certificate["private_key"], json!({"inline_bytes": "W3JlZGFjdGVkXQ=="}));
+    let keys = json!({"name": "s", "session_ticket_keys": {"keys": [pem("secret"), {"filename": "where"}]}});
+    let shown = decode(type_url::SECRET, &encode(type_url::SECRET, &keys).expect("good")).expect("a secret");
+    assert_eq!(
+        shown["session_ticket_keys"]["keys"],
+        json!([{"inline_string": "[redacted]"}, {"filename": "[redacted]"}])
+    );
+}
+
+#[test]
+fn a_message_in_parts_is_one_and_broken_bytes_are_none() {
+    let part = |cluster: Cluster| cluster.encode_to_vec();
+    let seconds = Cluster { connect_timeout: Some(Duration { seconds: 2, nanos: 0 }), ..Default::default() };
+    let nanos = Cluster { connect_timeout: Some(Duration { seconds: 0, nanos: 500_000_000 }), ..Default::default() };
+    let both = [part(seconds), part(nanos)].concat();
+    assert_eq!(
+        decode(type_url::CLUSTER, &both),
+        Some(json!({"@type": type_url::CLUSTER, "connect_timeout": "2.500s"}))
+    );
+    let whole = Cluster { name: "a cluster".into(), ..Default::default() }.encode_to_vec();
+    assert_eq!(decode(type_url::CLUSTER, &whole[..whole.len() - 1]), None);
+    assert_eq!(decode(type_url::CLUSTER, b"\x0a\x01\xff"), None);
+    assert_eq!(decode("type.googleapis.com/weft.Nonsense", &[]), None);
 }
 
 #[test]

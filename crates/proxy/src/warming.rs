@@ -16,7 +16,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde_json::{Value, json};
 use weft_core::access_log::Sink;
 use weft_core::balance::Balancer;
 use weft_core::cluster::{Cluster, Discovery};
@@ -44,6 +43,10 @@ use crate::tls::secrets;
 use crate::tls::tickets::KeyRing;
 use crate::virtual_hosts::{VirtualHosts, table_of};
 
+mod shown;
+
+pub use shown::{Shown, State};
+
 type Name = Arc<str>;
 
 /// One accepted resource.
@@ -54,12 +57,6 @@ struct Stored<T> {
     needs: Box<[SecretName]>,
     /// What of it is accepted although nothing is done about it.
     not_applied: Box<[Problem]>,
-}
-
-impl<T> Stored<T> {
-    fn to_show(&self) -> (&str, &[Problem]) {
-        (&self.version, &self.not_applied)
-    }
 }
 
 /// What is kept beside a compiled resource.
@@ -760,58 +757,6 @@ impl Holdings {
         let hosts = self.virtual_hosts.iter();
         entries.extend(hosts.map(|(name, it)| entry(type_url::VIRTUAL_HOST, name, &it.version, &it.body)));
         entries
-    }
-
-    /// Every resource with its state, for `/config_dump`.
-    pub fn dump(&self) -> Vec<Value> {
-        let mut rows = Vec::new();
-        let mut row = |type_url: &str, name: &str, version: &str, state: &str, not_applied: &[Problem]| {
-            let mut row = json!({"type_url": type_url, "name": name, "version": version, "state": state});
-            if !not_applied.is_empty() {
-                row["not_applied"] =
-                    not_applied.iter().map(|it| json!({"field": it.path, "reason": it.reason})).collect();
-            }
-            rows.push(row);
-            rows.len() - 1
-        };
-        let mut reasons = Vec::new();
-        let mut warmable = |type_url: &'static str, name: &Name, newest: (&str, &[Problem]), at_work| {
-            let obstacle = self.obstacles.get(&(type_url, Arc::clone(name)));
-            let ready: Option<(&str, &[Problem])> = if obstacle.is_none() { Some(newest) } else { at_work };
-            if let Some((version, not_applied)) = ready {
-                row(type_url, name, version, "active", not_applied);
-            }
-            if let Some(obstacle) = obstacle {
-                reasons.push((row(type_url, name, newest.0, "warming", newest.1), obstacle.reason()));
-            }
-        };
-        for (name, stored) in &self.clusters {
-            let at_work = self.clusters_at_work.get(name).map(|it| it.stored.to_show());
-            warmable(type_url::CLUSTER, name, stored.to_show(), at_work);
-        }
-        for (name, stored) in &self.listeners {
-            let at_work = self.listeners_at_work.get(name).map(|it| it.stored.to_show());
-            warmable(type_url::LISTENER, name, stored.to_show(), at_work);
-        }
-        for (name, stored) in &self.assignments {
-            row(type_url::CLUSTER_LOAD_ASSIGNMENT, name, &stored.version, "active", &stored.not_applied);
-        }
-        for (name, stored) in &self.routes {
-            row(type_url::ROUTE_CONFIGURATION, name, &stored.version, "active", &stored.not_applied);
-        }
-        for (name, held) in self.virtual_hosts.iter() {
-            row(type_url::VIRTUAL_HOST, name, &held.version, "active", &held.not_applied);
-        }
-        for (name, mark) in &self.secret_marks {
-            row(type_url::SECRET, name, &mark.version, "active", &[]);
-        }
-        for ((type_url, name), (version, reason)) in &self.refused {
-            reasons.push((row(type_url, name, version, "refused", &[]), reason));
-        }
-        for (index, reason) in reasons {
-            rows[index]["reason"] = reason.into();
-        }
-        rows
     }
 }
 

@@ -314,8 +314,8 @@ fn the_old_version_of_a_listener_works_on_until_the_new_one_is_warm() {
     proxy.routes("r");
     proxy.listeners(&[rds_listener("l", 2000, "s")]);
     assert_eq!(proxy.listening(), [1000]);
-    let states: Vec<_> = proxy.holdings.dump().iter().map(|row| row["state"].clone()).collect();
-    assert_eq!(states, ["active", "warming", "active"]);
+    let states: Vec<_> = proxy.holdings.shown().iter().map(|row| row.state).collect();
+    assert_eq!(states, [State::Active, State::Warming, State::Active]);
     proxy.routes("s");
     assert_eq!(proxy.listening(), [2000]);
     assert!(!proxy.active.core.routes.contains_key("r"));
@@ -350,10 +350,10 @@ fn one_bad_resource_keeps_no_other_back() {
     assert_eq!(proxy.receive(type_url::CLUSTER, vec![bad, misnamed, good], &[]), ["bad", "other"]);
     proxy.endpoints("a", &[80]);
     assert!(proxy.upstream("a").is_some());
-    let refused = proxy.holdings.dump().into_iter().filter(|row| row["state"] == "refused").count();
+    let refused = proxy.holdings.shown().iter().filter(|row| row.state == State::Refused).count();
     assert_eq!(refused, 2);
     proxy.clusters(&[eds_cluster("bad", "a"), eds_cluster("other", "a")]);
-    assert!(proxy.holdings.dump().iter().all(|row| row["state"] == "active"));
+    assert!(proxy.holdings.shown().iter().all(|row| row.state == State::Active));
 }
 
 #[test]

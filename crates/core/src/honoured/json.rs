@@ -1,4 +1,4 @@
-//! The JSON form of a message -> its bytes, by the same table: a bootstrap, a config dump, a resource that a person wrote.
+//! The JSON form of a message -> its bytes, by the same table: a bootstrap, a config dump, a resource that a person wrote. [`decode`] is the way back.
 //!
 //! Source of the form: protobuf's "ProtoJSON format". Names may be `snake_case` or `lowerCamelCase`; `null` is absent. What the table does not
 //! honour cannot be written either, so it is refused here by name and path.
@@ -6,7 +6,11 @@
 use serde_json::{Map, Value};
 
 use super::{Kind, MAX_DEPTH, Message, Role, Scalar, find, not_applied_type, table};
+use crate::base64;
 use crate::compile::Problem;
+
+mod decode;
+pub use decode::decode;
 
 /// Serialise *value* as the message of *type_url*, which must be one that travels by itself. A member `@type` is passed over.
 ///
@@ -68,7 +72,7 @@ impl Writer {
             "google.protobuf.ListValue" => self.list(value),
             "google.protobuf.Value" => self.value(value),
             // A message around one value, which stands for it in JSON.
-            name if name.starts_with("google.protobuf.") && name.ends_with("Value") => {
+            _ if is_of_protobuf(message) => {
                 let mut out = Vec::new();
                 if let Some(Kind::Scalar(kind)) = message.fields.first().map(|field| field.kind) {
                     self.scalar(kind, 1, value, &mut out);
@@ -207,7 +211,7 @@ impl Writer {
                 Value::String(text) => put(number, text.as_bytes(), out),
                 other => self.expected("a string", other),
             },
-            Scalar::Bytes => match value.as_str().and_then(base64) {
+            Scalar::Bytes => match value.as_str().and_then(bytes) {
                 Some(bytes) => put(number, &bytes, out),
                 None => self.expected("base64", value),
             },
@@ -258,7 +262,7 @@ impl Writer {
             Some(message) if message.role == Role::Extension => {
                 // A type with a JSON form of its own has it in `value`.
                 let bytes = match members.get("value") {
-                    Some(inner) if message.name.starts_with("google.protobuf.") => self.message(message, inner),
+                    Some(inner) if is_of_protobuf(message) => self.message(message, inner),
                     _ => self.fields(message, members),
                 };
                 put(2, &bytes, &mut out);
@@ -310,6 +314,11 @@ impl Writer {
     }
 }
 
+/// Whether it is one of protobuf's own types, each of which has a JSON form of its own.
+fn is_of_protobuf(message: &Message) -> bool {
+    message.name.starts_with("google.protobuf.")
+}
+
 /// Whether *key* is *name* in either spelling.
 fn is_name(key: &str, name: &str) -> bool {
     let mut key_bytes = key.bytes();
@@ -341,30 +350,12 @@ fn duration(text: &str) -> Option<(i64, i32)> {
 }
 
 /// RFC 4648 4 or 5, with or without padding.
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim_end_matches('=').as_bytes();
-    let mut out = Vec::with_capacity(digits.len() * 3 / 4);
-    for group in digits.chunks(4) {
-        let mut bits: u32 = 0;
-        for digit in group {
-            let value = match digit {
-                b'A'..=b'Z' => digit - b'A',
-                b'a'..=b'z' => digit - b'a' + 26,
-                b'0'..=b'9' => digit - b'0' + 52,
-                b'+' | b'-' => 62,
-                b'/' | b'_' => 63,
-                _ => return None,
-            };
-            bits = bits << 6 | u32::from(value);
-        }
-        let bytes = (bits << (6 * (4 - group.len()))).to_be_bytes();
-        match group.len() {
-            // One digit alone is no byte.
-            1 => return None,
-            length => out.extend_from_slice(&bytes[1..length]),
-        }
+fn bytes(text: &str) -> Option<Vec<u8>> {
+    // One digit alone is no byte.
+    if text.trim_end_matches('=').len() % 4 == 1 {
+        return None;
     }
-    Some(out)
+    base64::decode(text.replace('-', "+").replace('_', "/").as_bytes())
 }
 
 fn varint(mut value: u64, out: &mut Vec<u8>) {

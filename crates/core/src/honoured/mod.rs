@@ -4,7 +4,8 @@
 //! So every resource is walked before it is compiled: each field that is set must be marked in `honoured.txt`.
 //! The table is plain static data generated from that list and the descriptors; no descriptor is in memory at run time.
 //!
-//! The same table reads the JSON form of a message ([`json`]), which is how a bootstrap and `weft-proxy validate` come by bytes.
+//! The same table reads and writes the JSON form of a message ([`json`]), which is how a bootstrap and `weft-proxy validate` come by bytes,
+//! and how `/config_dump` shows what it holds.
 
 use weft_protos::google::protobuf::Any;
 
@@ -154,9 +155,8 @@ impl Walker {
         // Elements of repeated fields come one by one; their indices are counted by field.
         let mut seen = vec![0u32; message.fields.len()];
         while !bytes.is_empty() {
-            let tag = varint(&mut bytes)?;
-            let payload = payload(tag & 7, &mut bytes)?;
-            let number = u32::try_from(tag >> 3).map_err(|_| Broken)?;
+            let (number, payload) = field(&mut bytes)?;
+            let payload = payload.bytes();
             let Ok(index) = message.fields.binary_search_by_key(&number, |field| field.number) else {
                 self.at(&format!(".{number}"), |walker| {
                     walker.refuse("a field that this version of weft-proxy does not know")
@@ -217,15 +217,31 @@ impl Walker {
     }
 }
 
+/// What one field holds, as it travels.
+#[derive(Debug, Clone, Copy)]
+enum Payload<'b> {
+    Varint(u64),
+    /// Of a known length: numbers of four and eight bytes, too, in little-endian order.
+    Bytes(&'b [u8]),
+}
+
+impl<'b> Payload<'b> {
+    /// Empty for a varint.
+    fn bytes(self) -> &'b [u8] {
+        match self {
+            Payload::Varint(_) => &[],
+            Payload::Bytes(bytes) => bytes,
+        }
+    }
+}
+
 /// The fields 1 and 2 of an `Any` or of an entry of a map.
 fn two_fields(mut bytes: &[u8]) -> Result<(&[u8], &[u8]), Broken> {
     let (mut first, mut second): (&[u8], &[u8]) = (&[], &[]);
     while !bytes.is_empty() {
-        let tag = varint(&mut bytes)?;
-        let payload = payload(tag & 7, &mut bytes)?;
-        match tag >> 3 {
-            1 => first = payload,
-            2 => second = payload,
+        match field(&mut bytes)? {
+            (1, payload) => first = payload.bytes(),
+            (2, payload) => second = payload.bytes(),
             _ => {}
         }
     }
@@ -235,13 +251,28 @@ fn two_fields(mut bytes: &[u8]) -> Result<(&[u8], &[u8]), Broken> {
 /// The key of a map's entry, 0 if it is absent (proto3's default).
 fn numeric_key(mut bytes: &[u8]) -> Result<u64, Broken> {
     while !bytes.is_empty() {
-        match varint(&mut bytes)? {
-            // Field 1 as a varint.
-            8 => return varint(&mut bytes),
-            tag => drop(payload(tag & 7, &mut bytes)?),
+        if let (1, Payload::Varint(key)) = field(&mut bytes)? {
+            return Ok(key);
         }
     }
     Ok(0)
+}
+
+/// Take one field: its number and what it holds.
+fn field<'b>(bytes: &mut &'b [u8]) -> Result<(u32, Payload<'b>), Broken> {
+    let tag = varint(bytes)?;
+    let number = u32::try_from(tag >> 3).map_err(|_| Broken)?;
+    let length = match tag & 7 {
+        0 => return Ok((number, Payload::Varint(varint(bytes)?))),
+        1 => 8,
+        2 => usize::try_from(varint(bytes)?).map_err(|_| Broken)?,
+        5 => 4,
+        // Groups (3, 4) do not occur in proto3.
+        _ => return Err(Broken),
+    };
+    let (payload, rest) = bytes.split_at_checked(length).ok_or(Broken)?;
+    *bytes = rest;
+    Ok((number, Payload::Bytes(payload)))
 }
 
 fn varint(bytes: &mut &[u8]) -> Result<u64, Broken> {
@@ -255,22 +286,4 @@ fn varint(bytes: &mut &[u8]) -> Result<u64, Broken> {
         }
     }
     Err(Broken)
-}
-
-/// Take the bytes of one value; empty for a varint.
-fn payload<'b>(wire_type: u64, bytes: &mut &'b [u8]) -> Result<&'b [u8], Broken> {
-    let length = match wire_type {
-        0 => {
-            varint(bytes)?;
-            return Ok(&[]);
-        }
-        1 => 8,
-        2 => usize::try_from(varint(bytes)?).map_err(|_| Broken)?,
-        5 => 4,
-        // Groups (3, 4) do not occur in proto3.
-        _ => return Err(Broken),
-    };
-    let (payload, rest) = bytes.split_at_checked(length).ok_or(Broken)?;
-    *bytes = rest;
-    Ok(payload)
 }

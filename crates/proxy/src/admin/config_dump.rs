@@ -1,100 +1,323 @@
-//! `/config_dump`: every resource with its state; which of them, may be said with Envoy's parameters.
+//! `/config_dump`: every resource with its content and its state, in the form of Envoy's (envoy/admin/v3/config_dump.proto), so that what reads
+//! Envoy's reads this. Which of them, may be said with Envoy's parameters.
+//!
+//! Beyond Envoy's form an item has `reason` where it is not active, and `not_applied` where a part of it is accepted and nothing is done about
+//! it; and virtual hosts that came by themselves are a section of their own. Not there: the bootstrap, times, and what is in secrets.
 
-use serde_json::Value;
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use weft_core::honoured::json::decode;
 use weft_protos::type_url;
 
 use super::answer::Answer;
 use super::question::Query;
 use super::{Admin, Parameter, Response, filter};
+use crate::warming::{Shown, State};
 
 pub const PARAMETERS: [Parameter; 3] = [
-    ("include_eds", "what it asks for is there in any case: endpoints"),
+    ("include_eds", "endpoints, too"),
     ("name_regex", "a regular expression; only resources whose name it finds"),
     ("resource", "one kind by Envoy's name, such as dynamic_listeners or static_clusters"),
 ];
 
-/// Version of what the bootstrap itself holds.
-const STATIC: &str = "static";
-
-/// Envoy's name of a kind, and what belongs to it.
-struct Kind {
+/// One list of a section.
+struct List {
+    /// Envoy's message that has it, and that of its items.
+    section: &'static str,
+    item: &'static str,
     name: &'static str,
     type_url: &'static str,
-    is_static: bool,
-    /// Every one, if it is empty.
-    state: &'static str,
+    /// What an item calls its resource.
+    content: &'static str,
+    part: Part,
 }
 
-const fn kind(name: &'static str, type_url: &'static str, is_static: bool, state: &'static str) -> Kind {
-    Kind { name, type_url, is_static, state }
+/// Which resources of a type are in a list.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Static,
+    Dynamic,
+    DynamicActive,
+    /// Those that are not active.
+    DynamicWarming,
+    /// All states of a name in one item.
+    DynamicByState,
 }
 
-const KINDS: [Kind; 8] = [
-    kind("static_listeners", type_url::LISTENER, true, ""),
-    kind("dynamic_listeners", type_url::LISTENER, false, ""),
-    kind("static_clusters", type_url::CLUSTER, true, ""),
-    kind("dynamic_active_clusters", type_url::CLUSTER, false, "active"),
-    kind("dynamic_warming_clusters", type_url::CLUSTER, false, "warming"),
-    kind("dynamic_route_configs", type_url::ROUTE_CONFIGURATION, false, ""),
-    kind("dynamic_endpoint_configs", type_url::CLUSTER_LOAD_ASSIGNMENT, false, ""),
-    kind("dynamic_active_secrets", type_url::SECRET, false, ""),
+const fn list(
+    section: &'static str,
+    item: &'static str,
+    name: &'static str,
+    type_url: &'static str,
+    content: &'static str,
+    part: Part,
+) -> List {
+    List { section, item, name, type_url, content, part }
+}
+
+const CLUSTERS: &str = "envoy.admin.v3.ClustersConfigDump";
+const ENDPOINTS: &str = "envoy.admin.v3.EndpointsConfigDump";
+const LISTENERS: &str = "envoy.admin.v3.ListenersConfigDump";
+const ROUTES: &str = "envoy.admin.v3.RoutesConfigDump";
+const SECRETS: &str = "envoy.admin.v3.SecretsConfigDump";
+const VIRTUAL_HOSTS: &str = "weft.admin.v1.VirtualHostsConfigDump";
+
+/// The lists of a section stand together; the sections are in Envoy's order.
+#[rustfmt::skip]
+const LISTS: [List; 10] = [
+    list(CLUSTERS, "StaticCluster", "static_clusters", type_url::CLUSTER, "cluster", Part::Static),
+    list(CLUSTERS, "DynamicCluster", "dynamic_active_clusters", type_url::CLUSTER, "cluster", Part::DynamicActive),
+    list(CLUSTERS, "DynamicCluster", "dynamic_warming_clusters", type_url::CLUSTER, "cluster", Part::DynamicWarming),
+    list(ENDPOINTS, "DynamicEndpointConfig", "dynamic_endpoint_configs", type_url::CLUSTER_LOAD_ASSIGNMENT, "endpoint_config", Part::Dynamic),
+    list(LISTENERS, "StaticListener", "static_listeners", type_url::LISTENER, "listener", Part::Static),
+    list(LISTENERS, "DynamicListener", "dynamic_listeners", type_url::LISTENER, "listener", Part::DynamicByState),
+    list(ROUTES, "DynamicRouteConfig", "dynamic_route_configs", type_url::ROUTE_CONFIGURATION, "route_config", Part::Dynamic),
+    list(SECRETS, "StaticSecret", "static_secrets", type_url::SECRET, "secret", Part::Static),
+    list(SECRETS, "DynamicSecret", "dynamic_active_secrets", type_url::SECRET, "secret", Part::Dynamic),
+    list(VIRTUAL_HOSTS, "DynamicVirtualHost", "dynamic_virtual_hosts", type_url::VIRTUAL_HOST, "virtual_host", Part::Dynamic),
 ];
 
 pub fn respond(admin: &Admin, query: &Query) -> Response {
-    query.flag("include_eds")?;
-    let rows = admin.configurator.borrow().holdings.dump();
-    select(rows, query).map(|rows| Answer::json(&rows.into()))
+    let configurator = admin.configurator.borrow();
+    let configs = select(&configurator.holdings.shown(), query)?;
+    Ok(Answer::json(&json!({"configs": configs})))
 }
 
-fn select(mut rows: Vec<Value>, query: &Query) -> Result<Vec<Value>, Answer> {
+fn select(rows: &[Shown], query: &Query) -> Result<Vec<Value>, Answer> {
+    let with_endpoints = query.flag("include_eds")?;
+    let pattern = filter(query, "name_regex")?;
+    let named = by_name(rows.iter().filter(|row| pattern.as_ref().is_none_or(|pattern| pattern.is_match(row.name))));
     if let Some(name) = query.value("resource")? {
-        let Some(kind) = KINDS.iter().find(|kind| kind.name == name) else {
-            let names: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
+        let Some(list) = LISTS.iter().find(|list| list.name == name) else {
+            let names: Vec<_> = LISTS.iter().map(|list| list.name).collect();
             return Err(Answer::text(
                 404,
                 format!("{name} not found in config dump; there are {}\n", names.join(", ")),
             ));
         };
-        rows.retain(|row| {
-            let is_static = row["version"] == STATIC;
-            row["type_url"] == kind.type_url
-                && is_static == kind.is_static
-                && (kind.state.is_empty() || row["state"] == kind.state)
-        });
+        let type_url = format!("type.googleapis.com/{}.{}", list.section, list.item);
+        return Ok(list.items(&named).map(|item| typed(&type_url, item)).collect());
     }
-    if let Some(pattern) = filter(query, "name_regex")? {
-        rows.retain(|row| row["name"].as_str().is_some_and(|name| pattern.is_match(name)));
+    let mut sections: Vec<(&str, Map<String, Value>)> = Vec::new();
+    for list in &LISTS {
+        if list.section == ENDPOINTS && !with_endpoints {
+            continue;
+        }
+        if sections.last().is_none_or(|(section, _)| *section != list.section) {
+            sections.push((list.section, Map::new()));
+        }
+        let items: Vec<_> = list.items(&named).map(Value::Object).collect();
+        if let (Some((_, members)), false) = (sections.last_mut(), items.is_empty()) {
+            members.insert(list.name.into(), items.into());
+        }
     }
-    Ok(rows)
+    // Envoy has no such section, and few have such virtual hosts.
+    sections.retain(|(section, members)| *section != VIRTUAL_HOSTS || !members.is_empty());
+    Ok(sections
+        .into_iter()
+        .map(|(section, members)| typed(&format!("type.googleapis.com/{section}"), members))
+        .collect())
+}
+
+fn typed(type_url: &str, mut members: Map<String, Value>) -> Value {
+    members.insert("@type".into(), type_url.into());
+    members.into()
+}
+
+/// The states of one name.
+#[derive(Clone, Copy, Default)]
+struct States<'h> {
+    active: Option<&'h Shown<'h>>,
+    warming: Option<&'h Shown<'h>>,
+    refused: Option<&'h Shown<'h>>,
+}
+
+fn by_name<'h>(rows: impl Iterator<Item = &'h Shown<'h>>) -> BTreeMap<(&'h str, &'h str), States<'h>> {
+    let mut named: BTreeMap<_, States> = BTreeMap::new();
+    for row in rows {
+        let states = named.entry((row.type_url, row.name)).or_default();
+        match row.state {
+            State::Active => states.active = Some(row),
+            State::Warming => states.warming = Some(row),
+            State::Refused => states.refused = Some(row),
+        }
+    }
+    named
+}
+
+impl List {
+    fn items<'n>(
+        &'n self,
+        named: &'n BTreeMap<(&'n str, &'n str), States<'n>>,
+    ) -> impl Iterator<Item = Map<String, Value>> + use<'n> {
+        named
+            .iter()
+            .filter(|((type_url, _), _)| *type_url == self.type_url)
+            .filter_map(|((_, name), states)| self.item(name, states))
+    }
+
+    fn item(&self, name: &str, states: &States) -> Option<Map<String, Value>> {
+        let States { active, warming, refused } = *states;
+        let is_static = active.or(warming).is_some_and(|row| row.is_static);
+        if is_static != (self.part == Part::Static) {
+            return None;
+        }
+        let (row, refused) = match self.part {
+            Part::Static => (active.or(warming), None),
+            Part::Dynamic => (active, refused),
+            // What was refused last is told with what is newest.
+            Part::DynamicActive if active.is_none() => return None,
+            Part::DynamicActive => (active, refused.filter(|_| warming.is_none())),
+            Part::DynamicWarming if warming.is_none() && active.is_some() => return None,
+            Part::DynamicWarming => (warming, refused),
+            Part::DynamicByState => {
+                let mut item = named(name);
+                let states = [("active_state", active), ("warming_state", warming)];
+                let states = states.into_iter().filter_map(|(state, row)| Some((state, row?)));
+                item.extend(states.map(|(state, row)| (state.to_owned(), self.version(row).into())));
+                item.extend(refused.map(error_state));
+                return Some(item);
+            }
+        };
+        // Without a resource, or with one that is not shown, only this says which it is; a virtual host calls itself otherwise.
+        let is_named = self.section == VIRTUAL_HOSTS || row.is_none_or(|row| row.body.is_empty());
+        let mut item = if is_named { named(name) } else { Map::new() };
+        item.extend(row.map(|row| self.version(row)).unwrap_or_default());
+        item.extend(refused.map(error_state));
+        Some(item)
+    }
+
+    /// One version of a resource.
+    fn version(&self, row: &Shown) -> Map<String, Value> {
+        let mut members = Map::new();
+        if !row.is_static {
+            members.insert("version_info".into(), row.version.into());
+        }
+        if let Some(content) = decode(row.type_url, row.body).filter(|_| !row.body.is_empty()) {
+            members.insert(self.content.into(), content);
+        }
+        if !row.reason.is_empty() {
+            members.insert("reason".into(), row.reason.into());
+        }
+        if !row.not_applied.is_empty() {
+            let fields = row.not_applied.iter().map(|it| json!({"field": it.path, "reason": it.reason}));
+            members.insert("not_applied".into(), fields.collect());
+        }
+        members
+    }
+}
+
+fn named(name: &str) -> Map<String, Value> {
+    Map::from_iter([("name".to_owned(), name.into())])
+}
+
+/// `envoy.admin.v3.UpdateFailureState`
+fn error_state(refused: &Shown) -> (String, Value) {
+    ("error_state".into(), json!({"version_info": refused.version, "details": refused.reason}))
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use weft_core::compile::Problem;
 
     use super::*;
 
+    const EMPTY: Shown = Shown {
+        type_url: type_url::CLUSTER,
+        name: "up",
+        version: "1",
+        state: State::Active,
+        is_static: false,
+        body: &[],
+        not_applied: &[],
+        reason: "",
+    };
+
+    /// `Cluster {name: "up"}`
+    const UP: &[u8] = b"\x0a\x02up";
+
+    fn asked(rows: &[Shown], query: &str) -> Result<Value, u16> {
+        select(rows, &Query::parse(query).unwrap()).map(Value::Array).map_err(|answer| answer.status)
+    }
+
     #[test]
     fn resources_are_chosen_by_kind_and_name() {
-        let row = |type_url: &str, name: &str, version: &str, state: &str| json!({"type_url": type_url, "name": name, "version": version, "state": state});
-        let rows = || {
-            vec![
-                row(type_url::CLUSTER, "xds", "static", "active"),
-                row(type_url::CLUSTER, "up", "1", "active"),
-                row(type_url::CLUSTER, "up", "2", "warming"),
-                row(type_url::LISTENER, "in", "1", "active"),
-            ]
-        };
+        let rows = [
+            Shown { name: "xds", is_static: true, ..EMPTY },
+            EMPTY,
+            Shown { version: "2", state: State::Warming, reason: "it waits", ..EMPTY },
+            Shown { type_url: type_url::LISTENER, name: "in", ..EMPTY },
+        ];
         let names = |query: &str| -> Result<Vec<String>, u16> {
-            let found = select(rows(), &Query::parse(query).unwrap()).map_err(|answer| answer.status)?;
-            Ok(found.iter().map(|row| format!("{}@{}", row["name"].as_str().unwrap(), row["version"])).collect())
+            let found = asked(&rows, query)?;
+            Ok(found.as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect())
         };
-        assert_eq!(names("resource=static_clusters").unwrap(), ["xds@\"static\""]);
-        assert_eq!(names("resource=dynamic_active_clusters").unwrap(), ["up@\"1\""]);
-        assert_eq!(names("resource=dynamic_warming_clusters").unwrap(), ["up@\"2\""]);
-        assert_eq!(names("name_regex=^(in|xds)$").unwrap(), ["xds@\"static\"", "in@\"1\""]);
+        assert_eq!(names("resource=static_clusters").unwrap(), ["xds"]);
+        assert_eq!(names("resource=dynamic_active_clusters").unwrap(), ["up"]);
+        assert_eq!(names("resource=dynamic_warming_clusters").unwrap(), ["up"]);
+        assert_eq!(names("resource=dynamic_listeners&name_regex=^(in|xds)$").unwrap(), ["in"]);
+        assert!(names("resource=dynamic_listeners&name_regex=^xds$").unwrap().is_empty());
         assert_eq!(names("name_regex=("), Err(400));
         assert_eq!(names("resource=dynamic_scopes"), Err(404));
-        assert_eq!(names("").unwrap().len(), 4);
+        let sections = |query: &str| -> Vec<String> {
+            let found = asked(&rows, query).unwrap();
+            let types = found.as_array().unwrap().iter().map(|section| section["@type"].as_str().unwrap());
+            types.map(|name| name.rsplit('.').next().unwrap().to_owned()).collect()
+        };
+        let all = ["ClustersConfigDump", "ListenersConfigDump", "RoutesConfigDump", "SecretsConfigDump"];
+        assert_eq!(sections(""), all);
+        assert_eq!(sections("include_eds")[..2], ["ClustersConfigDump", "EndpointsConfigDump"]);
+    }
+
+    #[test]
+    fn an_item_has_what_envoy_s_has() {
+        let problem = Problem { path: "Cluster.a".into(), reason: "no need".into() };
+        let active = Shown { body: UP, not_applied: std::slice::from_ref(&problem), ..EMPTY };
+        let refused = Shown { version: "3", state: State::Refused, reason: "it is bad", ..EMPTY };
+        let item = |rows: &[Shown], list: &str| asked(rows, &format!("resource={list}")).unwrap();
+        assert_eq!(
+            item(&[active, refused], "dynamic_active_clusters"),
+            json!([{
+                "@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump.DynamicCluster",
+                "version_info": "1",
+                "cluster": {"@type": type_url::CLUSTER, "name": "up"},
+                "not_applied": [{"field": "Cluster.a", "reason": "no need"}],
+                "error_state": {"version_info": "3", "details": "it is bad"},
+            }])
+        );
+        assert_eq!(item(&[active, refused], "dynamic_warming_clusters"), json!([]));
+        assert_eq!(
+            item(&[refused], "dynamic_warming_clusters"),
+            json!([{
+                "@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump.DynamicCluster",
+                "name": "up",
+                "error_state": {"version_info": "3", "details": "it is bad"},
+            }])
+        );
+        assert_eq!(item(&[refused], "dynamic_active_clusters"), json!([]));
+    }
+
+    #[test]
+    fn a_listener_has_all_its_states_in_one_item() {
+        let row = |version, state, reason| Shown {
+            type_url: type_url::LISTENER,
+            name: "in",
+            version,
+            state,
+            reason,
+            ..EMPTY
+        };
+        let rows = [row("1", State::Active, ""), row("2", State::Warming, "it waits"), row("3", State::Refused, "bad")];
+        assert_eq!(
+            asked(&rows, "resource=dynamic_listeners").unwrap(),
+            json!([{
+                "@type": "type.googleapis.com/envoy.admin.v3.ListenersConfigDump.DynamicListener",
+                "name": "in",
+                "active_state": {"version_info": "1"},
+                "warming_state": {"version_info": "2", "reason": "it waits"},
+                "error_state": {"version_info": "3", "details": "bad"},
+            }])
+        );
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use weft_protos::envoy::config::cluster::v3 as cluster;
 use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3 as http;
 use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
@@ -89,17 +89,14 @@ fn the_filters_of_istios_own_proxy_are_passed_over_and_reported() {
         });
     });
     assert_eq!(mesh.client().get("/").text(), "hello");
-    let dump: Value = serde_json::from_str(&mesh.admin("GET", "/config_dump")).unwrap();
-    let of = |name: &str| {
-        let rows = dump.as_array().unwrap();
-        let row = rows.iter().find(|row| row["name"] == name && row["not_applied"].is_array()).expect("it is reported");
-        let fields = row["not_applied"].as_array().unwrap().iter();
+    let of = |version: &Value| {
+        let fields = version["not_applied"].as_array().expect("it is reported").iter();
         fields.map(|it| it["field"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     let filter =
         |index: usize| format!("Listener.filter_chains[0].filters[0].typed_config.http_filters[{index}].typed_config");
-    assert_eq!(of("in"), [filter(0), filter(1), filter(2)]);
-    assert_eq!(of(CLUSTER), ["Cluster.filters[0]"]);
+    assert_eq!(of(&mesh.dump("dynamic_listeners")[0]["active_state"]), [filter(0), filter(1), filter(2)]);
+    assert_eq!(of(&mesh.dump("dynamic_active_clusters")[0]), ["Cluster.filters[0]"]);
     let log = mesh.log();
     for name in ["istio.metadata_exchange", "istio.alpn", "istio.stats"] {
         assert!(log.contains(&format!("the filter {name} is passed over: ")), "{log}");
@@ -570,11 +567,17 @@ fn the_admin_socket_shows_what_is_in_force() {
     mesh.serve();
     mesh.publish();
     mesh.wait_ready();
-    let dump: Value = serde_json::from_str(&mesh.admin("GET", "/config_dump")).unwrap();
-    let names: Vec<_> = dump.as_array().unwrap().iter().filter_map(|entry| entry["name"].as_str()).collect();
-    for name in [CLUSTER, "in", "9080"] {
-        assert!(names.contains(&name), "{name}: {dump}");
-    }
+    let dump: Value = serde_json::from_str(&mesh.admin("GET", "/config_dump?include_eds")).unwrap();
+    let [clusters, endpoints, listeners, routes, secrets] = dump["configs"].as_array().unwrap().as_slice() else {
+        panic!("{dump}")
+    };
+    assert_eq!(clusters["dynamic_active_clusters"][0]["cluster"]["name"], CLUSTER);
+    let address = &endpoints["dynamic_endpoint_configs"][0]["endpoint_config"]["endpoints"][0]["lb_endpoints"][0];
+    assert_eq!(address["endpoint"]["address"]["socket_address"]["port_value"], endpoint.port());
+    let listener = &listeners["dynamic_listeners"][0];
+    assert_eq!((&listener["name"], &listener["active_state"]["listener"]["name"]), (&json!("in"), &json!("in")));
+    assert_eq!(routes["dynamic_route_configs"][0]["route_config"]["name"], "9080");
+    assert_eq!(secrets["@type"], "type.googleapis.com/envoy.admin.v3.SecretsConfigDump");
     let clusters = mesh.admin("GET", "/clusters");
     assert!(clusters.contains(CLUSTER) && clusters.contains(&endpoint.to_string()), "{clusters}");
     assert_eq!(mesh.try_admin("GET", "/nothing").unwrap().0, 404);

@@ -201,11 +201,10 @@ fn a_cluster_waits_for_the_first_check_of_each_endpoint() {
     let request = held.message();
     assert_eq!(request.start_line(), "GET /health HTTP/1.1");
     a.wait_checks(2);
-    let dump: Vec<Value> = serde_json::from_str(&mesh.admin("GET", "/config_dump")).unwrap();
-    let row = dump.iter().find(|row| row["name"] == CLUSTER && row["type_url"] == type_url::CLUSTER).unwrap();
+    let warming = &mesh.dump("dynamic_warming_clusters")[0];
     assert_eq!(
-        (&row["state"], &row["reason"]),
-        (&"warming".into(), &"its endpoints have not all been checked yet".into())
+        (&warming["cluster"]["name"], &warming["reason"]),
+        (&CLUSTER.into(), &"its endpoints have not all been checked yet".into())
     );
     assert_eq!(mesh.try_admin("GET", "/ready").unwrap().0, 503);
     // One success is enough at the start.

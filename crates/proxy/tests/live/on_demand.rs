@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use weft_protos::envoy::config::core::v3 as core;
 use weft_protos::envoy::config::route::v3 as route;
 use weft_protos::envoy::extensions::filters::http::on_demand::v3::OnDemand;
@@ -39,9 +39,7 @@ fn ask(client: &mut Peer, host: &str) -> Message {
 
 /// Names of the virtual hosts that the proxy has.
 fn held(mesh: &Mesh) -> Vec<String> {
-    let rows: Value = serde_json::from_str(&mesh.admin("GET", "/config_dump")).unwrap();
-    let rows = rows.as_array().unwrap().iter().filter(|row| row["type_url"] == type_url::VIRTUAL_HOST);
-    rows.map(|row| row["name"].as_str().unwrap().to_owned()).collect()
+    mesh.dump("dynamic_virtual_hosts").iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
 }
 
 #[test]

@@ -225,6 +225,15 @@ impl Mesh {
         body
     }
 
+    /// What is in a list of `/config_dump`, such as `dynamic_active_clusters`; further parameters may follow its name.
+    #[track_caller]
+    pub fn dump(&self, list: &str) -> Vec<Value> {
+        let mut dump: Value =
+            serde_json::from_str(&self.admin("GET", &format!("/config_dump?resource={list}"))).unwrap();
+        let Value::Array(items) = dump["configs"].take() else { panic!("{dump}") };
+        items
+    }
+
     /// The sum of the samples of *name* whose labels contain all of *labels*.
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let text = self.admin("GET", "/stats/prometheus");

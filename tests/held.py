@@ -2,7 +2,7 @@
 What a proxy says that it holds, and what was published to it, in one form: (type URL, name, state) -> version.
 
 Of endpoints Envoy tells no version, and of a listener of which only filter chains were changed that of before the
-change; so these are compared by what they say, on both sides.
+change; so these are compared by what they say, on both sides. weft-proxy is taken at its word, its versions.
 """
 
 from __future__ import annotations
@@ -27,17 +27,15 @@ ENDPOINTS = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 LISTENER = "type.googleapis.com/envoy.config.listener.v3.Listener"
 ROUTES = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 
-DUMPS = {ENVOY: "/config_dump?include_eds"}
-"""What to ask the admin interface of a data plane for."""
+VIRTUAL_HOST = "type.googleapis.com/envoy.config.route.v3.VirtualHost"
+
+DUMP = "/config_dump?include_eds"
+"""What to ask the admin interface of either data plane for."""
 
 
 def of_dump(data_plane: str, dump: Any) -> Held:
     """Read what the admin interface of a proxy answers; secrets, and what its bootstrap brought, are left out."""
-    if data_plane == ENVOY:
-        return dict(_of_envoy(dump["configs"]))
-    # What the bootstrap brought is there, too, with this version.
-    shown = [item for item in dump if not item["type_url"].endswith(".Secret") and item["version"] != "static"]
-    return {(item["type_url"], item["name"], item["state"]): item["version"] for item in shown}
+    return dict((_of_envoy if data_plane == ENVOY else _of_weft_proxy)(dump["configs"]))
 
 
 def of_published(data_plane: str, resources: Iterable[Mapping[str, str]]) -> Held:
@@ -76,6 +74,29 @@ def _of_envoy(configs: Iterable[Mapping[str, Any]]) -> Iterator[tuple[tuple[str,
     # The endpoints of other clusters are dumped, too, though they came with their cluster.
     for name in clusters:
         yield (ENDPOINTS, name, "active"), _endpoints(endpoints[name])
+
+
+def _of_weft_proxy(configs: Iterable[Mapping[str, Any]]) -> Iterator[tuple[tuple[str, str, str], str]]:
+    """Yield the same of a dump of weft-proxy's; what it refused last, too."""
+    plain = {
+        "dynamic_active_clusters": (CLUSTER, "cluster", "name", "active"),
+        "dynamic_warming_clusters": (CLUSTER, "cluster", "name", "warming"),
+        "dynamic_endpoint_configs": (ENDPOINTS, "endpoint_config", "cluster_name", "active"),
+        "dynamic_route_configs": (ROUTES, "route_config", "name", "active"),
+        "dynamic_virtual_hosts": (VIRTUAL_HOST, "virtual_host", "name", "active"),
+    }
+    for config in configs:
+        for item in config.get("dynamic_listeners", ()):
+            for state in ("active", "warming", "error"):
+                if (held := item.get(f"{state}_state")) is not None:
+                    yield (LISTENER, item["name"], state), held["version_info"]
+        for place, (type_url, content, key, state) in plain.items():
+            for item in config.get(place, ()):
+                name = item.get("name") or item[content][key]
+                if "version_info" in item:
+                    yield (type_url, name, state), item["version_info"]
+                if "error_state" in item:
+                    yield (type_url, name, "error"), item["error_state"]["version_info"]
 
 
 def _listener(message: Listener) -> str:
