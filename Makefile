@@ -87,6 +87,7 @@ test-one: build ## one test: make test-one T=tests/api/test_yaml.py
 e2e: build ## whole meshes of real processes, as root and as an unprivileged user
 	$(PYTEST) -q -m e2e $(SIDE_BY_SIDE) tests/e2e
 
+# With WEFT_UNPRIVILEGED=1 in the environment of root these meshes, and those of the soak, are an unprivileged user's.
 CRASHES ?= 10
 CHANGES ?= 3000
 .PHONY: resilience

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -153,6 +155,43 @@ def run_as(uid: int, script: str, *argv: str) -> str:
     command = [sys.executable, "-c", script, *argv]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False, **other)
     return done.stdout + done.stderr
+
+
+ASK_PROXY = """
+import http.client, sys
+host, port = sys.argv[1], int(sys.argv[2])
+headers = {"Proxy-Authorization": f"Basic {sys.argv[3]}"} if sys.argv[3] else {}
+connection = http.client.HTTPConnection(host, port, timeout=30)
+connection.request("GET", "http://ratings:9080/ratings/0", headers=headers)
+print(connection.getresponse().status)
+connection = http.client.HTTPConnection(host, port, timeout=30)
+connection.set_tunnel("ratings", 9080, headers=headers)
+try:
+    connection.request("GET", "/ratings/0")
+    print(connection.getresponse().status)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_nobody_without_its_credential_can_use_a_programs_http_proxy(explicit: Mesh) -> None:
+    """Programs of the same user are who could otherwise; of another user not even the right one helps."""
+    person = explicit.person
+    done = person.weft("exec", "productpage-v1-0", "--", "sh", "-c", "echo $HTTP_PROXY")
+    proxy = urlsplit(done.stdout.strip())
+    host, port, secret = str(proxy.hostname), str(proxy.port), f"{proxy.username}:{proxy.password}"
+
+    def asked(uid: int, credential: str) -> list[str]:
+        shown = base64.b64encode(credential.encode()).decode() if credential else ""
+        return run_as(uid, ASK_PROXY, host, port, shown).splitlines()
+
+    assert asked(person.uid, secret) == ["200", "200"]
+    for credential in ("", f"{proxy.username}:", secret[:-1] + ("A" if secret[-1] != "A" else "B")):
+        plain, tunnel = asked(person.uid, credential)
+        assert (plain, "407" in tunnel) == ("407", True), (credential, tunnel)
+    if os.getuid() == 0:
+        plain, tunnel = asked(STRANGER_UID, secret)
+        assert (plain, "403" in tunnel) == ("403", True), tunnel
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become several users")

@@ -30,7 +30,7 @@ import pytest
 
 from tests.e2e.conftest import Person, processes_of, someone
 from tests.resilience.changes import EXTRA_OPTIONS, HELD, INSIDE, REQUESTS, STREAMS, Driver, called_from_outside
-from tests.resilience.conftest import LOST_EACH, UNDER_WAY_SECONDS, Loaded, loaded, may_be_lost, until_steady
+from tests.resilience.conftest import LOST_EACH, UNDER_WAY_SECONDS, Loaded, loaded, may_be_lost, until_steady, whose
 from weft.controlplane.agents import parent, start_time
 from weft.data_plane import ENVOY, WEFT_PROXY
 
@@ -379,7 +379,7 @@ def run(seen: Seen) -> None:
     left: list[tuple[str, str]] = []
     options = {"chained": True, "streams": True, "more": EXTRA_OPTIONS, "envoys": ENVOYS}
     with (
-        someone("root" if os.getuid() == 0 else "unprivileged", os.getuid()) as person,
+        someone(*whose()) as person,
         loaded(person, "soak", replicas=2, threads=THREADS, pause=0.02, **options) as mesh,
         called_from_outside(mesh, threads=THREADS, pause=0.02),
     ):
