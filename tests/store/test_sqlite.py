@@ -62,6 +62,31 @@ def test_a_change_that_is_not_over_is_kept_until_it_is(tmp_path: Path) -> None:
     assert store.load().transition is None
 
 
+def test_a_status_is_kept_until_it_is_another_one_or_none(tmp_path: Path) -> None:
+    keys = [ConfigKey("HTTPRoute", "default", name) for name in ("a", "b")]
+    accepted, refused = (
+        {"parents": [{"conditions": [{"type": "Accepted", "status": said}]}]} for said in ("True", "False")
+    )
+    store = SqliteStore(tmp_path / "store.db")
+    store.commit(Changes(statuses=dict.fromkeys(keys, accepted)), summary="", time=0)
+    store.commit(Changes(), summary="", time=0)
+    assert store.load().statuses == dict.fromkeys(keys, accepted)
+    store.commit(Changes(statuses={keys[0]: refused, keys[1]: None}), summary="", time=0)
+    store.close()
+    assert SqliteStore(tmp_path / "store.db").load().statuses == {keys[0]: refused}
+
+
+def test_a_store_of_before_there_were_statuses_is_taken(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    store.commit(Changes(put=(stored("a"),)), summary="", time=0)
+    store.close()
+    with sqlite3.connect(tmp_path / "store.db") as db:
+        db.execute("DROP TABLE statuses")
+    db.close()
+    content = SqliteStore(tmp_path / "store.db").load()
+    assert (len(content.objects), content.statuses) == (1, {})
+
+
 def test_an_object_keeps_the_revision_at_which_it_appeared(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "store.db")
     store.commit(Changes(put=(stored("a", "one"),)), summary="", time=0)
