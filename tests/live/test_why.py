@@ -770,6 +770,38 @@ def test_what_may_have_been_acted_on_is_not_repeated_by_default(data_plane: str)
     asyncio.run(run())
 
 
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("data_plane", PLANES)
+def test_what_failed_while_the_control_plane_was_away_is_explained_when_it_is_back(data_plane: str) -> None:
+    """That is when things fail. The proxies keep the records for it, and it knows the configuration that was in force."""
+
+    async def run() -> None:
+        async with scene(data_plane) as stage:
+            await stage.apply(route("  - timeout: 300ms\n    route: [{destination: {host: server}}]\n" + NO_RETRIES))
+            await asyncio.to_thread(stage.mesh.mesh.kill)
+            asked = {}
+            for mode, code in (("silent", "timeout"), ("reset", "reset-before-answer")):
+                stage.program.mode = mode
+                request_id, _ = await stage.ask(method="POST", body=b"x")
+                asked[request_id] = code
+            stage.program.mode = "ok"
+            await asyncio.to_thread(stage.mesh.mesh.start)
+            await stage.client.reaches("server", stage.port)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not await asyncio.to_thread(stage.mesh.synced):
+                    await asyncio.sleep(0.05)
+            await stage.forget()  # what is in force now explains none of it
+            for request_id, code in asked.items():
+                told = await stage.explain(request_id, complete=lambda hops: bool(hops[0].nexts))
+                end, text = verdict(told), tell([told])
+                assert end.finding is not None, text
+                assert end.finding.code == code, text
+                assert "rule: VirtualService default/server, spec.http[0] (" in text, text
+                assert told.revision is not None, text
+
+    asyncio.run(run())
+
+
 @dataclass(frozen=True)
 class Shown:
     """What a client outside of the mesh shows: a certificate and its key, PEM, in one file; None for none."""
