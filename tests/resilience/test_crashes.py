@@ -411,8 +411,11 @@ def test_agent_of_the_gateway(mesh: Loaded) -> None:
     killed = []
     with at_the_door(mesh, "ingressgateway-0") as knocks:
         for _ in moments():
-            agent = parent(mesh.pid_of_proxy("ingressgateway-0"))
-            killed.append(kill(agent))
+            proxy = mesh.pid_of_proxy("ingressgateway-0")
+            agent = parent(proxy)
+            since, _ = kill(agent)
+            eventually(lambda proxy=proxy: not Path(f"/proc/{proxy}").exists(), "its proxy is gone")
+            killed.append(Death(since, time.monotonic()))
             eventually(
                 lambda agent=agent: parent(mesh.pid_of_proxy("ingressgateway-0")) not in (0, agent), "another agent"
             )
