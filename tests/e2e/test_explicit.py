@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 
 from tests.e2e.conftest import BOOKINFO, UNPRIVILEGED_UID, Mesh, Person, eventually, processes_of
 from tests.e2e.test_demo import stars
+from weft.controlplane.agents import parent
 
 # Explicit mode is weft-proxy's alone.
 pytestmark = [pytest.mark.e2e, pytest.mark.any_data_plane]
@@ -201,6 +203,37 @@ def test_no_other_user_can_call_under_a_programs_identity(explicit: Mesh) -> Non
     said = ask(place, STRANGER_UID)
     assert said.startswith("403 "), said
     assert "another user" in said
+
+
+TAKE = """
+import socket, sys
+for option in (0, socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+    with socket.socket() as taken:
+        if option:
+            taken.setsockopt(socket.SOL_SOCKET, option, 1)
+        try:
+            taken.bind((sys.argv[1], int(sys.argv[2])))
+            taken.listen()
+            print("taken")
+        except OSError as error:
+            print(error.strerror)
+"""
+
+
+def test_when_a_proxy_dies_nobody_takes_its_addresses_and_callers_wait(explicit: Mesh) -> None:
+    """Whoever had them would be called by programs, and answer under another's name."""
+    person, (address, port) = explicit.person, place_of(explicit)
+    workload = "/workloads/productpage-v1-0/bootstrap"
+    (proxy,) = [pid for pid, line in processes_of(person).items() if "-c " in line and workload in line]
+    agent = parent(proxy)
+    os.kill(agent, signal.SIGSTOP)  # so that no other comes meanwhile
+    try:
+        os.kill(proxy, signal.SIGKILL)
+        for uid in {person.uid, STRANGER_UID if os.getuid() == 0 else person.uid}:
+            assert run_as(uid, TAKE, address, str(port)) == "Address already in use\n" * 3
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    assert ask((address, port), person.uid).startswith("200 ")
 
 
 def test_no_web_page_can_call_under_a_programs_identity(explicit: Mesh) -> None:
