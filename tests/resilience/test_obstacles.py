@@ -256,6 +256,7 @@ def test_a_control_plane_that_hangs_is_announced_long_before_anything_expires(pe
             told = person.weft("status", "-m", "clock", env=person.environment | clock_of(person))
             assert told.returncode == 1, told.stdout
             assert "The control plane does not answer." in told.stdout
+            assert f"`kill -9 {pid}`, and `weft up` starts another." in told.stdout
             assert re.search(r"The first certificate, of \S+, expires in [78]", told.stdout), told.stdout
             mesh.traffic.wait_for(THREADS * 100, was_set)
             assert mesh.lost() == []
