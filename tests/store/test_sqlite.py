@@ -12,7 +12,7 @@ import pytest
 
 from weft.errors import StoreError
 from weft.model import ConfigKey
-from weft.store import Author, Changes, Content, Lease, SqliteStore, StoredObject, Transition
+from weft.store import Author, Changes, Content, Lease, SqliteStore, StoredObject, Transition, sqlite
 
 
 def stored(name: str, text: str = "kind: X\n", **more: object) -> StoredObject:
@@ -94,6 +94,24 @@ def test_an_object_keeps_the_revision_at_which_it_appeared(tmp_path: Path) -> No
     store.commit(Changes(put=(stored("a", "two", generation=2, created=before.created),)), summary="", time=0)
 
     assert list(store.load().objects.values()) == [stored("a", "two", generation=2, created=1)]
+
+
+def test_when_an_object_appeared_is_known_as_long_as_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Revisions are many: each endpoint that comes or goes is one."""
+    monkeypatch.setattr(sqlite, "KEPT_REVISIONS", 3)
+    store = SqliteStore(tmp_path / "store.db")
+    store.commit(Changes(put=(stored("a"), stored("b"))), summary="apply", time=7.5)
+    for number in range(10):
+        store.commit(Changes(), summary=f"endpoints {number}", time=100.0 + number)
+    assert store.created_times() == {1: 7.5}
+    assert [item.revision for item in store.revisions(100)] == [11, 10, 9, 1]
+    store.commit(Changes(put=(stored("a", "other", created=1),)), summary="apply again", time=200.0)
+    assert store.created_times() == {1: 7.5}
+    store.commit(Changes(delete=(stored("a").key, stored("b").key)), summary="delete", time=201.0)
+    assert store.created_times() == {}
+    assert [item.revision for item in store.revisions(100)] == [13, 12, 11]
 
 
 def test_texts_that_nobody_refers_to_are_dropped(tmp_path: Path) -> None:

@@ -135,6 +135,10 @@ class Store(Protocol):
         """Return the newest *limit* revisions, newest first."""
         ...
 
+    def created_times(self) -> Mapping[int, float]:
+        """Return the time of each revision in which an object that is there appeared, however long ago; seconds since the epoch."""
+        ...
+
     def close(self) -> None: ...
 
 

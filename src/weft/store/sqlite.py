@@ -26,7 +26,10 @@ LOCK_SECONDS = 5.0
 """How long to wait for a control plane that is just ending to let go of the file."""
 
 KEPT_REVISIONS = 1000
-"""Lines of the log that are kept; receipts older than that are of no use to anybody waiting."""
+"""
+Lines of the log that are kept; receipts older than that are of no use to anybody waiting. Beside them the lines of those in which an
+object appeared that is still there: its age is theirs.
+"""
 
 SCHEMA = """
 CREATE TABLE texts (
@@ -156,7 +159,10 @@ class SqliteStore:
                 else:
                     self._db.execute("INSERT OR REPLACE INTO statuses VALUES (?, ?, ?, ?)", (*key, json.dumps(status)))
             self._db.execute("INSERT INTO revisions VALUES (?, ?, ?)", (revision, time, summary))
-            self._db.execute("DELETE FROM revisions WHERE revision <= ?", (revision - KEPT_REVISIONS,))
+            self._db.execute(
+                "DELETE FROM revisions WHERE revision <= ? AND revision NOT IN (SELECT created FROM objects)",
+                (revision - KEPT_REVISIONS,),
+            )
         return revision
 
     def revisions(self, limit: int) -> list[StoredRevision]:
@@ -165,6 +171,13 @@ class SqliteStore:
                 "SELECT revision, time, summary FROM revisions ORDER BY revision DESC LIMIT ?", (limit,)
             )
             return [StoredRevision(*row) for row in rows]
+
+    def created_times(self) -> dict[int, float]:
+        with self._translated():
+            rows = self._db.execute(
+                "SELECT revision, time FROM revisions WHERE revision IN (SELECT created FROM objects)"
+            )
+            return dict(rows.fetchall())
 
     def close(self) -> None:
         with self._translated():
