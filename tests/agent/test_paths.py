@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,17 @@ def test_a_name_starts_afresh(environment: dict[str, str]) -> None:
     (workload.proxy_state / "configuration").write_text("of before")
     workload.make()
     assert list(workload.proxy_state.iterdir()) == []
+
+
+def test_the_control_plane_is_known_while_it_is_there(environment: dict[str, str]) -> None:
+    """By its number and its parent: people are told to kill it."""
+    mesh = paths.mesh_paths("m", environment=environment)
+    mesh.make()
+    assert paths.control_plane(mesh) == 0
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        paths.write_mesh_file(mesh, {"up": os.getpid(), "control-plane": child.pid}, interception="")
+        assert paths.control_plane(mesh) == child.pid
+        paths.write_mesh_file(mesh, {"up": 1, "control-plane": child.pid}, interception="")
+        assert paths.control_plane(mesh) == 0, "it is somebody else's"
+        paths.write_mesh_file(mesh, {"up": os.getpid(), "control-plane": child.pid}, interception="")
+    assert paths.control_plane(mesh) == 0, "it has ended"

@@ -92,12 +92,14 @@ class Bench:
         self.clock = Clock()
         self.plane = ControlPlane(directory / "ca", self.clock)
         self.warnings: list[str] = []
+        self.recoveries: list[datetime] = []
         self.path = directory / "sds.sock"
         self.service = SecretService(
             self.path,
             self.plane.sign,
             renewed=renewed,
             warn=self.warnings.append,
+            recovered=lambda: self.recoveries.append(self.clock.now()),
             now=self.clock.now,
             sleep=self.clock.sleep,
             chance=lambda: 0.5,
@@ -234,7 +236,10 @@ def test_while_the_control_plane_is_away_it_tries_again_and_counts_down(tmp_path
             await bench.clock.turn(timedelta(minutes=2))
             new = certificate(secrets(await proxy.take())["default"])
         assert new.not_valid_after_utc > old.not_valid_after_utc + timedelta(hours=23)
+        assert len(bench.recoveries) == 1
         assert bench.service.not_after == new.not_valid_after_utc
+        await bench.clock.turn(timedelta(hours=14))
+        assert len(bench.recoveries) == 1, "nobody was warned this time"
 
     run(tmp_path, test)
 

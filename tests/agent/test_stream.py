@@ -246,3 +246,33 @@ def test_closing_ends_the_lease(tmp_path: Path) -> None:
             assert await peer.ended()
 
     run(test)
+
+
+def test_what_is_over_is_taken_back_also_from_a_control_plane_that_was_away(tmp_path: Path) -> None:
+    async def test() -> None:
+        states: asyncio.Queue[bool] = asyncio.Queue()
+        async with joined(tmp_path / "agents.sock") as (stream, control, peer):
+            stream.on_connected = states.put_nowait
+            assert not stream.over("certificate"), "there is nothing to take back"
+            stream.notice("it expires in 9 hours", "certificate")
+            stream.notice("it expires in 4 hours", "certificate")
+            stream.notice("three datagrams", "udp-refused")
+            for _ in range(3):
+                await peer.expect("notice")
+            assert stream.over("certificate")
+            assert (await peer.expect("over"))["code"] == "certificate"
+            stream.notice("it expires in 9 hours", "certificate")
+            assert (await peer.expect("notice"))["count"] == 1
+            await control.stop()
+            assert await states.get() is False
+            assert stream.over("certificate")
+            stream.notice("it expires in 8 hours", "certificate")
+            await control.start()
+            peer = await control.peer()
+            await peer.expect("register")
+            peer.say(REGISTERED)
+            assert (await peer.expect("over"))["code"] == "certificate"
+            told = [(await peer.expect("notice"))["text"] for _ in range(2)]
+            assert told == ["three datagrams", "it expires in 8 hours"]
+
+    run(test)

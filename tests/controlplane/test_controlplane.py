@@ -500,6 +500,15 @@ def test_equal_notices_are_counted(mesh: Mesh) -> None:
     until(lambda: [item["count"] for item in mesh.status("cart-v1-0")["notices"]] == [17])
 
 
+def test_notices_of_what_is_over_are_shown_no_more(mesh: Mesh) -> None:
+    agent = mesh.running("cart", port=None)
+    for code, text in (("certificate", "it expires in 9 hours"), ("udp-refused", "UDP"), ("certificate", "in 4 hours")):
+        agent.send(type="notice", text=text, code=code)
+    until(lambda: len(mesh.status("cart-v1-0")["notices"]) == 3)
+    agent.send(type="over", code="certificate")
+    until(lambda: [item["text"] for item in mesh.status("cart-v1-0")["notices"]] == ["UDP"])
+
+
 def test_a_name_that_a_program_asked_for_in_vain_is_among_what_failed_also_when_it_is_gone(mesh: Mesh) -> None:
     mesh.running("reviews").send(type="unknown_host", name="ratngs", answer="NXDOMAIN")
     client = mesh.running("productpage", port=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -43,6 +44,11 @@ def conditions(mesh: Mesh) -> dict[str, tuple[str, str]]:
     return {item["type"]: (item["status"], item["reason"]) for item in parent["conditions"]}
 
 
+def newest(status: dict[str, Any]) -> str:
+    """Return the time of the last condition that has changed."""
+    return max(str(item["lastTransitionTime"]) for item in status["parents"][0]["conditions"])
+
+
 def test_a_service_by_document_has_a_name_and_endpoints_while_it_is_applied(mesh: Mesh) -> None:
     server = mesh.running("reviews")
     client = mesh.running("productpage", port=None)
@@ -75,7 +81,7 @@ def test_status_follows_what_it_speaks_of(mesh: Mesh) -> None:
 
 
 def test_after_a_restart_services_and_routes_are_as_they_were(mesh: Mesh) -> None:
-    """No proxy is told anything: names, addresses and routes come back equal."""
+    """No proxy is told anything: names, addresses, routes and conditions come back equal, with the times of these."""
     server, client = mesh.running("reviews"), mesh.running("productpage", port=None)
     proxy = mesh.proxy(client)
     mesh.apply(SERVICE + "---\n" + ROUTE)
@@ -83,8 +89,13 @@ def test_after_a_restart_services_and_routes_are_as_they_were(mesh: Mesh) -> Non
     proxy.wait(lambda it: b"default.reviews.0" in it.resources.get(ROUTE_CONFIGURATION, {}).get("9080", b""))
     until(lambda: mesh.status(client.name)["synced"])
     address = client.names(lambda names: HOSTNAME in names)[HOSTNAME]
+    status = status_of(mesh, "reviews")
 
     mesh.kill()
+    until(
+        lambda: newest(status) < datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        what="a second that is no condition's",
+    )
     mesh.start(ready=False)
     again = mesh.proxy(client, known=proxy.versions)
     for agent in (client, server):
@@ -96,4 +107,5 @@ def test_after_a_restart_services_and_routes_are_as_they_were(mesh: Mesh) -> Non
 
     assert [names for _, names in again.received if names] == []
     assert client.names(lambda names: HOSTNAME in names)[HOSTNAME] == address
+    assert status_of(mesh, "reviews") == status
     assert conditions(mesh)["ResolvedRefs"] == ("True", "ResolvedRefs")

@@ -303,8 +303,15 @@ def people() -> list[tuple[str, str]]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run what is marked `any_data_plane` with the default one only: nothing in it passes through a proxy."""
+    """
+    Run what is marked `any_data_plane` with the default one only: nothing in it passes through a proxy.
+
+    With WEFT_EVERY_DATA_PLANE in the environment single tests that are marked run with each: what stands beside a program is no part of
+    them, and this shows it. A module that is marked as a whole is about one of the two, or about both at once.
+    """
     twice = [item for item in items if item.get_closest_marker("any_data_plane") and ENVOY in person_of(item)]
+    if os.environ.get("WEFT_EVERY_DATA_PLANE"):
+        twice = [item for item in twice if all(mark.name != "any_data_plane" for mark in item.own_markers)]
     config.hook.pytest_deselected(items=twice)
     items[:] = [item for item in items if item not in twice]
 

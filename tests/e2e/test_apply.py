@@ -361,6 +361,22 @@ def test_plain_text_to_a_sidecar_is_refused(person: Person, mesh: Mesh) -> None:
     assert done.stdout == ""
 
 
+def test_plain_text_that_was_refused_is_explained_to_who_sent_it(person: Person, mesh: Mesh) -> None:
+    at = next(item["address"] for item in person.json("ps") if item["workload"] == "reviews-v1-0")
+    done = person.weft("exec", "productpage-v1-0", "--", "curl", "-sS", "-m", "5", f"http://{at}:9080/reviews/0")
+    assert done.returncode not in (0, 28), done.stdout
+    finding = "productpage-v1-0 spoke plain text, and reviews-v1-0 requires mutual TLS (STRICT)."
+
+    def told() -> str:
+        shown = person.weft("why", "--last-failed", "--from", "productpage").stdout
+        return shown if finding in shown else ""
+
+    text = eventually(told, "the refusal is found among what failed of the caller")
+    assert "Policy: weft's default, STRICT" in text, text
+    assert "What to do: " in text, text
+    assert "Call it by the name of its service" in text, text
+
+
 def test_records_show_mutual_tls_with_both_identities(person: Person, mesh: Mesh) -> None:
     assert set(reviews(mesh))
 

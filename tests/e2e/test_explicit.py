@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,11 +14,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.e2e.conftest import BOOKINFO, UNPRIVILEGED_UID, Mesh, Person, eventually, processes_of
 from tests.e2e.test_demo import stars
+from weft.controlplane.agents import parent
 
 # Explicit mode is weft-proxy's alone.
 pytestmark = [pytest.mark.e2e, pytest.mark.any_data_plane]
@@ -155,6 +159,43 @@ def run_as(uid: int, script: str, *argv: str) -> str:
     return done.stdout + done.stderr
 
 
+ASK_PROXY = """
+import http.client, sys
+host, port = sys.argv[1], int(sys.argv[2])
+headers = {"Proxy-Authorization": f"Basic {sys.argv[3]}"} if sys.argv[3] else {}
+connection = http.client.HTTPConnection(host, port, timeout=30)
+connection.request("GET", "http://ratings:9080/ratings/0", headers=headers)
+print(connection.getresponse().status)
+connection = http.client.HTTPConnection(host, port, timeout=30)
+connection.set_tunnel("ratings", 9080, headers=headers)
+try:
+    connection.request("GET", "/ratings/0")
+    print(connection.getresponse().status)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_nobody_without_its_credential_can_use_a_programs_http_proxy(explicit: Mesh) -> None:
+    """Programs of the same user are who could otherwise; of another user not even the right one helps."""
+    person = explicit.person
+    done = person.weft("exec", "productpage-v1-0", "--", "sh", "-c", "echo $HTTP_PROXY")
+    proxy = urlsplit(done.stdout.strip())
+    host, port, secret = str(proxy.hostname), str(proxy.port), f"{proxy.username}:{proxy.password}"
+
+    def asked(uid: int, credential: str) -> list[str]:
+        shown = base64.b64encode(credential.encode()).decode() if credential else ""
+        return run_as(uid, ASK_PROXY, host, port, shown).splitlines()
+
+    assert asked(person.uid, secret) == ["200", "200"]
+    for credential in ("", f"{proxy.username}:", secret[:-1] + ("A" if secret[-1] != "A" else "B")):
+        plain, tunnel = asked(person.uid, credential)
+        assert (plain, "407" in tunnel) == ("407", True), (credential, tunnel)
+    if os.getuid() == 0:
+        plain, tunnel = asked(STRANGER_UID, secret)
+        assert (plain, "403" in tunnel) == ("403", True), tunnel
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become several users")
 def test_no_other_user_can_call_under_a_programs_identity(explicit: Mesh) -> None:
     place = place_of(explicit)
@@ -162,6 +203,37 @@ def test_no_other_user_can_call_under_a_programs_identity(explicit: Mesh) -> Non
     said = ask(place, STRANGER_UID)
     assert said.startswith("403 "), said
     assert "another user" in said
+
+
+TAKE = """
+import socket, sys
+for option in (0, socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+    with socket.socket() as taken:
+        if option:
+            taken.setsockopt(socket.SOL_SOCKET, option, 1)
+        try:
+            taken.bind((sys.argv[1], int(sys.argv[2])))
+            taken.listen()
+            print("taken")
+        except OSError as error:
+            print(error.strerror)
+"""
+
+
+def test_when_a_proxy_dies_nobody_takes_its_addresses_and_callers_wait(explicit: Mesh) -> None:
+    """Whoever had them would be called by programs, and answer under another's name."""
+    person, (address, port) = explicit.person, place_of(explicit)
+    workload = "/workloads/productpage-v1-0/bootstrap"
+    (proxy,) = [pid for pid, line in processes_of(person).items() if "-c " in line and workload in line]
+    agent = parent(proxy)
+    os.kill(agent, signal.SIGSTOP)  # so that no other comes meanwhile
+    try:
+        os.kill(proxy, signal.SIGKILL)
+        for uid in {person.uid, STRANGER_UID if os.getuid() == 0 else person.uid}:
+            assert run_as(uid, TAKE, address, str(port)) == "Address already in use\n" * 3
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    assert ask((address, port), person.uid).startswith("200 ")
 
 
 def test_no_web_page_can_call_under_a_programs_identity(explicit: Mesh) -> None:

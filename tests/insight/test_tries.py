@@ -208,6 +208,22 @@ def test_a_proxy_that_answers_as_it_was_told_is_no_cause() -> None:
     assert "Its word became" not in text
 
 
+def test_where_the_time_went_is_told_of_every_hop() -> None:
+    """When the request was whole, when its answer began, and when it was over; and when each hop began after the first."""
+    (hop,) = trees(
+        [
+            record("client-0", "outbound", 10.0, status=200, duration_ms=1530.0, sent_ms=20.0, answered_ms=1500.0),
+            record("server-0", "inbound", 10.021, status=200, duration_ms=1490.0, sent_ms=0.01, answered_ms=1480.04),
+        ]
+    )
+    text = tell([hop])
+    assert text.splitlines()[0].startswith("POST http://server:9080/: 200 after 1.53 s  (")
+    assert "   +0 ms  sent by client-0: 200 after 1.53 s\n" in text
+    assert "time: request whole after 20 ms, first byte of the answer after 1.5 s, all of it after 1.53 s\n" in text
+    assert "  +21 ms  received for server-0: 200 after 1.49 s\n" in text
+    assert "time: request whole after 0 ms, first byte of the answer after 1.48 s, all of it after 1.49 s" in text
+
+
 def test_how_often_it_was_tried_is_told_of_a_programs_own_answer() -> None:
     (hop,) = trees([record("client-0", "outbound", 0.0, duration_ms=30.0, attempts=3, flags=("URX",))])
     assert "itself; the mesh only passed it on.\n  It was tried 3 times, as often as the rule allows." in tell([hop])

@@ -42,6 +42,9 @@ from weft.telemetry import Configuration, Record
 ARRIVAL_SECONDS = 15.0
 """For records, which are on their way for a tenth of a second."""
 
+BUSY_MS = 5_000.0
+"""What a busy machine may add to any time."""
+
 ELSEWHERE = "127.129.9.9"
 """Nobody's address."""
 
@@ -219,6 +222,7 @@ class Case:
         policy: What the text must name as the policy that decided; none is named where this is empty.
         arrivals: How many requests the server's proxy saw, one for each try; their records must be there.
         killed: The server's proxy is killed while the program has the request.
+        lasts: Milliseconds that it takes, of each try where there are several: what its timeout or its delay says.
         says: What the text must have, word for word.
     """
 
@@ -234,6 +238,7 @@ class Case:
     policy: str = ""
     arrivals: int = 1
     killed: bool = False
+    lasts: float = 0.0
     says: tuple[str, ...] = ()
 
 
@@ -250,7 +255,10 @@ BY_RULE = (
 """Of a client that called the service by its name."""
 
 CASES = (
-    Case("answered", 200, None, "program", "server-v1-0"),
+    Case(
+        "answered", 200, None, "program", "server-v1-0",
+        says=("time: request whole after ", ", first byte of the answer after ", ", all of it after "),
+    ),
     Case("the program answers with an error", 500, None, "program", "server-v1-0", mode="error"),
     Case("reset before the answer", 503, "reset-before-answer", "program", "server-v1-0", mode="reset", request={"method": "POST", "body": b"x"}),
     Case(
@@ -266,12 +274,13 @@ CASES = (
     Case(
         "timeout of the route", 504, "timeout", "proxy", "client-v1-0", mode="silent",
         config=(route("  - timeout: 300ms\n    route: [{destination: {host: server}}]\n" + NO_RETRIES),),
-        policy="timeout 300 ms (", says=(" server-v1-0 failed (UT) after",),
+        policy="timeout 300 ms (", says=(" server-v1-0 failed (UT) after",), lasts=300.0,
     ),
     Case(
         "timeout of the route within the answer", 200, "timeout-during-answer", "proxy", "client-v1-0", mode="stall",
         config=(route("  - timeout: 300ms\n    route: [{destination: {host: server}}]\n" + NO_RETRIES),),
         policy="timeout 300 ms (",
+        lasts=300.0,
         says=(
             "began to answer, and had not finished within the timeout of the rule",
             "Broken off by: the proxy of client-v1-0. The client had got the head, 200, by then.",
@@ -283,6 +292,7 @@ CASES = (
         config=(route(PLAIN_ROUTE + "    retries: {attempts: 1, perTryTimeout: 200ms, retryOn: reset}\n"),),
         policy="retries.perTryTimeout 200 ms (",
         arrivals=2,
+        lasts=200.0,
     ),
     Case(
         "no endpoint", 503, "empty-subset", "proxy", "client-v1-0", arrivals=0,
@@ -331,7 +341,7 @@ CASES = (
     Case(
         "a delay on purpose", 200, None, "program", "server-v1-0",
         config=(route("  - fault: {delay: {fixedDelay: 200ms, percentage: {value: 100}}}\n    route: [{destination: {host: server}}]\n"),),
-        says=("delayed it on purpose by 200 ms: a fault rule (",),
+        says=("delayed it on purpose by 200 ms: a fault rule (",), lasts=200.0,
     ),
     Case("the client goes", None, "client-gone", "client", "client-v1-0", mode="silent", request={"leave": 0.3}),
     Case("the client goes in order", None, "client-gone", "client", "client-v1-0", mode="silent", request={"leave": 0.3, "in_order": True}),
@@ -421,6 +431,12 @@ async def check(stage: Scene, case: Case) -> None:
     assert told.decision is not None, text
     if case.tries is not None:
         assert len(told.tries) == case.tries, text
+    # Envoy's timers go by the time at which its loop looked last.
+    took = [item.duration_ms for item in (*told.tries[:-1], told.record)]
+    assert min(took) >= 0.9 * case.lasts, text
+    assert not case.lasts or max(took) <= case.lasts * len(took) + BUSY_MS, text
+    if told.record.answered_ms is not None:
+        assert (told.record.sent_ms or 0.0) <= told.record.answered_ms <= told.record.duration_ms, text
     for arrived in told.nexts:
         assert len(arrived.tries) <= 1, text  # a server's proxy tries nothing again
     policies = [line.strip() for line in text.splitlines() if line.startswith("  Policy: ")]
@@ -734,6 +750,7 @@ async def keep_alive_race(stage: Scene) -> None:
         stage.program.mode = "ok"
 
 
+@pytest.mark.once
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("data_plane", PLANES)
 def test_what_may_have_been_acted_on_is_not_repeated_by_default(data_plane: str) -> None:
@@ -749,6 +766,38 @@ def test_what_may_have_been_acted_on_is_not_repeated_by_default(data_plane: str)
                 told = await stage.explain(request_id, complete=lambda hops: bool(hops[0].nexts))
                 assert len(stage.program.seen) == 1, f"{mode}: {stage.program.seen}\n{tell([told])}"
                 assert (told.record.attempts, len(told.tries)) == (1, 1), tell([told])
+
+    asyncio.run(run())
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("data_plane", PLANES)
+def test_what_failed_while_the_control_plane_was_away_is_explained_when_it_is_back(data_plane: str) -> None:
+    """That is when things fail. The proxies keep the records for it, and it knows the configuration that was in force."""
+
+    async def run() -> None:
+        async with scene(data_plane) as stage:
+            await stage.apply(route("  - timeout: 300ms\n    route: [{destination: {host: server}}]\n" + NO_RETRIES))
+            await asyncio.to_thread(stage.mesh.mesh.kill)
+            asked = {}
+            for mode, code in (("silent", "timeout"), ("reset", "reset-before-answer")):
+                stage.program.mode = mode
+                request_id, _ = await stage.ask(method="POST", body=b"x")
+                asked[request_id] = code
+            stage.program.mode = "ok"
+            await asyncio.to_thread(stage.mesh.mesh.start)
+            await stage.client.reaches("server", stage.port)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not await asyncio.to_thread(stage.mesh.synced):
+                    await asyncio.sleep(0.05)
+            await stage.forget()  # what is in force now explains none of it
+            for request_id, code in asked.items():
+                told = await stage.explain(request_id, complete=lambda hops: bool(hops[0].nexts))
+                end, text = verdict(told), tell([told])
+                assert end.finding is not None, text
+                assert end.finding.code == code, text
+                assert "rule: VirtualService default/server, spec.http[0] (" in text, text
+                assert told.revision is not None, text
 
     asyncio.run(run())
 

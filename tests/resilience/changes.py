@@ -362,7 +362,9 @@ class Driver:
         self.put(self.state.versions)
 
     def change_mode(self) -> None:
-        self._mode = mutual_tls(self.dice.choice(["STRICT", "PERMISSIVE", "DISABLE"]))
+        """To one of the two others."""
+        others = [item for mode in ("STRICT", "PERMISSIVE", "DISABLE") if (item := mutual_tls(mode)) != self._mode]
+        self._mode = self.dice.choice(others)
         self.put(self.state.versions)
 
     def change_program(self) -> None:

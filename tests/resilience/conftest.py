@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import REPOSITORY, Mesh, Person, Started, eventually, someone
+from tests.e2e.conftest import REPOSITORY, UNPRIVILEGED_UID, Mesh, Person, Started, eventually, someone
 from tests.held import DUMP, Held, of_dump, of_published
 from weft.agent.paths import MeshPaths
 from weft.cli.client import Client, UnixConnection
@@ -131,15 +131,25 @@ def may_be_lost(line: Mapping[str, Any]) -> bool:
     return "broken" not in line and ("error" in line or line["status"] >= 500)
 
 
+def whose() -> tuple[str, int]:
+    """
+    Return name and uid of the one whose meshes these are: ourselves.
+
+    With WEFT_UNPRIVILEGED in the environment of root somebody without privilege, in whose meshes a user namespace is around everything.
+    """
+    uid = UNPRIVILEGED_UID if os.getuid() == 0 and os.environ.get("WEFT_UNPRIVILEGED") else os.getuid()
+    return "unprivileged" if uid else "root", uid
+
+
 @pytest.fixture(scope="module")
 def person(request: pytest.FixtureRequest) -> Iterator[Person]:
     """
-    Ourselves, with a home of our own: whose meshes the matrix runs in matters less than what happens to them.
+    Somebody with a home of their own (`whose`).
 
     With a parameter, the data plane of these meshes.
     """
     data_plane = getattr(request, "param", WEFT_PROXY)
-    with someone("root" if os.getuid() == 0 else "unprivileged", os.getuid(), data_plane) as person:
+    with someone(*whose(), data_plane) as person:
         yield person
 
 

@@ -29,8 +29,17 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Person, processes_of, someone
-from tests.resilience.changes import EXTRA_OPTIONS, HELD, INSIDE, REQUESTS, STREAMS, Driver, called_from_outside
-from tests.resilience.conftest import LOST_EACH, UNDER_WAY_SECONDS, Loaded, loaded, may_be_lost, until_steady
+from tests.resilience.changes import (
+    EXTRA_OPTIONS,
+    HELD,
+    INSIDE,
+    KINDS,
+    REQUESTS,
+    STREAMS,
+    Driver,
+    called_from_outside,
+)
+from tests.resilience.conftest import LOST_EACH, UNDER_WAY_SECONDS, Loaded, loaded, may_be_lost, until_steady, whose
 from weft.controlplane.agents import parent, start_time
 from weft.data_plane import ENVOY, WEFT_PROXY
 
@@ -346,9 +355,8 @@ class Seen:
         kept = len(self.held) == STREAMING * len(HELD) and not silent
         # A run that has looked at nothing has found nothing.
         missing = sorted((REQUESTS.keys() | STREAMS) - self.later.keys())
-        missing += [
-            what for what, count in (("changes", self.changes.total()), ("crashes", len(self.crashes))) if not count
-        ]
+        missing += [f"changes of {kind}" for kind in sorted(KINDS.keys() - self.changes.keys())]
+        missing += [] if self.crashes else ["crashes"]
         flat = all(row["flat"] for row in self.growth) and bool(self.growth)
         return {
             "seed": self.seed,
@@ -379,12 +387,13 @@ def run(seen: Seen) -> None:
     left: list[tuple[str, str]] = []
     options = {"chained": True, "streams": True, "more": EXTRA_OPTIONS, "envoys": ENVOYS}
     with (
-        someone("root" if os.getuid() == 0 else "unprivileged", os.getuid()) as person,
+        someone(*whose()) as person,
         loaded(person, "soak", replicas=2, threads=THREADS, pause=0.02, **options) as mesh,
         called_from_outside(mesh, threads=THREADS, pause=0.02),
     ):
         mesh.traffic.forget()
         driver, memory = Driver(mesh, person, dice, (WEFT_PROXY, ENVOY)), Memory(person)
+        first = driver.kinds(len(KINDS) + 1)  # so that a short run has each
         seen.started = time.monotonic()
         try:
             while (now := time.monotonic()) < seen.started + seen.seconds:
@@ -394,7 +403,7 @@ def run(seen: Seen) -> None:
                     seen.crashes.append(crash(mesh, *left.pop()))
                     seen.done.append((seen.crashes[-1].moment, f"crash of {seen.crashes[-1].what}"))
                 began = time.monotonic()
-                driver.change()
+                driver.change(first.pop() if first else "")
                 seen.changes[driver.done[-1]] += 1
                 seen.done.append((began, driver.done.pop()))
                 memory.sample(time.monotonic())

@@ -5,7 +5,8 @@ call through another program, and so through four proxies, and some come by the 
 Each answer is compared with what the reference evaluator allows for the configurations that were in force while the request was
 under way: during a change the old or the new one. Everything else, a 503 of any kind above all, is a failure. That a change is in
 effect when it has been acknowledged is a promise of time: on a busy machine one in a few may be late, by a second. In the end
-every proxy holds exactly what `translate` made for it.
+every proxy holds exactly what `translate` made for it, and makes anew: the control plane, which has made each part of it from what it
+remembered of the changes before, is killed, and the one that comes and remembers nothing has nothing else to tell.
 
 WEFT_CHANGES says how many changes there are, WEFT_SEED repeats a run.
 """
@@ -14,14 +15,15 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 from collections import Counter
 
 import pytest
 
-from tests.e2e.conftest import Person
+from tests.e2e.conftest import Person, eventually
 from tests.resilience.changes import EXTRA_OPTIONS, REQUESTS, Driver, called_from_outside
-from tests.resilience.conftest import loaded, until_steady
+from tests.resilience.conftest import Loaded, loaded, until_steady
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 CHANGES = int(os.environ.get("WEFT_CHANGES", "40"))
@@ -66,6 +68,7 @@ def test_no_request_is_lost_to_a_change(person: Person, planes: str) -> None:
                 judge()
                 driver.timeline.forget()
             until_steady(lambda: mesh.differences() or True, "every proxy holds what it should")
+            made_from_nothing_the_same(mesh)
             over, late = driver.timeline.over, len(driver.timeline.late)
             print(f"{planes}: {CHANGES} changes, {late} of {over} steps in effect late, {dict(judged)}")
             assert judged.total() > CHANGES
@@ -80,3 +83,14 @@ def test_no_request_is_lost_to_a_change(person: Person, planes: str) -> None:
             assert driver.timeline.is_prompt, f"{late} of {over} steps of changes were in effect late"
         finally:
             driver.end()
+
+
+def made_from_nothing_the_same(mesh: Loaded) -> None:
+    """Compare what is published with what a control plane publishes that has seen none of the changes."""
+    before = {workload: mesh.published(workload) for workload in mesh.status()}
+    pid = mesh.mesh.pids()["control-plane"]
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: mesh.mesh.pids()["control-plane"] != pid, "another control plane")
+    until_steady(lambda: mesh.status().keys() == before.keys() or sorted(mesh.status()), "every proxy is back")
+    until_steady(lambda: mesh.differences() or True, "every proxy holds what it should")
+    assert {workload: mesh.published(workload) for workload in before} == before

@@ -406,6 +406,25 @@ def test_agent_of_a_proxy_that_hangs(mesh: Loaded) -> None:
     lost_at_most(mesh.traffic, killed)
 
 
+def test_agent_of_the_gateway(mesh: Loaded) -> None:
+    """The published port is the mesh's own: who connects while nobody is there to take it waits."""
+    killed = []
+    with at_the_door(mesh, "ingressgateway-0") as knocks:
+        for _ in moments():
+            proxy = mesh.pid_of_proxy("ingressgateway-0")
+            agent = parent(proxy)
+            since, _ = kill(agent)
+            eventually(lambda proxy=proxy: not Path(f"/proc/{proxy}").exists(), "its proxy is gone")
+            killed.append(Death(since, time.monotonic()))
+            eventually(
+                lambda agent=agent: parent(mesh.pid_of_proxy("ingressgateway-0")) not in (0, agent), "another agent"
+            )
+            until_steady(mesh.is_whole, "it serves again")
+            knocks.wait_for(20, time.monotonic())
+    assert knocks.refusals() == []
+    assert unexpected(knocks, killed, seconds=NEW_SECONDS) == [], killed
+
+
 def test_edge(mesh: Loaded, outside: int) -> None:
     """
     What is inside of the mesh notices nothing, nor does who calls from outside, nor a connection to outside that is open. Only who

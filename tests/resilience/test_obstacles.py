@@ -1,8 +1,9 @@
-"""More of the crash matrix, in meshes of their own: a disk that is full, and a resource that a proxy refuses."""
+"""More of the crash matrix, in meshes of their own: full disks, clocks that are set, and resources that a proxy refuses."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,14 +11,16 @@ import struct
 import subprocess
 import sys
 import time
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import DATA_PLANES, Person, Started, eventually
-from tests.resilience.conftest import Loaded, loaded, until_steady, with_tests
+from tests.resilience.conftest import Loaded, loaded, may_be_lost, until_steady, with_tests
 from tests.resilience.test_crashes import ROUTE
 from weft.controlplane.agents import parent
 from weft.errors import WeftError
@@ -32,6 +35,9 @@ THREADS = 2
 
 NOTICED_SECONDS = 3.0
 """From the last certificate's issue until both of its proxies have it: some ten milliseconds, on a busy machine more."""
+
+RENEWED_SECONDS = 20.0
+"""From the setting of a clock until all certificates are others: agents look at the clock each second; on a busy machine more."""
 
 OCCUPY = """
 import socket, sys
@@ -157,35 +163,111 @@ def another_program(mesh: Loaded, workload: str) -> None:
     until_steady(lambda: mesh.workloads()[workload]["ready"], "it serves")
 
 
-@pytest.mark.parametrize("days", [3, -3])
-def test_a_clock_that_is_set(person: Person, days: int) -> None:
-    """
-    Every certificate is expired, or not valid yet, at one blow: connections that are made until agents have looked at the clock
-    are refused, and none is from then on.
-    """
+@contextmanager
+def with_a_clock(person: Person) -> Iterator[tuple[Loaded, Callable[[timedelta], None]]]:
+    """Run a mesh of which every process reads a clock of ours; yields it, and what sets that clock off the machine's."""
     library, offset = person.home / "set_clock.so", person.home / "offset"
     subprocess.run(
         ["gcc", "-O1", "-fPIC", "-shared", "-o", library, Path(__file__).with_name("set_clock.c")], check=True
     )
     offset.write_bytes(struct.pack("q", 0))
     os.chown(offset, person.uid, person.uid)
-    environment = {"LD_PRELOAD": str(library), "CLOCK_OFFSET_FILE": str(offset)}
-    with loaded(person, "clock", threads=THREADS, environment=environment) as mesh:
-        before = {name: not_after(mesh, name) for name in mesh.status()}
-        mesh.traffic.forget()
+
+    def put(off: timedelta) -> None:
         with offset.open("r+b", buffering=0) as file:
-            file.write(struct.pack("q", days * 86400))
+            file.write(struct.pack("q", round(off.total_seconds())))
+
+    with loaded(person, "clock", threads=THREADS, environment=clock_of(person)) as mesh:
+        mesh.traffic.forget()
+        yield mesh, put
+
+
+def clock_of(person: Person) -> dict[str, str]:
+    """What lets a process read the clock of `with_a_clock`."""
+    return {"LD_PRELOAD": str(person.home / "set_clock.so"), "CLOCK_OFFSET_FILE": str(person.home / "offset")}
+
+
+@pytest.mark.parametrize("days", [3, -3])
+def test_a_clock_that_is_set(person: Person, days: int) -> None:
+    """
+    Every certificate is expired, or not valid yet, at one blow: connections that are made until agents have looked at the clock
+    are refused, and none is from then on.
+    """
+    with with_a_clock(person) as (mesh, put):
+        before = {name: not_after(mesh, name) for name in mesh.status()}
+        put(timedelta(days=days))
+        was_set = time.monotonic()
         until_steady(
-            lambda: all(not_after(mesh, name) != before[name] for name in before), "all have other certificates"
+            lambda: all(not_after(mesh, name) != before[name] for name in before),
+            "all have other certificates",
+            seconds=RENEWED_SECONDS,
         )
         renewed = time.monotonic()
         mesh.traffic.wait_for(THREADS * 40, renewed + NOTICED_SECONDS)
-        assert [line for line in mesh.traffic.failures() if line["start"] > renewed + NOTICED_SECONDS] == []
+        failures = mesh.traffic.failures()
+        print(f"renewed after {renewed - was_set:.1f} s; {len(failures)} requests met it")
+        assert all(map(may_be_lost, failures)), failures
+        assert [line for line in failures if line["start"] > renewed + NOTICED_SECONDS] == []
         # A client of its own: its connections are new.
         call = ["run", "--mesh", "clock", "--", "curl", "-sf", "-o", "/dev/null", "http://server:8080/x"]
-        done = person.weft(*call, env=person.environment | environment)
+        done = person.weft(*call, env=person.environment | clock_of(person))
         assert done.returncode == 0, done.stderr
         until_steady(mesh.is_whole, "every proxy holds what it should")
+
+
+@pytest.mark.parametrize(("hours", "are_renewed"), [(1, False), (14, True)])
+def test_a_clock_that_is_set_within_the_life_of_certificates_loses_nothing(
+    person: Person, hours: int, are_renewed: bool
+) -> None:
+    """As after a laptop's sleep: they are valid all the while, though their half-life may be over at one blow."""
+    with with_a_clock(person) as (mesh, put):
+        before = {name: not_after(mesh, name) for name in mesh.status()}
+        put(timedelta(hours=hours))
+        was_set = time.monotonic()
+        if are_renewed:
+            until_steady(
+                lambda: all(not_after(mesh, name) > before[name] for name in before), "all have other certificates"
+            )
+        mesh.traffic.wait_for(THREADS * 100, was_set)
+        until_steady(mesh.is_whole, "every proxy holds what it should")
+        assert mesh.lost() == []
+        assert {name: not_after(mesh, name) > before[name] for name in before} == dict.fromkeys(before, are_renewed)
+
+
+def test_a_control_plane_that_hangs_is_announced_long_before_anything_expires(person: Person) -> None:
+    """
+    More than half a certificate's life after it was heard last: `weft up` and `weft status` say so, hours before the end, and
+    nothing is lost. When it is back nobody says so any more.
+    """
+    with with_a_clock(person) as (mesh, put):
+        before = {name: not_after(mesh, name) for name in mesh.status()}
+        pid = mesh.mesh.pids()["control-plane"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            put(timedelta(hours=15))  # of a day: two fifths of their life are left when they are first told of
+            was_set = time.monotonic()
+
+            def announced() -> set[str]:
+                said = re.findall(r"(\S+) +the certificate expires in (\d) hours and could not be", mesh.mesh.output())
+                assert all(int(hours) >= 7 for _, hours in said), said
+                return {name for name, _ in said}
+
+            eventually(lambda: announced() >= before.keys(), "weft up says it of each program")
+            told = person.weft("status", "-m", "clock", env=person.environment | clock_of(person))
+            assert told.returncode == 1, told.stdout
+            assert "The control plane does not answer." in told.stdout
+            assert f"`kill -9 {pid}`, and `weft up` starts another." in told.stdout
+            assert re.search(r"The first certificate, of \S+, expires in [78]", told.stdout), told.stdout
+            mesh.traffic.wait_for(THREADS * 100, was_set)
+            assert mesh.lost() == []
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        until_steady(
+            lambda: all(not_after(mesh, name) > before[name] for name in before), "all have other certificates"
+        )
+        until_steady(mesh.is_whole, "every proxy holds what it should")
+        until_steady(lambda: "certificate" not in person.notices("code") or person.notices("text"), "it is over")
+        assert mesh.lost() == []
 
 
 def not_after(mesh: Loaded, workload: str) -> datetime:

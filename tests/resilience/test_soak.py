@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.resilience import soak
-from tests.resilience.changes import REQUESTS
+from tests.resilience.changes import KINDS, REQUESTS
 from tests.resilience.conftest import LOST_EACH, Traffic
 from tests.resilience.programs import websocket
 from tests.resilience.soak import DIRECT, STREAMS, THREADS, Crash, Memory, Seen, grown, reported, text
@@ -188,7 +188,7 @@ def busy() -> Seen:
     """A run of an hour that was as it should be."""
     seen = Seen(seed=1, seconds=3600.0, started=0.0, ended=3600.0, growth=[FLAT])
     seen.held = {str(number): 3600.0 for number in range(6)}
-    seen.changes["rules"] += 1
+    seen.changes.update(KINDS.keys())
     seen.crashes.append(Crash("edge", frozenset(), 10.0))
     seen.later.update(REQUESTS.keys() | STREAMS)
     return seen
@@ -202,10 +202,13 @@ def test_a_run_that_has_looked_at_nothing_is_not_good() -> None:
         report = seen.report()
         assert (report["missing"], report["good"]) == ([kind], False)
         assert f"never, or not in the second half: {kind}" in text(report)
-    idle = busy()
-    idle.changes.clear()
-    idle.crashes.clear()
-    assert (idle.report()["missing"], idle.report()["good"]) == (["changes", "crashes"], False)
+    for kind in KINDS:
+        seen = busy()
+        del seen.changes[kind]
+        assert (seen.report()["missing"], seen.report()["good"]) == ([f"changes of {kind}"], False)
+    calm = busy()
+    calm.crashes.clear()
+    assert (calm.report()["missing"], calm.report()["good"]) == (["crashes"], False)
 
 
 def test_changes_that_are_late_as_a_rule_are_a_finding() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from weft.errors import StoreError
 from weft.model import ConfigKey
-from weft.store import Author, Changes, Content, Lease, SqliteStore, StoredObject, Transition
+from weft.store import Author, Changes, Content, Lease, SqliteStore, StoredObject, Transition, sqlite
 
 
 def stored(name: str, text: str = "kind: X\n", **more: object) -> StoredObject:
@@ -62,6 +62,31 @@ def test_a_change_that_is_not_over_is_kept_until_it_is(tmp_path: Path) -> None:
     assert store.load().transition is None
 
 
+def test_a_status_is_kept_until_it_is_another_one_or_none(tmp_path: Path) -> None:
+    keys = [ConfigKey("HTTPRoute", "default", name) for name in ("a", "b")]
+    accepted, refused = (
+        {"parents": [{"conditions": [{"type": "Accepted", "status": said}]}]} for said in ("True", "False")
+    )
+    store = SqliteStore(tmp_path / "store.db")
+    store.commit(Changes(statuses=dict.fromkeys(keys, accepted)), summary="", time=0)
+    store.commit(Changes(), summary="", time=0)
+    assert store.load().statuses == dict.fromkeys(keys, accepted)
+    store.commit(Changes(statuses={keys[0]: refused, keys[1]: None}), summary="", time=0)
+    store.close()
+    assert SqliteStore(tmp_path / "store.db").load().statuses == {keys[0]: refused}
+
+
+def test_a_store_of_before_there_were_statuses_is_taken(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    store.commit(Changes(put=(stored("a"),)), summary="", time=0)
+    store.close()
+    with sqlite3.connect(tmp_path / "store.db") as db:
+        db.execute("DROP TABLE statuses")
+    db.close()
+    content = SqliteStore(tmp_path / "store.db").load()
+    assert (len(content.objects), content.statuses) == (1, {})
+
+
 def test_an_object_keeps_the_revision_at_which_it_appeared(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "store.db")
     store.commit(Changes(put=(stored("a", "one"),)), summary="", time=0)
@@ -69,6 +94,24 @@ def test_an_object_keeps_the_revision_at_which_it_appeared(tmp_path: Path) -> No
     store.commit(Changes(put=(stored("a", "two", generation=2, created=before.created),)), summary="", time=0)
 
     assert list(store.load().objects.values()) == [stored("a", "two", generation=2, created=1)]
+
+
+def test_when_an_object_appeared_is_known_as_long_as_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Revisions are many: each endpoint that comes or goes is one."""
+    monkeypatch.setattr(sqlite, "KEPT_REVISIONS", 3)
+    store = SqliteStore(tmp_path / "store.db")
+    store.commit(Changes(put=(stored("a"), stored("b"))), summary="apply", time=7.5)
+    for number in range(10):
+        store.commit(Changes(), summary=f"endpoints {number}", time=100.0 + number)
+    assert store.created_times() == {1: 7.5}
+    assert [item.revision for item in store.revisions(100)] == [11, 10, 9, 1]
+    store.commit(Changes(put=(stored("a", "other", created=1),)), summary="apply again", time=200.0)
+    assert store.created_times() == {1: 7.5}
+    store.commit(Changes(delete=(stored("a").key, stored("b").key)), summary="delete", time=201.0)
+    assert store.created_times() == {}
+    assert [item.revision for item in store.revisions(100)] == [13, 12, 11]
 
 
 def test_texts_that_nobody_refers_to_are_dropped(tmp_path: Path) -> None:

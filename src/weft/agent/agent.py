@@ -206,6 +206,11 @@ class Member:
         if self.stream.notice(text, code, count=count) or count:
             self.around.report("notice", text=text, code=code, count=count)
 
+    def over(self, text: str, code: str) -> None:
+        """Take back what was said under *code*, and say *text* to whoever started us, who has read it."""
+        if self.stream.over(code):
+            self.around.report("notice", text=text, code=code, count=0)
+
 
 async def withdraw(stream: AgentStream) -> None:
     """Have the workload's endpoints withdrawn everywhere, and let the last requests that were sent to it arrive."""
@@ -286,6 +291,7 @@ async def serving_secrets(member: Member) -> AsyncIterator[SecretService]:
         trusted=member.stream.trusts,
         renewed=lambda certificate: note_certificate(member.files, certificate),
         warn=lambda text: member.note(text, "certificate"),
+        recovered=lambda: member.over("the certificate has been renewed", "certificate"),
     )
     await secrets.start()
     try:

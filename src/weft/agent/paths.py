@@ -375,6 +375,16 @@ def read_mesh_file(paths: MeshPaths) -> dict[str, int]:
     return result
 
 
+def control_plane(paths: MeshPaths) -> int:
+    """Return the process of a running mesh's control plane; 0 if it is gone, or not known, or its number is another's by now."""
+    try:
+        pids = read_mesh_file(paths)
+        status = Path(f"/proc/{pids['control-plane']}/status").read_bytes()
+    except (MeshNotRunning, OSError, KeyError):
+        return 0
+    return pids["control-plane"] if b"\nPPid:\t%d\n" % pids.get("up", 0) in status else 0
+
+
 def read_declaration(paths: MeshPaths) -> dict[str, Any]:
     """
     What `weft up` told the control plane of a running mesh (docs/reference/interfaces.md, 4.3a).

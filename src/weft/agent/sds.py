@@ -82,6 +82,7 @@ class SecretService:
             one that comes is given nothing else.
         renewed: Is given each new leaf, the first too, once it is served; an OSError of it is told.
         warn: Is told what people should know: that renewal fails, that the proxy refuses a secret.
+        recovered: Is called when a renewal has succeeded after people were warned.
         now: The clock.
         sleep: Waits, by the same clock.
         chance: Random numbers, 0.0 to 1.0.
@@ -95,6 +96,7 @@ class SecretService:
         trusted: Callable[[Sequence[str]], None] = lambda _: None,
         renewed: Callable[[x509.Certificate], object] = lambda _: None,
         warn: Callable[[str], None] = lambda _: None,
+        recovered: Callable[[], None] = lambda: None,
         now: Callable[[], datetime] = system_time,
         sleep: Callable[[timedelta], Awaitable[None]] = sleep,
         chance: Callable[[], float] = random.random,
@@ -104,6 +106,7 @@ class SecretService:
         self._trusted = trusted
         self._renewed = renewed
         self._warn = warn
+        self._recovered = recovered
         self._now = now
         self._sleep = sleep
         self._chance = chance
@@ -203,6 +206,8 @@ class SecretService:
                 due = now + retry_after(self._failures, countdown.not_after - now, chance=self._chance())
             else:
                 self._failures = 0
+                if countdown.told:
+                    self._recovered()
                 certificate = self._present()
                 countdown = Countdown(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
                 due = self._due()

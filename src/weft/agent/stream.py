@@ -180,6 +180,20 @@ class AgentStream:
             self._write(message | {"known": known})
         return news
 
+    def over(self, code: str) -> bool:
+        """
+        Take back every notice of *code*: what they told of is over.
+
+        Returns:
+            Whether there was one.
+        """
+        found = [key for key in self._notices if key[1] == code]
+        for key in found:
+            del self._notices[key]
+        if found:  # a fact, which comes before notices: also to a control plane that was away when it came about
+            self._state(("over", code), {"type": "over", "code": code})
+        return bool(found)
+
     def outside_refused(self, destination: str, reason: str) -> None:
         """Tell why a connection out of the mesh was not made, for `weft why`; lost while the control plane is away."""
         if self._writer is not None:

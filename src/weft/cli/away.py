@@ -38,8 +38,15 @@ def certificates(runtime: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda item: (item["certificate"]["not_after"], item["workload"]))
 
 
-def text(found: Sequence[dict[str, Any]], log: Path) -> str:
-    """Return the countdown for people; *log* is where the control plane writes."""
+def text(found: Sequence[dict[str, Any]], log: Path, hanging: int = 0) -> str:
+    """
+    Return the countdown for people.
+
+    Args:
+        found: As `certificates` returns it.
+        log: Where the control plane writes.
+        hanging: Its process if that is there, else 0.
+    """
     rows = []
     for item in found:
         left = item["certificate"]["remaining_seconds"]
@@ -51,6 +58,10 @@ def text(found: Sequence[dict[str, Any]], log: Path) -> str:
         when = f"expires in {duration(left)}" if left > 0 else "has expired"
         parts.append(
             f"The first certificate, of {first['workload']}, {when}; new connections with an expired one are refused."
+        )
+    if hanging:
+        parts.append(
+            f"Its process is there: `kill -9 {hanging}`, and `weft up` starts another. Nothing that was applied is lost."
         )
     parts.append(f"`weft up` starts a control plane that has died again by itself. What keeps it: {log}")
     return "\n\n".join(parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +20,12 @@ from weft.errors import InvalidConfiguration, MeshNotRunning, NotFound, UsageErr
 
 TIMEOUT_SECONDS = 30.0
 """For one answer. Applying a thousand documents takes seconds; a call that waits adds its own time to this."""
+
+RETURN_SECONDS = 5.0
+"""How long a command waits for a control plane that died: `weft up` starts another within a second or two."""
+
+PAUSE_SECONDS = 0.05
+"""Between two looks for it."""
 
 PROXY_SECONDS = 5.0
 """For what a proxy says of itself, where that is what was asked for."""
@@ -57,14 +64,19 @@ class Client:
     """
     Calls of the HTTP API. Values are what JSON gives: dicts, lists, strings, numbers.
 
+    Args:
+        patience: Seconds that a control plane may be away while its mesh runs. Only a connection is tried again, of which
+            nobody has taken anything.
+
     Raises (every method):
         MeshNotRunning: Nobody answers at the socket.
         NotFound, UsageError, InvalidConfiguration: The control plane's 404, 400, 422.
         WeftError: Any other refusal, with the exit code of what the control plane raised, or a broken answer.
     """
 
-    def __init__(self, path: Path, mesh: str = "") -> None:
+    def __init__(self, path: Path, mesh: str = "", *, patience: float = 0.0) -> None:
         self._path = path
+        self._patience = patience
         self.mesh = mesh
 
     def admin_socket(self, workload: str) -> Path:
@@ -106,15 +118,33 @@ class Client:
         payload = None if body is None else json.dumps(body).encode()
         headers = {} if payload is None else {"Content-Type": "application/json"}
         try:
+            self._connect(connection)
             connection.request(method, target, payload, headers)
             return connection.getresponse()
-        except (FileNotFoundError, ConnectionRefusedError) as exc:
-            name = f"mesh {self.mesh!r}" if self.mesh else "mesh"
-            raise MeshNotRunning(f"No {name} answers at {self._path}. `weft up` starts one.") from exc
         except TimeoutError as exc:
             raise WeftError(f"The control plane did not answer {method} {target} in time.") from exc
         except (OSError, http.client.HTTPException) as exc:
             raise WeftError(f"The control plane did not answer {method} {target}: {exc}") from exc
+
+    def _connect(self, connection: UnixConnection) -> None:
+        from weft.agent import paths  # the one home of every path
+
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                connection.connect()
+                return
+            except (FileNotFoundError, ConnectionRefusedError) as exc:
+                connection.close()
+                if not self._patience or paths.lock_holder(files := paths.mesh_paths(self.mesh)) is None:
+                    name = f"mesh {self.mesh!r}" if self.mesh else "mesh"
+                    raise MeshNotRunning(f"No {name} answers at {self._path}. `weft up` starts one.") from exc
+                if time.monotonic() >= deadline:
+                    raise WeftError(
+                        f"The mesh {self.mesh!r} runs, and its control plane does not: `weft up` starts it again by itself."
+                        f" What keeps it: {files.log('control-plane')}. `weft status` says what works meanwhile."
+                    ) from exc
+            time.sleep(PAUSE_SECONDS)
 
 
 def connect(mesh: str | None) -> Client:
@@ -127,7 +157,7 @@ def connect(mesh: str | None) -> Client:
     from weft.agent import paths  # the one home of every path
 
     found = paths.find(mesh)
-    return Client(found.api_socket, found.mesh)
+    return Client(found.api_socket, found.mesh, patience=RETURN_SECONDS)
 
 
 def _target(path: str, query: dict[str, Any]) -> str:

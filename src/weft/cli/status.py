@@ -48,7 +48,8 @@ def command(*, workload: str | None, revision: int | None, output: str, mesh: st
 
         files = paths.find(mesh)
         known = certificates(files.runtime)
-        emit(known, output, lambda: text(known, files.log("control-plane")))
+        pid = paths.control_plane(files)
+        emit(known, output, lambda: text(known, files.log("control-plane"), pid))
         raise
     now = datetime.now(UTC)
     for proxy in proxies:

@@ -331,6 +331,8 @@ class AgentServer:
             await self._leave(session, key)
         elif kind == "notice":
             self._notice(key, message)
+        elif kind == "over":
+            self.notices[key] = [item for item in self.notices.get(key, ()) if item.code != message["code"]]
         elif kind == "hot_restarted":
             if (answer := session.answers.get(int(message["number"]))) is not None and not answer.done():
                 answer.set_result(message)

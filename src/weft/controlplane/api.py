@@ -186,6 +186,7 @@ class Api:
         wanted = {name: request.query_params[name] for name in ConfigKey._fields if name in request.query_params}
         configuration = self._plane.configuration
         times = {item.revision: item.time for item in self._store.revisions(REVISIONS_SEARCHED)}
+        times |= self._store.created_times()
         return [
             {
                 "key": key_to_json(key),

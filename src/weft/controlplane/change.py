@@ -155,12 +155,14 @@ class ControlPlane:
         self._view = View()
         self._published: dict[str, Resources] = {}
         self._warnings: tuple[Problem, ...] = ()
-        self.statuses: Mapping[ConfigKey, Mapping[str, Any]] = {}
         self._found: Mapping[ConfigKey, Status] | None = None
         self._looked_at: tuple[object, ...] = ()
         content = store.load()
         self._addresses = dict(content.service_addresses)
         self._stored_leases = {(lease.namespace, lease.name): lease for lease in content.leases}
+        self.statuses: Mapping[ConfigKey, Mapping[str, Any]] = content.statuses
+        """What stands under `status` of each object that has one."""
+        self._stored_statuses = content.statuses
         self.snapshot = Snapshot(content.revision, trust_domain=trust_domain, domain_suffix=domain_suffix)
         self.configuration = self._reload(content.objects)
         self._transition = content.transition or Transition(0)
@@ -330,7 +332,12 @@ class ControlPlane:
             else:
                 publications = steps(self.snapshot, snapshot)
             transition = self._noted(publications, merged, same_configuration=same_configuration)
-            changes = replace(changes, transition=transition if transition != self._transition else None)
+            reported = self._reported_statuses(statuses, merged.configuration)
+            changes = replace(
+                changes,
+                transition=transition if transition != self._transition else None,
+                statuses=_differing(self._stored_statuses, reported),
+            )
             if publications != (WHOLE,):
                 shown = publications[0].show(snapshot)
                 views = {proxy.node_id: self._translated(shown, proxy, asked=False) for proxy in proxies}
@@ -341,6 +348,7 @@ class ControlPlane:
                 summary = f"next step of a change: {publications[0].what}"
             try:
                 await self._commit(changes, revision, summary)
+                self._stored_statuses = reported
             except StoreError as error:
                 if merged.changes != Changes():
                     raise
@@ -356,7 +364,7 @@ class ControlPlane:
             self._registry.adopt(_services(self.configuration))
             self._view, self._warnings = view, warnings
             self._found, self._looked_at = statuses, looked_at
-            self.statuses = self._reported_statuses(statuses)
+            self.statuses = reported
             self._addresses.update(changes.service_addresses)
             self._stored_leases.update({(lease.namespace, lease.name): lease for lease in changes.leases})
 
@@ -481,10 +489,12 @@ class ControlPlane:
         found = [item for item in warnings if item.origin.file in files or item not in self._warnings]
         return tuple(sorted(found, key=lambda item: item.origin))
 
-    def _reported_statuses(self, statuses: Mapping[ConfigKey, Status]) -> dict[ConfigKey, Mapping[str, Any]]:
+    def _reported_statuses(
+        self, statuses: Mapping[ConfigKey, Status], configuration: Configuration
+    ) -> dict[ConfigKey, Mapping[str, Any]]:
         """Return what stands under `status` of each object that has one, with the times of what did not change."""
         now = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        objects = self.configuration.objects
+        objects = configuration.objects
         return {
             key: status.manifest(objects[key].generation, now, self.statuses.get(key))
             for key, status in statuses.items()
@@ -546,6 +556,13 @@ class ControlPlane:
             if before[key].ready != after[key].ready:
                 parts.append(f"{key[1]} {'is ready' if after[key].ready else 'is not ready'}")
         return "workloads: " + (", ".join(sorted(parts)) or "changed")
+
+
+def _differing(
+    stored: Mapping[ConfigKey, Mapping[str, Any]], reported: Mapping[ConfigKey, Mapping[str, Any]]
+) -> dict[ConfigKey, Mapping[str, Any] | None]:
+    """Return each status that is another one than what is stored; None where there is none any more."""
+    return {key: reported.get(key) for key in stored.keys() | reported.keys() if stored.get(key) != reported.get(key)}
 
 
 def _problems(statuses: Mapping[ConfigKey, Status]) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from weft.model import ConfigKey
 
@@ -82,7 +82,11 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What one commit writes, all of it or nothing. `boot` and `transition` None leave what is there."""
+    """
+    What one commit writes, all of it or nothing. `boot` and `transition` None leave what is there.
+
+    `statuses` is what stands under `status` of each object where that is another one now; None if there is none any more.
+    """
 
     put: tuple[StoredObject, ...] = ()
     delete: tuple[ConfigKey, ...] = ()
@@ -90,13 +94,14 @@ class Changes:
     leases: tuple[Lease, ...] = ()
     boot: str | None = None
     transition: Transition | None = None
+    statuses: Mapping[ConfigKey, Mapping[str, Any] | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
     """
-    All that a store holds: the last revision, objects by key, service addresses by hostname, leases, and the change that
-    is not over.
+    All that a store holds: the last revision, objects by key and their statuses, service addresses by hostname, leases, and
+    the change that is not over.
 
     `boot` names the `weft up` that last used it, which tells a restart within one from the next one.
     """
@@ -107,6 +112,7 @@ class Content:
     leases: tuple[Lease, ...] = ()
     boot: str = ""
     transition: Transition | None = None
+    statuses: Mapping[ConfigKey, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Store(Protocol):
@@ -127,6 +133,10 @@ class Store(Protocol):
 
     def revisions(self, limit: int) -> list[StoredRevision]:
         """Return the newest *limit* revisions, newest first."""
+        ...
+
+    def created_times(self) -> Mapping[int, float]:
+        """Return the time of each revision in which an object that is there appeared, however long ago; seconds since the epoch."""
         ...
 
     def close(self) -> None: ...

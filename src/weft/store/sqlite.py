@@ -26,7 +26,10 @@ LOCK_SECONDS = 5.0
 """How long to wait for a control plane that is just ending to let go of the file."""
 
 KEPT_REVISIONS = 1000
-"""Lines of the log that are kept; receipts older than that are of no use to anybody waiting."""
+"""
+Lines of the log that are kept; receipts older than that are of no use to anybody waiting. Beside them the lines of those in which an
+object appeared that is still there: its age is theirs.
+"""
 
 SCHEMA = """
 CREATE TABLE texts (
@@ -60,6 +63,15 @@ CREATE TABLE transitions (
 ) STRICT;
 CREATE TABLE revisions (revision INTEGER PRIMARY KEY, time REAL NOT NULL, summary TEXT NOT NULL) STRICT;
 """
+
+STATUSES = """
+CREATE TABLE IF NOT EXISTS statuses (
+    kind TEXT NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL,
+    status TEXT NOT NULL,
+    PRIMARY KEY (kind, namespace, name)
+) STRICT
+"""
+"""Beside `SCHEMA`: files of the same layout were made before there was any, and who knows nothing of it may use them still."""
 
 
 class SqliteStore:
@@ -106,7 +118,13 @@ class SqliteStore:
             (boot,) = self._db.execute("SELECT coalesce(max(boot), '') FROM boots").fetchone()
             found = self._db.execute("SELECT remaining, before FROM transitions").fetchone()
             transition = Transition(found[0], _before_from_json(found[1])) if found else None
-            return Content(self._revision(), objects, addresses, leases, boot, transition)
+            statuses = {
+                ConfigKey(kind, namespace, name): json.loads(status)
+                for kind, namespace, name, status in self._db.execute(
+                    "SELECT kind, namespace, name, status FROM statuses"
+                )
+            }
+            return Content(self._revision(), objects, addresses, leases, boot, transition, statuses)
 
     def commit(self, changes: Changes, *, summary: str, time: float, at_least: int = 0) -> int:
         with self._translated(), self._transaction():
@@ -135,8 +153,16 @@ class SqliteStore:
                 if transition.remaining:
                     row = (transition.remaining, _before_to_json(transition))
                     self._db.execute("INSERT INTO transitions VALUES (1, ?, ?)", row)
+            for key, status in changes.statuses.items():
+                if status is None:
+                    self._db.execute("DELETE FROM statuses WHERE kind = ? AND namespace = ? AND name = ?", tuple(key))
+                else:
+                    self._db.execute("INSERT OR REPLACE INTO statuses VALUES (?, ?, ?, ?)", (*key, json.dumps(status)))
             self._db.execute("INSERT INTO revisions VALUES (?, ?, ?)", (revision, time, summary))
-            self._db.execute("DELETE FROM revisions WHERE revision <= ?", (revision - KEPT_REVISIONS,))
+            self._db.execute(
+                "DELETE FROM revisions WHERE revision <= ? AND revision NOT IN (SELECT created FROM objects)",
+                (revision - KEPT_REVISIONS,),
+            )
         return revision
 
     def revisions(self, limit: int) -> list[StoredRevision]:
@@ -145,6 +171,13 @@ class SqliteStore:
                 "SELECT revision, time, summary FROM revisions ORDER BY revision DESC LIMIT ?", (limit,)
             )
             return [StoredRevision(*row) for row in rows]
+
+    def created_times(self) -> dict[int, float]:
+        with self._translated():
+            rows = self._db.execute(
+                "SELECT revision, time FROM revisions WHERE revision IN (SELECT created FROM objects)"
+            )
+            return dict(rows.fetchall())
 
     def close(self) -> None:
         with self._translated():
@@ -164,6 +197,7 @@ class SqliteStore:
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif version != SCHEMA_VERSION:
                 raise StoreError(f"{self._path} has layout {version}, and this weft knows {SCHEMA_VERSION} only.")
+            self._db.execute(STATUSES)
 
     def _revision(self) -> int:
         (revision,) = self._db.execute("SELECT coalesce(max(revision), 0) FROM revisions").fetchone()
