@@ -79,11 +79,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     Keep together what one person does in one module: where workers share the tests, one has all that share a mesh.
 
-    What is marked `once` puts a mesh under all the load that it can take, and one of these at a time is enough.
+    What is marked `heavy` puts a mesh under all the load that it can take, and one of these at a time is enough.
     """
     for item in items:
-        is_heavy = item.get_closest_marker("once") is not None
-        group = "once" if is_heavy else "-".join((item.path.stem, *person_of(item)))
+        is_heavy = item.get_closest_marker("heavy") is not None
+        group = "heavy" if is_heavy else "-".join((item.path.stem, *person_of(item)))
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -176,6 +176,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.once
 def test_nobody_without_its_credential_can_use_a_programs_http_proxy(explicit: Mesh) -> None:
     """Programs of the same user are who could otherwise; of another user not even the right one helps."""
     person = explicit.person
@@ -196,6 +197,7 @@ def test_nobody_without_its_credential_can_use_a_programs_http_proxy(explicit: M
         assert (plain, "403" in tunnel) == ("403", True), tunnel
 
 
+@pytest.mark.once
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become several users")
 def test_no_other_user_can_call_under_a_programs_identity(explicit: Mesh) -> None:
     place = place_of(explicit)
@@ -236,6 +238,7 @@ def test_when_a_proxy_dies_nobody_takes_its_addresses_and_callers_wait(explicit:
     assert ask((address, port), person.uid).startswith("200 ")
 
 
+@pytest.mark.once
 def test_no_web_page_can_call_under_a_programs_identity(explicit: Mesh) -> None:
     place, uid = place_of(explicit), explicit.person.uid
     assert ask(place, uid).startswith("200 ")
@@ -277,6 +280,7 @@ with socket.create_connection((sys.argv[1], 6380), timeout=30) as ledger, ledger
 PAGE = b"POST / HTTP/1.1\r\nHost: evil.example\r\nOrigin: https://evil.example\r\n\r\nFLUSHALL\r\n"
 
 
+@pytest.mark.once
 def test_no_web_page_and_no_other_user_can_call_a_tcp_port(person: Person) -> None:
     """HTTP is all that a page can send in the clear; a server that speaks first is heard at once."""
     text = """
@@ -325,6 +329,7 @@ def test_no_web_page_and_no_other_user_can_call_a_tcp_port(person: Person) -> No
         assert (path.parent / "arrived").read_bytes() == b"PING\r\n"
 
 
+@pytest.mark.once
 def test_the_proxies_of_peers_take_mutual_tls_only(explicit: Mesh) -> None:
     address = explicit.programs()["ratings-v1-0"]["address"]
     said = ask((address, 9080), explicit.person.uid)

@@ -75,6 +75,7 @@ async def under_load() -> AsyncIterator[tuple[LiveMesh, Tally]]:
 
 @pytest.mark.conformance
 @pytest.mark.once
+@pytest.mark.heavy
 @pytest.mark.timeout(240)
 def test_switching_modes_under_load_loses_no_request() -> None:
     """Each of the six switches between the three modes, while GET and POST run on connections that are kept."""
@@ -122,6 +123,7 @@ EVERY_LEVEL = (
 
 @pytest.mark.conformance
 @pytest.mark.once
+@pytest.mark.heavy
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("service", ["left", "right"])
 def test_switching_at_every_level_under_load_loses_no_request(service: str) -> None:

@@ -38,6 +38,7 @@ def closed(member: Member) -> int:
 
 @pytest.mark.conformance
 @pytest.mark.once
+@pytest.mark.heavy
 @pytest.mark.timeout(SECONDS + 180)
 @pytest.mark.parametrize(("left", "right"), [("weft-proxy", "envoy"), ("envoy", "weft-proxy")])
 def test_rotation_under_load_loses_no_request_and_no_connection(left: str, right: str) -> None:
