@@ -56,6 +56,22 @@ def test_the_next_process_knows_it_and_a_restart_is_no_change(tmp_path: Path) ->
     history.close()
 
 
+def test_a_clock_that_is_set_back_does_not_hide_what_is_in_force(tmp_path: Path) -> None:
+    clock = Clock()
+    history = History(tmp_path / "history.db", clock)
+    node = "sidecar~10.244.0.2~curl-0.default~default.svc.cluster.local"
+    for revision, at in ((1, 1000), (2, 2000), (3, 100)):
+        clock.now = at
+        history.published(node, revision, [("RDS", "9080", f"v{revision}", b"")])
+        if revision != 2:
+            history.acknowledged(node, revision)
+    clock.now = 200
+    assert [item.revision for item in history.at(node, 150)] == [3, 2]
+    assert [item.revision for item in history.at(node, 50)] == [1, 2]
+    assert history.node_at("10.244.0.2", 50) == node
+    history.close()
+
+
 def test_who_had_an_address_at_a_time_is_known_also_when_it_is_gone(tmp_path: Path) -> None:
     clock = Clock()
     history = History(tmp_path / "history.db", clock)

@@ -33,6 +33,9 @@ ACKNOWLEDGE_SECONDS = 0.05
 ADDRESS = "substr(substr(node, instr(node, '~') + 1), 1, instr(substr(node, instr(node, '~') + 1), '~') - 1)"
 """The workload's address, of a node id `KIND~ADDRESS~NAME.NAMESPACE~DOMAIN`: an index serves it only if asked in the same words."""
 
+BEFORE = "(published <= ? OR published > ?)"
+"""Before a time, or after now: that was before a clock was set back, and nothing that is asked about was earlier."""
+
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS resources (version TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS configurations (
@@ -120,8 +123,8 @@ class History:
     def node_at(self, address: str, at: float) -> str:
         """Return the node id of the proxy that had the workload address *address* at a time; empty if none had."""
         found = self._db.execute(
-            f"SELECT node FROM configurations WHERE {ADDRESS} = ? AND published <= ? ORDER BY id DESC LIMIT 1",
-            (address, at + ACKNOWLEDGE_SECONDS),
+            f"SELECT node FROM configurations WHERE {ADDRESS} = ? AND {BEFORE} ORDER BY id DESC LIMIT 1",
+            (address, at + ACKNOWLEDGE_SECONDS, self._clock()),
         ).fetchone()
         return str(found[0]) if found else ""
 
@@ -136,12 +139,14 @@ class History:
 
     def _in_force(self, node: str, at: float, limit: int) -> list[tuple[int, int, float, float | None, str]]:
         at += ACKNOWLEDGE_SECONDS
+        now = self._clock()
         rows = self._db.execute(
             "SELECT id, revision, published, acknowledged, content FROM configurations"
-            " WHERE node = ? AND published <= ? ORDER BY id DESC LIMIT ?",
-            (node, at, KEPT_CONFIGURATIONS),
+            f" WHERE node = ? AND {BEFORE} ORDER BY id DESC LIMIT ?",
+            (node, at, now, KEPT_CONFIGURATIONS),
         ).fetchall()
-        known = next((index for index, row in enumerate(rows) if row[3] is not None and row[3] <= at), len(rows))
+        acknowledged = (row[3] is not None and (row[3] <= at or row[3] > now) for row in rows)
+        known = next((index for index, is_known in enumerate(acknowledged) if is_known), len(rows))
         # Newest first: what was on its way, what was in force, what was before.
         ordered = rows[known : known + 1] + rows[max(0, known - 1) : known] + rows[known + 1 : known + 2]
         return ordered[:limit]
