@@ -4,7 +4,7 @@ The crash matrix: one part of a loaded mesh is killed (SIGKILL) at a random mome
 A request that is under way through a process which dies is lost with it, and no other. `MOMENTS` is how often each part dies.
 
 What is said of requests holds each time, on however busy a machine: which may be lost, and how many. Promises about time have a
-bound that any machine meets, and the one that is promised in the best of these moments.
+bound that any machine meets, and the one that is promised in the better half of these moments.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from statistics import median_low
 from typing import Any, NamedTuple
 
 import pytest
@@ -478,9 +479,9 @@ def test_program(mesh: Loaded) -> None:
         until_steady(lambda pid=pid: mesh.workloads()["server-v2-0"]["pid"] not in (0, pid), "another program")
         until_steady(lambda: mesh.workloads()["server-v2-0"]["ready"], "it serves")
     found = losses(mesh.traffic, killed, seconds=WITHDRAWN_LIMIT_SECONDS)
-    assert min(map(len, found)) <= LOST_EACH * THREADS, (killed, found)
+    assert median_low(map(len, found)) <= LOST_EACH * THREADS, (killed, found)
     told = [
         max((line["start"] - death.until for line in lost), default=0.0)
         for death, lost in zip(killed, found, strict=True)
     ]
-    assert min(told) <= WITHDRAWN_SECONDS, (killed, found)
+    assert median_low(told) <= WITHDRAWN_SECONDS, (killed, found)
