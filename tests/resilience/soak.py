@@ -149,13 +149,9 @@ def crash(mesh: Loaded, what: str, workload: str) -> Crash:
     A workload's endpoints may be withdrawn meanwhile: a proxy that is away for longer than `weft.agent.proxy.ABSENT_SECONDS`, on
     a busy machine an Envoy that starts, counts as gone.
     """
-    gone = False
 
     def is_whole() -> object:
-        nonlocal gone
-        workloads = mesh.workloads()
-        gone |= what == "proxy" and not workloads[workload]["proxy_ready"]
-        return mesh.behind() or [name for name, item in workloads.items() if not item["ready"]] or True
+        return mesh.behind() or [name for name, item in mesh.workloads().items() if not item["ready"]] or True
 
     def holds() -> object:
         whole = is_whole()  # it may be found gone only now, a second after it was killed
@@ -178,6 +174,7 @@ def crash(mesh: Loaded, what: str, workload: str) -> Crash:
         def pid() -> int:
             return mesh.pid_of_proxy(workload)
 
+    revision = newest(mesh)
     before, with_it = pid(), mesh.pid_of_proxy(workload) if what == "agent" else 0
     moment = time.monotonic()
     os.kill(before, signal.SIGKILL)
@@ -187,8 +184,21 @@ def crash(mesh: Loaded, what: str, workload: str) -> Crash:
     until_steady(is_whole, "the mesh is whole again")
     if workload:
         until_steady(holds, f"{workload} holds what it should")
+    gone = what == "proxy" and was_withdrawn(mesh, workload, revision)
     over = time.monotonic() + GONE_SECONDS if gone else 0.0
     return Crash(f"{what} {workload}".strip(), PARTS[what, workload], moment, ended, over)
+
+
+def newest(mesh: Loaded) -> int:
+    """Return the number of the newest revision."""
+    return max((int(item["revision"]) for item in mesh.client.get("/v1/revisions")), default=0)
+
+
+def was_withdrawn(mesh: Loaded, workload: str, since: int) -> bool:
+    """Whether a revision after *since* withdrew its endpoints, be it for so short a time that a look at it would miss it."""
+    said = f"{workload} is not ready"
+    later = (item["summary"] for item in mesh.client.get("/v1/revisions") if item["revision"] > since)
+    return any(said in summary.removeprefix("workloads: ").split(", ") for summary in later)
 
 
 class Memory:

@@ -4,7 +4,6 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use weft_protos::envoy::config::cluster::v3 as cluster;
 use weft_protos::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use weft_protos::envoy::config::core::v3 as core;

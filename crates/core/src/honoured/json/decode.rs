@@ -113,10 +113,10 @@ impl Reader {
     /// Numbers come one by one, or several in one payload.
     fn scalars(self, kind: Scalar, payloads: &[Payload]) -> Read<Vec<Value>> {
         let mut values = Vec::new();
-        for payload in payloads {
+        for &payload in payloads {
             match (kind, payload) {
                 (Scalar::String | Scalar::Bytes, _) | (_, Payload::Varint(_)) => {
-                    values.push(self.scalar(kind, *payload)?);
+                    values.push(self.scalar(kind, payload)?);
                 }
                 (Scalar::Double, Payload::Bytes(packed)) => {
                     for bytes in packed.chunks(8) {
