@@ -36,6 +36,7 @@ mod document;
 mod edge;
 mod filter;
 mod forward;
+mod gone;
 mod health_check;
 mod http;
 mod identify;

@@ -16,6 +16,7 @@ use weft_core::tcp_proxy::TcpProxy;
 use crate::clock;
 use crate::connect::{self, ConnectError, Connection};
 use crate::forward::{self, Totals, TunnelEnd};
+use crate::gone::unless_gone;
 use crate::identify::Ends;
 use crate::labels::{self, Protocol};
 use crate::metrics::Series;
@@ -123,18 +124,12 @@ async fn carry(
 /// Connect for the client in *socket*, and stop when it resets its connection. One that only sends no more may wait for an answer: it is
 /// carried on, as Envoy does.
 async fn open_unless_reset(down: &Downstream, socket: &Socket, proxy: &TcpProxy) -> Result<Opened, NotOpened> {
-    let mut opening = pin!(open(&down.worker, down.facts.ends(), proxy));
-    poll_fn(|context| {
-        if let Poll::Ready(opened) = opening.as_mut().poll(context) {
-            return Poll::Ready(opened);
-        }
-        socket.io.poll_reset(context).map(|()| {
-            let mut outcome = Outcome::default();
-            outcome.end(Cause::DownstreamGone);
-            Err(NotOpened { upstream: None, outcome: Box::new(outcome) })
-        })
+    let opening = open(&down.worker, down.facts.ends(), proxy);
+    unless_gone(opening, |context| socket.io.poll_reset(context)).await.unwrap_or_else(|| {
+        let mut outcome = Outcome::default();
+        outcome.end(Cause::DownstreamGone);
+        Err(NotOpened { upstream: None, outcome: Box::new(outcome) })
     })
-    .await
 }
 
 /// Choose an upstream for a connection between *ends*, and connect to it: route -> pick -> connect.

@@ -39,10 +39,11 @@ use weft_core::decide::{Outcome as Action, Step};
 use weft_core::http_manager::{HttpFilter, HttpManager};
 use weft_core::respond::{Cause, LocalReply, ResponseFlag};
 
-use crate::alarm::Alarm;
+use crate::alarm::{Alarm, Elapsed};
 use crate::codec::Version;
 use crate::filter::{self, Refusal};
 use crate::forward::{Course, Progress};
+use crate::gone::unless_gone;
 use crate::labels::{self, Protocol};
 use crate::message::tap::Taps;
 use crate::on_demand::Answer;
@@ -329,6 +330,16 @@ impl Exchange<'_> {
             Action::Forward { forward, cluster, .. } => self.forward(plan, &decision, forward, cluster).await,
         };
         next.into()
+    }
+
+    /// Run *work* until it is ready or *deadline* passes; `None` if the client goes away meanwhile.
+    async fn unless_gone<F: Future>(
+        &mut self,
+        deadline: Option<Instant>,
+        work: F,
+    ) -> Option<Result<F::Output, Elapsed>> {
+        let Exchange { client, alarm, .. } = self;
+        unless_gone(alarm.limit(deadline, work), |context| client.poll_gone(context)).await
     }
 
     /// Refuse the request: the process is short of resources.

@@ -5,11 +5,10 @@
 //! or gRPC would do by itself, and it needs no configuration; Envoy gives up at once.
 
 use std::borrow::Cow;
-use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 use weft_core::breaker::Resource;
@@ -18,9 +17,11 @@ use weft_core::respond::{Cause, LocalReply};
 use weft_core::rpc;
 use weft_core::trace::Silent;
 
+use crate::alarm::{Alarm, Elapsed};
 use crate::codec::Head;
 use crate::codec::rpc::{self as codec, Failure, Frame, Message, Refusal, Sharing, Status};
 use crate::connect::{CallWay, Connection, Destination, connect_call};
+use crate::gone::unless_gone;
 use crate::labels::{self, Protocol};
 use crate::overload::Action as Overloaded;
 use crate::pick::{self, Tried};
@@ -116,25 +117,15 @@ impl Exchange {
         let deadline = timeout.filter(|_| self.answered).map(|timeout| self.began + timeout);
         // What wants no answer is delivered though its caller has left.
         let waits = self.answered;
-        let work = pin!(self.forward(&upstream));
-        let gone = pin!(caller.until_gone());
-        let late = pin!(async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        });
-        let (mut work, mut gone, mut late) = (work, gone, late);
-        poll_fn(|context| {
-            if let Poll::Ready(end) = work.as_mut().poll(context) {
-                return Poll::Ready(end);
-            }
-            if waits && gone.as_mut().poll(context).is_ready() {
-                return Poll::Ready(End::Gone);
-            }
-            late.as_mut().poll(context).map(|()| End::Refused(Cause::ResponseTimeout))
-        })
-        .await
+        let mut alarm = Alarm::default();
+        let work = alarm.limit(deadline, self.forward(&upstream));
+        let mut left = pin!(caller.until_gone());
+        let gone = |context: &mut Context<'_>| if waits { left.as_mut().poll(context) } else { Poll::Pending };
+        match unless_gone(work, gone).await {
+            Some(Ok(end)) => end,
+            Some(Err(Elapsed)) => End::Refused(Cause::ResponseTimeout),
+            None => End::Gone,
+        }
     }
 
     /// Pick an endpoint, connect, send, and try again where that is safe.
