@@ -135,6 +135,17 @@ struct Exchange<'a> {
     copies: Option<Box<Taps>>,
     /// What the answer says about cookies by which the client's next request comes to the same endpoint.
     set_cookies: Vec<String>,
+    is_recorded: bool,
+}
+
+/// What is not recorded yet is not over either: its task is dropped, because the process ends and does not wait for it.
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        if !self.is_recorded {
+            self.fail(Cause::CutOff);
+            self.record();
+        }
+    }
 }
 
 impl<'a> Exchange<'a> {
@@ -176,6 +187,7 @@ impl<'a> Exchange<'a> {
             granted: None,
             copies: None,
             set_cookies: Vec::new(),
+            is_recorded: false,
         }
     }
 
@@ -402,6 +414,7 @@ impl Exchange<'_> {
 
     /// One result, one line in the records, one count.
     fn record(&mut self) {
+        self.is_recorded = true;
         self.outcome.duration = self.began.elapsed();
         self.outcome.bytes_received = self.received.body_bytes.get();
         self.outcome.bytes_sent = self.sent.body_bytes.get();

@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use weft_core::breaker::Resource;
@@ -57,7 +58,9 @@ pub(super) async fn serve(active: Active, message: Vec<u8>, id: u64, answered: b
         counters.request_oneway.add(1);
     }
     let began = Instant::now();
-    let mut exchange = Exchange { active, message, id, answered, began, outcome: Outcome::default(), upstream: None };
+    // A call is there only when all of it is.
+    let outcome = Outcome { request_duration: Some(Duration::ZERO), ..Outcome::default() };
+    let mut exchange = Exchange { active, message, id, answered, began, outcome, upstream: None, is_recorded: false };
     let end = exchange.walk().await;
     exchange.finish(end);
 }
@@ -70,6 +73,17 @@ struct Exchange {
     began: Instant,
     outcome: Outcome,
     upstream: Option<Rc<WorkerUpstream>>,
+    is_recorded: bool,
+}
+
+/// What is not recorded yet is not over either: its task is dropped, because the process ends and does not wait for it.
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.is_recorded {
+            self.fail(Cause::CutOff);
+            self.record();
+        }
+    }
 }
 
 /// How one try ended.
@@ -289,7 +303,6 @@ impl Exchange {
     fn finish(mut self, end: End) {
         let caller = Rc::clone(&self.active.caller);
         let counters = caller.counters();
-        self.outcome.request_duration = Some(std::time::Duration::ZERO);
         match end {
             End::Answered(Some(Answer { mut message, status })) => {
                 counters.response.add(1);
@@ -334,15 +347,18 @@ impl Exchange {
                     self.outcome.bytes_sent = sent as u64;
                 }
             }
-            End::Gone => {
-                let row = Cause::DownstreamGone.row();
-                if let Some(flag) = row.flag {
-                    self.outcome.flag(flag);
-                }
-                self.outcome.details = row.details.into();
-            }
+            End::Gone => self.fail(Cause::DownstreamGone),
         }
         self.record();
+    }
+
+    /// It ends without an answer.
+    fn fail(&mut self, cause: Cause) {
+        let row = cause.row();
+        if let Some(flag) = row.flag {
+            self.outcome.flag(flag);
+        }
+        self.outcome.details = row.details.into();
     }
 
     /// What the caller's log will show.
@@ -359,6 +375,7 @@ impl Exchange {
 
     /// One result, one record, one count.
     fn record(&mut self) {
+        self.is_recorded = true;
         let caller = Rc::clone(&self.active.caller);
         let down = &caller.down;
         self.outcome.duration = self.began.elapsed();
