@@ -180,6 +180,21 @@ def test_a_proxy_that_died_is_told_with_what_was_noticed_of_it(bookinfo: Mesh) -
     assert "Noticed of catalog-v1-0: the proxy was killed (SIGKILL); starting it again." in text
 
 
+def test_a_proxy_that_ended_and_cut_a_request_off_says_so_itself() -> None:
+    """Its caller's proxy only sees a connection break, and nobody gave a try up."""
+    broken = "upstream_reset_before_response_started{connection_termination}"
+    cut_off = "downstream_local_disconnect(cut_off)"
+    (hop,) = trees(
+        [
+            record("client-0", "outbound", 0.0, flags=("UC",), details=broken),
+            record("server-0", "inbound", 0.001, flags=("DC",), details=cut_off, status=None),
+        ]
+    )
+    end = verdict(hop)
+    assert end.finding is not None
+    assert (end.finding.code, end.by, end.workload) == ("cut-off", "proxy", "server-0"), tell([hop])
+
+
 def test_a_timeout_within_the_answer_is_told_as_that() -> None:
     """The client has the head, the proxy took the program's word and broke it off, and there was no other try."""
     cut: dict[str, Any] = {"status": 200, "answered_ms": 5.0}

@@ -327,6 +327,18 @@ def test_a_connection_that_switched_protocols_is_no_answer(
     assert ("another protocol (101" in end.finding.sentence) is (status == 101)
 
 
+@pytest.mark.parametrize("reason", ["cut_off", "filter_chain_is_being_removed"])
+@pytest.mark.parametrize("status", [None, 101, 200])
+def test_what_a_proxy_cuts_off_is_not_its_clients_doing(reason: str, status: int | None) -> None:
+    """Its own word is the first of these reasons, one of Envoy's the second."""
+    node, details = "sidecar~10.244.0.3~b-0.default~x", f"downstream_local_disconnect({reason})"
+    cut = Record(node, "requests", "HTTP/1.1", "inbound", 0.0, 1.0, flags=("DC",), details=details, status=status)
+    (hop,) = happened([cut], (), lambda _node, _at: ())
+    end = verdict(hop)
+    assert end.finding is not None
+    assert (end.finding.code, end.by, end.workload) == ("cut-off", "proxy", "b-0")
+
+
 def test_what_answers_an_upgrade_otherwise_is_the_program() -> None:
     """Envoy has details of its own for that."""
     asked = {"status": 200, "details": "websocket_handshake_unsuccessful", "upstream": "127.0.0.1:80"}

@@ -45,7 +45,7 @@ flags! {
     RateLimited "RL" "A rate limit was exceeded.";
     UnauthorizedExternalService "UAEX" "The external authorisation service denied the request.";
     RateLimitServiceError "RLSE" "The rate limit service failed, and the configuration says to refuse then.";
-    DownstreamConnectionTermination "DC" "The client closed the connection before the answer was complete.";
+    DownstreamConnectionTermination "DC" "The connection to the client ended before the answer was complete.";
     UpstreamRetryLimitExceeded "URX" "The request was retried as often as allowed, and the last try failed too.";
     StreamIdleTimeout "SI" "Nothing moved on the stream for longer than its idle timeout.";
     InvalidEnvoyHeaders "IH" "A header that steers the proxy had an invalid value.";
@@ -221,6 +221,8 @@ pub enum Cause {
     DownstreamGone,
     /// The client reset the stream.
     DownstreamReset,
+    /// This proxy ends, and waits no longer.
+    CutOff,
     // Without a request.
     /// No filter chain matched the connection.
     FilterChainNotFound,
@@ -417,6 +419,8 @@ pub const TABLE: &[Row] = {
         // Nobody is there to read an answer.
         row(DownstreamGone, 0, Some(F::DownstreamConnectionTermination), "downstream_remote_disconnect", ""),
         row(DownstreamReset, 0, Some(F::DownstreamRemoteReset), "http2.remote_reset", ""),
+        // Envoy's words for a connection that it closes itself; the reason is ours.
+        row(CutOff, 0, Some(F::DownstreamConnectionTermination), "downstream_local_disconnect(cut_off)", ""),
         // Connections without HTTP are closed.
         row(FilterChainNotFound, 0, Some(F::NoRouteFound), "filter_chain_not_found", ""),
         row(TcpClusterNotFound, 0, Some(F::NoClusterFound), "cluster_not_found", ""),

@@ -213,16 +213,20 @@ fn not_base64(_: NotBase64) -> FlowError {
     FlowError::Source(ReadError::Malformed(BodyError::Base64))
 }
 
-/// Totals of a tunnel.
-#[derive(Debug, Default)]
-pub struct Totals {
-    pub received: Progress,
-    pub sent: Progress,
+/// Totals of a tunnel. They are counted where its record will look for them, should it be cut off.
+#[derive(Debug)]
+pub struct Totals<'p> {
+    pub received: &'p Progress,
+    pub sent: &'p Progress,
     /// What ended first, for then the tunnel is over, though the other direction may go on for a while.
     pub first_end: Cell<Option<TunnelEnd>>,
 }
 
-impl Totals {
+impl<'p> Totals<'p> {
+    pub fn of(received: &'p Progress, sent: &'p Progress) -> Totals<'p> {
+        Totals { received, sent, first_end: Cell::new(None) }
+    }
+
     /// This has ended now.
     pub fn end(&self, end: TunnelEnd) {
         if self.first_end.get().is_none() {
@@ -249,7 +253,7 @@ pub enum TunnelEnd {
 pub async fn tunnel(
     (down, down_buffer): (&Io, &mut Buffer),
     (up, up_buffer): (&Io, &mut Buffer),
-    totals: &Totals,
+    totals: &Totals<'_>,
     bytes_only: bool,
 ) -> TunnelEnd {
     let mut to_up = pin!(async {
@@ -257,12 +261,12 @@ pub async fn tunnel(
         if bytes_only {
             Box::pin(refuse_request(down, down_buffer)).await?;
         }
-        copy(down, down_buffer, up, &totals.received).await.map_err(|error| match error {
+        copy(down, down_buffer, up, totals.received).await.map_err(|error| match error {
             CopyError::Source => TunnelEnd::Downstream,
             CopyError::Sink => TunnelEnd::Upstream,
         })
     });
-    let mut to_down = pin!(copy(up, up_buffer, down, &totals.sent));
+    let mut to_down = pin!(copy(up, up_buffer, down, totals.sent));
     let mut up_done = false;
     let mut down_done = false;
     poll_fn(|context| {

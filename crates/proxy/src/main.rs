@@ -35,6 +35,7 @@ mod document;
 mod edge;
 mod filter;
 mod forward;
+mod gone;
 mod health_check;
 mod http;
 mod identify;
@@ -87,8 +88,9 @@ static ALLOCATOR: profile::heap::Allocator = profile::heap::Allocator;
 
 /// How often draining looks whether connections are left.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
-/// How long workers may take to write their last records.
-const STOP_TIME: Duration = Duration::from_secs(1);
+/// How long workers may take to cut off what is under way, and to write their last records: ten thousand connections are closed in less than
+/// a second of a processor's time, and there may be several processes that want it.
+const STOP_TIME: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let started = Instant::now();

@@ -124,26 +124,28 @@ pub async fn race(
     }
     let Some(_racing) = worker.server_first.enter() else { return Raced::Client(None) };
     let end = earlier(began + MOST_TIME);
-    let mut dialling = pin!(tcp::open(worker, ends, proxy));
-    let opened = poll_fn(|context| {
-        // First the upstream: where both are there, the connection to it may be of use.
-        if let Poll::Ready(opened) = dialling.as_mut().poll(context) {
-            // If there is nobody to wait for, what the client gets is decided by what it says.
-            return Poll::Ready(opened.ok());
-        }
-        if io.poll_readable(context).is_ready() {
-            return Poll::Ready(None);
-        }
-        alarm.poll(context, end).map(|_| None)
-    })
-    .await;
-    let Some(mut opened) = opened else { return Raced::Client(None) };
+    let mut way = tcp::Way::default();
+    let dialled = {
+        let mut dialling = pin!(tcp::open(worker, ends, proxy, &mut way));
+        poll_fn(|context| {
+            // First the upstream: where both are there, the connection to it may be of use.
+            if let Poll::Ready(dialled) = dialling.as_mut().poll(context) {
+                // If there is nobody to wait for, what the client gets is decided by what it says.
+                return Poll::Ready(dialled);
+            }
+            if io.poll_readable(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            alarm.poll(context, end).map(|_| None)
+        })
+        .await
+    };
+    let Some(mut connection) = dialled else { return Raced::Client(None) };
     let spoke = poll_fn(|context| {
         if io.poll_readable(context).is_ready() {
             return Poll::Ready(Spoke::Client);
         }
-        let upstream = &mut opened.connection;
-        match upstream.io.poll_read(context, &mut upstream.buffer) {
+        match connection.io.poll_read(context, &mut connection.buffer) {
             Poll::Ready(Ok(count)) if count > 0 => return Poll::Ready(Spoke::Server),
             Poll::Ready(_) => return Poll::Ready(Spoke::ServerGone),
             Poll::Pending => {}
@@ -151,7 +153,7 @@ pub async fn race(
         alarm.poll(context, end).map(|_| Spoke::Nobody)
     })
     .await;
-    let early = Early { context: Arc::clone(context), opened: Box::new(opened) };
+    let early = Early { context: Arc::clone(context), opened: Box::new(tcp::Opened { connection, way }) };
     match spoke {
         Spoke::Server => {
             worker.server_first.learn(ends.local, Instant::now());

@@ -15,7 +15,8 @@ use weft_core::tcp_proxy::TcpProxy;
 
 use crate::clock;
 use crate::connect::{self, ConnectError, Connection};
-use crate::forward::{self, Totals, TunnelEnd};
+use crate::forward::{self, Progress, Totals, TunnelEnd};
+use crate::gone::unless_gone;
 use crate::identify::Ends;
 use crate::labels::{self, Protocol};
 use crate::metrics::Series;
@@ -25,138 +26,154 @@ use crate::record::{Entry, Outcome, Subject};
 use crate::serve::{Downstream, Socket};
 use crate::worker::Worker;
 
-/// An upstream that a connection can be carried to, and what its record will tell so far.
-pub struct Opened {
-    pub connection: Connection,
-    upstream: Rc<WorkerUpstream>,
-    _active: Option<Active>,
+/// The way of a connection to its upstream as far as it has come, and what its record will tell of it.
+#[derive(Default)]
+pub struct Way {
+    /// `None`: there is no such cluster, or nobody has looked for it yet.
+    upstream: Option<Rc<WorkerUpstream>>,
+    /// Counts it at its endpoint.
+    active: Option<Active>,
     outcome: Outcome,
 }
 
-/// There is none.
-pub struct NotOpened {
-    /// `None`: there is no such cluster.
-    upstream: Option<Rc<WorkerUpstream>>,
-    outcome: Box<Outcome>,
+/// An upstream that a connection can be carried to.
+pub struct Opened {
+    pub connection: Connection,
+    pub way: Way,
+}
+
+/// A connection that a TCP proxy filter took. It is over when this is dropped, and recorded then: also when the process ends and does not
+/// wait for it, and drops its task.
+struct Passage<'d> {
+    down: &'d Downstream,
+    began: Instant,
+    way: Way,
+    received: Progress,
+    sent: Progress,
+    /// What counts it, from when it is carried.
+    series: Option<Arc<Series>>,
 }
 
 /// Serve a connection that a TCP proxy filter took; *early* is its upstream, if that was dialled already.
 pub async fn serve(down: Downstream, mut socket: Socket, proxy: &TcpProxy, early: Option<Box<Opened>>) {
     let _registration = down.worker.register(crate::http::waker().await);
-    let began = Instant::now();
-    let totals = Totals::default();
-    let opened = match early {
-        Some(opened) => Ok(*opened),
-        None => open_unless_reset(&down, &socket, proxy).await,
-    };
-    let (mut outcome, upstream, counted) = match opened {
-        Ok(opened) => {
-            let series = series(&down, &opened.outcome, Some(&opened.upstream));
-            series.connection_opened();
-            let (outcome, upstream) = carry(&down, &mut socket, proxy, opened, began, &totals).await;
-            (outcome, Some(upstream), Some(series))
+    let mut passage = Passage::begin(&down);
+    let connection = match early {
+        Some(early) => {
+            let Opened { connection, way } = *early;
+            passage.way = way;
+            Some(connection)
         }
-        Err(NotOpened { upstream, outcome }) => {
-            if upstream.is_some() {
-                // The client must not take this for an orderly end of what it asked for.
+        None => passage.open_unless_reset(&socket, proxy).await,
+    };
+    match connection {
+        Some(connection) => passage.carry(&mut socket, proxy, connection).await,
+        // The client must not take this for an orderly end of what it asked for.
+        None if passage.way.upstream.is_some() => socket.io.reset_on_close(),
+        None => {}
+    }
+    // record
+    drop(passage);
+}
+
+impl<'d> Passage<'d> {
+    fn begin(down: &'d Downstream) -> Passage<'d> {
+        Passage {
+            down,
+            began: Instant::now(),
+            way: Way::default(),
+            received: Progress::default(),
+            sent: Progress::default(),
+            series: None,
+        }
+    }
+
+    /// Connect for the client in *socket*, and stop when it resets its connection. One that only sends no more may wait for an answer: it is
+    /// carried on, as Envoy does.
+    async fn open_unless_reset(&mut self, socket: &Socket, proxy: &TcpProxy) -> Option<Connection> {
+        let opening = open(&self.down.worker, self.down.facts.ends(), proxy, &mut self.way);
+        let opened = unless_gone(opening, |context| socket.io.poll_reset(context)).await;
+        if opened.is_none() {
+            self.way.outcome.end(Cause::DownstreamGone);
+        }
+        opened.flatten()
+    }
+
+    /// Forward bytes both ways, to the end of the connection.
+    async fn carry(&mut self, socket: &mut Socket, proxy: &TcpProxy, mut connection: Connection) {
+        let series = series(self.down, &self.way);
+        series.connection_opened();
+        self.series = Some(series);
+        let Passage { down, began, way, received, sent, .. } = self;
+        let outcome = &mut way.outcome;
+        let totals = Totals::of(received, sent);
+        let (idle, worn) = (proxy.idle_timeout, proxy.max_duration.map(|limit| *began + limit));
+        let (io, buffer) = (&connection.io, &mut connection.buffer);
+        let work = forward::tunnel((&socket.io, &mut socket.buffer), (io, buffer), &totals, down.program_only);
+        let limits = Limits { idle, end: worn };
+        match within(limits, work, &totals, &mut socket.alarm).await {
+            Some(TunnelEnd::Finished) => {}
+            Some(TunnelEnd::Downstream) => connection.io.reset_on_close(),
+            Some(TunnelEnd::Upstream) => {
+                outcome.flag(weft_core::respond::ResponseFlag::UpstreamConnectionTermination);
                 socket.io.reset_on_close();
             }
-            (*outcome, upstream, None)
+            Some(TunnelEnd::Request) => {
+                down.worker.metrics.counters().callers_refused.add(1);
+                outcome.end(Cause::HttpAmongBytes);
+                socket.io.reset_on_close();
+            }
+            None if limits.is_over() => outcome.end(Cause::ConnectionDuration),
+            None => outcome.end(Cause::StreamIdleTimeout),
         }
-    };
-    // record
-    outcome.duration = began.elapsed();
-    outcome.bytes_received = totals.received.body_bytes.get();
-    outcome.bytes_sent = totals.sent.body_bytes.get();
-    let series = counted.unwrap_or_else(|| {
-        let series = series(&down, &outcome, upstream.as_deref());
-        series.connection_opened();
-        series
-    });
-    series.connection_closed(outcome.bytes_received, outcome.bytes_sent);
-    let entry = Entry {
-        subject: Subject::Connection,
-        clock: &down.worker.clock,
-        start: down.worker.clock.wall(began),
-        facts: &down.facts,
-        outcome: &outcome,
-        request: None,
-        version: None,
-        response: None,
-        chain_name: &down.context.chain.name,
-    };
-    down.worker.record(&down.context.logs, &entry);
-}
-
-/// Forward bytes both ways, to the end of the connection.
-async fn carry(
-    down: &Downstream,
-    socket: &mut Socket,
-    proxy: &TcpProxy,
-    opened: Opened,
-    began: Instant,
-    totals: &Totals,
-) -> (Outcome, Rc<WorkerUpstream>) {
-    let Opened { mut connection, upstream, _active, mut outcome } = opened;
-    let (idle, worn) = (proxy.idle_timeout, proxy.max_duration.map(|limit| began + limit));
-    let (io, buffer) = (&connection.io, &mut connection.buffer);
-    let work = forward::tunnel((&socket.io, &mut socket.buffer), (io, buffer), totals, down.program_only);
-    let limits = Limits { idle, end: worn };
-    match within(limits, work, totals, &mut socket.alarm).await {
-        Some(TunnelEnd::Finished) => {}
-        Some(TunnelEnd::Downstream) => connection.io.reset_on_close(),
-        Some(TunnelEnd::Upstream) => {
-            outcome.flag(weft_core::respond::ResponseFlag::UpstreamConnectionTermination);
-            socket.io.reset_on_close();
-        }
-        Some(TunnelEnd::Request) => {
-            down.worker.metrics.counters().callers_refused.add(1);
-            outcome.end(Cause::HttpAmongBytes);
-            socket.io.reset_on_close();
-        }
-        None if limits.is_over() => outcome.end(Cause::ConnectionDuration),
-        None => outcome.end(Cause::StreamIdleTimeout),
     }
-    (outcome, upstream)
 }
 
-/// Connect for the client in *socket*, and stop when it resets its connection. One that only sends no more may wait for an answer: it is
-/// carried on, as Envoy does.
-async fn open_unless_reset(down: &Downstream, socket: &Socket, proxy: &TcpProxy) -> Result<Opened, NotOpened> {
-    let mut opening = pin!(open(&down.worker, down.facts.ends(), proxy));
-    poll_fn(|context| {
-        if let Poll::Ready(opened) = opening.as_mut().poll(context) {
-            return Poll::Ready(opened);
-        }
-        socket.io.poll_reset(context).map(|()| {
-            let mut outcome = Outcome::default();
-            outcome.end(Cause::DownstreamGone);
-            Err(NotOpened { upstream: None, outcome: Box::new(outcome) })
-        })
-    })
-    .await
+impl Drop for Passage<'_> {
+    /// One result, one record, one count.
+    fn drop(&mut self) {
+        let Passage { down, began, way, received, sent, series: counted } = self;
+        way.outcome.duration = began.elapsed();
+        way.outcome.bytes_received = received.body_bytes.get();
+        way.outcome.bytes_sent = sent.body_bytes.get();
+        let series = counted.take().unwrap_or_else(|| {
+            let series = series(down, way);
+            series.connection_opened();
+            series
+        });
+        series.connection_closed(way.outcome.bytes_received, way.outcome.bytes_sent);
+        let entry = Entry {
+            subject: Subject::Connection,
+            clock: &down.worker.clock,
+            start: down.worker.clock.wall(*began),
+            facts: &down.facts,
+            outcome: &way.outcome,
+            request: None,
+            version: None,
+            response: None,
+            chain_name: &down.context.chain.name,
+        };
+        down.worker.record(&down.context.logs, &entry);
+    }
 }
 
-/// Choose an upstream for a connection between *ends*, and connect to it: route -> pick -> connect.
-///
-/// # Errors
-/// [`NotOpened`], whose outcome says why.
-pub async fn open(worker: &Worker, ends: Ends, proxy: &TcpProxy) -> Result<Opened, NotOpened> {
-    let mut outcome = Outcome::default();
+/// Choose an upstream for a connection between *ends*, and connect to it: route -> pick -> connect. `None`: *way* says why there is none.
+pub async fn open(worker: &Worker, ends: Ends, proxy: &TcpProxy, way: &mut Way) -> Option<Connection> {
     let plan = worker.plan();
     // route
     let name = Arc::clone(proxy.pick(&mut *worker.random.borrow_mut()));
-    outcome.cluster = Some(Arc::clone(&name));
+    way.outcome.cluster = Some(Arc::clone(&name));
     let upstream = plan.active.core.clusters.get(&name).and_then(|cluster| plan.upstream(cluster)).map(Rc::clone);
     let Some(upstream) = upstream else {
-        outcome.end(Cause::TcpClusterNotFound);
-        return Err(NotOpened { upstream: None, outcome: Box::new(outcome) });
+        way.outcome.end(Cause::TcpClusterNotFound);
+        return None;
     };
-    match connect(worker, ends, &upstream, proxy, &mut outcome).await {
-        Ok((connection, active)) => Ok(Opened { connection, upstream, _active: active, outcome }),
+    way.upstream = Some(Rc::clone(&upstream));
+    match connect(worker, ends, &upstream, proxy, way).await {
+        Ok(connection) => Some(connection),
         Err(cause) => {
-            outcome.end(cause);
-            Err(NotOpened { upstream: Some(upstream), outcome: Box::new(outcome) })
+            way.outcome.end(cause);
+            None
         }
     }
 }
@@ -166,11 +183,14 @@ async fn connect(
     ends: Ends,
     upstream: &Rc<WorkerUpstream>,
     proxy: &TcpProxy,
-    outcome: &mut Outcome,
-) -> Result<(Connection, Option<Active>), Cause> {
+    way: &mut Way,
+) -> Result<Connection, Cause> {
+    let Way { active, outcome, .. } = way;
     let mut tried = Tried::default();
     let mut cause = Cause::NoHealthyUpstream;
     for _ in 0..proxy.max_connect_attempts.max(1) {
+        // Of the try before; else it would be counted while another is picked.
+        drop(active.take());
         // Asked before there is an endpoint: it is none's trouble that all connections are taken.
         let permit = match connect::admit(upstream) {
             Ok(permit) => permit,
@@ -188,7 +208,7 @@ async fn connect(
         tried.note(&destination);
         outcome.attempts += 1;
         outcome.destination = Some(destination.clone());
-        let active = destination.host().map(|host| host.begin());
+        *active = destination.host().map(|host| host.begin());
         // connect
         match connect::connect_bytes(upstream, &destination, ends, &worker.standing, permit).await {
             Ok(connection) => {
@@ -196,7 +216,7 @@ async fn connect(
                 worker.metrics.counters().connected(&connection.peer);
                 outcome.upstream_local = connection.local;
                 outcome.upstream_peer = Some(Rc::clone(&connection.peer));
-                return Ok((connection, active));
+                return Ok(connection);
             }
             Err(error @ ConnectError::Overflow) => return Err(error.cause()),
             Err(error) => {
@@ -236,7 +256,7 @@ impl Limits {
 pub async fn within(
     limits: Limits,
     work: impl Future<Output = TunnelEnd>,
-    totals: &Totals,
+    totals: &Totals<'_>,
     alarm: &mut crate::alarm::Alarm,
 ) -> Option<TunnelEnd> {
     let began = Instant::now();
@@ -245,7 +265,9 @@ pub async fn within(
         if let Poll::Ready(end) = work.as_mut().poll(context) {
             return Poll::Ready(Some(end));
         }
-        let moved = totals.received.moved.get().max(totals.sent.moved.get()).unwrap_or(began);
+        // What moved before the tunnel was there says nothing of it.
+        let moved =
+            [totals.received, totals.sent].into_iter().filter_map(|one| one.moved.get()).fold(began, Instant::max);
         let quiet = limits.idle.map(|idle| moved + idle);
         alarm.poll(context, quiet.into_iter().chain(limits.end).min()).map(|_| None)
     })
@@ -253,6 +275,7 @@ pub async fn within(
 }
 
 /// What counts the connection. Its labels say how it stands now: once it is there, later flags are only in its record.
-fn series(down: &Downstream, outcome: &Outcome, upstream: Option<&WorkerUpstream>) -> Arc<Series> {
-    labels::series(&down.worker, down.direction, &down.facts, outcome, upstream, Protocol::Tcp)
+fn series(down: &Downstream, way: &Way) -> Arc<Series> {
+    let upstream = way.upstream.as_deref();
+    labels::series(&down.worker, down.direction, &down.facts, &way.outcome, upstream, Protocol::Tcp)
 }

@@ -202,7 +202,8 @@ impl Drop for Registration {
     }
 }
 
-/// Run a worker until it is told to stop. Blocks the thread.
+/// Run a worker until it is told to stop. Blocks the thread. What is under way then is cut off, and each request and connection of it
+/// leaves its record.
 ///
 /// # Errors
 /// The event loop cannot be made.
@@ -211,11 +212,16 @@ pub fn run(start: Start) -> io::Result<()> {
         .enable_io()
         .enable_time()
         .build_local(tokio::runtime::LocalOptions::default())?;
-    runtime.block_on(work(start));
+    let worker = runtime.block_on(work(start));
+    worker.recorder.expect_last();
+    // Drops the tasks, and with them what they carry; see the `Drop` of each kind of it.
+    drop(runtime);
+    worker.flush_records();
     Ok(())
 }
 
-async fn work(start: Start) {
+/// Do what the main thread says, until that is to stop.
+async fn work(start: Start) -> Rc<Worker> {
     let Start { seed, standing, node, metrics, services, overload, mut commands, asking } = start;
     let worker = Rc::new(Worker {
         plan: RefCell::new(Rc::new(WorkerPlan::new(Arc::default(), None))),
@@ -274,7 +280,7 @@ async fn work(start: Start) {
             Command::Stop => break,
         }
     }
-    worker.flush_records();
+    worker
 }
 
 /// A socket that connections are accepted from.

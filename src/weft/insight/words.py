@@ -602,6 +602,14 @@ TABLE = (
     ),
     # The answer broke.
     Row(
+        "cut-off",
+        "The proxy of {workload} ended the connection to the client itself, and cut off what was under way.",
+        "What is open then has some time to finish: half a second at the end of a workload, what `--drain` says in a hot restart, "
+        "45 s where an Envoy's listener changes.",
+        flags=frozenset({"DC"}),
+        details="^downstream_local_disconnect",
+    ),
+    Row(
         "try-given-up",
         "The proxy of {caller} gave this try up for another.",
         flags=frozenset({"DC", "DR"}),

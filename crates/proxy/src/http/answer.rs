@@ -193,7 +193,7 @@ impl Exchange<'_> {
             server.cancel();
             return self.gone();
         }
-        let totals = Totals::default();
+        let totals = Totals::of(received, sent);
         let end = match (client.tunnel(), server.tunnel()) {
             (Some(client), Some(server)) => {
                 tcp::within(limits, forward::tunnel(client, server, &totals, false), &totals, alarm).await
@@ -223,8 +223,6 @@ impl Exchange<'_> {
             None if limits.is_over() => outcome.details = Cause::MaxStreamDuration.row().details.into(),
             None => outcome.flag(ResponseFlag::StreamIdleTimeout),
         }
-        received.body_bytes.set(totals.received.body_bytes.get());
-        sent.body_bytes.set(totals.sent.body_bytes.get());
         if let Some(cause) = cause {
             self.fail(cause);
         }
@@ -266,7 +264,7 @@ async fn tunnel_messages(
     server: &mut Server,
     to_upstream: &mut Vec<u8>,
     to_downstream: &mut Vec<u8>,
-    totals: &Totals,
+    totals: &Totals<'_>,
 ) -> TunnelEnd {
     to_upstream.clear();
     to_downstream.clear();
@@ -280,7 +278,7 @@ async fn tunnel_messages(
                 reader: from_client,
                 writer: to_server,
                 course: &mut up_course,
-                progress: &totals.received,
+                progress: totals.received,
                 transcoder: None,
                 replay: None,
                 copies: None,
@@ -289,7 +287,7 @@ async fn tunnel_messages(
                 reader: from_server,
                 writer: to_client,
                 course: &mut down_course,
-                progress: &totals.sent,
+                progress: totals.sent,
                 transcoder: None,
                 replay: None,
                 copies: None,

@@ -1,7 +1,6 @@
 //! One try of a request: connect, send, wait for the head of the response.
 
 use std::future::poll_fn;
-use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -11,7 +10,6 @@ use weft_core::decide::Decision;
 use weft_core::respond::Cause;
 use weft_core::retry::{RetryPolicy, TryResult};
 
-use crate::alarm::Elapsed;
 use crate::codec::Version;
 use crate::codec::h2::Body;
 use crate::connect::{ConnectError, Destination, Want};
@@ -118,21 +116,6 @@ impl Exchange<'_> {
             Awaited::Expired => Attempt::Expired,
             _ => Attempt::Gone,
         }
-    }
-
-    /// Run *work* until it is ready or *deadline* passes; `None` if the client goes away meanwhile.
-    async fn unless_gone<F: Future>(
-        &mut self,
-        deadline: Option<Instant>,
-        work: F,
-    ) -> Option<Result<F::Output, Elapsed>> {
-        let Exchange { client, alarm, .. } = self;
-        let mut work = pin!(alarm.limit(deadline, work));
-        poll_fn(|context| match work.as_mut().poll(context) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending => client.poll_gone(context).map(|()| None),
-        })
-        .await
     }
 
     fn timed_out(&self, try_deadline: Option<Instant>, timeout: Option<Duration>) -> Attempt {

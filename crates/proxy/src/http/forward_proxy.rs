@@ -1,12 +1,9 @@
 //! What an HTTP proxy in the old sense needs beside routes: tunnels (CONNECT), by routes or to any host, and the addresses of hosts that
 //! the mesh does not know.
 
-use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 
 use tokio::time::Instant;
 use weft_core::cluster::{Cluster, Discovery};
@@ -20,6 +17,7 @@ use weft_core::upgrade::Upgrade;
 
 use crate::connect::ConnectError;
 use crate::forward::TunnelEnd;
+use crate::gone::unless_gone;
 use crate::pick::{self, Tried};
 use crate::plan::{WorkerPlan, WorkerUpstream};
 use crate::{caller, filter, tcp};
@@ -104,14 +102,9 @@ impl Exchange<'_> {
         self.outcome.destination = Some(destination.clone());
         let _active = destination.host().map(|host| host.begin());
         let (ends, standing) = (self.down.facts.ends(), &self.down.worker.standing);
-        let mut dialling = pin!(Server::dial(upstream, &destination, ends, standing));
+        let dialling = Server::dial(upstream, &destination, ends, standing);
         let client = &self.client;
-        let dialled = poll_fn(|context| match dialling.as_mut().poll(context) {
-            Poll::Ready(dialled) => Poll::Ready(Some(dialled)),
-            Poll::Pending => client.poll_gone(context).map(|()| None),
-        })
-        .await;
-        let server = match dialled {
+        let server = match unless_gone(dialling, |context| client.poll_gone(context)).await {
             None => return self.gone(),
             Some(Ok(server)) => server,
             Some(Err(ConnectError::Overflow)) => return self.respond_by(decision, Cause::Overflow.into()).await,

@@ -39,10 +39,11 @@ use weft_core::decide::{Outcome as Action, Step};
 use weft_core::http_manager::{HttpFilter, HttpManager};
 use weft_core::respond::{Cause, LocalReply, ResponseFlag};
 
-use crate::alarm::Alarm;
+use crate::alarm::{Alarm, Elapsed};
 use crate::codec::Version;
 use crate::filter::{self, Refusal};
 use crate::forward::{Course, Progress};
+use crate::gone::unless_gone;
 use crate::labels::{self, Protocol};
 use crate::message::tap::Taps;
 use crate::on_demand::Answer;
@@ -134,6 +135,17 @@ struct Exchange<'a> {
     copies: Option<Box<Taps>>,
     /// What the answer says about cookies by which the client's next request comes to the same endpoint.
     set_cookies: Vec<String>,
+    is_recorded: bool,
+}
+
+/// What is not recorded yet is not over either: its task is dropped, because the process ends and does not wait for it.
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        if !self.is_recorded {
+            self.fail(Cause::CutOff);
+            self.record();
+        }
+    }
 }
 
 impl<'a> Exchange<'a> {
@@ -175,6 +187,7 @@ impl<'a> Exchange<'a> {
             granted: None,
             copies: None,
             set_cookies: Vec::new(),
+            is_recorded: false,
         }
     }
 
@@ -331,6 +344,16 @@ impl Exchange<'_> {
         next.into()
     }
 
+    /// Run *work* until it is ready or *deadline* passes; `None` if the client goes away meanwhile.
+    async fn unless_gone<F: Future>(
+        &mut self,
+        deadline: Option<Instant>,
+        work: F,
+    ) -> Option<Result<F::Output, Elapsed>> {
+        let Exchange { client, alarm, .. } = self;
+        unless_gone(alarm.limit(deadline, work), |context| client.poll_gone(context)).await
+    }
+
     /// Refuse the request: the process is short of resources.
     #[cold]
     async fn shed(&mut self) -> Next {
@@ -391,6 +414,7 @@ impl Exchange<'_> {
 
     /// One result, one line in the records, one count.
     fn record(&mut self) {
+        self.is_recorded = true;
         self.outcome.duration = self.began.elapsed();
         self.outcome.bytes_received = self.received.body_bytes.get();
         self.outcome.bytes_sent = self.sent.body_bytes.get();

@@ -1,9 +1,6 @@
 //! A request whose virtual host is not here yet, where virtual hosts are loaded on demand: it waits until the control plane has spoken.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,19 +16,9 @@ impl Exchange<'_> {
     /// Ask for the virtual host of the request. `None`: the client went away meanwhile.
     pub(super) async fn load(&mut self, table: &Arc<RouteTable>) -> Option<Answer> {
         let entry = table.host_entry(self.scratch.request.authority()).into_owned();
-        let mut answer = pin!(self.down.worker.asking.ask(Arc::clone(&table.name), entry));
-        let deadline = Instant::now() + LOAD_TIME;
-        let (client, alarm) = (&self.client, &mut *self.alarm);
-        poll_fn(|context| {
-            if let Poll::Ready(answer) = answer.as_mut().poll(context) {
-                // The main thread drops no ask that it could answer.
-                return Poll::Ready(Some(answer.unwrap_or(Answer::Unavailable)));
-            }
-            if alarm.poll(context, Some(deadline)).is_ready() {
-                return Poll::Ready(Some(Answer::Unavailable));
-            }
-            client.poll_gone(context).map(|()| None)
-        })
-        .await
+        let answer = self.down.worker.asking.ask(Arc::clone(&table.name), entry);
+        let heard = self.unless_gone(Some(Instant::now() + LOAD_TIME), answer).await?;
+        // The main thread drops no ask that it could answer.
+        Some(heard.ok().and_then(Result::ok).unwrap_or(Answer::Unavailable))
     }
 }

@@ -1,9 +1,8 @@
 //! Pick, connect, forward, and the same again where a retry is allowed.
 
-use std::future::poll_fn;
+use std::future::pending;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -357,15 +356,7 @@ impl Exchange<'_> {
 
     /// Wait, unless the client goes away (false).
     pub(super) async fn pause(&mut self, wait: Duration) -> bool {
-        let deadline = Instant::now() + wait;
-        let (client, alarm) = (&self.client, &mut *self.alarm);
-        poll_fn(|context| {
-            if alarm.poll(context, Some(deadline)).is_ready() {
-                return Poll::Ready(true);
-            }
-            client.poll_gone(context).map(|()| false)
-        })
-        .await
+        self.unless_gone(Some(Instant::now() + wait), pending::<()>()).await.is_some()
     }
 }
 

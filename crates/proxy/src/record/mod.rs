@@ -145,6 +145,11 @@ impl Recorder {
         self.journal.lost.take() + self.dispatch.lost.take()
     }
 
+    /// What comes from now on is the last: of what is under way when the process ends, each leaves one. None is dropped because others wait.
+    pub fn expect_last(&self) {
+        self.dispatch.expect_last();
+    }
+
     /// Close all files, so that the next line opens them anew (log rotation, SIGUSR1).
     pub fn reopen(&self) {
         self.journal.reopen();

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use weft_core::access_log::LogService;
 use weft_protos::envoy::config::core::v3::Node;
 use weft_xds::Backoff;
@@ -27,8 +28,10 @@ use super::{Entry, message};
 
 /// What may wait for a log service that is away or slow: some 3,000 records, seconds of a busy sidecar.
 const LIMIT_BYTES: usize = 1024 * 1024;
-/// How long the end of the process waits for services to have the last records.
-const FAREWELL_TIME: Duration = Duration::from_millis(500);
+/// At the end of the process a service that takes none of the last records for so long is away.
+const FAREWELL_PATIENCE: Duration = Duration::from_millis(500);
+/// And as long as they take some, they are waited for so long at most.
+const FAREWELL_TIME: Duration = Duration::from_secs(5);
 
 type LogName = (Box<str>, Box<str>);
 
@@ -79,15 +82,26 @@ impl Services {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner).values().map(Client::finish).collect()
     }
 
-    /// Wait a moment until the services have everything that was handed over.
+    fn waiting_bytes(&self) -> usize {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).values().map(Client::waiting_bytes).sum()
+    }
+
+    /// Wait until the services have everything that was handed over, if they take it.
     pub async fn farewell(&self) {
         let ends = self.finish();
-        let all = async {
+        let mut all = pin!(async {
             for end in ends {
                 let _ = end.await;
             }
-        };
-        let _ = timeout(FAREWELL_TIME, all).await;
+        });
+        let began = Instant::now();
+        let mut waiting = self.waiting_bytes();
+        while timeout(FAREWELL_PATIENCE, all.as_mut()).await.is_err() {
+            let before = std::mem::replace(&mut waiting, self.waiting_bytes());
+            if waiting >= before || began.elapsed() >= FAREWELL_TIME {
+                return;
+            }
+        }
     }
 }
 
@@ -118,6 +132,8 @@ pub struct Dispatch {
     logs: RefCell<Vec<Buffered>>,
     /// Records that were dropped.
     pub lost: Cell<u64>,
+    /// The last ones: their number is that of what was under way.
+    are_last: Cell<bool>,
 }
 
 struct Buffered {
@@ -130,7 +146,12 @@ struct Buffered {
 
 impl Dispatch {
     pub fn new(services: Arc<Services>) -> Dispatch {
-        Dispatch { services, logs: RefCell::default(), lost: Cell::new(0) }
+        Dispatch { services, logs: RefCell::default(), lost: Cell::new(0), are_last: Cell::new(false) }
+    }
+
+    /// See [`super::Recorder::expect_last`].
+    pub fn expect_last(&self) {
+        self.are_last.set(true);
     }
 
     pub fn record(&self, service: &Arc<LogService>, entry: &Entry<'_>) {
@@ -163,7 +184,12 @@ impl Dispatch {
         let count = std::mem::take(&mut log.count);
         let capacity = log.entries.len();
         let entries = Bytes::from(std::mem::replace(&mut log.entries, Vec::with_capacity(capacity)));
-        let taken = log.client.as_ref().is_some_and(|client| client.offer(Batch { kind: log.kind, entries, count }));
+        let batch = Batch { kind: log.kind, entries, count };
+        let taken = match &log.client {
+            Some(client) if self.are_last.get() => client.force(batch),
+            Some(client) => client.offer(batch),
+            None => false,
+        };
         if !taken {
             self.lost.set(self.lost.get() + u64::from(count));
         }

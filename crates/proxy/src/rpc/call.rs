@@ -5,11 +5,11 @@
 //! or gRPC would do by itself, and it needs no configuration; Envoy gives up at once.
 
 use std::borrow::Cow;
-use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use weft_core::breaker::Resource;
@@ -18,9 +18,11 @@ use weft_core::respond::{Cause, LocalReply};
 use weft_core::rpc;
 use weft_core::trace::Silent;
 
+use crate::alarm::{Alarm, Elapsed};
 use crate::codec::Head;
 use crate::codec::rpc::{self as codec, Failure, Frame, Message, Refusal, Sharing, Status};
 use crate::connect::{CallWay, Connection, Destination, connect_call};
+use crate::gone::unless_gone;
 use crate::labels::{self, Protocol};
 use crate::overload::Action as Overloaded;
 use crate::pick::{self, Tried};
@@ -56,7 +58,9 @@ pub(super) async fn serve(active: Active, message: Vec<u8>, id: u64, answered: b
         counters.request_oneway.add(1);
     }
     let began = Instant::now();
-    let mut exchange = Exchange { active, message, id, answered, began, outcome: Outcome::default(), upstream: None };
+    // A call is there only when all of it is.
+    let outcome = Outcome { request_duration: Some(Duration::ZERO), ..Outcome::default() };
+    let mut exchange = Exchange { active, message, id, answered, began, outcome, upstream: None, is_recorded: false };
     let end = exchange.walk().await;
     exchange.finish(end);
 }
@@ -69,6 +73,17 @@ struct Exchange {
     began: Instant,
     outcome: Outcome,
     upstream: Option<Rc<WorkerUpstream>>,
+    is_recorded: bool,
+}
+
+/// What is not recorded yet is not over either: its task is dropped, because the process ends and does not wait for it.
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.is_recorded {
+            self.fail(Cause::CutOff);
+            self.record();
+        }
+    }
 }
 
 /// How one try ended.
@@ -116,25 +131,15 @@ impl Exchange {
         let deadline = timeout.filter(|_| self.answered).map(|timeout| self.began + timeout);
         // What wants no answer is delivered though its caller has left.
         let waits = self.answered;
-        let work = pin!(self.forward(&upstream));
-        let gone = pin!(caller.until_gone());
-        let late = pin!(async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        });
-        let (mut work, mut gone, mut late) = (work, gone, late);
-        poll_fn(|context| {
-            if let Poll::Ready(end) = work.as_mut().poll(context) {
-                return Poll::Ready(end);
-            }
-            if waits && gone.as_mut().poll(context).is_ready() {
-                return Poll::Ready(End::Gone);
-            }
-            late.as_mut().poll(context).map(|()| End::Refused(Cause::ResponseTimeout))
-        })
-        .await
+        let mut alarm = Alarm::default();
+        let work = alarm.limit(deadline, self.forward(&upstream));
+        let mut left = pin!(caller.until_gone());
+        let gone = |context: &mut Context<'_>| if waits { left.as_mut().poll(context) } else { Poll::Pending };
+        match unless_gone(work, gone).await {
+            Some(Ok(end)) => end,
+            Some(Err(Elapsed)) => End::Refused(Cause::ResponseTimeout),
+            None => End::Gone,
+        }
     }
 
     /// Pick an endpoint, connect, send, and try again where that is safe.
@@ -298,7 +303,6 @@ impl Exchange {
     fn finish(mut self, end: End) {
         let caller = Rc::clone(&self.active.caller);
         let counters = caller.counters();
-        self.outcome.request_duration = Some(std::time::Duration::ZERO);
         match end {
             End::Answered(Some(Answer { mut message, status })) => {
                 counters.response.add(1);
@@ -343,15 +347,18 @@ impl Exchange {
                     self.outcome.bytes_sent = sent as u64;
                 }
             }
-            End::Gone => {
-                let row = Cause::DownstreamGone.row();
-                if let Some(flag) = row.flag {
-                    self.outcome.flag(flag);
-                }
-                self.outcome.details = row.details.into();
-            }
+            End::Gone => self.fail(Cause::DownstreamGone),
         }
         self.record();
+    }
+
+    /// It ends without an answer.
+    fn fail(&mut self, cause: Cause) {
+        let row = cause.row();
+        if let Some(flag) = row.flag {
+            self.outcome.flag(flag);
+        }
+        self.outcome.details = row.details.into();
     }
 
     /// What the caller's log will show.
@@ -368,6 +375,7 @@ impl Exchange {
 
     /// One result, one record, one count.
     fn record(&mut self) {
+        self.is_recorded = true;
         let caller = Rc::clone(&self.active.caller);
         let down = &caller.down;
         self.outcome.duration = self.began.elapsed();

@@ -648,6 +648,26 @@ fn a_connection_is_lent_to_one_call_at_a_time() {
 }
 
 #[test]
+fn calls_that_are_cut_off_leave_their_records() {
+    let upstream = Upstream::new();
+    let mut mesh = start(&[upstream.address()], any_thrift);
+    let mut client = mesh.client();
+    let asked = thrift_message(1, "Adder:add", 5, b"\0");
+    client.send(&asked);
+    let mut peer = upstream.accept();
+    expect_thrift(&mut peer, &asked);
+    mesh.signal(libc::SIGTERM);
+    until("it drains", || mesh.try_admin("GET", "/ready").filter(|(_, body)| body.starts_with("DRAINING")));
+    mesh.signal(libc::SIGTERM);
+    assert!(mesh.wait_exit().success());
+    let records = mesh.records();
+    let [record] = &records[..] else { panic!("one call leaves one record: {records:?}") };
+    assert_eq!((&record["path"], &record["response_flags"]), (&"/Adder/add".into(), &"DC".into()), "{record}");
+    assert_eq!(record["response_code_details"], "downstream_local_disconnect(cut_off)", "{record}");
+    assert_eq!(record["bytes_received"], asked.len(), "{record}");
+}
+
+#[test]
 fn a_caller_that_leaves_is_waited_for_by_nobody_though_its_next_call_waits() {
     let upstream = Upstream::new();
     let mesh = start(&[upstream.address()], any_thrift);

@@ -294,6 +294,8 @@ struct Long {
     open: fn(&Mesh, &Upstream) -> (Peer, Peer),
     /// A word as its protocol frames it, from the client and from the upstream.
     word: (&'static str, &'static str),
+    /// Status, flags and details of its record if it is cut off.
+    cut_off: (u16, &'static str, Option<&'static str>),
 }
 
 const LONG: [Long; 3] = [
@@ -302,6 +304,7 @@ const LONG: [Long; 3] = [
         change: Setup::tcp,
         open: |mesh, upstream| (mesh.client(), upstream.accept()),
         word: ("question", "answer"),
+        cut_off: (0, "-", None),
     },
     Long {
         name: "websocket",
@@ -319,6 +322,7 @@ const LONG: [Long; 3] = [
             (client, peer)
         },
         word: ("question", "answer"),
+        cut_off: (101, "DC", Some("downstream_local_disconnect(cut_off)")),
     },
     Long {
         name: "both bodies of a request",
@@ -333,6 +337,7 @@ const LONG: [Long; 3] = [
             (client, peer)
         },
         word: ("8\r\nquestion\r\n", "6\r\nanswer\r\n"),
+        cut_off: (200, "DC", Some("downstream_local_disconnect(cut_off)")),
     },
 ];
 
@@ -393,6 +398,12 @@ fn what_is_open_for_long_is_cut_off_when_the_time_to_drain_is_over() {
         peer.rest();
         assert!(mesh.wait_exit().success(), "{}", long.name);
         assert!(mesh.log().contains("the time is over; 1 connections are cut off"), "{}", mesh.log());
+        let records = mesh.records();
+        let [record] = &records[..] else { panic!("{}: one leaves one record: {records:?}", long.name) };
+        let told = ["response_code", "response_flags", "response_code_details", "bytes_received", "bytes_sent"];
+        let (status, flags, details) = long.cut_off;
+        let expected = [json!(status), json!(flags), json!(details), json!("question".len()), json!("answer".len())];
+        assert_eq!(told.map(|name| record[name].clone()), expected, "{}: {record}", long.name);
     }
 }
 

@@ -12,6 +12,7 @@ mod callers;
 mod calls;
 mod configuration;
 mod connect;
+mod cut_off;
 mod downgrade;
 mod either_version;
 mod failures;

@@ -9,7 +9,7 @@ use weft_protos::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy
 
 use crate::kit::certificates::{Authority, Hello, OTHER, WEB, client_saying, server};
 use crate::kit::mesh::expect_passed;
-use crate::kit::peer::End;
+use crate::kit::peer::{End, unanswered_address};
 use crate::kit::resources::{cluster_of, listener_filter, number, original_destination_cluster, seconds, tcp_chain};
 use crate::kit::{Mesh, Peer, Setup, Upstream, content, free_address, until};
 
@@ -151,12 +151,7 @@ fn a_connection_too_many_is_refused_at_once() {
 
 #[test]
 fn who_resets_while_the_upstream_is_dialled_is_gone() {
-    // A queue that is full: what asks for a connection gets no answer.
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    socket.listen(0).unwrap();
-    let address = socket.local_addr().unwrap().as_socket().unwrap();
-    let _in_the_queue = std::net::TcpStream::connect(address).unwrap();
+    let (address, _queue) = unanswered_address();
     let mesh = Mesh::start(&[address], |setup| {
         setup.tcp();
         setup.cluster.connect_timeout = Some(seconds(3600.0));
@@ -167,6 +162,7 @@ fn who_resets_while_the_upstream_is_dialled_is_gone() {
     client.reset();
     let record = &mesh.wait_records(1)[0];
     assert_eq!(record["response_flags"], "DC", "{record}");
+    assert_eq!(record["upstream_host"], address.to_string(), "{record}");
 }
 
 #[test]

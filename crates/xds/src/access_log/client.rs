@@ -69,10 +69,19 @@ pub struct Client {
 impl Client {
     /// Send `batch` some time; false: too much is waiting already, and it was dropped. Never blocks.
     pub fn offer(&self, batch: Batch) -> bool {
+        self.take(batch, self.limit_bytes)
+    }
+
+    /// The same, however much is waiting: for the last records of a process, which are bounded by what it had under way.
+    pub fn force(&self, batch: Batch) -> bool {
+        self.take(batch, usize::MAX)
+    }
+
+    fn take(&self, batch: Batch, limit_bytes: usize) -> bool {
         let (bytes, count) = (batch.entries.len(), batch.count);
         let waiting = self.shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         // The task is gone only if the process is ending.
-        if waiting + bytes > self.limit_bytes || self.work.send(Work::Batch(batch)).is_err() {
+        if waiting + bytes > limit_bytes || self.work.send(Work::Batch(batch)).is_err() {
             self.shared.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.shared.dropped.fetch_add(count.into(), Ordering::Relaxed);
             return false;

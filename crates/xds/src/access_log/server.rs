@@ -277,7 +277,17 @@ mod tests {
             client.offer(batch(&["request", "request"]));
         }
         assert!(client.waiting_bytes() <= 100);
-        assert!(client.dropped() >= 80, "{}", client.dropped());
+        let dropped = client.dropped();
+        assert!(dropped >= 80, "{dropped}");
+        // The last ones of a process are taken all the same.
+        for _ in 0..50 {
+            assert!(client.force(batch(&["last"])));
+        }
+        assert!(client.waiting_bytes() > 100);
+        let store = place.store();
+        let _server = Server::bind(&place.socket(), Arc::clone(&store)).unwrap();
+        let _ = tokio::time::timeout(Duration::from_secs(20), client.finish()).await.expect("it is told");
+        assert_eq!((store.find("last").len(), client.dropped()), (50, dropped));
         running.abort();
     }
 }

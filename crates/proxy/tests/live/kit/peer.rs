@@ -366,6 +366,16 @@ pub fn queued_bytes(socket: &TcpStream) -> i32 {
     count
 }
 
+/// An address where who asks for a connection gets no answer, for as long as the value beside it lives: its queue is full.
+pub fn unanswered_address() -> (SocketAddr, impl Sized) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let in_the_queue = TcpStream::connect(address).unwrap();
+    (address, (socket, in_the_queue))
+}
+
 /// Bytes that were sent and not yet taken in by the other side's kernel.
 pub fn unacknowledged_bytes(socket: &TcpStream) -> i32 {
     let mut count = 0;
