@@ -604,7 +604,7 @@ pub(super) static MESSAGES: [Message; 219] = [
             f(2, "accept_http_10", No),
             f(3, "default_host_for_http_10", No),
             f(4, "header_key_format", No),
-            f(5, "enable_trailers", No),
+            f(5, "enable_trailers", Scalar(Bool)),
             f(6, "allow_chunked_length", No),
             f(7, "override_stream_error_on_invalid_http_message", No),
             f(8, "send_fully_qualified_url", No),
