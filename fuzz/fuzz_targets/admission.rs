@@ -174,8 +174,8 @@ fn in_http2(bytes: &[u8]) -> Vec<Head> {
 fn admit(request: &Head, scene: &Scene) -> Option<Head> {
     let Scene { manager, facts } = scene;
     let mut head = request.clone();
-    let client = match filter::admit(&mut head, manager, facts, &mut SplitMix::new(1)) {
-        Ok(client) => client,
+    let filter::Admitted { client, steering } = match filter::admit(&mut head, manager, facts, &mut SplitMix::new(1)) {
+        Ok(admitted) => admitted,
         Err(filter::Refusal::Cause(_)) => return None,
         Err(filter::Refusal::Redirect(path)) => {
             assert!(path.starts_with(b"/") && !path.starts_with(b"//"));
@@ -193,6 +193,7 @@ fn admit(request: &Head, scene: &Scene) -> Option<Head> {
     let is_first_hand = manager.use_remote_address && !request.has_known(Known::ForwardedFor);
     let is_internal = values(Known::Internal) == ["true"];
     assert!(is_internal || values(Known::Internal).is_empty());
+    assert!(is_internal || steering.is_none(), "nobody else may steer");
     if manager.use_remote_address {
         assert_eq!(is_internal, is_first_hand && facts.remote.ip().to_string() == "10.0.0.1");
         let peer = facts.remote.ip().to_string();

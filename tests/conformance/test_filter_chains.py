@@ -40,6 +40,29 @@ CHAINS: dict[str, dict[str, Json]] = {
         "port": {"source_ports": [4003]},
         "default": {},
     },
+    "places": {
+        "here": {"source_type": "SAME_IP_OR_LOOPBACK"},
+        "here, and port": {"source_type": "SAME_IP_OR_LOOPBACK", "source_ports": [4001]},
+        "elsewhere": {"source_type": "EXTERNAL"},
+        "elsewhere, and range": {"source_type": "EXTERNAL", "source_prefix_ranges": [range_of("192.0.2.0/24")]},
+        "range": {"source_prefix_ranges": [range_of("192.0.2.0/28"), range_of("127.0.0.1/32")]},
+    },
+    "here alone": {
+        "here": {"source_type": "SAME_IP_OR_LOOPBACK", "source_prefix_ranges": [range_of("127.0.0.0/8")]},
+        "any": {},
+    },
+    "peers": {
+        "loopback": {"direct_source_prefix_ranges": [range_of("127.0.0.0/8")]},
+        "peer": {"direct_source_prefix_ranges": [range_of("127.0.0.1/32")], "source_type": "EXTERNAL"},
+        "other peers": {"direct_source_prefix_ranges": [range_of("192.0.2.0/24")]},
+        "here": {"source_type": "SAME_IP_OR_LOOPBACK"},
+        "range": {"source_prefix_ranges": [range_of("192.0.2.0/24")]},
+    },
+    "other peers": {
+        "other peers": {"direct_source_prefix_ranges": [range_of("192.0.2.0/24")]},
+        "any": {},
+        "tls": {"transport_protocol": "tls", "direct_source_prefix_ranges": [range_of("127.0.0.0/8")]},
+    },
     "names": {
         "exact": {"server_names": ["one.example"]},
         "wildcard": {"server_names": ["*.example"]},
@@ -81,6 +104,12 @@ def by(expected: str | None, address: str, port: int = 4000) -> Case:
     return Case("sources", expected, source=address, source_port=port)
 
 
+def at(
+    expected: str | None, address: str, port: int = 4000, *, to: str = "198.51.100.200", listener: str = "places"
+) -> Case:
+    return Case(listener, expected, source=address, source_port=port, to=to)
+
+
 def saying(expected: str | None, server: str | None, *alpn: str, to: str = "198.51.100.200") -> Case:
     return Case("names", expected, to=to, tls=Hello(server, alpn))
 
@@ -107,6 +136,25 @@ CASES = {
     # The range is looked at first.
     "from a range, by a port of no range": by("wide", "192.0.2.100", 4003),
     "from elsewhere": by("default", "203.0.113.1"),
+    # Not by its address: where it is, is looked at first.
+    "on this host": at("here", "127.0.0.1"),
+    "on this host, from a port": at("here, and port", "127.0.0.1", 4001),
+    "on this host, by IPv6": at("here", "::1", to="2001:db8::7"),
+    "where it goes to": at("here", "198.51.100.200"),
+    "where it goes to, by IPv6": at("here", "2001:db8::7", to="2001:db8::7"),
+    "another address of the loopback": at("elsewhere", "127.0.0.2"),
+    "another host": at("elsewhere", "203.0.113.1"),
+    "another host, by IPv6": at("elsewhere", "2001:db8::1", to="2001:db8::7"),
+    "another host, in a range": at("elsewhere, and range", "192.0.2.1"),
+    "on this host, in the range of the chain for it": at("here", "127.0.0.1", listener="here alone"),
+    # What is for this host is chosen, and has no chain for its address.
+    "on this host, out of that range": at(None, "198.51.100.200", listener="here alone"),
+    "another host, where only this one has a chain of its own": at("any", "127.0.0.2", listener="here alone"),
+    "a peer, whoever it speaks for": at("peer", "192.0.2.1", listener="peers"),
+    # A peer of that address was chosen, so what is for more peers is not considered.
+    "a peer that speaks for this host": at(None, "127.0.0.1", listener="peers"),
+    "no peer of that address": at("any", "192.0.2.1", listener="other peers"),
+    "a peer over TLS": Case("other peers", "tls", tls=Hello()),
     "a name": saying("exact", "one.example"),
     "a name in capitals": saying("exact", "ONE.Example"),
     "a name below a wildcard": saying("wildcard", "two.example"),

@@ -187,6 +187,7 @@ STEERING = (
     "x-envoy-upstream-alt-stat-name",
     "x-envoy-upstream-rq-timeout-ms",
     "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-stream-duration-ms",
     "x-envoy-force-trace",
     "x-envoy-ip-tags",
     "x-envoy-hedge-on-per-try-timeout",

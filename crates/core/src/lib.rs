@@ -8,7 +8,7 @@
 //!
 //! 1. [`plan::Plan`]: all resources of one proxy, compiled; which listener takes a connection.
 //! 2. [`decide`]: one request, top to bottom.
-//! 3. [`route`], [`rbac`], [`cors`], [`fault`], [`balance`], [`retry`]: the rooms it walks through.
+//! 3. [`route`], [`rbac`], [`cors`], [`fault`], [`balance`], [`retry`], [`steering`]: the rooms it walks through.
 //! 4. [`respond`]: every answer that a proxy gives by itself, in one ordered table.
 //! 5. [`honoured`]: why a field that weft does not implement is refused instead of ignored.
 
@@ -50,6 +50,7 @@ pub mod respond;
 pub mod retry;
 pub mod route;
 pub mod rpc;
+pub mod steering;
 pub mod tcp_proxy;
 pub mod tls;
 pub mod trace;

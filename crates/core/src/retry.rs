@@ -43,9 +43,33 @@ conditions! {
 }
 
 impl RetryOn {
+    /// Conditions about the status of gRPC, which have a header of their own.
+    pub(crate) const OF_GRPC: Self = Self(
+        Self::CANCELLED.0
+            | Self::DEADLINE_EXCEEDED.0
+            | Self::INTERNAL.0
+            | Self::RESOURCE_EXHAUSTED.0
+            | Self::UNAVAILABLE.0,
+    );
+
     /// Whether the set has any of `conditions`.
     pub fn has(self, conditions: Self) -> bool {
         self.0 & conditions.0 != 0
+    }
+
+    /// Those of either set.
+    pub(crate) fn or(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+
+    /// Those that are in both.
+    pub(crate) fn and(self, others: Self) -> Self {
+        Self(self.0 & others.0)
+    }
+
+    /// Those that are not in the other.
+    pub(crate) fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
     }
 
     /// Read Envoy's comma-separated list.
@@ -53,15 +77,21 @@ impl RetryOn {
     /// # Errors
     /// The names that are no condition.
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
+        let (set, unknown) = Self::read(text);
+        if unknown.is_empty() { Ok(set) } else { Err(unknown) }
+    }
+
+    /// The conditions of a list, and the names in it that are none.
+    pub(crate) fn read(text: &str) -> (Self, Vec<String>) {
         let mut set = Self::default();
         let mut unknown = Vec::new();
         for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             match Self::NAMES.iter().find(|(_, known)| *known == name) {
-                Some((condition, _)) => set.0 |= condition.0,
+                Some((condition, _)) => set = set.or(*condition),
                 None => unknown.push(name.to_owned()),
             }
         }
-        if unknown.is_empty() { Ok(set) } else { Err(unknown) }
+        (set, unknown)
     }
 }
 
@@ -130,9 +160,37 @@ pub enum TryResult {
     },
 }
 
+impl Default for RetryPolicy {
+    /// What holds where nothing is said: nothing is tried again.
+    fn default() -> Self {
+        Self {
+            on: RetryOn::default(),
+            on_text: Box::default(),
+            retries: Self::DEFAULT_RETRIES,
+            per_try_timeout: None,
+            status_codes: Box::default(),
+            headers: Box::default(),
+            base_interval: Self::DEFAULT_BASE_INTERVAL,
+            max_interval: Self::DEFAULT_BASE_INTERVAL * Self::DEFAULT_MAX_INTERVALS,
+            host_selection_attempts: 1,
+            avoid_previous_hosts: false,
+        }
+    }
+}
+
+/// How long one try may take, of a request that may take *timeout* and is tried by *policy*.
+pub fn timeout_of_a_try(policy: Option<&RetryPolicy>, timeout: Option<Duration>) -> Option<Duration> {
+    let own = policy.and_then(|policy| policy.per_try_timeout);
+    [own, timeout].into_iter().flatten().min()
+}
+
 impl RetryPolicy {
     /// Envoy's base interval.
     pub const DEFAULT_BASE_INTERVAL: Duration = Duration::from_millis(25);
+    /// Envoy's upper bound of intervals, in base intervals.
+    const DEFAULT_MAX_INTERVALS: u32 = 10;
+    /// Envoy's number.
+    const DEFAULT_RETRIES: u32 = 1;
 
     /// Whether the conditions allow another try after `result` (not whether tries are left).
     pub fn allows(&self, result: TryResult) -> bool {
@@ -209,7 +267,7 @@ impl RetryPolicy {
         Self {
             on,
             on_text: policy.retry_on.as_str().into(),
-            retries: policy.num_retries.as_ref().map_or(1, |retries| retries.value),
+            retries: policy.num_retries.as_ref().map_or(Self::DEFAULT_RETRIES, |retries| retries.value),
             per_try_timeout: context
                 .duration("per_try_timeout", policy.per_try_timeout.as_ref())
                 .filter(|timeout| !timeout.is_zero()),
@@ -220,7 +278,7 @@ impl RetryPolicy {
                 .flatten()
                 .collect(),
             base_interval,
-            max_interval: max.unwrap_or(base_interval * 10).max(base_interval),
+            max_interval: max.unwrap_or(base_interval * Self::DEFAULT_MAX_INTERVALS).max(base_interval),
             host_selection_attempts: u32::try_from(policy.host_selection_retry_max_attempts).unwrap_or(0).max(1),
             avoid_previous_hosts,
         }

@@ -8,7 +8,7 @@ use weft_core::compile::{Compiled, Problems, Strictness};
 use weft_core::honoured::walk;
 use weft_core::plan::Resource;
 use weft_protos::envoy::config::cluster::v3::{self as envoy_cluster, Cluster, OutlierDetection, cluster};
-use weft_protos::envoy::config::core::v3::{TransportSocket, transport_socket};
+use weft_protos::envoy::config::core::v3::{Http1ProtocolOptions, TransportSocket, transport_socket};
 use weft_protos::envoy::config::route::v3 as route;
 use weft_protos::envoy::extensions::transport_sockets::tls::v3::{CommonTlsContext, TlsParameters, UpstreamTlsContext};
 use weft_protos::google::protobuf::{Duration, Empty, UInt32Value};
@@ -33,6 +33,7 @@ fn honoured_fields_pass() {
             ..Default::default()
         }),
         transport_socket: tls_socket(&UpstreamTlsContext { sni: "s".into(), ..Default::default() }),
+        http_protocol_options: Some(Http1ProtocolOptions { enable_trailers: true, ..Default::default() }),
         ..Default::default()
     };
     assert_eq!(paths(type_url::CLUSTER, &cluster), [""; 0]);
@@ -59,6 +60,11 @@ fn every_unhonoured_field_is_named_with_its_path() {
             max_ejection_time_jitter: Some(Duration { seconds: 1, nanos: 0 }),
             ..Default::default()
         }),
+        http_protocol_options: Some(Http1ProtocolOptions {
+            enable_trailers: true,
+            allow_chunked_length: true,
+            ..Default::default()
+        }),
         transport_socket_matches: vec![matched(None), matched(tls_socket(&weak))],
         typed_extension_protocol_options: [("x".to_owned(), any("google.protobuf.Empty", &Empty {}))].into(),
         ..Default::default()
@@ -69,6 +75,7 @@ fn every_unhonoured_field_is_named_with_its_path() {
         found,
         [
             "Cluster.close_connections_on_host_health_failure",
+            "Cluster.http_protocol_options.allow_chunked_length",
             "Cluster.outlier_detection.max_ejection_time_jitter",
             "Cluster.transport_socket_matches[1].transport_socket.typed_config.allow_renegotiation",
             "Cluster.transport_socket_matches[1].transport_socket.typed_config.common_tls_context.tls_params.signature_algorithms",

@@ -94,6 +94,7 @@ fn connection(destination: &str) -> Connection<'static> {
     Connection {
         destination: destination.parse().expect("an address with port"),
         source: "10.0.0.1:40000".parse().expect("an address with port"),
+        direct_source: "10.0.0.1".parse().expect("an address"),
         transport: Transport::Raw,
         server_name: None,
         application_protocols: &[],
@@ -164,6 +165,57 @@ fn the_most_specific_chain_wins_step_by_step() {
     ];
     for (name, connection, expected) in cases {
         assert_eq!(chain_of(&listener, &connection), expected, "{name}");
+    }
+}
+
+#[test]
+fn whoever_has_connected_comes_before_where_the_client_is_and_that_before_its_address() {
+    use proto::filter_chain_match::ConnectionSourceType::{Any, External, SameIpOrLoopback};
+    let from = |direct: Option<(&str, u32)>, kind: proto::filter_chain_match::ConnectionSourceType, source| {
+        let ranges = |range: Option<(&str, u32)>| range.map(|(prefix, length)| self::range(prefix, length));
+        proto::FilterChainMatch {
+            direct_source_prefix_ranges: ranges(direct).into_iter().collect(),
+            source_type: kind.into(),
+            source_prefix_ranges: ranges(source).into_iter().collect(),
+            ..Default::default()
+        }
+    };
+    let mut resource = listener(
+        "l",
+        "0.0.0.0:15006",
+        vec![
+            chain("any", from(None, Any, None)),
+            chain("same", from(None, SameIpOrLoopback, None)),
+            chain("near", from(None, Any, Some(("127.0.0.1", 32)))),
+            chain("proxies", from(Some(("10.1.0.0", 16)), Any, None)),
+            chain("one proxy", from(Some(("10.1.0.1", 32)), External, Some(("192.0.2.0", 24)))),
+        ],
+    );
+    resource.default_filter_chain = Some(chain("default", proto::FilterChainMatch::default()));
+    let listener = compile(&resource);
+    let between = |direct: &str, source: &str, destination: &str| Connection {
+        source: SocketAddr::new(source.parse().unwrap(), 40000),
+        direct_source: direct.parse().unwrap(),
+        ..connection(destination)
+    };
+    for (direct, source, destination, expected) in [
+        ("10.2.0.1", "10.2.0.1", "10.0.0.9:80", "any"),
+        ("10.2.0.1", "10.0.0.9", "10.0.0.9:80", "same"),
+        ("10.2.0.1", "::ffff:10.0.0.9", "10.0.0.9:80", "same"),
+        ("10.2.0.1", "fd00::9", "[fd00::9]:80", "same"),
+        ("10.2.0.1", "127.0.0.1", "10.0.0.9:80", "same"),
+        ("10.2.0.1", "::1", "[fd00::9]:80", "same"),
+        // As in Envoy.
+        ("10.2.0.1", "127.0.0.2", "10.0.0.9:80", "any"),
+        ("127.0.0.1", "10.2.0.1", "10.0.0.9:80", "any"),
+        ("10.1.0.2", "127.0.0.1", "10.0.0.9:80", "proxies"),
+        ("::ffff:10.1.0.2", "127.0.0.1", "10.0.0.9:80", "proxies"),
+        ("10.1.0.1", "192.0.2.7", "10.0.0.9:80", "one proxy"),
+        ("10.1.0.1", "192.0.2.7", "192.0.2.7:80", "default"),
+        ("10.1.0.1", "10.2.0.1", "10.0.0.9:80", "default"),
+    ] {
+        let found = chain_of(&listener, &between(direct, source, destination));
+        assert_eq!(found, expected, "{direct} {source} {destination}");
     }
 }
 

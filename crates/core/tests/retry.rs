@@ -138,7 +138,12 @@ fn the_back_off_doubles_up_to_its_bound() {
 #[test]
 fn absent_values_are_envoys_defaults() {
     let policy = policy(|_| ());
-    assert_eq!((policy.retries, policy.per_try_timeout, policy.host_selection_attempts), (1, None, 1));
+    let told = |policy: &RetryPolicy| (policy.retries, policy.per_try_timeout, policy.host_selection_attempts);
+    assert_eq!(told(&policy), (1, None, 1));
+    let unsaid = RetryPolicy::default();
+    let intervals = |policy: &RetryPolicy| (policy.base_interval, policy.max_interval);
+    assert_eq!((told(&policy), intervals(&policy)), (told(&unsaid), intervals(&unsaid)));
+    assert_eq!((policy.on, &*policy.status_codes), (unsaid.on, &*unsaid.status_codes));
     let zero = self::policy(|policy| policy.num_retries = Some(UInt32Value { value: 0 }));
     assert_eq!(zero.retries, 0);
 }

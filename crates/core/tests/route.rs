@@ -10,6 +10,7 @@ use std::time::Duration;
 use quickcheck::{TestResult, quickcheck};
 use support::*;
 use weft_core::compile::Strictness;
+use weft_core::retry::timeout_of_a_try;
 use weft_core::route::{Action, Forward, MirrorHost, RouteTable};
 use weft_core::trace::{Silent, Subject, Trace};
 use weft_protos::envoy::config::core::v3::{ConfigSource, config_source};
@@ -513,12 +514,10 @@ fn a_server_is_told_of_the_limit_that_holds_for_its_call() {
         headers.extend(asked.map(|asked| ("grpc-timeout", asked)));
         let request = request("a", "/", &headers);
         let (timeout, life) = (forward.timeout_for(&request), forward.stream_duration_for(&request, None));
-        let told = forward.grpc_timeout_to_tell(&request, timeout, life);
+        let of_a_try = timeout_of_a_try(forward.retry.as_deref(), timeout);
+        let told = forward.grpc_timeout_to_tell(&request, of_a_try, life);
         assert_eq!(told, expected, "{stream:?} {older:?} {kind} {asked:?}");
-        assert_eq!(
-            forward.timeout_of_a_try(timeout),
-            timeout.map_or(millis(2000), |limit| millis(2000).map(|own| own.min(limit)))
-        );
+        assert_eq!(of_a_try, timeout.map_or(millis(2000), |limit| millis(2000).map(|own| own.min(limit))));
     }
 }
 

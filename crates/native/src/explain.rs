@@ -18,7 +18,7 @@ use weft_core::format::{Command, Format, Piece};
 use weft_core::hash_policy::{self, HashPolicy};
 use weft_core::header_edit::{AppendAction, HeaderEdits};
 use weft_core::http_manager::HttpManager;
-use weft_core::listener::{Direction, FilterChain, Listener, NetworkFilter, Opening};
+use weft_core::listener::{Connection, Direction, FilterChain, Listener, NetworkFilter, Opening};
 use weft_core::metadata::Metadata;
 use weft_core::plan::Plan;
 use weft_core::random::{Draw, Random};
@@ -98,8 +98,9 @@ pub fn answer(plan: &Plan, text: &str, mode: Mode) -> Result<String, String> {
     let listener = question.listener(plan)?;
     answer.insert("listener".into(), json!(&*listener.name));
     let seen = listener.inspectors(question.destination.port()).see(&question.opening);
-    let chosen = seen
-        .with_connection(question.destination, question.source, |connection| listener.chain(connection, &mut notes));
+    let source = question.source;
+    let choose = |connection: &Connection<'_>| listener.chain(connection, &mut notes);
+    let chosen = seen.with_connection(question.destination, source, source.ip(), choose);
     match chosen {
         None => refuse(&mut answer, "refused", Cause::FilterChainNotFound, None),
         Some(chain) => {

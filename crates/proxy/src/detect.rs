@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustls::server::{Accepted, Acceptor};
 use tokio::time::Instant;
-use weft_core::listener::{FilterChain, Listener, NetworkFilter, Place, ProxyProtocol, Seen};
+use weft_core::listener::{Connection, FilterChain, Listener, NetworkFilter, Place, ProxyProtocol, Seen};
 use weft_core::trace::Silent;
 
 use crate::alarm::Alarm;
@@ -130,7 +130,7 @@ pub async fn detect(
         && listener.continue_on_listener_filters_timeout
         && !listener.inspectors(ends.local.port()).are_absent();
     let raced = if may_race {
-        server_first::race(worker, socket, plan, listener, ends, deadline).await
+        server_first::race(worker, socket, plan, listener, facts, deadline).await
     } else {
         Raced::Client(None)
     };
@@ -145,7 +145,8 @@ pub async fn detect(
     let Socket { io, buffer, alarm } = socket;
     let seen = inspect(io, buffer, alarm, listener, ends, deadline).await?;
     facts.server_name = seen.server_name.as_deref().map(Into::into);
-    let chosen = seen.with_connection(ends.local, ends.remote, |connection| listener.chain(connection, &mut Silent));
+    let choose = |connection: &Connection<'_>| listener.chain(connection, &mut Silent);
+    let chosen = seen.with_connection(ends.local, ends.remote, facts.direct.ip(), choose);
     let chain: &Arc<FilterChain> = chosen.ok_or(DetectError::NoChain)?;
     let context = Arc::clone(plan.chain(chain).ok_or(DetectError::NoChain)?);
     // Before the handshake, which is what a connection costs most.

@@ -13,12 +13,13 @@ use weft_core::http_manager::{ForwardClientCert, HttpManager, ServerHeader};
 use weft_core::random::{Draw, Random};
 use weft_core::respond::Cause;
 use weft_core::route::Forward;
+use weft_core::steering::Steering;
 
 use crate::clock::Clock;
 use crate::codec::{Head, Known, Name, Version};
 use crate::identify::Facts;
 use crate::normalise::{Normalised, normalise};
-use crate::route::Editable;
+use crate::route::{Editable, View};
 use crate::tls;
 
 /// Why a request is not let in.
@@ -39,8 +40,16 @@ const X_CLIENT_CERT: Name<'_> = Name { bytes: b"x-forwarded-client-cert", known:
 const SERVER: Name<'_> = Name { bytes: b"server", known: Known::Server };
 const DATE: Name<'_> = Name { bytes: b"date", known: Known::Date };
 
-/// Make a request that came in what the connection manager hands to its filters. Returns the client's address where that is not the
-/// peer's.
+/// What is known of a request that is let in, and is not in its head.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The client's address where that is not the peer's.
+    pub client: Option<IpAddr>,
+    /// What it asks of this proxy, if it is one's own. In a box, because hardly any request asks.
+    pub steering: Option<Box<Steering>>,
+}
+
+/// Make a request that came in what the connection manager hands to its filters.
 ///
 /// # Errors
 /// [`Refusal`]; the request must not be routed.
@@ -49,13 +58,19 @@ pub fn admit(
     manager: &HttpManager,
     facts: &Facts,
     random: &mut impl Random,
-) -> Result<Option<IpAddr>, Refusal> {
+) -> Result<Admitted, Refusal> {
     // A wish for HTTP/2 in clear text may be ignored (RFC 9113 3.1); any other upgrade must be allowed. In HTTP/2 it is no wish but a
     // CONNECT: what follows is a tunnel's bytes, and would go on as if it were another request's.
     if request.version != Version::Http2 && request.upgrade().eq_ignore_ascii_case(b"h2c") {
         request.set_upgrade(b"");
     }
     request.remove_hop_by_hop();
+    // Of whom it is to be obeyed is known further down; a request that is refused before has lost it, too.
+    let asked = if !manager.internal_addresses.is_empty() && request.has_known(Known::Steering) {
+        Steering::read(&View { head: request, scheme: facts.scheme() })
+    } else {
+        None
+    };
     request.remove_known(Known::Steering);
     match normalise(request.path(), manager) {
         Normalised::Same => {}
@@ -69,7 +84,7 @@ pub fn admit(
     if manager.generate_request_id && (from_outside || !request.has_known(Known::RequestId)) {
         request.set(X_REQUEST_ID, &uuid(random));
     }
-    Ok(origin.client)
+    Ok(Admitted { client: origin.client, steering: asked.filter(|_| origin.is_internal).map(Box::new) })
 }
 
 /// Where a request comes from, as far as it can be believed.
@@ -78,6 +93,8 @@ struct Origin {
     client: Option<IpAddr>,
     /// It comes from outside, and this proxy is the first inside.
     is_edge: bool,
+    /// It comes from one's own, and through nobody else.
+    is_internal: bool,
 }
 
 /// `x-forwarded-for`, `x-forwarded-proto` and what of `x-envoy-*` says whence a request comes; by the rules of Envoy's connection manager.
@@ -117,7 +134,7 @@ fn tell_origin(request: &mut Head, manager: &HttpManager, facts: &Facts) -> Orig
         let mut text = [0u8; 45];
         request.set(X_EXTERNAL_ADDRESS, write_ip(client.unwrap_or(peer), &mut text));
     }
-    Origin { client: client.filter(|client| *client != peer), is_edge }
+    Origin { client: client.filter(|client| *client != peer), is_edge, is_internal }
 }
 
 /// The last address of `x-forwarded-for` but *skipped* more; nothing if it is none.

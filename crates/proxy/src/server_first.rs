@@ -18,10 +18,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use weft_core::listener::{Listener, NetworkFilter, Seen};
+use weft_core::listener::{Connection, Listener, NetworkFilter, Seen};
 use weft_core::trace::Silent;
 
-use crate::identify::Ends;
+use crate::identify::Facts;
 use crate::plan::{ChainContext, WorkerPlan};
 use crate::serve::Socket;
 use crate::tcp;
@@ -104,11 +104,12 @@ pub async fn race(
     socket: &mut Socket,
     plan: &WorkerPlan,
     listener: &Listener,
-    ends: Ends,
+    facts: &Facts,
     deadline: Option<Instant>,
 ) -> Raced {
-    let nothing = Seen::default();
-    let chain = nothing.with_connection(ends.local, ends.remote, |connection| listener.chain(connection, &mut Silent));
+    let ends = facts.ends();
+    let choose = |connection: &Connection<'_>| listener.chain(connection, &mut Silent);
+    let chain = Seen::default().with_connection(ends.local, ends.remote, facts.direct.ip(), choose);
     let Some(chain) = chain.filter(|chain| chain.tls.is_none()) else {
         return Raced::Client(None);
     };

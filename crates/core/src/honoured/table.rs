@@ -604,7 +604,7 @@ pub(super) static MESSAGES: [Message; 219] = [
             f(2, "accept_http_10", No),
             f(3, "default_host_for_http_10", No),
             f(4, "header_key_format", No),
-            f(5, "enable_trailers", No),
+            f(5, "enable_trailers", Scalar(Bool)),
             f(6, "allow_chunked_length", No),
             f(7, "override_stream_error_on_invalid_http_message", No),
             f(8, "send_fully_qualified_url", No),
@@ -885,8 +885,8 @@ pub(super) static MESSAGES: [Message; 219] = [
             f(9, "transport_protocol", Scalar(String)),
             f(10, "application_protocols", Scalars(String)),
             f(11, "server_names", Scalars(String)),
-            f(12, "source_type", No),
-            f(13, "direct_source_prefix_ranges", No),
+            f(12, "source_type", Scalar(Enum(15))),
+            f(13, "direct_source_prefix_ranges", Messages(32)),
         ],
     },
     Message {
@@ -907,7 +907,7 @@ pub(super) static MESSAGES: [Message; 219] = [
             f(12, "tcp_fast_open_queue_length", No),
             f(13, "socket_options", No),
             f(15, "listener_filters_timeout", Msg(210)),
-            f(16, "traffic_direction", Scalar(Enum(15))),
+            f(16, "traffic_direction", Scalar(Enum(16))),
             f(17, "continue_on_listener_filters_timeout", Scalar(Bool)),
             f(18, "udp_listener_config", No),
             f(19, "api_listener", No),
@@ -1077,7 +1077,7 @@ pub(super) static MESSAGES: [Message; 219] = [
         name: "envoy.config.rbac.v3.RBAC",
         role: Part,
         fields: &[
-            f(1, "action", Scalar(Enum(16))),
+            f(1, "action", Scalar(Enum(17))),
             f(2, "policies", MessageMap(84)),
             f(3, "audit_logging_options", No),
         ],
@@ -1140,7 +1140,7 @@ pub(super) static MESSAGES: [Message; 219] = [
         fields: &[
             f(1, "host_redirect", Scalar(String)),
             f(2, "path_redirect", Scalar(String)),
-            f(3, "response_code", Scalar(Enum(17))),
+            f(3, "response_code", Scalar(Enum(18))),
             f(4, "https_redirect", Scalar(Bool)),
             f(5, "prefix_rewrite", Scalar(String)),
             f(6, "strip_query", Scalar(Bool)),
@@ -1226,7 +1226,7 @@ pub(super) static MESSAGES: [Message; 219] = [
             f(14, "include_vh_rate_limits", No),
             f(15, "hash_policy", Messages(100)),
             f(17, "cors", No),
-            f(20, "cluster_not_found_response_code", Scalar(Enum(18))),
+            f(20, "cluster_not_found_response_code", Scalar(Enum(19))),
             f(23, "max_grpc_timeout", Msg(210)),
             f(24, "idle_timeout", Msg(210)),
             f(25, "upgrade_configs", Messages(108)),
@@ -1683,8 +1683,8 @@ pub(super) static MESSAGES: [Message; 219] = [
         role: Extension,
         fields: &[
             f(1, "stat_prefix", Scalar(String)),
-            f(2, "protocol_type", Scalar(Enum(19))),
-            f(3, "serialization_type", Scalar(Enum(20))),
+            f(2, "protocol_type", Scalar(Enum(20))),
+            f(3, "serialization_type", Scalar(Enum(21))),
             f(4, "route_config", Messages(145)),
             f(5, "dubbo_filters", Messages(138)),
             f(6, "drds", No),
@@ -1755,7 +1755,7 @@ pub(super) static MESSAGES: [Message; 219] = [
         name: "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         role: Extension,
         fields: &[
-            f(1, "codec_type", Scalar(Enum(21))),
+            f(1, "codec_type", Scalar(Enum(22))),
             f(2, "stat_prefix", Scalar(String)),
             f(3, "rds", Msg(153)),
             f(4, "route_config", Msg(110)),
@@ -1769,7 +1769,7 @@ pub(super) static MESSAGES: [Message; 219] = [
             f(13, "access_log", Messages(0)),
             f(14, "use_remote_address", Msg(209)),
             f(15, "generate_request_id", Msg(209)),
-            f(16, "forward_client_cert_details", Scalar(Enum(22))),
+            f(16, "forward_client_cert_details", Scalar(Enum(23))),
             f(17, "set_current_client_cert_details", Msg(149)),
             f(18, "proxy_100_continue", Scalar(Bool)),
             f(19, "xff_num_trusted_hops", Scalar(Uint)),
@@ -1786,7 +1786,7 @@ pub(super) static MESSAGES: [Message; 219] = [
             f(31, "scoped_routes", No),
             f(32, "preserve_external_request_id", Scalar(Bool)),
             f(33, "merge_slashes", Scalar(Bool)),
-            f(34, "server_header_transformation", Scalar(Enum(23))),
+            f(34, "server_header_transformation", Scalar(Enum(24))),
             f(35, "common_http_protocol_options", Msg(49)),
             f(36, "request_id_extension", Msg(154)),
             f(37, "always_set_request_id_in_response", No),
@@ -1797,7 +1797,7 @@ pub(super) static MESSAGES: [Message; 219] = [
             f(42, "strip_any_host_port", No),
             f(43, "path_normalization_options", No),
             f(44, "http3_protocol_options", No),
-            f(45, "path_with_escaped_slashes_action", Scalar(Enum(24))),
+            f(45, "path_with_escaped_slashes_action", Scalar(Enum(25))),
             f(46, "original_ip_detection_extensions", No),
             f(47, "strip_trailing_host_dot", No),
             f(48, "scheme_header_transformation", No),
@@ -1892,7 +1892,7 @@ pub(super) static MESSAGES: [Message; 219] = [
             f(1, "rules", Msg(88)),
             f(2, "shadow_rules", Msg(88)),
             f(3, "stat_prefix", Scalar(String)),
-            f(4, "enforcement_type", Scalar(Enum(25))),
+            f(4, "enforcement_type", Scalar(Enum(26))),
             f(5, "shadow_rules_stat_prefix", Scalar(String)),
             f(6, "matcher", No),
             f(7, "shadow_matcher", No),
@@ -2002,8 +2002,8 @@ pub(super) static MESSAGES: [Message; 219] = [
         role: Extension,
         fields: &[
             f(1, "stat_prefix", Scalar(String)),
-            f(2, "transport", Scalar(Enum(26))),
-            f(3, "protocol", Scalar(Enum(27))),
+            f(2, "transport", Scalar(Enum(27))),
+            f(3, "protocol", Scalar(Enum(28))),
             f(4, "route_config", Msg(162)),
             f(5, "thrift_filters", Messages(164)),
             f(6, "payload_passthrough", No),
@@ -2182,7 +2182,7 @@ pub(super) static MESSAGES: [Message; 219] = [
         name: "envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher",
         role: Part,
         fields: &[
-            f(1, "san_type", Scalar(Enum(28))),
+            f(1, "san_type", Scalar(Enum(29))),
             f(2, "matcher", Msg(194)),
             f(3, "oid", No),
         ],
@@ -2205,8 +2205,8 @@ pub(super) static MESSAGES: [Message; 219] = [
         name: "envoy.extensions.transport_sockets.tls.v3.TlsParameters",
         role: Part,
         fields: &[
-            f(1, "tls_minimum_protocol_version", Scalar(Enum(29))),
-            f(2, "tls_maximum_protocol_version", Scalar(Enum(29))),
+            f(1, "tls_minimum_protocol_version", Scalar(Enum(30))),
+            f(2, "tls_maximum_protocol_version", Scalar(Enum(30))),
             f(3, "cipher_suites", Scalars(String)),
             f(4, "ecdh_curves", Scalars(String)),
             f(5, "signature_algorithms", No),
@@ -2385,7 +2385,7 @@ pub(super) static MESSAGES: [Message; 219] = [
         role: Part,
         fields: &[
             f(1, "numerator", Scalar(Uint)),
-            f(2, "denominator", Scalar(Enum(30))),
+            f(2, "denominator", Scalar(Enum(31))),
         ],
     },
     Message {
@@ -2480,7 +2480,7 @@ pub(super) static MESSAGES: [Message; 219] = [
         name: "google.protobuf.Value",
         role: Part,
         fields: &[
-            f(1, "null_value", Scalar(Enum(31))),
+            f(1, "null_value", Scalar(Enum(32))),
             f(2, "number_value", Scalar(Double)),
             f(3, "string_value", Scalar(String)),
             f(4, "bool_value", Scalar(Bool)),
@@ -2516,7 +2516,7 @@ pub(super) static MESSAGES: [Message; 219] = [
 ];
 
 /// Names and numbers of the values of each enum that an honoured field has.
-pub(super) static ENUMS: [&[(&str, i32)]; 32] = [
+pub(super) static ENUMS: [&[(&str, i32)]; 33] = [
     // envoy.config.accesslog.v3.ComparisonFilter.Op
     &[
         ("EQ", 0),
@@ -2639,6 +2639,12 @@ pub(super) static ENUMS: [&[(&str, i32)]; 32] = [
         ("DRAINING", 3),
         ("TIMEOUT", 4),
         ("DEGRADED", 5),
+    ],
+    // envoy.config.listener.v3.FilterChainMatch.ConnectionSourceType
+    &[
+        ("ANY", 0),
+        ("SAME_IP_OR_LOOPBACK", 1),
+        ("EXTERNAL", 2),
     ],
     // envoy.config.core.v3.TrafficDirection
     &[

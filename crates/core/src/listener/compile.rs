@@ -22,7 +22,8 @@ use weft_protos::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsCon
 use weft_protos::weft::extensions::filters::v1::CallerUid;
 
 use super::{
-    ChainMatch, ConnectionLimit, Direction, FilterChain, Inspector, Listener, NetworkFilter, ProxyProtocol, Transport,
+    ChainMatch, ConnectionLimit, Direction, FilterChain, Inspector, Listener, NetworkFilter, ProxyProtocol, SourceType,
+    Transport,
 };
 use crate::access_log::AccessLog;
 use crate::address::{Cidr, compile_bind};
@@ -318,9 +319,6 @@ fn chain_match(context: &mut Context, conditions: &proto::FilterChainMatch) -> O
     let ranges = |context: &mut Context, field: &str, ranges| -> Option<Box<[Cidr]>> {
         context.each(field, ranges, Cidr::compile).into_iter().collect()
     };
-    if conditions.source_type() != ConnectionSourceType::Any {
-        context.refuse_at("source_type", "only ANY is supported");
-    }
     let port = |context: &mut Context, field: &str, port: u32| match u16::try_from(port) {
         Ok(port) => Some(port),
         Err(_) => {
@@ -345,6 +343,16 @@ fn chain_match(context: &mut Context, conditions: &proto::FilterChainMatch) -> O
             }
         },
         application_protocols: conditions.application_protocols.iter().map(|name| name.as_str().into()).collect(),
+        direct_source_prefix_ranges: ranges(
+            context,
+            "direct_source_prefix_ranges",
+            &conditions.direct_source_prefix_ranges,
+        )?,
+        source_type: match conditions.source_type() {
+            ConnectionSourceType::Any => None,
+            ConnectionSourceType::SameIpOrLoopback => Some(SourceType::SameIpOrLoopback),
+            ConnectionSourceType::External => Some(SourceType::External),
+        },
         source_prefix_ranges: ranges(context, "source_prefix_ranges", &conditions.source_prefix_ranges)?,
         source_ports: conditions
             .source_ports

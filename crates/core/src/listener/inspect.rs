@@ -1,7 +1,7 @@
 //! What a listener's inspectors see of a connection. The proxy asks this for live connections and the engine for
 //! questions, so that both choose the same filter chain: TLS that no inspector looks for is not known to be TLS.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{Connection, Inspector, Listener, Transport};
 
@@ -83,17 +83,19 @@ impl Seen {
         self.application_protocols = application_protocols;
     }
 
-    /// Ask `choose` with the connection as it was seen.
+    /// Ask `choose` with the connection as it was seen. `direct_source` is the other end of the socket, whoever `source` is.
     pub fn with_connection<T>(
         &self,
         destination: SocketAddr,
         source: SocketAddr,
+        direct_source: IpAddr,
         choose: impl FnOnce(&Connection<'_>) -> T,
     ) -> T {
         let protocols: Vec<&str> = self.application_protocols.iter().map(String::as_str).collect();
         choose(&Connection {
             destination,
             source,
+            direct_source,
             transport: self.transport,
             server_name: self.server_name.as_deref(),
             application_protocols: &protocols,

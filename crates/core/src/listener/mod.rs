@@ -1,6 +1,6 @@
 //! Listeners and their filter chains: which chain takes a connection.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -58,6 +58,10 @@ pub struct ChainMatch {
     pub transport_protocol: Option<Transport>,
     /// ALPN, or `http/1.1`, `h2c` found by the HTTP inspector.
     pub application_protocols: Box<[Box<str>]>,
+    /// The address of whoever has connected: not the client's, where a proxy speaks for one.
+    pub direct_source_prefix_ranges: Box<[Cidr]>,
+    /// Whether the client is on this host.
+    pub source_type: Option<SourceType>,
     /// The client's address.
     pub source_prefix_ranges: Box<[Cidr]>,
     /// The client's port.
@@ -74,6 +78,15 @@ pub enum Transport {
     Raw,
 }
 
+/// `source_type`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceType {
+    /// From this host.
+    SameIpOrLoopback,
+    /// From elsewhere.
+    External,
+}
+
 /// What is known of a connection when its filter chain is chosen.
 #[derive(Debug, Clone, Copy)]
 pub struct Connection<'a> {
@@ -81,12 +94,28 @@ pub struct Connection<'a> {
     pub destination: SocketAddr,
     /// The client.
     pub source: SocketAddr,
+    /// The other end of the socket itself.
+    pub direct_source: IpAddr,
     /// Found by the TLS inspector; `Raw` if there is none.
     pub transport: Transport,
     /// SNI, in any case.
     pub server_name: Option<&'a str>,
     /// ALPN of the ClientHello, or what the HTTP inspector found.
     pub application_protocols: &'a [&'a str],
+}
+
+impl Connection<'_> {
+    /// Whence it comes. Of loopback addresses Envoy knows `127.0.0.1` and `::1`: the others are another's unless the client went to the
+    /// very same.
+    fn source_type(&self) -> SourceType {
+        const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        let source = self.source.ip().to_canonical();
+        if LOOPBACK.contains(&source) || source == self.destination.ip().to_canonical() {
+            SourceType::SameIpOrLoopback
+        } else {
+            SourceType::External
+        }
+    }
 }
 
 /// How many connections a filter chain takes at once, on all workers together.
@@ -235,7 +264,8 @@ impl Listener {
     }
 
     /// The filter chain for a connection. Envoy's order of conditions: destination port, destination address, server name, transport protocol,
-    /// application protocol, source address, source port. At each step only the chains with the most specific match stay; there is no way back.
+    /// application protocol, directly connected source address, source type, source address, source port. At each step only the chains
+    /// with the most specific match stay; there is no way back.
     pub fn chain<T: Trace>(&self, connection: &Connection<'_>, trace: &mut T) -> Option<&Arc<FilterChain>> {
         let mut left: Vec<&Arc<FilterChain>> = self.filter_chains.iter().collect();
         for step in &STEPS {
@@ -292,7 +322,7 @@ struct Step {
     fit: fn(&ChainMatch, &Connection<'_>) -> Option<usize>,
 }
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 9] = [
     Step {
         name: "destination port",
         fit: |conditions, connection| match conditions.destination_port {
@@ -323,6 +353,17 @@ const STEPS: [Step; 7] = [
             let offered = connection.application_protocols;
             let place = offered.iter().position(|name| wanted.iter().any(|wanted| **wanted == **name))?;
             Some(offered.len() - place)
+        },
+    },
+    Step {
+        name: "directly connected source address",
+        fit: |conditions, connection| longest_prefix(&conditions.direct_source_prefix_ranges, connection.direct_source),
+    },
+    Step {
+        name: "source type",
+        fit: |conditions, connection| match conditions.source_type {
+            None => Some(0),
+            Some(wanted) => (wanted == connection.source_type()).then_some(1),
         },
     },
     Step {

@@ -427,25 +427,19 @@ impl Forward {
         own.limit.unwrap_or(manager)
     }
 
-    /// How long one try may take, of a request that may take *timeout*.
-    pub fn timeout_of_a_try(&self, timeout: Option<Duration>) -> Option<Duration> {
-        let own = self.retry.as_ref().and_then(|policy| policy.per_try_timeout);
-        [own, timeout].into_iter().flatten().min()
-    }
-
     /// The `grpc-timeout` that the upstream of a call is told, where the route says how long calls may take: the limit that holds, so
     /// that a server works no longer than somebody waits. `None`: as the caller says.
     ///
-    /// *timeout* and *life* are of [`Forward::timeout_for`] and [`Forward::stream_duration_for`].
+    /// *of_a_try* and *life* are of [`crate::retry::timeout_of_a_try`] and [`Forward::stream_duration_for`].
     pub fn grpc_timeout_to_tell<R: RequestHead + ?Sized>(
         &self,
         request: &R,
-        timeout: Option<Duration>,
+        of_a_try: Option<Duration>,
         life: Option<Duration>,
     ) -> Option<Duration> {
         let limit = match (&self.stream_duration, self.max_grpc_timeout) {
             (Some(_), _) => life,
-            (None, Some(_)) => self.timeout_of_a_try(timeout),
+            (None, Some(_)) => of_a_try,
             (None, None) => None,
         };
         limit.filter(|_| is_grpc(request))

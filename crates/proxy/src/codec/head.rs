@@ -28,8 +28,8 @@ pub enum Known {
     Internal,
     /// `x-envoy-external-address`
     ExternalAddress,
-    /// One of the `x-envoy-*` headers by which a trusted client steers the proxy. It obeys none of them, so none goes further: the next
-    /// proxy is not to obey what was meant for this one.
+    /// One of the `x-envoy-*` headers by which a trusted client steers the proxy. Whether or not it obeys them, none goes further: the
+    /// next proxy is not to obey what was meant for this one.
     Steering,
     /// One of the `x-envoy-*` headers that say how a request came through another proxy; from outside nobody is believed.
     Inside,
@@ -49,7 +49,7 @@ const INSIDE: [&[u8]; 8] = [
 
 /// See [`Known::Steering`]; Envoy removes these from requests that are not internal, and takes them from those that are. The last one
 /// it removes from all (CVE-2023-27487): records show it as the path, so only who rewrote the path may say it.
-const STEERING: [&[u8]; 16] = [
+const STEERING: [&[u8]; 17] = [
     b"x-envoy-retry-on",
     b"x-envoy-retry-grpc-on",
     b"x-envoy-max-retries",
@@ -57,6 +57,7 @@ const STEERING: [&[u8]; 16] = [
     b"x-envoy-upstream-rq-timeout-ms",
     b"x-envoy-upstream-rq-per-try-timeout-ms",
     b"x-envoy-upstream-rq-timeout-alt-response",
+    b"x-envoy-upstream-stream-duration-ms",
     b"x-envoy-expected-rq-timeout-ms",
     b"x-envoy-force-trace",
     b"x-envoy-ip-tags",
@@ -582,6 +583,7 @@ mod tests {
             ("x-envoy-external-address", Known::ExternalAddress),
             ("x-envoy-downstream-service-node", Known::Inside),
             ("x-envoy-original-path", Known::Steering),
+            ("X-Envoy-Upstream-Stream-Duration-Ms", Known::Steering),
             ("X-Envoy-Peer-Metadata-Id", Known::Inside),
             ("X-Envoy-Upstream-Service-Time", Known::ServiceTime),
         ] {

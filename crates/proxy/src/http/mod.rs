@@ -38,6 +38,7 @@ use tokio::time::Instant;
 use weft_core::decide::{Outcome as Action, Step};
 use weft_core::http_manager::{HttpFilter, HttpManager};
 use weft_core::respond::{Cause, LocalReply, ResponseFlag};
+use weft_core::steering::Steering;
 
 use crate::alarm::{Alarm, Elapsed};
 use crate::codec::Version;
@@ -127,6 +128,8 @@ struct Exchange<'a> {
     /// The version of the request; that of the response follows it.
     client_version: Version,
     upstream: Option<Rc<WorkerUpstream>>,
+    /// What its client may ask of its tries and its time.
+    steering: Option<Box<Steering>>,
     /// It is a call of gRPC-Web.
     web: Option<Box<GrpcWeb>>,
     /// It is from a page of another site, which may see the answer.
@@ -183,6 +186,7 @@ impl<'a> Exchange<'a> {
             request_done: false,
             course: Course::default(),
             upstream: None,
+            steering: None,
             web: None,
             granted: None,
             copies: None,
@@ -238,7 +242,10 @@ impl Exchange<'_> {
             filter::admit(&mut self.scratch.request, self.manager, &self.down.facts, random)
         };
         match admitted {
-            Ok(client) => self.outcome.client = client,
+            Ok(admitted) => {
+                self.outcome.client = admitted.client;
+                self.steering = admitted.steering;
+            }
             Err(Refusal::Cause(cause)) => return self.respond(cause.into()).await,
             // A caller of gRPC follows no redirect.
             Err(Refusal::Redirect(_)) if respond::is_grpc(&self.scratch.request) => {

@@ -13,7 +13,7 @@ use weft_core::decide::Decision;
 use weft_core::hash_policy::{self, Hashed};
 use weft_core::outlier::Observation;
 use weft_core::respond::{Cause, Flags, LocalReply, ResponseFlag};
-use weft_core::retry::{RetryPolicy, TryResult};
+use weft_core::retry::{RetryPolicy, TryResult, timeout_of_a_try};
 use weft_core::route::Forward;
 use weft_core::upgrade::Upgrade;
 
@@ -50,17 +50,22 @@ impl Exchange<'_> {
             Ok(original) => original,
             Err(cause) => return self.respond_by(decision, cause.into()).await,
         };
-        let (timeout, told) = {
+        let own = forward.retry.as_deref();
+        let (timeout, steered, told) = {
             let view = View { head: &self.scratch.request, scheme: self.down.facts.scheme() };
             let life = forward.stream_duration_for(&view, self.manager.max_stream_duration);
             self.expires = life.map(|limit| self.began + limit);
-            let timeout = forward.timeout_for(&view);
-            let told = Told {
-                of_a_try: forward.timeout_of_a_try(timeout),
-                grpc: forward.grpc_timeout_to_tell(&view, timeout, life),
-            };
-            (timeout, told)
+            let mut timeout = forward.timeout_for(&view);
+            let mut steered = None;
+            if let Some(steering) = self.steering.take() {
+                timeout = steering.timeout(timeout);
+                steered = steering.policy(own, timeout).map(Box::new);
+            }
+            let of_a_try = timeout_of_a_try(steered.as_deref().or(own), timeout);
+            let told = Told { of_a_try, grpc: forward.grpc_timeout_to_tell(&view, of_a_try, life) };
+            (timeout, steered, told)
         };
+        let policy = steered.as_deref().or(own);
         self.idle = forward.idle_timeout.unwrap_or(self.idle);
         // Before anything changes what it is taken of.
         let key = self.hash(cluster, forward);
@@ -75,7 +80,6 @@ impl Exchange<'_> {
         {
             return self.end_tunnel(&upstream, decision, original, key).await;
         }
-        let policy = forward.retry.as_deref();
         // What is kept waits between the two connections: neither side may be asked for more than it allows.
         let limits = [self.down.buffer_limit, cluster.buffer_limit_bytes];
         let limit = limits.into_iter().filter(|limit| *limit > 0).min().map_or(REPLAY_BYTES, |limit| limit as usize);

@@ -1,5 +1,7 @@
 //! Requests and answers of HTTP/1.1 (RFC 9110, RFC 9112), as a client and an upstream see them.
 
+use weft_protos::envoy::config::core::v3::Http1ProtocolOptions;
+
 use crate::kit::mesh::BACK_PRESSURE_BYTES;
 use crate::kit::peer::{End, SWITCHED, WEBSOCKET, ok};
 use crate::kit::resources::{number, retries, seconds};
@@ -55,20 +57,30 @@ fn a_request_may_come_byte_by_byte() {
 
 #[test]
 fn chunks_with_extensions_and_trailers_pass_both_ways() {
-    let upstream = Upstream::new();
-    let mesh = Mesh::start(&[upstream.address()], |_| {});
-    let mut client = mesh.client();
-    client.send(
-        "POST / HTTP/1.1\r\nhost: up\r\nte: trailers\r\ntransfer-encoding: chunked\r\n\r\n\
-         5;name=\"value\"\r\nhello\r\n0\r\nx-sum: 5\r\ncontent-length: 3\r\n\r\n",
-    );
-    let mut peer = upstream.accept();
-    let request = peer.message();
-    assert_eq!((request.text().as_str(), request.trailers.as_str()), ("hello", "x-sum: 5\r\n"));
-    assert_eq!(request.get("te"), Some("trailers"));
-    peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2;x\r\nab\r\n3\r\ncde\r\n0\r\nx-end: 1\r\n\r\n");
-    let answer = client.message();
-    assert_eq!((answer.text().as_str(), answer.trailers.as_str()), ("abcde", "x-end: 1\r\n"));
+    // Whether the configuration asks for trailers, and whether it says anything.
+    for asked in [None, Some(false), Some(true)] {
+        let options = asked.map(|enable_trailers| Http1ProtocolOptions { enable_trailers, ..Default::default() });
+        let upstream = Upstream::new();
+        let mesh = Mesh::start(&[upstream.address()], |setup| {
+            setup.manager.http_protocol_options = options.clone();
+            setup.cluster.http_protocol_options = options;
+        });
+        let mut client = mesh.client();
+        client.send(
+            "POST / HTTP/1.1\r\nhost: up\r\nte: trailers\r\ntransfer-encoding: chunked\r\n\r\n\
+             5;name=\"value\"\r\nhello\r\n0\r\nx-sum: 5\r\ncontent-length: 3\r\n\r\n",
+        );
+        let mut peer = upstream.accept();
+        let request = peer.message();
+        assert_eq!((request.text().as_str(), request.trailers.as_str()), ("hello", "x-sum: 5\r\n"), "{asked:?}");
+        assert_eq!(request.get("te"), Some("trailers"));
+        peer.send(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\
+             2;x\r\nab\r\n3\r\ncde\r\n0\r\nx-end: 1\r\n\r\n",
+        );
+        let answer = client.message();
+        assert_eq!((answer.text().as_str(), answer.trailers.as_str()), ("abcde", "x-end: 1\r\n"), "{asked:?}");
+    }
 }
 
 #[test]

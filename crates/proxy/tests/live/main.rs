@@ -35,6 +35,7 @@ mod responses;
 mod resumption;
 mod server_first;
 mod smuggling;
+mod steering;
 mod tcp;
 mod tls;
 mod upstreams;

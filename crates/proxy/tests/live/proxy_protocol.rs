@@ -5,7 +5,11 @@ use std::time::{Duration, Instant};
 
 use weft_protos::envoy::config::core::v3 as core;
 use weft_protos::envoy::config::core::v3::proxy_protocol_config::Version;
+use weft_protos::envoy::config::listener::v3::FilterChainMatch;
+use weft_protos::envoy::config::listener::v3::filter_chain_match::ConnectionSourceType;
 use weft_protos::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
+use weft_protos::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use weft_protos::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use weft_protos::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use weft_protos::google::protobuf::BoolValue;
 use weft_protos::type_url;
@@ -13,7 +17,7 @@ use weft_protos::type_url;
 use crate::kit::certificates::{Authority, OTHER, WEB, client, downstream, secrets, server, upstream};
 use crate::kit::mesh::expect_passed;
 use crate::kit::peer::ok;
-use crate::kit::resources::{any, at, http_chain, listener_filter, number, published, seconds};
+use crate::kit::resources::{any, at, cluster_of, http_chain, listener_filter, number, published, seconds, tcp_chain};
 use crate::kit::{Mesh, Peer, Setup, Upstream, free_address};
 
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -38,7 +42,7 @@ fn range(prefix: &str) -> core::CidrRange {
 
 /// The filter chain is for connections from and to what the headers above say.
 fn for_the_header_alone(setup: &mut Setup) {
-    setup.chain.filter_chain_match = Some(weft_protos::envoy::config::listener::v3::FilterChainMatch {
+    setup.chain.filter_chain_match = Some(FilterChainMatch {
         destination_port: number(4430),
         prefix_ranges: vec![range("198.51.100.7")],
         source_prefix_ranges: vec![range("192.0.2.1")],
@@ -83,6 +87,40 @@ fn a_sender_that_speaks_for_itself_keeps_its_own_ends() {
         assert_eq!(client.message().text(), "hello");
         let own = client.socket().local_addr().unwrap().to_string();
         assert_eq!(mesh.wait_records(count + 1)[count]["downstream_remote_address"], own.as_str());
+    }
+}
+
+#[test]
+fn a_filter_chain_may_ask_where_the_client_is_and_who_speaks_for_it() {
+    use ConnectionSourceType::{External, SameIpOrLoopback};
+    let from = |direct: &str, kind: ConnectionSourceType| FilterChainMatch {
+        direct_source_prefix_ranges: vec![range(direct)],
+        source_type: kind.into(),
+        ..Default::default()
+    };
+    let mesh = Mesh::start(&[Upstream::saying("elsewhere")], |setup| {
+        expect_header(setup, &ProxyProtocol::default());
+        setup.chain.filter_chain_match = Some(from("127.0.0.1", External));
+        for (name, direct, kind) in [
+            ("here", "127.0.0.1", SameIpOrLoopback),
+            // For whom the header speaks, not who has connected.
+            ("said", "192.0.2.1", External),
+            ("said-here", "192.0.2.1", SameIpOrLoopback),
+        ] {
+            setup.more.extend(cluster_of(name, &[Upstream::saying(name)]));
+            let mut chain = tcp_chain(&TcpProxy {
+                stat_prefix: name.into(),
+                cluster_specifier: Some(ClusterSpecifier::Cluster(name.into())),
+                ..Default::default()
+            });
+            chain.filter_chain_match = Some(from(direct, kind));
+            setup.chains.push(chain);
+        }
+    });
+    for (header, chosen) in [(V1, "elsewhere"), (V2, "elsewhere"), (LOCAL, "here")] {
+        let mut client = mesh.client();
+        client.send([header, GET].concat());
+        assert_eq!(client.message().text(), chosen);
     }
 }
 
