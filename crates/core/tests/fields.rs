@@ -272,8 +272,28 @@ fn a_peer_is_known_by_a_name_of_any_kind_and_looked_up_in_lists_as_far_as_is_sai
     };
     let roots = || json!({"trusted_ca": {"inline_string": "roots"}});
     let named = common(with(roots(), json!({"match_subject_alt_names": [{"exact": "web.example"}]})));
-    assert_eq!(named.sans.iter().map(|it| it.kind).collect::<Vec<_>>(), [SanKind::Any]);
     assert!(!named.only_leaf_is_looked_up);
+    let typed_name = |kind: &str, matcher: Value| {
+        common(with(roots(), json!({"match_typed_subject_alt_names": [{"san_type": kind, "matcher": matcher}]})))
+    };
+    let (uri, dns, ip, email) = (SanKind::Uri, SanKind::Dns, SanKind::Ip, SanKind::Email);
+    for (common, kind, name, accepted) in [
+        (&named, uri, "web.example", true),
+        (&named, ip, "web.example", true),
+        (&named, dns, "WEB.example", true),
+        // Of DNS a wildcard will do, and stands for one label.
+        (&named, dns, "*.example", true),
+        (&named, dns, "*.web.example", false),
+        (&named, uri, "*.example", false),
+        (&typed_name("DNS", json!({"exact": "a.web.example"})), dns, "*.example", false),
+        (&typed_name("DNS", json!({"exact": "a.web.example"})), dns, "*.web.example", true),
+        (&typed_name("DNS", json!({"prefix": "a.web"})), dns, "*.web.example", false),
+        (&typed_name("DNS", json!({"exact": "a.example"})), uri, "a.example", false),
+        (&typed_name("IP_ADDRESS", json!({"exact": "192.0.2.7"})), ip, "192.0.2.7", true),
+        (&typed_name("EMAIL", json!({"suffix": "@example"})), email, "a@example", true),
+    ] {
+        assert_eq!(common.accepts([(kind, name)].into_iter()), accepted, "{:?} {kind:?} {name}", common.sans);
+    }
     let lists = json!({"crl": {"inline_string": "list"}, "only_verify_leaf_cert_crl": true});
     let listed = common(with(roots(), lists));
     assert!(listed.only_leaf_is_looked_up && listed.revoked.is_some());
