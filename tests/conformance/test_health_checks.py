@@ -66,7 +66,7 @@ class Pings(socketserver.StreamRequestHandler):
 
 
 class Health(grpc.GenericRpcHandler):
-    """grpc.health.v1.Health, as bytes."""
+    """grpc.health.v1.Health, as bytes: bad to whoever does not send the metadata that checks should have."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -74,6 +74,8 @@ class Health(grpc.GenericRpcHandler):
     def service(self, handler_call_details: Any) -> Any:
         if handler_call_details.method != "/grpc.health.v1.Health/Check":
             return None
+        if dict(handler_call_details.invocation_metadata).get("x-check") != "shop":
+            return grpc.unary_unary_rpc_method_handler(lambda _request, _context: NOT_SERVING)
         return grpc.unary_unary_rpc_method_handler(self._check)
 
     def _check(self, request: bytes, context: Any) -> bytes:
@@ -128,7 +130,12 @@ CHECKS: dict[str, dict[str, Any]] = {
         "tcp_health_check": {"send": hexadecimal("PING"), "receive": [hexadecimal("+"), hexadecimal("ONG")]},
         "reuse_connection": False,
     },
-    "grpc": {"grpc_health_check": {"service_name": "shop.Cart"}},
+    "grpc": {
+        "grpc_health_check": {
+            "service_name": "shop.Cart",
+            "initial_metadata": [{"header": {"key": "x-check", "value": "shop"}}],
+        }
+    },
 }
 
 
