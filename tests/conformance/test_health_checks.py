@@ -139,6 +139,10 @@ CHECKS: dict[str, dict[str, Any]] = {
 }
 
 
+STAT_NAMES = {"http": "http", "tcp": "bytes", "grpc": "calls"}
+"""How metrics name the cluster of each kind."""
+
+
 def cluster(kind: str, endpoints: list[Endpoint]) -> dict[str, Any]:
     """Checked every 50 ms; of HTTP without panic, the others with Envoy's default of half of the endpoints."""
 
@@ -162,6 +166,7 @@ def cluster(kind: str, endpoints: list[Endpoint]) -> dict[str, Any]:
     )
     return {
         "name": kind,
+        "alt_stat_name": STAT_NAMES[kind],
         "type": "STATIC",
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
         "load_assignment": {"cluster_name": kind, "endpoints": [{"lb_endpoints": list(map(at, endpoints))}]},
@@ -178,6 +183,9 @@ class Proxy(Static):
         listeners = [static_listener(name, port) for name, port in ports.items()]
         clusters = [cluster(name, endpoints) for name in KINDS]
         super().__init__(kind, directory, ports, {"clusters": clusters, "listeners": listeners})
+
+    def count(self, metric: str, cluster: str) -> int:
+        return super().count(metric, STAT_NAMES[cluster])
 
     def failed(self, cluster: str) -> set[int]:
         """Ports of endpoints that fail their active health check."""

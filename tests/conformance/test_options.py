@@ -216,6 +216,63 @@ def test_what_a_priority_cannot_carry_goes_to_the_next(running: Running, name: s
             assert min(heard["first"], heard["second"]) >= 10, (proxy.kind, heard)
 
 
+# ------------------------------------------------------------------------------------------------------ answers
+
+MINE, THEIRS = "mine", "BaseHTTP"
+"""How the server is called by the connection manager, and how the upstream begins to call itself."""
+
+SERVERS: dict[str, tuple[str | None, str | None]] = {
+    "OVERWRITE": (MINE, MINE),
+    "APPEND_IF_ABSENT": (THEIRS, MINE),
+    "PASS_THROUGH": (THEIRS, None),
+}
+"""By `server_header_transformation`: who serves, where the upstream says it and where nobody has."""
+
+REDIRECTS: dict[str, tuple[Json, str, str]] = {
+    "another scheme": ({"scheme_redirect": "https"}, "up", "https://up/old?x"),
+    "another scheme, from its port": ({"scheme_redirect": "https"}, "up:80", "https://up/old?x"),
+    "another scheme, from another port": ({"scheme_redirect": "https"}, "up:81", "https://up:81/old?x"),
+    "https, from its port": ({"https_redirect": True}, "up:80", "https://up/old?x"),
+    "another port": ({"port_redirect": 8443}, "up:80", "http://up:8443/old?x"),
+    "without a query": ({"strip_query": True}, "up", "http://up/old"),
+    "another host": ({"host_redirect": "new.example"}, "up:81", "http://new.example/old?x"),
+}
+"""What a redirect says, which host is asked, and where it is said to be."""
+
+
+def test_servers_and_other_places_are_told_alike(tmp_path: Path) -> None:
+    def resources(ports: dict[str, int]) -> Json:
+        listeners = []
+        for transformation in SERVERS:
+            routes: list[Json] = [
+                {"match": {"prefix": "/own"}, "direct_response": {"status": 200}},
+                {"match": {"prefix": "/"}, "route": {"cluster": "up"}},
+            ]
+            manager = {"server_name": MINE, "server_header_transformation": transformation}
+            listeners.append(listener(transformation, ports[transformation], http_filters(routes, manager=manager)))
+        for name, (redirect, _, _) in REDIRECTS.items():
+            listeners.append(
+                listener(name, ports[name], http_filters([{"match": {"prefix": "/"}, "redirect": redirect}]))
+            )
+        return {"clusters": [cluster("up", up.port)], "listeners": listeners}
+
+    def header(name: str, port: int, path: str, host: str = "up") -> str | None:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)) as client:
+            client.request("GET", path, headers={"host": host})
+            answer = client.getresponse()
+            answer.read()
+            return answer.getheader(name)
+
+    with telling() as up, both(tmp_path, (*SERVERS, *REDIRECTS), resources) as proxies:
+        for proxy in proxies:
+            until("it is ready", proxy.is_ready)
+            for transformation, expected in SERVERS.items():
+                found = [header("server", proxy.ports[transformation], path) for path in ("/", "/own")]
+                assert tuple(it and it.partition("/")[0] for it in found) == expected, (proxy.kind, transformation)
+            found = [header("location", proxy.ports[it], "/old?x", host) for it, (_, host, _) in REDIRECTS.items()]
+            assert found == [location for _, _, location in REDIRECTS.values()], proxy.kind
+
+
 # ------------------------------------------------------------------------------------------------------ retries
 
 asked: Counter[str] = Counter()

@@ -11,6 +11,7 @@ use weft_core::cluster::{Cluster, LbPolicy};
 use weft_core::compile::{Compiled, Problems, Strictness};
 use weft_core::health_check::Probe;
 use weft_core::honoured::json::encode;
+use weft_core::http2::FloodLimits;
 use weft_core::listener::{Listener, NetworkFilter};
 use weft_core::plan::Resource;
 use weft_core::route::{Action, RouteTable};
@@ -147,6 +148,7 @@ fn what_is_not_as_it_was_asked_for_is_reported_with_its_path() {
             vec![format!("{manager}.http_filters[0].typed_config.stats_for_all_methods: ")],
         ),
         (of_manager(sampling(1)), vec![format!("{manager}.tracing: ")]),
+        (of_manager(json!({"tracing": {"overall_sampling": {"value": 1}}})), vec![format!("{manager}.tracing: ")]),
         (of_listener(json!({"enable_reuse_port": true, "max_connections_to_accept_per_socket_event": 1})), vec![]),
         (of_filter(json!({"stats_for_all_methods": false, "emit_filter_state": true})), vec![]),
         (of_manager(sampling(0)), vec![]),
@@ -154,6 +156,37 @@ fn what_is_not_as_it_was_asked_for_is_reported_with_its_path() {
         let told = told(type_url::LISTENER, &resource).expect("accepted");
         let is_told = told.len() == expected.len() && told.iter().zip(&expected).all(|(it, path)| it.starts_with(path));
         assert!(is_told || (expected.is_empty() && told.is_empty()), "{resource}: {told:?}");
+    }
+}
+
+#[test]
+fn frames_that_cost_nothing_are_bounded_as_http2_options_say() {
+    let floods = |options: Value| {
+        let manager = http(json!({"http2_protocol_options": options}), &[]);
+        match &listener_of(&listener(json!({"filters": manager}), json!({}))).filter_chains[0].filter {
+            NetworkFilter::Http(manager) => manager.http2.floods,
+            other => unreachable!("the filter is HTTP, it is no {other:?}"),
+        }
+    };
+    assert_eq!(floods(json!({})), FloodLimits::default());
+    let said = floods(json!({
+        "max_outbound_frames": 1, "max_outbound_control_frames": 2, "max_consecutive_inbound_frames_with_empty_payload": 3,
+        "max_inbound_priority_frames_per_stream": 4, "max_inbound_window_update_frames_per_data_frame_sent": 5,
+    }));
+    let expected = FloodLimits {
+        outbound_frames: Some(1),
+        outbound_control_frames: Some(2),
+        consecutive_empty_frames: Some(3),
+        priority_frames_per_stream: Some(4),
+        window_updates_per_data_frame: Some(5),
+    };
+    assert_eq!(said, expected);
+    for field in
+        ["max_outbound_frames", "max_outbound_control_frames", "max_inbound_window_update_frames_per_data_frame_sent"]
+    {
+        let none = http(json!({"http2_protocol_options": {field: 0}}), &[]);
+        let refused = told(type_url::LISTENER, &listener(json!({"filters": none}), json!({}))).unwrap_err();
+        assert!(refused.contains(&format!(".http2_protocol_options.{field}: ")), "{refused}");
     }
 }
 

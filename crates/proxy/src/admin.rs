@@ -342,8 +342,10 @@ impl Admin {
             ),
         ];
         families.extend(gauges.into_iter().chain(self.overload.gauges()).map(Family::gauge));
-        families.extend(configurator.followers.counts());
-        families.extend(configurator.checks.counts());
+        let active = configurator.active();
+        families.extend(configurator.followers.counts(|cluster| active.cluster_label(cluster)));
+        families.extend(configurator.checks.counts(|cluster| active.cluster_label(cluster)));
+        families.extend(active.remaining());
         families
     }
 
