@@ -6,16 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::{HeaderList, OnlyProtocol};
+use support::{Fixed, HeaderList, OnlyProtocol, request};
 use weft_core::cluster::{Cluster, LbPolicy};
 use weft_core::compile::{Compiled, Problems, Strictness};
+use weft_core::decide::decide;
 use weft_core::health_check::Probe;
 use weft_core::honoured::json::encode;
 use weft_core::http2::FloodLimits;
 use weft_core::listener::{Listener, NetworkFilter};
-use weft_core::plan::Resource;
+use weft_core::plan::{Plan, Resource};
 use weft_core::route::{Action, RouteTable};
 use weft_core::tls::{SanKind, TlsCommon};
+use weft_core::trace::Silent;
 use weft_protos::type_url;
 
 fn typed(name: &str, fields: Value) -> Value {
@@ -118,6 +120,30 @@ fn connecting_is_tried_as_often_as_a_tcp_proxy_says() {
     };
     assert_eq!(attempts(json!({})), 1);
     assert_eq!(attempts(json!({"max_connect_attempts": 3})), 3);
+}
+
+#[test]
+fn a_tcp_proxys_connections_are_shared_by_weight() {
+    let clusters = json!({"clusters": [{"name": "a", "weight": 1}, {"name": "b", "weight": 3}]});
+    let filter =
+        typed("filters.network.tcp_proxy.v3.TcpProxy", json!({"stat_prefix": "t", "weighted_clusters": clusters}));
+    let chain = json!({"filters": [{"name": "tcp", "typed_config": filter}]});
+    let listener = listener_of(&listener(chain, json!({})));
+    let NetworkFilter::Tcp(proxy) = &listener.filter_chains[0].filter else { panic!("the filter carries bytes") };
+    let picked = [0.0, 0.24, 0.26, 0.99].map(|die| proxy.pick(&mut Fixed(die)).to_string());
+    assert_eq!(picked, ["a", "a", "b", "b"]);
+}
+
+#[test]
+fn a_connection_too_many_is_held_as_long_as_its_limit_says() {
+    let limit = json!({"stat_prefix": "l", "max_connections": 1, "delay": "0.5s"});
+    let filter =
+        json!({"name": "limit", "typed_config": typed("filters.network.connection_limit.v3.ConnectionLimit", limit)});
+    let mut filters = tcp(json!({}));
+    filters.as_array_mut().expect("a list").insert(0, filter);
+    let listener = listener_of(&listener(json!({"filters": filters}), json!({})));
+    let limit = listener.filter_chains[0].connection_limit.as_ref().expect("there is one");
+    assert_eq!(limit.delay, Some(Duration::from_millis(500)));
 }
 
 #[test]
@@ -245,6 +271,58 @@ fn a_header_is_retriable_if_one_of_the_matchers_takes_it() {
 }
 
 #[test]
+fn a_share_of_the_requests_takes_a_route() {
+    let share = json!({"default_value": {"numerator": 25}});
+    let some = json!({"name": "some", "match": {"prefix": "/", "runtime_fraction": share}, "route": {"cluster": "c"}});
+    let rest = json!({"name": "rest", "match": {"prefix": "/"}, "route": {"cluster": "c"}});
+    let host = json!({"name": "v", "domains": ["*"], "routes": [some, rest]});
+    let table = routes_of(&json!({"name": "r", "virtual_hosts": [host]}));
+    let taken = [0.0, 0.24, 0.26, 0.99].map(|die| {
+        let found = table.route(&request("up", "/", &[]), &mut Fixed(die), &mut Silent);
+        found.route.expect("one takes it").name.to_string()
+    });
+    assert_eq!(taken, ["some", "some", "rest", "rest"]);
+}
+
+#[test]
+fn a_destination_is_called_by_its_own_host_before_its_routes() {
+    let clusters = json!([{"name": "a", "weight": 1, "host_rewrite_literal": "a.example"}, {"name": "b", "weight": 1}]);
+    let action = json!({"weighted_clusters": {"clusters": clusters}, "host_rewrite_literal": "all.example"});
+    let routes = configuration(json!({"route": action}), json!({}));
+    let listener = listener_of(&listener(json!({"filters": http(json!({"route_config": routes}), &[])}), json!({})));
+    let NetworkFilter::Http(manager) = &listener.filter_chains[0].filter else { panic!("the filter is HTTP") };
+    let mut plan = Plan::default();
+    for name in ["a", "b"] {
+        plan.insert(compile(type_url::CLUSTER, &json!({"name": name})).expect("honoured").value);
+    }
+    let host = |die| {
+        let decision = decide(&plan, manager, &request("up", "/", &[]), &mut Fixed(die), &mut Silent);
+        decision.host_rewrite().map(ToString::to_string)
+    };
+    assert_eq!([host(0.0), host(0.9)], [Some("a.example".to_owned()), Some("all.example".to_owned())]);
+}
+
+#[test]
+fn a_route_has_its_hosts_retries_unless_it_has_its_own() {
+    let retries = |count: u32| json!({"retry_on": "5xx", "num_retries": count});
+    let routes = json!([
+        {"match": {"prefix": "/own"}, "route": {"cluster": "c", "retry_policy": retries(1)}},
+        {"match": {"prefix": "/"}, "route": {"cluster": "c"}},
+    ]);
+    let host = json!({"name": "v", "domains": ["*"], "routes": routes, "retry_policy": retries(7)});
+    let table = routes_of(&json!({"name": "r", "virtual_hosts": [host]}));
+    let counts: Vec<_> = table.virtual_hosts[0]
+        .routes
+        .iter()
+        .map(|route| match &route.action {
+            Action::Forward(forward) => forward.retry.as_ref().map(|policy| policy.retries),
+            other => panic!("it leads to a cluster, it is no {other:?}"),
+        })
+        .collect();
+    assert_eq!(counts, [Some(1), Some(7)]);
+}
+
+#[test]
 fn an_empty_header_is_added_only_if_it_is_to_be_kept_and_a_value_may_be_bytes() {
     let add = |name: &str, more: Value| with(json!({"header": {"key": name}}), more);
     let edits = json!({"request_headers_to_add": [
@@ -276,7 +354,7 @@ fn the_least_loaded_is_looked_for_among_so_many() {
 fn a_check_of_health_tells_what_it_is_asked_to_tell() {
     let check = |more| {
         let check = json!({"timeout": "1s", "interval": "1s", "unhealthy_threshold": 1, "healthy_threshold": 1,
-            "grpc_health_check": {"initial_metadata": [
+            "grpc_health_check": {"authority": "shop.example", "initial_metadata": [
                 {"header": {"key": "x-check", "value": "shop"}, "append_action": "ADD_IF_ABSENT"}]}});
         cluster_of(json!({"health_checks": [with(check, more)]}))
     };
@@ -293,6 +371,7 @@ fn a_check_of_health_tells_what_it_is_asked_to_tell() {
     let mut headers = HeaderList::default();
     probe.metadata.apply(&mut headers, &OnlyProtocol);
     assert_eq!(headers, HeaderList::of(&[("x-check", "shop")]));
+    assert_eq!(&*probe.authority, "shop.example");
 }
 
 #[test]
