@@ -98,6 +98,13 @@ CASES = {
         {"host": "new.example", "x-forwarded-host": "first,up"}, action=NEW_HOST, sent={"x-forwarded-host": "first,up"}
     ),
     "the same host": Case({"host": "up", "x-forwarded-host": "up"}, action=SAME_HOST),
+    "a host of one of the destinations": Case(
+        {"host": "own.example"},
+        action={
+            "weighted_clusters": {"clusters": [{"name": "up", "weight": 1, "host_rewrite_literal": "own.example"}]},
+            "host_rewrite_literal": "all.example",
+        },
+    ),
     "a header of nothing": Case({"x-added": None}, configuration={"request_headers_to_add": [add("x-added")]}),
     "a header of nothing that is kept": Case(
         {"x-added": ""}, configuration={"request_headers_to_add": [add("x-added", keep_empty_value=True)]}
@@ -121,7 +128,7 @@ LONG = 5000
 PRIORITIES = {"some": 100, "enough": 200}
 """By listener, what half of the endpoints of a priority are good for, in percent of all."""
 
-OTHERS = ("long", *PRIORITIES)
+OTHERS = ("long", "share", *PRIORITIES)
 
 
 def with_priorities(name: str, factor: int, ports: dict[str, int]) -> Json:
@@ -144,7 +151,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         at = {name: teller.port for name, teller in tellers.items()}
 
         def of_case(name: str, case: Case, port: int) -> Json:
-            route = {"match": {"prefix": "/"}, "route": {"cluster": "up", **case.action}}
+            to = {} if "weighted_clusters" in case.action else {"cluster": "up"}
+            route = {"match": {"prefix": "/"}, "route": to | case.action}
             filters = http_filters([route], manager=case.manager)
             manager = filters[0]["typed_config"]
             manager["http_filters"][0]["typed_config"].update(case.router)
@@ -158,6 +166,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             )
             long[0]["typed_config"]["route_config"]["max_direct_response_body_size_bytes"] = LONG
             listeners.append(listener("long", ports["long"], long))
+            shares = [
+                {
+                    "match": {"prefix": "/", "runtime_fraction": {"default_value": {"numerator": percent}}},
+                    "direct_response": {"status": status},
+                }
+                for percent, status in ((0, 418), (100, 200))
+            ]
+            listeners.append(listener("share", ports["share"], http_filters(shares)))
             clusters = [cluster("up", at["up"])]
             for name, factor in PRIORITIES.items():
                 clusters.append(with_priorities(name, factor, at))
@@ -198,6 +214,11 @@ def test_an_answer_of_a_route_is_as_long_as_it_may_be(running: Running) -> None:
     """Longer ones refuse the configuration at both, which `crates/core/tests/fields.rs` shows of ours."""
     for proxy in running.proxies:
         assert proxy.get("long") == (200, "x" * LONG), proxy.kind
+
+
+def test_a_route_for_no_share_of_the_requests_takes_none(running: Running) -> None:
+    for proxy in running.proxies:
+        assert {proxy.get("share")[0] for _ in range(10)} == {200}, proxy.kind
 
 
 @pytest.mark.parametrize("name", PRIORITIES)
