@@ -473,3 +473,65 @@ def test_a_handshake_that_does_not_come_is_not_waited_for(tmp_path: Path) -> Non
                 began = time.monotonic()
                 assert read_rest(client) == b"", proxy.kind
                 assert 0.9 * HANDSHAKE_SECONDS <= time.monotonic() - began < LIMIT, proxy.kind
+
+
+# ------------------------------------------------------------------------------------------------------ health checks
+
+checked: dict[tuple[str, int], tuple[str, str]] = {}
+"""How an endpoint was checked, by data plane and port: the method, and for which host."""
+
+
+class Checked(BaseHTTPRequestHandler):
+    """Notes how it is checked, and is well."""
+
+    protocol_version = "HTTP/1.1"
+    server: ThreadingHTTPServer
+
+    def do_GET(self) -> None:
+        checked[self.headers["x-plane"], self.server.server_port] = (self.command, self.headers["host"])
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_request(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_a_check_of_health_asks_for_the_host_that_it_is_to_ask_for(tmp_path: Path) -> None:
+    """The endpoint's own, else the check's, else one of the cluster's name; by the method that is said, which is GET if none is."""
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), Checked) for _ in range(3)]
+    own, other, plain = (int(server.server_address[1]) for server in servers)
+    for server in servers:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def resources(ports: dict[str, int]) -> Json:
+        plane = {"header": {"key": "x-plane", "value": str(ports["http"])}}
+
+        def check(**more: object) -> Json:
+            http_check = {"path": "/health", "request_headers_to_add": [plane], **more}
+            times = {"timeout": "5s", "interval": "0.05s", "no_traffic_interval": "0.05s"}
+            return times | {"unhealthy_threshold": 1, "healthy_threshold": 1, "http_health_check": http_check}
+
+        named = cluster("named", own, other, health_checks=[check(host="check.example", method="HEAD")])
+        first = named["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
+        first["health_check_config"] = {"hostname": "own.example"}
+        answer = {"match": {"prefix": "/"}, "direct_response": {"status": 200}}
+        return {
+            "clusters": [named, cluster("plain", plain, health_checks=[check()])],
+            "listeners": [listener("http", ports["http"], http_filters([answer]))],
+        }
+
+    try:
+        with both(tmp_path, ("http",), resources) as proxies:
+            for proxy in proxies:
+                plane = str(proxy.ports["http"])
+                until("all are checked", lambda: len([it for it, _ in checked if it == plane]) == 3)  # noqa: B023
+                found = [checked[plane, port] for port in (own, other, plain)]
+                assert found == [("HEAD", "own.example"), ("HEAD", "check.example"), ("GET", "plain")], proxy.kind
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()
