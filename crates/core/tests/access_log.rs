@@ -170,7 +170,7 @@ fn a_log_service_is_told_what_the_log_says_as_often_as_it_says() {
     assert_eq!(names(&asked), ["grpc-message"], "so they are kept until the record is made");
     let [mesh, rule] = &*log.tags else { panic!("{:?}", log.tags) };
     assert_eq!((&*mesh.name, &mesh.value), ("mesh", &TagValue::Literal("weft".into())));
-    let path = Box::new(["origins".into(), "match".into()]);
+    let path: Box<[Box<str>]> = Box::new(["origins".into(), "match".into()]);
     assert_eq!((&*rule.name, &rule.value), ("rule", &TagValue::RouteMetadata { path, otherwise: "none".into() }));
 
     let plain = json!({"log_name": "mine", "grpc_service": target});

@@ -151,7 +151,7 @@ impl Active {
         let family = |(name, help, resource): (&str, &'static str, Resource)| {
             let left = tracked.iter().map(|upstream| {
                 let left = upstream.breakers.remaining(resource, &upstream.cluster.limits);
-                (self.cluster_label(&upstream.cluster.name), left.into())
+                (self.cluster_label(&upstream.cluster.name), u64::from(left))
             });
             let name = format!("envoy_cluster_circuit_breakers_default_remaining_{name}");
             Family::of_counts((name, help, Kind::Gauge), left)
@@ -161,7 +161,7 @@ impl Active {
 
     /// How metrics name the cluster *name*.
     pub fn cluster_label(&self, name: &str) -> String {
-        let told = self.core.clusters.get(name).map_or(name, |cluster| &cluster.stat_name);
+        let told = self.core.clusters.get(name).map_or(name, |cluster| &*cluster.stat_name);
         let mut label = String::new();
         metrics::label(&mut label, "envoy_cluster_name", told);
         label.truncate(label.trim_end_matches(',').len());

@@ -162,8 +162,8 @@ mod tests {
                 &der(0x88, &[&[1]]),
             ],
         );
-        let parts = [&der(OBJECT_IDENTIFIER, &[SUBJECT_ALT_NAME])[..], &der(OCTET_STRING, &[&names_of])];
-        let extensions = der(EXTENSIONS, &[&der(SEQUENCE, &[&der(SEQUENCE, &parts)])]);
+        let (kind, value) = (der(OBJECT_IDENTIFIER, &[SUBJECT_ALT_NAME]), der(OCTET_STRING, &[&names_of]));
+        let extensions = der(EXTENSIONS, &[&der(SEQUENCE, &[&der(SEQUENCE, &[&kind, &value])])]);
         let certificate = der(SEQUENCE, &[&der(SEQUENCE, &[&extensions])]);
         let found = names(&certificate);
         assert_eq!(found.emails, ["a@example"]);

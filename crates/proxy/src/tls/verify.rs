@@ -90,7 +90,7 @@ impl PeerVerifier {
             (SanKind::Email, &names.emails),
             (SanKind::Ip, &addresses),
         ];
-        let all = kinds.iter().flat_map(|(kind, names)| names.iter().map(|name| (*kind, name.as_str())));
+        let all = kinds.iter().flat_map(|(kind, names)| names.iter().map(move |name| (*kind, name.as_str())));
         if self.settings.accepts(all) {
             Ok(())
         } else {
