@@ -64,7 +64,6 @@ NEW_HOST, SAME_HOST = (
 )
 
 CASES = {
-    "an id from outside": Case({"x-request-id": ...}, manager=EDGE, sent={"x-request-id": ""}),
     "an id from outside that is kept": Case(
         {"x-request-id": "theirs"},
         manager=EDGE | {"preserve_external_request_id": True},

@@ -52,10 +52,9 @@ fn tcp(more: Value) -> Value {
 
 fn http(manager: Value, http_filters: &[Value]) -> Value {
     let router = json!({"name": "router", "typed_config": typed("filters.http.router.v3.Router", json!({}))});
-    let manager = with(
-        json!({"stat_prefix": "h", "route_config": {"name": "r"}, "http_filters": [http_filters, &[router]].concat()}),
-        manager,
-    );
+    let http_filters = [http_filters, &[router]].concat();
+    let manager =
+        with(json!({"stat_prefix": "h", "route_config": {"name": "r"}, "http_filters": http_filters}), manager);
     let name = "filters.network.http_connection_manager.v3.HttpConnectionManager";
     json!([{"name": "http", "typed_config": typed(name, manager)}])
 }
