@@ -17,7 +17,7 @@ mod tls {
 
 fuzz_target!(|input: &[u8]| {
     let names = tls::san::names(input);
-    let written: usize = names.uris.iter().chain(&names.dns).map(String::len).sum();
+    let written: usize = names.uris.iter().chain(&names.dns).chain(&names.emails).map(String::len).sum();
     assert!(written <= input.len(), "a name that is not in the certificate");
     tls::san::not_after(input);
     assert!(tls::subject::subject(input).bytes().all(|byte| (b' '..=b'~').contains(&byte)));

@@ -28,16 +28,19 @@ class Identity(NamedTuple):
 class Authority:
     """Issues certificates whose names are of one kind or another."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, above: Authority | None = None) -> None:
+        """Trust itself; or be vouched for by *above*, and show that with whatever it issues."""
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = self.named("root")
-        certificate = self.build(self.name, self.key).add_extension(
-            x509.BasicConstraints(ca=True, path_length=0), critical=True
-        )
+        self.name = self.named("root" if above is None else "intermediate")
+        constraints = x509.BasicConstraints(ca=True, path_length=1 if above is None else 0)
+        issuer = above or self
+        builder = issuer.build(self.name, self.key).add_extension(constraints, critical=True)
+        own = builder.sign(issuer.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        self.shown = b"" if above is None else own
         self.roots = folder / "roots.pem"
-        self.roots.write_bytes(certificate.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        self.roots.write_bytes(own if above is None else above.roots.read_bytes())
 
     @staticmethod
     def named(common: str) -> x509.Name:
@@ -60,7 +63,7 @@ class Authority:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         chain, private = self.folder / f"{who}.pem", self.folder / f"{who}.key"
         certificate = builder.sign(self.key, hashes.SHA256())
-        chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + self.shown)
         private.write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -184,6 +184,30 @@ def test_a_request_waits_in_a_queue_that_has_a_limit_and_leaves_it_with_its_clie
             server.close()
 
 
+def test_what_is_left_of_the_limits_is_told_where_it_is_to_be_tracked(
+    tmp_path: Path, sockets: contextlib.ExitStack
+) -> None:
+    """Of a request in progress one connection and one request are taken, and given back when they end."""
+    upstream = Upstream(sockets)
+    most = {"max_connections": 5, "max_pending_requests": 6, "max_requests": 7, "max_retries": 8}
+    with limited(tmp_path, upstream, track_remaining=True, **most) as proxies:
+        for proxy in proxies:
+
+            def remaining(proxy: Static = proxy) -> list[int]:
+                names = ("cx", "pending", "rq", "retries")
+                return [proxy.count(f"circuit_breakers_default_remaining_{name}", "http") for name in names]
+
+            assert remaining() == [5, 6, 7, 8], proxy.kind
+            client = ask(sockets, proxy)
+            server = upstream.take()
+            assert server.recv(4096).startswith(b"GET / "), proxy.kind
+            assert remaining() == [4, 6, 6, 8], proxy.kind
+            server.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            assert status(client) == "200", proxy.kind
+            server.close()
+            until(f"{proxy.kind} gives all back", lambda: remaining() == [5, 6, 7, 8])
+
+
 def recorded_until(directory: Path, proxy: Static, name: str, flag: str) -> list[Json]:
     """Return what *proxy* has recorded, once there is one with this flag."""
     until(

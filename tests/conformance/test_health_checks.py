@@ -66,7 +66,7 @@ class Pings(socketserver.StreamRequestHandler):
 
 
 class Health(grpc.GenericRpcHandler):
-    """grpc.health.v1.Health, as bytes."""
+    """grpc.health.v1.Health, as bytes: bad to whoever does not send the metadata that checks should have."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -74,6 +74,8 @@ class Health(grpc.GenericRpcHandler):
     def service(self, handler_call_details: Any) -> Any:
         if handler_call_details.method != "/grpc.health.v1.Health/Check":
             return None
+        if dict(handler_call_details.invocation_metadata).get("x-check") != "shop":
+            return grpc.unary_unary_rpc_method_handler(lambda _request, _context: NOT_SERVING)
         return grpc.unary_unary_rpc_method_handler(self._check)
 
     def _check(self, request: bytes, context: Any) -> bytes:
@@ -128,8 +130,17 @@ CHECKS: dict[str, dict[str, Any]] = {
         "tcp_health_check": {"send": hexadecimal("PING"), "receive": [hexadecimal("+"), hexadecimal("ONG")]},
         "reuse_connection": False,
     },
-    "grpc": {"grpc_health_check": {"service_name": "shop.Cart"}},
+    "grpc": {
+        "grpc_health_check": {
+            "service_name": "shop.Cart",
+            "initial_metadata": [{"header": {"key": "x-check", "value": "shop"}}],
+        }
+    },
 }
+
+
+STAT_NAMES = {"http": "http", "tcp": "bytes", "grpc": "calls"}
+"""How metrics name the cluster of each kind."""
 
 
 def cluster(kind: str, endpoints: list[Endpoint]) -> dict[str, Any]:
@@ -155,6 +166,7 @@ def cluster(kind: str, endpoints: list[Endpoint]) -> dict[str, Any]:
     )
     return {
         "name": kind,
+        "alt_stat_name": STAT_NAMES[kind],
         "type": "STATIC",
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
         "load_assignment": {"cluster_name": kind, "endpoints": [{"lb_endpoints": list(map(at, endpoints))}]},
@@ -171,6 +183,9 @@ class Proxy(Static):
         listeners = [static_listener(name, port) for name, port in ports.items()]
         clusters = [cluster(name, endpoints) for name in KINDS]
         super().__init__(kind, directory, ports, {"clusters": clusters, "listeners": listeners})
+
+    def count(self, metric: str, cluster: str) -> int:
+        return super().count(metric, STAT_NAMES[cluster])
 
     def failed(self, cluster: str) -> set[int]:
         """Ports of endpoints that fail their active health check."""

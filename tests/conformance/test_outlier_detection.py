@@ -19,6 +19,13 @@ pytestmark = pytest.mark.conformance
 
 RULES: dict[str, dict[str, Any]] = {
     "consecutive": {"consecutive_5xx": 2},
+    "gateway": {
+        "enforcing_consecutive_5xx": 0,
+        "consecutive_gateway_failure": 2,
+        "enforcing_consecutive_gateway_failure": 100,
+    },
+    # One of three is more than a hundredth.
+    "always-one": {"consecutive_5xx": 2, "max_ejection_percent": 1, "always_eject_one_host": True},
     "success-rate": {
         "enforcing_consecutive_5xx": 0,
         "success_rate_minimum_hosts": 3,
@@ -40,13 +47,13 @@ COMMON = {"interval": "1s", "base_ejection_time": "300s", "max_ejection_percent"
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    """Answers 500 or 200, as its server says."""
+    """Answers 503 or 200, as its server says."""
 
     protocol_version = "HTTP/1.1"
     server: Server
 
     def do_GET(self) -> None:
-        self.send_response(500 if self.server.fails() else 200)
+        self.send_response(503 if self.server.fails() else 200)
         self.send_header("content-length", "0")
         self.end_headers()
 

@@ -16,8 +16,10 @@ Every field that is not on this page refuses the resource that sets it, by name 
 `*` stands for all fields of a message.
 
 A few things are accepted although nothing is done about them, because a resource is good without them:
-the types at the end of this page, and values that a remark here calls left out, or not sampled.
+the types at the end of this page, and what a remark here calls reported.
 weft-proxy says so in its log, and for each resource in `/config_dump` (`not_applied`).
+Of a field that a remark says to change nothing it says nothing: weft-proxy does what the field asks for whether it is set or not,
+or the field is a hint about what weft-proxy has not (spans, a runtime, a list, a buffer of a fixed size).
 """
 
 

@@ -14,11 +14,24 @@ pub struct Limits {
     pub requests: u32,
     /// Retries in progress; default 3.
     pub retries: u32,
+    /// Metrics tell how much of each is left.
+    pub tracks_remaining: bool,
+}
+
+impl Limits {
+    fn of(&self, resource: Resource) -> u32 {
+        match resource {
+            Resource::Connection => self.connections,
+            Resource::Pending => self.pending,
+            Resource::Request => self.requests,
+            Resource::Retry => self.retries,
+        }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 1024, pending: 1024, requests: 1024, retries: 3 }
+        Self { connections: 1024, pending: 1024, requests: 1024, retries: 3, tracks_remaining: false }
     }
 }
 
@@ -61,6 +74,11 @@ impl Breakers {
         self.counters[resource as usize].0.load(Ordering::Relaxed)
     }
 
+    /// How many may still be taken; none if racing requests have exceeded the limit.
+    pub fn remaining(&self, resource: Resource, limits: &Limits) -> u32 {
+        limits.of(resource).saturating_sub(self.in_use(resource))
+    }
+
     /// Whether a connection to the cluster was ever wanted, for requests or their like.
     pub fn is_used(&self) -> bool {
         self.used.load(Ordering::Relaxed)
@@ -68,12 +86,7 @@ impl Breakers {
 
     /// Take a place, or nothing if the limit is reached (response flag UO).
     pub fn acquire(self: &Arc<Self>, resource: Resource, limits: &Limits) -> Option<Permit> {
-        let limit = match resource {
-            Resource::Connection => limits.connections,
-            Resource::Pending => limits.pending,
-            Resource::Request => limits.requests,
-            Resource::Retry => limits.retries,
-        };
+        let limit = limits.of(resource);
         // Reading first keeps the cache line shared among workers.
         if resource == Resource::Connection && !self.is_used() {
             self.used.store(true, Ordering::Relaxed);

@@ -366,6 +366,7 @@ fn limits(context: &mut Context, cluster: &proto::Cluster) -> Limits {
             pending: read(&thresholds.max_pending_requests, limits.pending),
             requests: read(&thresholds.max_requests, limits.requests),
             retries: read(&thresholds.max_retries, limits.retries),
+            tracks_remaining: thresholds.track_remaining,
         };
     });
     limits

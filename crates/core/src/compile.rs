@@ -54,6 +54,9 @@ impl Problems {
     }
 }
 
+/// Ten thousand years, the longest duration that protobuf knows.
+const MOST_SECONDS: u64 = 315_576_000_000;
+
 /// What happens to a thing that weft does not implement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Strictness {
@@ -141,15 +144,18 @@ impl Context {
         self.at(field, |context| context.refuse(reason));
     }
 
-    /// Read a duration; absent stays absent. Negative ones are refused.
+    /// Read a duration; absent stays absent. Negative ones are refused, and those that are no duration of protobuf's: whoever adds one
+    /// to a moment can rely on there being such a moment.
     pub fn duration(&mut self, field: &str, value: Option<&protobuf::Duration>) -> Option<Duration> {
         let value = value?;
         match (u64::try_from(value.seconds), u32::try_from(value.nanos)) {
-            (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Some(Duration::new(seconds, nanos)),
+            (Ok(seconds), Ok(nanos)) if seconds <= MOST_SECONDS && nanos < 1_000_000_000 => {
+                Some(Duration::new(seconds, nanos))
+            }
             _ => {
                 self.refuse_at(
                     field,
-                    format!("{}s {}ns is not a duration of zero or more", value.seconds, value.nanos),
+                    format!("{}s {}ns is not a duration of 0 s to {MOST_SECONDS} s", value.seconds, value.nanos),
                 );
                 None
             }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use weft_protos::Message as _;
 use weft_protos::envoy::config::core::v3::HttpProtocolOptions;
 use weft_protos::envoy::extensions::filters::http::fault::v3::HttpFault;
+use weft_protos::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig as GrpcStats;
+use weft_protos::envoy::extensions::filters::http::grpc_stats::v3::filter_config::PerMethodStatSpecifier;
 use weft_protos::envoy::extensions::filters::http::rbac::v3::Rbac;
 use weft_protos::envoy::extensions::filters::http::router::v3::Router;
 use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3 as proto;
@@ -496,7 +498,22 @@ fn http_filter(context: &mut Context, filter: &proto::HttpFilter) -> Option<Http
         }
         "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => Some(HttpFilter::GrpcWeb),
         "envoy.extensions.filters.http.on_demand.v3.OnDemand" => Some(HttpFilter::OnDemand),
-        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => Some(HttpFilter::GrpcStats),
+        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => match GrpcStats::decode(any.value.as_ref()) {
+            Ok(stats) => {
+                if let Some(PerMethodStatSpecifier::StatsForAllMethods(BoolValue { value: true })) =
+                    stats.per_method_stat_specifier
+                {
+                    context.at("stats_for_all_methods", |context| {
+                        context.pass_over("weft-proxy's metrics name no methods");
+                    });
+                }
+                Some(HttpFilter::GrpcStats)
+            }
+            Err(error) => {
+                context.refuse(error.to_string());
+                None
+            }
+        },
         other => {
             match honoured::not_applied(any) {
                 Some(reason) => context.pass_over(format!("the filter {} is passed over: {reason}", filter.name)),

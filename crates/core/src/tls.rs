@@ -50,7 +50,11 @@ pub enum SanKind {
     Uri,
     /// A DNS name.
     Dns,
-    /// Any of URI, DNS, IP address (the deprecated `match_subject_alt_names`).
+    /// An IP address, as it is written.
+    Ip,
+    /// A mail address.
+    Email,
+    /// Any of them (the deprecated `match_subject_alt_names`).
     Any,
 }
 
@@ -199,12 +203,28 @@ pub struct TlsCommon {
 impl TlsCommon {
     /// Whether the peer's names satisfy [`TlsCommon::sans`]. Each name with its kind.
     pub fn accepts<'a>(&self, mut names: impl Iterator<Item = (SanKind, &'a str)>) -> bool {
-        self.sans.is_empty()
-            || names.any(|(kind, name)| {
-                self.sans
-                    .iter()
-                    .any(|san| (san.kind == SanKind::Any || san.kind == kind) && san.matcher.is_match(name.as_bytes()))
-            })
+        self.sans.is_empty() || names.any(|(kind, name)| self.sans.iter().any(|san| san.takes(kind, name)))
+    }
+}
+
+impl SanMatch {
+    fn takes(&self, kind: SanKind, name: &str) -> bool {
+        if self.kind != SanKind::Any && self.kind != kind {
+            return false;
+        }
+        match &self.matcher {
+            // As in Envoy: who is to have a name of DNS may show it by a wildcard.
+            StringMatch::Exact { text, .. } if kind == SanKind::Dns => dns_name_covers(name, text),
+            matcher => matcher.is_match(name.as_bytes()),
+        }
+    }
+}
+
+/// Whether the *name* of a certificate stands for the host *wanted*. RFC 6125 6.4.3: a wildcard stands for one whole leftmost label.
+pub fn dns_name_covers(name: &str, wanted: &str) -> bool {
+    match name.strip_prefix("*.") {
+        Some(parent) => wanted.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(parent)),
+        None => name.eq_ignore_ascii_case(wanted),
     }
 }
 
@@ -387,8 +407,10 @@ fn compile_validation(context: &mut Context, validation: &proto::CertificateVali
             let kind = match typed.san_type() {
                 SanType::Uri => SanKind::Uri,
                 SanType::Dns => SanKind::Dns,
+                SanType::IpAddress => SanKind::Ip,
+                SanType::Email => SanKind::Email,
                 _ => {
-                    context.refuse_at("san_type", "only URI and DNS names are compared");
+                    context.refuse_at("san_type", "only URI, DNS, IP_ADDRESS and EMAIL are compared");
                     return None;
                 }
             };

@@ -473,6 +473,111 @@ fn endpoints_that_fail_far_more_often_than_the_others_are_ejected() {
 }
 
 #[test]
+fn a_row_of_what_gateways_say_ejects_where_that_is_enforced() {
+    let rules = |change: fn(&mut proto::OutlierDetection)| {
+        ejecting(|detection| {
+            detection.enforcing_consecutive_5xx = number(0);
+            detection.consecutive_gateway_failure = number(2);
+            detection.enforcing_consecutive_gateway_failure = number(100);
+            change(detection);
+        })
+    };
+    let fails = |rules: &Cluster, seen: &[Observation]| {
+        let balancer = Balancer::new(rules, &four(), None, 0);
+        seen.iter().any(|observation| balancer.observe(&balancer.hosts()[0], *observation, SECOND))
+    };
+    let [internal, bad_gateway, unavailable, late] = [500, 502, 503, 504].map(Observation::Status);
+    let enforced = rules(|_| ());
+    for pair in [[bad_gateway, unavailable], [late, Observation::LocalFailure]] {
+        assert!(fails(&enforced, &pair), "{pair:?}");
+    }
+    assert!(!fails(&enforced, &[internal; 5]), "a program's own failure is none of a gateway");
+    assert!(!fails(&enforced, &[bad_gateway, internal, bad_gateway]), "it ends the row");
+    assert!(!fails(&rules(|it| it.enforcing_consecutive_gateway_failure = None), &[bad_gateway; 5]), "not by default");
+}
+
+#[test]
+fn one_may_always_be_ejected_where_that_is_said() {
+    let failing = |always: bool| {
+        let rules = ejecting(|detection| {
+            detection.max_ejection_percent = number(0);
+            detection.always_eject_one_host = Some(weft_protos::google::protobuf::BoolValue { value: always });
+        });
+        let balancer = Balancer::new(&rules, &four(), None, 0);
+        for host in &balancer.hosts()[1..3] {
+            for _ in 0..3 {
+                balancer.observe(host, Observation::Status(500), SECOND);
+            }
+        }
+        out_of(&balancer)
+    };
+    assert_eq!(failing(false), Vec::<usize>::new());
+    assert_eq!(failing(true), [1], "and no second one");
+}
+
+#[test]
+fn an_ejection_lasts_no_longer_than_the_longest_one() {
+    let rules = ejecting(|detection| {
+        detection.max_ejection_time = Some(weft_protos::google::protobuf::Duration { seconds: 15, nanos: 0 });
+    });
+    let balancer = Balancer::new(&rules, &four(), None, 0);
+    let fail = |now: Duration| (0..3).any(|_| balancer.observe(&balancer.hosts()[0], Observation::Status(500), now));
+    assert!(fail(SECOND));
+    assert_eq!(balancer.tick(SECOND * 11), 1);
+    assert!(fail(SECOND * 12));
+    assert_eq!((balancer.tick(SECOND * 26), balancer.tick(SECOND * 27)), (0, 1), "15 s, and not 20");
+}
+
+#[test]
+fn a_priority_carries_as_much_as_its_factor_of_what_works_there() {
+    let shares = |factor: Option<u32>| {
+        let assignment = eds::ClusterLoadAssignment {
+            cluster_name: "c".into(),
+            endpoints: vec![
+                locality(0, 1, vec![endpoint(1, 1, Healthy), endpoint(2, 1, Unhealthy)]),
+                locality(1, 1, vec![endpoint(3, 1, Healthy)]),
+            ],
+            policy: factor.map(|factor| eds::cluster_load_assignment::Policy {
+                overprovisioning_factor: number(factor),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let assignment = LoadAssignment::compile(&assignment, Strictness::Refuse).expect("honoured").value;
+        let balancer = Balancer::new(&cluster(|_| ()), &assignment, None, 0);
+        let shares = balancer.shares();
+        shares.iter().map(|(host, share)| (port(host), (share * 100.0).round() as u32)).collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(shares(None), [(1, 70), (3, 30)].into(), "140 % of one half");
+    assert_eq!(shares(Some(100)), [(1, 50), (3, 50)].into());
+    assert_eq!(shares(Some(200)), [(1, 100)].into());
+}
+
+#[test]
+fn the_least_loaded_of_all_is_found_if_that_many_are_looked_at() {
+    let with = |choices: Option<u32>| {
+        cluster(|cluster| {
+            cluster.lb_policy = proto::cluster::LbPolicy::LeastRequest.into();
+            cluster.lb_config =
+                Some(proto::cluster::LbConfig::LeastRequestLbConfig(proto::cluster::LeastRequestLbConfig {
+                    choice_count: choices.and_then(number),
+                    ..Default::default()
+                }));
+        })
+    };
+    let idle_picked = |choices: Option<u32>| {
+        let balancer = Balancer::new(&with(choices), &healthy(10), None, 0);
+        // All but the last have a request in flight.
+        let _active: Vec<_> = balancer.hosts()[..9].iter().map(|host| host.begin()).collect();
+        let (mut picker, mut random) = (balancer.picker(), SplitMix::new(1));
+        let picks = (0..100).map(|_| picker.pick(None, &mut random, 1, |_| false).expect("there are endpoints"));
+        picks.filter(|host| port(host) == 10).count()
+    };
+    assert!(idle_picked(None) < 40, "two of ten are drawn: about one time in five it is among them");
+    assert!(idle_picked(Some(50)) > 90, "of fifty draws one is nearly always the one");
+}
+
+#[test]
 fn a_share_of_enforcement_is_refused() {
     let detection = proto::OutlierDetection { enforcing_success_rate: number(50), ..Default::default() };
     let resource = proto::Cluster { outlier_detection: Some(detection), ..Default::default() };

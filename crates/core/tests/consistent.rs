@@ -25,6 +25,7 @@ use weft_protos::envoy::config::cluster::v3::cluster::common_lb_config::{
 };
 use weft_protos::envoy::config::cluster::v3::cluster::{CommonLbConfig, LbConfig, MaglevLbConfig, RingHashLbConfig};
 use weft_protos::envoy::config::core::v3::HealthStatus::{Degraded, Healthy, Unhealthy};
+use weft_protos::envoy::config::core::v3::Locality;
 use weft_protos::envoy::config::endpoint::v3 as eds;
 use weft_protos::envoy::config::route::v3 as route;
 use weft_protos::envoy::config::route::v3::route_action::hash_policy::{self, PolicySpecifier};
@@ -185,6 +186,45 @@ fn weights_localities_and_priorities_share_the_numbers() {
     };
     assert_eq!(shares(&maglev(65_537), sick(4)).get(&9), None);
     assert_eq!(shares(&maglev(65_537), sick(2)), [(1, 35), (2, 35), (9, 30)].into());
+}
+
+/// Where two want the same number the first has it, and proxies are told of localities in any order: names make it one.
+#[test]
+fn localities_are_taken_in_the_order_of_their_names() {
+    let cluster = cluster(|cluster| {
+        cluster.lb_policy = MAGLEV;
+        cluster.lb_config = Some(LbConfig::MaglevLbConfig(MaglevLbConfig { table_size: size(11) }));
+        cluster.common_lb_config = Some(CommonLbConfig {
+            locality_config_specifier: Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(
+                LocalityWeightedLbConfig {},
+            )),
+            ..Default::default()
+        });
+    });
+    let owners_of = |[first, second]: [Locality; 2], turned: bool| {
+        let place =
+            |place, own: &[u32]| eds::LocalityLbEndpoints { locality: Some(place), ..locality(0, 1, ports(own)) };
+        let mut localities = vec![place(first, &[1, 2, 3]), place(second, &[4, 5, 6])];
+        if turned {
+            localities.reverse();
+        }
+        owners(&balancer(&cluster, localities))
+    };
+    let of = |region: &str, zone: &str, sub_zone: &str| Locality {
+        region: region.into(),
+        zone: zone.into(),
+        sub_zone: sub_zone.into(),
+    };
+    let nameless = || [of("", "", ""), of("", "", "")];
+    assert_ne!(owners_of(nameless(), false), owners_of(nameless(), true), "then the list decides");
+    for (name, first, second) in [
+        ("by region", of("a", "", ""), of("b", "", "")),
+        ("by zone", of("a", "a", "z"), of("a", "b", "a")),
+        ("by sub-zone", of("a", "a", "a"), of("a", "a", "b")),
+    ] {
+        let named = || [first.clone(), second.clone()];
+        assert_eq!(owners_of(named(), false), owners_of(named(), true), "{name}");
+    }
 }
 
 #[test]

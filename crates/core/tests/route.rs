@@ -589,6 +589,7 @@ fn paths_are_rewritten_and_keep_their_query() {
 #[test]
 fn redirects_keep_what_they_do_not_name() {
     let https = Some(SchemeRewriteSpecifier::HttpsRedirect(true));
+    let scheme = |name: &str| Some(SchemeRewriteSpecifier::SchemeRedirect(name.into()));
     let plain = proto::RedirectAction::default;
     for (action, authority, path, expected) in [
         (
@@ -599,6 +600,13 @@ fn redirects_keep_what_they_do_not_name() {
         ),
         (proto::RedirectAction { scheme_rewrite_specifier: https.clone(), ..plain() }, "a:80", "/old", "https://a/old"),
         (proto::RedirectAction { scheme_rewrite_specifier: https, ..plain() }, "a:8080", "/old", "https://a:8080/old"),
+        (
+            proto::RedirectAction { scheme_rewrite_specifier: scheme("https"), ..plain() },
+            "a:80",
+            "/old",
+            "https://a/old",
+        ),
+        (proto::RedirectAction { scheme_rewrite_specifier: scheme("ws"), ..plain() }, "a:81", "/old", "ws://a:81/old"),
         (proto::RedirectAction { port_redirect: 8443, ..plain() }, "a:80", "/old", "http://a:8443/old"),
         (proto::RedirectAction { port_redirect: 1, ..plain() }, "[::1]:80", "/old", "http://[::1]:1/old"),
         (proto::RedirectAction { host_redirect: "b".into(), ..plain() }, "a:80", "/old", "http://b/old"),

@@ -268,6 +268,8 @@ fn what_is_not_honoured_is_refused_by_name() {
     let filter_path = "filter_chains[0].filters[0].typed_config";
     for (content, expected) in [
         (json!({"drds": {}}), "drds: weft-proxy does not honour this field"),
+        (json!({"protocol_type": 1}), "protocol_type: 1 is not known"),
+        (json!({"serialization_type": 1}), "serialization_type: 1 is not known"),
         (route(json!({})), "route_config[0].routes[0].route: a route needs a cluster"),
         (route(json!({"cluster": "a", "metadata_match": {}})), "routes[0].route.metadata_match: "),
         (cluster(json!({"host_rewrite_literal": "x"})), "weighted_clusters.clusters[0]: only name and weight"),

@@ -76,6 +76,9 @@ impl Socket {
     }
 }
 
+/// Who may ask may also end the process: nobody but its own user.
+pub const SOCKET_MODE: u32 = 0o600;
+
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match std::fs::symlink_metadata(path) {
         Ok(file) if file.file_type().is_socket() => std::fs::remove_file(path)?,
@@ -83,7 +86,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
     Ok(listener)
 }
 
@@ -339,8 +342,10 @@ impl Admin {
             ),
         ];
         families.extend(gauges.into_iter().chain(self.overload.gauges()).map(Family::gauge));
-        families.extend(configurator.followers.counts());
-        families.extend(configurator.checks.counts());
+        let active = configurator.active();
+        families.extend(configurator.followers.counts(|cluster| active.cluster_label(cluster)));
+        families.extend(configurator.checks.counts(|cluster| active.cluster_label(cluster)));
+        families.extend(active.remaining());
         families
     }
 

@@ -26,6 +26,7 @@ use weft_protos::{Message, type_url};
 use weft_xds::Protocol;
 use weft_xds::client::Resource;
 
+use crate::admin::SOCKET_MODE;
 use crate::document::{self, DocumentError};
 use crate::edge::Edge;
 use crate::logging;
@@ -404,7 +405,15 @@ fn admin_place(context: &mut Context, admin: &outline::Admin) -> Option<Place> {
             "weft-proxy keeps no log of its admin interface; only /dev/null is supported",
         );
     }
-    place(context, "address", admin.address.as_ref()?)
+    let address = admin.address.as_ref()?;
+    if let Some(AddressKind::Pipe(pipe)) = &address.address
+        && !matches!(pipe.mode, 0 | SOCKET_MODE)
+    {
+        context.at("address.pipe.mode", |context| {
+            context.pass_over(format!("the socket has the mode {SOCKET_MODE:#o}, for weft-proxy's user alone"));
+        });
+    }
+    place(context, "address", address)
 }
 
 fn place(context: &mut Context, field: &str, address: &core::Address) -> Option<Place> {

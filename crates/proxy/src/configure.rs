@@ -463,6 +463,11 @@ impl Configurator {
         self.tell(|| Command::Stop);
     }
 
+    /// What workers work by.
+    pub fn active(&self) -> &Active {
+        &self.active
+    }
+
     pub fn is_draining(&self) -> bool {
         self.draining > Draining::No
     }

@@ -264,9 +264,8 @@ pub fn prepare(
         edits.apply(&mut Editable(request), variables);
     }
     if let Some(host) = decision.host_rewrite() {
-        if forward.append_x_forwarded_host && request.authority() != host.as_bytes() {
-            let before = request.authority().to_vec();
-            request.append_to_list(Name::new("x-forwarded-host"), &before);
+        if forward.append_x_forwarded_host {
+            tell_forwarded_host(request);
         }
         request.set_authority(host.as_bytes());
     }
@@ -282,6 +281,17 @@ pub fn prepare(
     }
     if let (false, Some(timeout)) = (suppress_envoy_headers, told.of_a_try) {
         set_number(request, Name::new("x-envoy-expected-rq-timeout-ms"), timeout.as_millis() as u64);
+    }
+}
+
+/// Tell whom the client asked for, unless the proxy before this one has told the same (Envoy's rule).
+fn tell_forwarded_host(request: &mut Head) {
+    const NAME: &str = "x-forwarded-host";
+    let host = request.authority().to_vec();
+    let told = request.fields().filter(|(name, _)| name.eq_ignore_ascii_case(NAME.as_bytes())).last();
+    let last = told.and_then(|(_, list)| list.rsplit(|byte| *byte == b',').find(|it| !it.is_empty()));
+    if !host.is_empty() && last != Some(&*host) {
+        request.append_to_list(Name::new(NAME), &host);
     }
 }
 
@@ -371,6 +381,21 @@ mod tests {
             for at in [8, 13, 18, 23] {
                 assert_eq!(&text[at..=at], "-", "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn whom_the_client_asked_for_is_told_and_not_twice() {
+        for (before, after) in
+            [("", "up"), ("first", "first,up"), ("first,up", "first,up"), ("up,other", "up,other,up"), ("up,", "up,")]
+        {
+            let mut head = Head::default();
+            head.set_authority(b"up");
+            if !before.is_empty() {
+                head.append(Name::new("X-Forwarded-Host"), before.as_bytes());
+            }
+            tell_forwarded_host(&mut head);
+            assert_eq!(head.get(b"x-forwarded-host"), Some(after.as_bytes()), "{before}");
         }
     }
 }

@@ -12,13 +12,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use weft_core::balance::{Balancer, Picker};
-use weft_core::breaker::Breakers;
+use weft_core::breaker::{Breakers, Resource};
 use weft_core::cluster::{Cluster, TransportSocket};
 use weft_core::listener::{FilterChain, Listener, NetworkFilter};
 use weft_core::plan::Plan;
 
 use crate::codec::rpc::Codec;
 use crate::connect::Pool;
+use crate::metrics;
+use crate::metrics::snapshot::{Family, Kind};
 use crate::record::Log;
 use crate::rpc;
 use crate::tls::context::{ClientContext, ServerContext};
@@ -132,6 +134,39 @@ pub struct Active {
     pub sockets: HashMap<SocketKey, Arc<Listener>>,
     /// By the address of core's `Listener`: records of connections that no filter took. Listeners without any are absent.
     pub connection_logs: ByAddress<Arc<[Log]>>,
+}
+
+/// What is left of a cluster's limits: the end of Envoy's name, and what it counts.
+const REMAINING: [(&str, &str, Resource); 4] = [
+    ("cx", "Connections to endpoints that the cluster's limit still allows.", Resource::Connection),
+    ("pending", "Requests that may still wait for a connection.", Resource::Pending),
+    ("rq", "Requests that may still be in progress.", Resource::Request),
+    ("retries", "Retries that may still be in progress.", Resource::Retry),
+];
+
+impl Active {
+    /// What is left of the limits of clusters that are to tell it.
+    pub fn remaining(&self) -> Vec<Family> {
+        let tracked: Vec<_> = self.upstreams.values().filter(|it| it.cluster.limits.tracks_remaining).collect();
+        let family = |(name, help, resource): (&str, &'static str, Resource)| {
+            let left = tracked.iter().map(|upstream| {
+                let left = upstream.breakers.remaining(resource, &upstream.cluster.limits);
+                (self.cluster_label(&upstream.cluster.name), u64::from(left))
+            });
+            let name = format!("envoy_cluster_circuit_breakers_default_remaining_{name}");
+            Family::of_counts((name, help, Kind::Gauge), left)
+        };
+        REMAINING.into_iter().filter(|_| !tracked.is_empty()).map(family).collect()
+    }
+
+    /// How metrics name the cluster *name*.
+    pub fn cluster_label(&self, name: &str) -> String {
+        let told = self.core.clusters.get(name).map_or(name, |cluster| &*cluster.stat_name);
+        let mut label = String::new();
+        metrics::label(&mut label, "envoy_cluster_name", told);
+        label.truncate(label.trim_end_matches(',').len());
+        label
+    }
 }
 
 /// One worker's view of a generation.

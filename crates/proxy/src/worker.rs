@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, spawn_local};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout_at};
 use weft_core::random::SplitMix;
 
 use crate::clock::Clock;
@@ -30,7 +30,7 @@ use crate::on_demand::{Answer, Asking};
 use crate::overload::{Action, Overload};
 use crate::plan::{Active, SocketKey, WorkerPlan};
 use crate::record::service::Services;
-use crate::record::{self, Entry, Log, Recorder, Summary};
+use crate::record::{Entry, Log, Recorder, Summary};
 use crate::serve::{self, Scratch};
 use crate::server_first::ServerFirst;
 
@@ -106,6 +106,7 @@ pub struct Worker {
     /// Tasks of downstream connections, so that draining can wake the idle ones.
     connections: RefCell<HashMap<u64, Waker>>,
     next_connection: Cell<u64>,
+    /// Records are due sooner than they were.
     flush: Notify,
 }
 
@@ -153,10 +154,9 @@ impl Worker {
         }
     }
 
-    fn flush_records(&self) {
-        match self.recorder.flush() {
-            0 => {}
-            lost => self.metrics.counters().records_lost.add(lost),
+    fn count_lost_records(&self, lost: u64) {
+        if lost > 0 {
+            self.metrics.counters().records_lost.add(lost);
         }
     }
 
@@ -216,7 +216,7 @@ pub fn run(start: Start) -> io::Result<()> {
     worker.recorder.expect_last();
     // Drops the tasks, and with them what they carry; see the `Drop` of each kind of it.
     drop(runtime);
-    worker.flush_records();
+    worker.count_lost_records(worker.recorder.flush());
     Ok(())
 }
 
@@ -370,9 +370,15 @@ fn accept(worker: &Rc<Worker>, key: &Rc<SocketKey>, socket: &AsyncFd<OwnedFd>) -
 
 async fn keep_flushing(worker: Rc<Worker>) {
     loop {
-        worker.flush.notified().await;
-        sleep(record::BATCH_TIME).await;
-        worker.flush_records();
+        match worker.recorder.due() {
+            None => worker.flush.notified().await,
+            Some(due) => {
+                // Meanwhile there may be a record that is to leave sooner.
+                if timeout_at(due, worker.flush.notified()).await.is_err() {
+                    worker.count_lost_records(worker.recorder.flush_due());
+                }
+            }
+        }
     }
 }
 

@@ -58,6 +58,12 @@ pub(super) fn listener(context: &mut Context, listener: &proto::Listener) -> Lis
     }
     let use_original_dst = is_true(listener.use_original_dst.as_ref(), false);
     let bind_to_port = is_true(listener.bind_to_port.as_ref(), true);
+    if !is_true(listener.enable_reuse_port.as_ref(), true) {
+        context.at("enable_reuse_port", |context| {
+            context
+                .pass_over("weft-proxy opens a socket for each worker, between which the kernel divides connections");
+        });
+    }
     if !bind_to_port && inspect.proxy_protocol.is_some() {
         context.refuse_at(
             "listener_filters",

@@ -285,11 +285,12 @@ fn forward(
         host_rewrite: match &action.host_rewrite_specifier {
             Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => Some(host.as_str().into()),
             Some(HostRewriteSpecifier::AutoHostRewrite(wanted)) if !wanted.value => None,
-            Some(_) => {
-                context.refuse_at("host_rewrite_specifier", "only host_rewrite_literal is supported");
+            Some(HostRewriteSpecifier::AutoHostRewrite(_)) => {
+                context.refuse_at("auto_host_rewrite", "only false is supported; host_rewrite_literal names a host");
                 None
             }
-            None => None,
+            // The walk over the fields has refused the others.
+            Some(_) | None => None,
         },
         append_x_forwarded_host: action.append_x_forwarded_host,
         timeout: match timeout {

@@ -23,6 +23,14 @@ type Targets = Box<[(Arc<str>, u32)]>;
 impl RpcProxy {
     pub(crate) fn compile_dubbo(context: &mut Context, filter: &dubbo::DubboProxy) -> Self {
         use dubbo::dubbo_proxy::RouteSpecifier;
+        for (field, value, only) in [
+            ("protocol_type", filter.protocol_type, dubbo::ProtocolType::Dubbo as i32),
+            ("serialization_type", filter.serialization_type, dubbo::SerializationType::Hessian2 as i32),
+        ] {
+            if value != only {
+                context.refuse_at(field, format!("{value} is not known"));
+            }
+        }
         context.each("dubbo_filters", &filter.dubbo_filters, |context, item| {
             context.at("config", |context| only_router::<DubboRouter>(context, DUBBO_ROUTER, item.config.as_ref()))
         });

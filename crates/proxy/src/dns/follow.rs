@@ -12,7 +12,6 @@ use weft_core::dns::{Dns, Heard};
 use super::{lookup, random};
 use crate::configure::Configurator;
 use crate::logging;
-use crate::metrics;
 use crate::metrics::snapshot::{Family, Kind};
 
 type Name = Arc<str>;
@@ -89,8 +88,8 @@ impl Followers {
         }
     }
 
-    /// The counts, under Envoy's names.
-    pub fn counts(&self) -> Vec<Family> {
+    /// The counts, under Envoy's names; *label* is that of a cluster.
+    pub fn counts(&self, label: impl Fn(&str) -> String) -> Vec<Family> {
         let rows: [Row; 4] = [
             ("envoy_cluster_update_attempt", "Lookups of the names of a cluster.", |it| it.attempts),
             ("envoy_cluster_update_success", "Lookups that were answered.", |it| it.successes),
@@ -98,13 +97,8 @@ impl Followers {
             ("envoy_cluster_update_no_rebuild", "Lookups that changed nothing.", |it| it.no_rebuilds),
         ];
         let family = |(name, help, read): Row| {
-            let mut family = Family::new(name, help, Kind::Counter);
-            for (cluster, following) in &self.0 {
-                let mut label = String::new();
-                metrics::label(&mut label, "envoy_cluster_name", cluster);
-                family.count(label.trim_end_matches(',').to_owned(), read(&following.counts));
-            }
-            family
+            let counts = self.0.iter().map(|(cluster, following)| (label(cluster), read(&following.counts)));
+            Family::of_counts((name.to_owned(), help, Kind::Counter), counts)
         };
         rows.into_iter().filter(|_| !self.0.is_empty()).map(family).collect()
     }

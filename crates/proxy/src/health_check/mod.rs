@@ -17,7 +17,6 @@ use weft_core::random::SplitMix;
 use crate::configure::Configurator;
 use crate::connect::Standing;
 use crate::logging;
-use crate::metrics;
 use crate::metrics::snapshot::{Family, Kind};
 use crate::plan::{ByAddress, Upstream, address_of};
 
@@ -180,16 +179,11 @@ impl Checks {
         check.pause(verdict.passed(), noted.transition, used, &mut self.random)
     }
 
-    /// The counts, under Envoy's names.
-    pub fn counts(&self) -> Vec<Family> {
+    /// The counts, under Envoy's names; *label* is that of a cluster.
+    pub fn counts(&self, label: impl Fn(&str) -> String) -> Vec<Family> {
         let family = |(name, kind, help, read): Row| {
-            let mut family = Family::new(format!("envoy_cluster_health_check_{name}"), help, kind);
-            for (cluster, checked) in &self.clusters {
-                let mut label = String::new();
-                metrics::label(&mut label, "envoy_cluster_name", cluster);
-                family.count(label.trim_end_matches(',').to_owned(), read(checked));
-            }
-            family
+            let counts = self.clusters.iter().map(|(cluster, checked)| (label(cluster), read(checked)));
+            Family::of_counts((format!("envoy_cluster_health_check_{name}"), help, kind), counts)
         };
         ROWS.into_iter().filter(|_| !self.clusters.is_empty()).map(family).collect()
     }

@@ -101,6 +101,18 @@ impl Family {
     pub fn count(&mut self, labels: String, count: u64) {
         self.samples.push(Sample { labels, value: Value::Count(count) });
     }
+
+    /// Counts by their labels, those of equal labels together: clusters may share their name in metrics (`alt_stat_name`).
+    pub fn of_counts(
+        (name, help, kind): (String, &'static str, Kind),
+        counts: impl Iterator<Item = (String, u64)>,
+    ) -> Family {
+        let mut sums: BTreeMap<String, u64> = BTreeMap::new();
+        counts.for_each(|(labels, count)| *sums.entry(labels).or_default() += count);
+        let mut family = Family::new(name, help, kind);
+        sums.into_iter().for_each(|(labels, sum)| family.count(labels, sum));
+        family
+    }
 }
 
 /// Sums over the workers, for one combination of labels.

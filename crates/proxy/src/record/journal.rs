@@ -8,7 +8,9 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Entry, Template};
+use tokio::time::Instant;
+
+use super::{BATCH_TIME, Entry, Template};
 
 /// Lines are written when so many bytes have gathered.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -18,6 +20,8 @@ const BATCH_BYTES: usize = 64 * 1024;
 pub struct Journal {
     /// A few, so that looking through them is cheaper than hashing a path.
     files: RefCell<Vec<Rc<JournalFile>>>,
+    /// When the first of the lines that wait is to be written.
+    due: Cell<Option<Instant>>,
     /// Lines that could not be written; a full disk must not stop traffic.
     pub lost: Cell<u64>,
 }
@@ -29,8 +33,8 @@ struct JournalFile {
 }
 
 impl Journal {
-    /// Write *entry* by *template* to the file at *path*.
-    pub fn record(&self, path: &Arc<Path>, template: &Template, entry: &Entry<'_>) {
+    /// Write *entry* by *template* to the file at *path*. Returns when [`Journal::flush_due`] is to be called.
+    pub fn record(&self, path: &Arc<Path>, template: &Template, entry: &Entry<'_>) -> Option<Instant> {
         let file = self.file(path);
         let mut lines = file.lines.borrow_mut();
         template.write(entry, &mut lines);
@@ -38,6 +42,10 @@ impl Journal {
             drop(lines);
             self.write_out(&file);
         }
+        if self.due.get().is_none() {
+            self.due.set(Some(Instant::now() + BATCH_TIME));
+        }
+        self.due.get()
     }
 
     fn file(&self, path: &Arc<Path>) -> Rc<JournalFile> {
@@ -51,8 +59,19 @@ impl Journal {
         file
     }
 
+    /// Write everything that has gathered, if its time has come by *now*; else returns when it comes.
+    pub fn flush_due(&self, now: Instant) -> Option<Instant> {
+        let due = self.due.get()?;
+        if now < due {
+            return Some(due);
+        }
+        self.flush();
+        None
+    }
+
     /// Write everything that has gathered.
     pub fn flush(&self) {
+        self.due.set(None);
         for file in self.files.borrow().iter() {
             self.write_out(file);
         }

@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use weft_core::access_log::{AccessLog, End, Filter, GRPC_STATUS, LogService, Sink};
 use weft_core::format::{Command, Format, Variables};
 use weft_core::respond::{Cause, Flags, ResponseFlag, grpc_status};
@@ -35,8 +36,8 @@ use journal::Journal;
 use service::{Dispatch, Services};
 use template::Template;
 
-/// Records leave at the latest so long after the first of them has come.
-pub const BATCH_TIME: Duration = Duration::from_millis(100);
+/// Lines leave at the latest so long after the first of them has come; for a log service its configuration says how long.
+const BATCH_TIME: Duration = Duration::from_millis(100);
 
 /// An access log, compiled.
 #[derive(Debug)]
@@ -111,37 +112,53 @@ pub enum Subject {
 pub struct Recorder {
     journal: Journal,
     dispatch: Dispatch,
-    /// Somebody will call [`Recorder::flush`] soon.
-    flush_scheduled: Cell<bool>,
+    /// See [`Recorder::due`].
+    due: Cell<Option<Instant>>,
 }
 
 impl Recorder {
     pub fn new(services: Arc<Services>) -> Recorder {
-        Recorder { journal: Journal::default(), dispatch: Dispatch::new(services), flush_scheduled: Cell::new(false) }
+        Recorder { journal: Journal::default(), dispatch: Dispatch::new(services), due: Cell::new(None) }
     }
 
-    /// Write *entry* to all of *logs*. True: it is the first since the last flush, so one should be arranged.
+    /// When somebody is to call [`Recorder::flush_due`]; `None`: nothing waits.
+    pub fn due(&self) -> Option<Instant> {
+        self.due.get()
+    }
+
+    /// Write *entry* to all of *logs*. True: [`Recorder::due`] is sooner than it was.
     pub fn record(&self, logs: &[Log], entry: &Entry<'_>) -> bool {
-        let mut written = false;
+        let before = self.due.get();
         let end = entry.end();
         for log in logs {
             if !log.takes(&end) {
                 continue;
             }
-            written = true;
-            match &log.target {
+            let due = match &log.target {
                 Target::File(path, template) => self.journal.record(path, template, entry),
                 Target::Service(service) => self.dispatch.record(service, entry),
-            }
+            };
+            self.due.set(sooner(self.due.get(), due));
         }
-        written && !self.flush_scheduled.replace(true)
+        self.due.get() != before
     }
 
     /// Send everything off; returns how many records were lost since the last time.
     pub fn flush(&self) -> u64 {
-        self.flush_scheduled.set(false);
         self.journal.flush();
         self.dispatch.flush();
+        self.due.set(None);
+        self.lost()
+    }
+
+    /// The same for what has waited long enough.
+    pub fn flush_due(&self) -> u64 {
+        let now = Instant::now();
+        self.due.set(sooner(self.journal.flush_due(now), self.dispatch.flush_due(now)));
+        self.lost()
+    }
+
+    fn lost(&self) -> u64 {
         self.journal.lost.take() + self.dispatch.lost.take()
     }
 
@@ -154,6 +171,10 @@ impl Recorder {
     pub fn reopen(&self) {
         self.journal.reopen();
     }
+}
+
+fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
 }
 
 /// How a request or connection went; filled in along the line, read once at its end.

@@ -24,7 +24,7 @@ use weft_xds::client::Address;
 use crate::bootstrap::{Bootstrap, Place};
 use crate::logging;
 
-use super::{Entry, message};
+use super::{Entry, message, sooner};
 
 /// What may wait for a log service that is away or slow: some 3,000 records, seconds of a busy sidecar.
 const LIMIT_BYTES: usize = 1024 * 1024;
@@ -142,6 +142,8 @@ struct Buffered {
     client: Option<Client>,
     entries: Vec<u8>,
     count: u32,
+    /// When the first of them is to be sent.
+    due: Instant,
 }
 
 impl Dispatch {
@@ -154,7 +156,8 @@ impl Dispatch {
         self.are_last.set(true);
     }
 
-    pub fn record(&self, service: &Arc<LogService>, entry: &Entry<'_>) {
+    /// Keep a record for *service*. Returns when [`Dispatch::flush_due`] is to be called, if it is sooner for this record.
+    pub fn record(&self, service: &Arc<LogService>, entry: &Entry<'_>) -> Option<Instant> {
         let kind = if entry.request.is_some() { Kind::Http } else { Kind::Tcp };
         let mut logs = self.logs.borrow_mut();
         // Listeners come and go with equal logs of their own.
@@ -163,7 +166,7 @@ impl Dispatch {
         });
         let index = known.unwrap_or_else(|| {
             let (service, client) = (Arc::clone(service), self.services.client(service));
-            logs.push(Buffered { service, kind, client, entries: Vec::new(), count: 0 });
+            logs.push(Buffered { service, kind, client, entries: Vec::new(), count: 0, due: Instant::now() });
             logs.len() - 1
         });
         let log = &mut logs[index];
@@ -171,13 +174,31 @@ impl Dispatch {
         log.count += 1;
         if log.entries.len() >= service.buffer_bytes {
             self.send(log);
+            return None;
         }
+        (log.count == 1).then(|| {
+            log.due = Instant::now() + service.flush_interval;
+            log.due
+        })
     }
 
     pub fn flush(&self) {
         for log in self.logs.borrow_mut().iter_mut().filter(|log| log.count > 0) {
             self.send(log);
         }
+    }
+
+    /// Send what has waited long enough by *now*; returns when the next of the others has.
+    pub fn flush_due(&self, now: Instant) -> Option<Instant> {
+        let mut next = None;
+        for log in self.logs.borrow_mut().iter_mut().filter(|log| log.count > 0) {
+            if log.due <= now {
+                self.send(log);
+            } else {
+                next = sooner(next, Some(log.due));
+            }
+        }
+        next
     }
 
     fn send(&self, log: &mut Buffered) {
@@ -198,4 +219,68 @@ impl Dispatch {
 
 fn is_same_log(one: &LogService, other: &LogService) -> bool {
     one.log_name == other.log_name && one.cluster == other.cluster
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::identify::{Ends, Facts};
+    use crate::record::{Outcome, Subject};
+
+    fn log(name: &str, buffer_bytes: usize, flush_millis: u64) -> Arc<LogService> {
+        Arc::new(LogService {
+            cluster: "records".into(),
+            log_name: name.into(),
+            buffer_bytes,
+            flush_interval: Duration::from_millis(flush_millis),
+            request_headers: Box::default(),
+            response_headers: Box::default(),
+            response_trailers: Box::default(),
+            tags: Box::default(),
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn records_of_a_log_wait_as_long_as_it_says_and_until_so_many_bytes_have_gathered() {
+        let (tasks, _to_run) = unbounded_channel();
+        let services = Services { node: Node::default(), places: HashMap::new(), clients: Mutex::default(), tasks };
+        let dispatch = Dispatch::new(Arc::new(services));
+        let ends = Ends { remote: "10.0.0.1:40000".parse().unwrap(), local: "10.0.0.2:80".parse().unwrap() };
+        let facts = Facts::plain(ends, ends.remote);
+        let (clock, outcome) = (Clock::new(), Outcome::default());
+        let record = |log: &Arc<LogService>| {
+            let entry = Entry {
+                subject: Subject::Connection,
+                clock: &clock,
+                start: Duration::ZERO,
+                facts: &facts,
+                outcome: &outcome,
+                request: None,
+                version: None,
+                response: None,
+                chain_name: "",
+            };
+            dispatch.record(log, &entry)
+        };
+        let start = Instant::now();
+        let at = |millis| Some(start + Duration::from_millis(millis));
+        let (late, soon, full) = (log("late", 1 << 20, 5000), log("soon", 1 << 20, 50), log("full", 1, 5000));
+        assert_eq!(record(&late), at(5000));
+        assert_eq!(record(&soon), at(50));
+        assert_eq!(record(&soon), None, "it leaves with the one before");
+        // There is nobody to have them, so what is sent is lost, which is counted.
+        assert_eq!(dispatch.lost.take(), 0);
+        assert_eq!(record(&full), None);
+        assert_eq!(dispatch.lost.take(), 1);
+        tokio::time::advance(Duration::from_millis(49)).await;
+        assert_eq!(dispatch.flush_due(Instant::now()), at(50));
+        assert_eq!(dispatch.lost.take(), 0);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(dispatch.flush_due(Instant::now()), at(5000));
+        assert_eq!(dispatch.lost.take(), 2);
+        tokio::time::advance(Duration::from_millis(4950)).await;
+        assert_eq!(dispatch.flush_due(Instant::now()), None);
+        assert_eq!(dispatch.lost.take(), 1);
+    }
 }

@@ -12,7 +12,7 @@ use rustls::{ClientConfig, ServerConfig, SignatureScheme, SupportedCipherSuite, 
 use rustls_pki_types::{CertificateDer, IpAddr, Ipv4Addr, ServerName, UnixTime};
 use weft_core::tls::{
     CertificateSource, CipherSuite, Curve, DownstreamTls, SecretName, TicketKeySource, TlsCommon, TlsVersion,
-    TrustSource, UpstreamTls,
+    TrustSource, UpstreamTls, dns_name_covers,
 };
 use weft_protos::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use weft_protos::envoy::extensions::transport_sockets::tls::v3 as proto;
@@ -205,6 +205,8 @@ fn binding(
         }
         names.uris.iter().for_each(|uri| add(5, uri.as_bytes()));
         names.dns.iter().for_each(|name| add(6, name.as_bytes()));
+        names.emails.iter().for_each(|name| add(7, name.as_bytes()));
+        names.addresses.iter().for_each(|address| add(8, address.to_string().as_bytes()));
     }
     let mut binding = [0; 32];
     binding.copy_from_slice(digest.finish().as_ref());
@@ -347,14 +349,6 @@ impl ResolvesServerCert for Certificates {
             .iter()
             .find(|(names, _)| wanted.is_some_and(|wanted| names.iter().any(|name| dns_name_covers(name, wanted))));
         named.or(self.0.first()).map(|(_, key)| Arc::clone(key))
-    }
-}
-
-/// RFC 6125 6.4.3: a wildcard stands for one whole leftmost label.
-fn dns_name_covers(name: &str, wanted: &str) -> bool {
-    match name.strip_prefix("*.") {
-        Some(parent) => wanted.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(parent)),
-        None => name.eq_ignore_ascii_case(wanted),
     }
 }
 

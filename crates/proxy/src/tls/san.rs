@@ -3,11 +3,15 @@
 //! Only certificates whose chain was verified are read for a decision, so this is no second X.509 parser: it walks to one extension
 //! and gives up at the first thing that is not as DER wants it.
 
+use std::net::IpAddr;
+
 /// The names of one certificate that matter to a mesh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     pub uris: Vec<String>,
     pub dns: Vec<String>,
+    pub emails: Vec<String>,
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Read the names from a certificate in DER; empty if it has none or is not one.
@@ -50,9 +54,11 @@ pub(super) const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
 /// id-ce-subjectAltName, 2.5.29.17.
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
-/// `[2] dNSName` and `[6] uniformResourceIdentifier` of GeneralName (RFC 5280 4.2.1.6).
+/// `[1] rfc822Name`, `[2] dNSName`, `[6] uniformResourceIdentifier` and `[7] iPAddress` of GeneralName (RFC 5280 4.2.1.6).
+const EMAIL: u8 = 0x81;
 const DNS_NAME: u8 = 0x82;
 const URI: u8 = 0x86;
+const IP_ADDRESS: u8 = 0x87;
 
 fn read(certificate: &[u8]) -> Option<Names> {
     let certificate = Reader(certificate).expect(SEQUENCE)?;
@@ -83,6 +89,11 @@ fn read(certificate: &[u8]) -> Option<Names> {
             let list = match tag {
                 URI => &mut names.uris,
                 DNS_NAME => &mut names.dns,
+                EMAIL => &mut names.emails,
+                IP_ADDRESS => {
+                    names.addresses.extend(address(name));
+                    continue;
+                }
                 _ => continue,
             };
             list.push(std::str::from_utf8(name).ok()?.to_owned());
@@ -90,6 +101,12 @@ fn read(certificate: &[u8]) -> Option<Names> {
         return Some(names);
     }
     None
+}
+
+/// The address of so many bytes; nothing if no address has them.
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 /// Reads DER values one after the other.
@@ -117,5 +134,41 @@ impl<'a> Reader<'a> {
 
     pub(super) fn expect(&mut self, tag: u8) -> Option<&'a [u8]> {
         self.next().filter(|(found, _)| *found == tag).map(|(_, value)| value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+        let content = parts.concat();
+        [&[tag, 0x81, u8::try_from(content.len()).unwrap()][..], &content].concat()
+    }
+
+    #[test]
+    fn names_of_each_kind_are_read() {
+        let six: std::net::Ipv6Addr = "2001:db8::7".parse().unwrap();
+        let names_of = der(
+            SEQUENCE,
+            &[
+                &der(EMAIL, &[b"a@example"]),
+                &der(DNS_NAME, &[b"*.example"]),
+                &der(URI, &[b"spiffe://mesh/a"]),
+                &der(IP_ADDRESS, &[&[192, 0, 2, 7]]),
+                &der(IP_ADDRESS, &[&six.octets()]),
+                // A network, which is no address (RFC 5280 4.2.1.10), and a name of a kind that matters to nobody.
+                &der(IP_ADDRESS, &[&[192, 0, 2, 0, 255, 255, 255, 0]]),
+                &der(0x88, &[&[1]]),
+            ],
+        );
+        let (kind, value) = (der(OBJECT_IDENTIFIER, &[SUBJECT_ALT_NAME]), der(OCTET_STRING, &[&names_of]));
+        let extensions = der(EXTENSIONS, &[&der(SEQUENCE, &[&der(SEQUENCE, &[&kind, &value])])]);
+        let certificate = der(SEQUENCE, &[&der(SEQUENCE, &[&extensions])]);
+        let found = names(&certificate);
+        assert_eq!(found.emails, ["a@example"]);
+        assert_eq!(found.dns, ["*.example"]);
+        assert_eq!(found.uris, ["spiffe://mesh/a"]);
+        assert_eq!(found.addresses, ["192.0.2.7".parse::<IpAddr>().unwrap(), six.into()]);
     }
 }

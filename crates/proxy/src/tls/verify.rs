@@ -83,11 +83,14 @@ impl PeerVerifier {
             )
             .map_err(refusal)?;
         let names = san::names(end_entity);
-        let all = names
-            .uris
-            .iter()
-            .map(|name| (SanKind::Uri, name.as_str()))
-            .chain(names.dns.iter().map(|name| (SanKind::Dns, name.as_str())));
+        let addresses: Vec<String> = names.addresses.iter().map(ToString::to_string).collect();
+        let kinds = [
+            (SanKind::Uri, &names.uris),
+            (SanKind::Dns, &names.dns),
+            (SanKind::Email, &names.emails),
+            (SanKind::Ip, &addresses),
+        ];
+        let all = kinds.iter().flat_map(|(kind, names)| names.iter().map(move |name| (*kind, name.as_str())));
         if self.settings.accepts(all) {
             Ok(())
         } else {

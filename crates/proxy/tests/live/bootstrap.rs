@@ -1,5 +1,6 @@
 //! Envoy's bootstrap: what is in it serves, what it leads to is followed, and what cannot be honoured is refused by name.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -48,8 +49,9 @@ static_resources:
 fn what_is_in_a_bootstrap_serves_without_a_control_plane() {
     let mut mesh = Mesh::prepare(&[]);
     let head = format!(
-        "node: {{id: alone, cluster: c}}\nadmin: {{address: {{pipe: {{path: {}}}}}}}\nlayered_runtime: {{layers: [{{name: a, static_layer: {{}}}}]}}\n",
-        mesh.path("admin.sock").display()
+        "node: {{id: alone, cluster: c}}\nadmin: {{address: {{pipe: {{path: {}, mode: {}}}}}}}\nlayered_runtime: {{layers: [{{name: a, static_layer: {{}}}}]}}\nstats_config: {{use_all_default_tags: true}}\n",
+        mesh.path("admin.sock").display(),
+        0o666
     );
     let text = head + &static_resources(mesh.address, Upstream::saying("hello"));
     mesh.run_with(&text, &[]);
@@ -60,7 +62,10 @@ fn what_is_in_a_bootstrap_serves_without_a_control_plane() {
     assert_eq!(mesh.dump("static_clusters")[0]["cluster"]["name"], "upstream");
     assert_eq!(mesh.dump("static_listeners")[0]["listener"]["name"], "fixed");
     assert!(mesh.dump("dynamic_listeners").is_empty() && mesh.dump("dynamic_active_clusters").is_empty());
-    assert!(mesh.log().contains("not applied, in the bootstrap: Bootstrap.layered_runtime: "), "{}", mesh.log());
+    for field in ["layered_runtime", "stats_config", "admin.address.pipe.mode"] {
+        assert!(mesh.log().contains(&format!("not applied, in the bootstrap: Bootstrap.{field}: ")), "{}", mesh.log());
+    }
+    assert_eq!(std::fs::metadata(mesh.path("admin.sock")).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[test]

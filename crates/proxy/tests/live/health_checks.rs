@@ -552,3 +552,30 @@ fn checks_go_over_the_clusters_transport() {
         (shown(&mesh, upstream.address())["failed_active_health_check"] == false).then_some(())
     });
 }
+
+#[test]
+fn each_check_is_told_where_that_is_asked_for() {
+    for (failures, successes) in [(false, false), (true, false), (false, true)] {
+        let endpoint = Endpoint::new("a", 200);
+        let mesh = Mesh::start(&[endpoint.address], |setup| {
+            check(setup, http());
+            let check = &mut setup.cluster.health_checks[0];
+            check.always_log_health_check_failures = failures;
+            check.always_log_health_check_success = successes;
+        });
+        let expect = |what: &str, told: bool| {
+            let line = format!("endpoint {} of cluster {CLUSTER} {what} its ", endpoint.address);
+            endpoint.wait_checks(5);
+            if told {
+                until("each is told", || (mesh.log().matches(&line).count() >= 3).then_some(()));
+            } else {
+                assert!(!mesh.log().contains(&line), "{}", mesh.log());
+            }
+        };
+        expect("passes", successes);
+        endpoint.set(503);
+        // A change of state is told whatever is asked for, in other words.
+        wait_failed(&mesh, endpoint.address, true);
+        expect("fails", failures);
+    }
+}

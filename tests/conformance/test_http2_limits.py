@@ -1,0 +1,125 @@
+"""Frames that cost their sender nothing are taken as often as the options of HTTP/2 say: by stock Envoy and weft-proxy, in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.conformance.both import Json, both, cluster, http_filters, listener
+from tests.conformance.frames import (
+    ACK,
+    DATA,
+    END_HEADERS,
+    ENHANCE_YOUR_CALM,
+    GOAWAY,
+    HEADERS,
+    PING,
+    POST,
+    SETTINGS,
+    WINDOW_UPDATE,
+    Wire,
+    fields,
+    frame,
+    number,
+)
+from tests.conformance.proxies import Static, until
+from tests.conformance.upstream import Witness
+from weft.data_plane import ENVOY, WEFT_PROXY
+
+pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
+
+PRIORITY = 2
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What an option limits, on a connection that has had one request and its answer."""
+
+    most: int
+    """What the option says."""
+    frame: bytes
+    allowed: int
+    """So many are within it."""
+    begin: bytes = b""
+    """What goes before."""
+    by_default: frozenset[str] = frozenset({ENVOY, WEFT_PROXY})
+    """Who takes `allowed` and `MORE` of them where the option is not set."""
+
+
+MORE = 15
+"""As many again are too many, whatever is counted with them."""
+
+LIMITS = {
+    # Their answers, which wait to be written.
+    "max_outbound_control_frames": Limit(10, frame(PING, 0, 0, bytes(8)), 5),
+    # Envoy takes one; weft-proxy has an allowance that grows with time.
+    "max_consecutive_inbound_frames_with_empty_payload": Limit(
+        3,
+        frame(DATA, 0, 3),
+        3,
+        frame(HEADERS, END_HEADERS, 3, fields(*POST)),
+        by_default=frozenset({WEFT_PROXY}),
+    ),
+    # Per stream; the connection counts as one.
+    "max_inbound_priority_frames_per_stream": Limit(4, frame(PRIORITY, 0, 5, number(0) + b"\1"), 6),
+    # Twice this, for each stream and for each frame of DATA, and five.
+    "max_inbound_window_update_frames_per_data_frame_sent": Limit(1, frame(WINDOW_UPDATE, 0, 0, number(1)), 6),
+}
+
+UNLIMITED = "unlimited"
+
+
+@pytest.fixture(scope="module")
+def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Static, Static]]:
+    witness = Witness()
+
+    def resources(ports: dict[str, int]) -> Json:
+        route = {"match": {"prefix": "/"}, "route": {"cluster": "up", "timeout": "0s"}}
+        options = {name: {name: limit.most} for name, limit in LIMITS.items()} | {UNLIMITED: {}}
+        return {
+            "clusters": [cluster("up", witness.port)],
+            "listeners": [
+                listener(name, ports[name], http_filters([route], manager={"http2_protocol_options": option}))
+                for name, option in options.items()
+            ],
+        }
+
+    names = (*LIMITS, UNLIMITED)
+    with witness.socket, both(tmp_path_factory.mktemp("limits"), names, resources) as running:
+        for proxy in running:
+            until("it is ready", proxy.is_ready)
+        yield running
+
+
+def is_alive(client: Wire) -> bool:
+    """Whether a PING is answered; what came before is passed over."""
+    client.send(PING, 0, 0, b"are you?")
+    return any((found.kind, found.flags, found.payload) == (PING, ACK, b"are you?") for found in client.rest())
+
+
+def flood(client: Wire, limit: Limit) -> None:
+    """Ask once, and send what is allowed."""
+    client.next(SETTINGS)
+    client.get(1)
+    client.body(1)
+    client.write(limit.begin + limit.frame * limit.allowed)
+
+
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("kind", [ENVOY, WEFT_PROXY])
+def test_a_connection_ends_where_its_limit_is(proxies: tuple[Static, Static], kind: str, name: str) -> None:
+    """weft-proxy says why, ENHANCE_YOUR_CALM; Envoy says nothing."""
+    limit = LIMITS[name]
+    proxy = next(proxy for proxy in proxies if proxy.kind == kind)
+    with Wire.client(proxy.ports[name]) as client:
+        flood(client, limit)
+        assert is_alive(client)
+        client.write(limit.frame * MORE)
+        last = [found.code for found in client.rest() if found.kind == GOAWAY]
+        assert last == ([] if kind == ENVOY else [ENHANCE_YOUR_CALM])
+    with Wire.client(proxy.ports[UNLIMITED]) as client:
+        flood(client, limit)
+        client.write(limit.frame * MORE)
+        assert is_alive(client) == (kind in limit.by_default)
