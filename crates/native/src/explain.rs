@@ -108,7 +108,7 @@ pub fn answer(plan: &Plan, text: &str, mode: Mode) -> Result<String, String> {
             match &chain.filter {
                 _ if question.is_in_plain_text_to(chain) => refuse_plain_text(&mut answer),
                 _ if denied => {}
-                NetworkFilter::Tcp(filter) => tcp(plan, filter, &question, &mut answer),
+                NetworkFilter::Tcp(filter) => tcp(plan, filter, &question, mode, &mut answer)?,
                 NetworkFilter::Rpc(proxy) => call(plan, proxy, &question, mode, &mut notes, &mut answer)?,
                 NetworkFilter::Http(_) if question.is_in_tls_to(chain) => {
                     refuse(&mut answer, "refused", Cause::MalformedRequest, None);
@@ -392,7 +392,13 @@ fn reset(answer: &mut Map<String, Value>, cause: Cause) {
     answer.insert("explanation".into(), json!(flag.map_or(cause.row().details, ResponseFlag::explanation)));
 }
 
-fn tcp(plan: &Plan, filter: &TcpProxy, question: &Question, answer: &mut Map<String, Value>) {
+fn tcp(
+    plan: &Plan,
+    filter: &TcpProxy,
+    question: &Question,
+    mode: Mode,
+    answer: &mut Map<String, Value>,
+) -> Result<(), String> {
     let total: f64 = filter.clusters.iter().map(|(_, weight)| f64::from(*weight)).sum();
     answer.insert("outcome".into(), json!("tcp"));
     answer.insert("idle_timeout_ms".into(), millis(filter.idle_timeout));
@@ -407,6 +413,9 @@ fn tcp(plan: &Plan, filter: &TcpProxy, question: &Question, answer: &mut Map<Str
     answer.insert("clusters".into(), clusters.collect());
     let chosen =
         (filter.clusters.len() == 1 || question.dice.weight.is_some()).then(|| filter.pick(&mut question.dice.clone()));
+    if mode == Mode::Decide && chosen.is_none() {
+        return Err("random.weight: the decision depends on it".to_owned());
+    }
     let names = chosen.map_or_else(|| filter.clusters.iter().map(|(name, _)| name).collect(), |name| vec![name]);
     answer.insert(
         "endpoints".into(),
@@ -428,6 +437,7 @@ fn tcp(plan: &Plan, filter: &TcpProxy, question: &Question, answer: &mut Map<Str
             None => refuse(answer, "no_cluster", Cause::TcpClusterNotFound, None),
         }
     }
+    Ok(())
 }
 
 /// A call is asked about like one of gRPC: the path is `/service/method`, attachments are headers.
