@@ -1,6 +1,7 @@
 //! A question about one request, as JSON, and its answer. docs/reference/interfaces.md, section 5, names the keys.
 //!
-//! Everything that is decided is decided by `weft_core`; this file only asks and writes down.
+//! Everything that is decided is decided by `weft_core`; this file only asks and writes down. People write questions, so it has a fuzz
+//! target, for which it knows nothing of Python.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -3,7 +3,8 @@
 //! Records are appended to segments in one directory; when all of them together exceed the limit, the oldest segment
 //! is removed, so what is kept is the newest. A store that is opened again reads its segments and knows everything as
 //! before: a control plane that was killed forgets nothing but what had not been written. Nothing is synced to disk:
-//! records are for questions about the last minutes, not for audits.
+//! records are for questions about the last minutes, not for audits. What a crash leaves may be anything, so reading it has a fuzz
+//! target.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
