@@ -325,6 +325,7 @@ def test_what_cannot_be_honoured_is_refused_by_resource_and_field_or_collected()
         ('{"destination": "reviews"}', "destination"),
         ('{"destination": "1.2.3.4:5", "direction": "up"}', "direction"),
         ('{"destination": "1.2.3.4:5", "random": {"weight": 2}}', r"random\.weight"),
+        ('{"destination": "1.2.3.4:5", "taken": {"match": "a.yaml:9:7"}}', r"taken\.origin"),
         ('{"destination": "1.2.3.4:5", "direction": "inbound"}', "no listener"),
     ],
 )

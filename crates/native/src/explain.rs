@@ -201,7 +201,7 @@ impl Question {
                 headers,
             },
             dice,
-            taken: Taken::read(&value),
+            taken: Taken::read(&value)?,
         })
     }
 
