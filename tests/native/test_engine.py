@@ -217,6 +217,18 @@ def test_bytes_to_a_cluster_without_endpoints_are_reset() -> None:
     assert (answer["outcome"], answer["response_flags"], answer.get("status")) == ("tcp", "UH", None)
 
 
+def test_a_decision_about_shared_out_bytes_needs_the_die() -> None:
+    share = {"clusters": [{"name": "v1", "weight": 1}, {"name": "v2", "weight": 3}]}
+    proxy = json_format.ParseDict({"statPrefix": "p", "weightedClusters": share}, tcp_proxy_pb2.TcpProxy())
+    listener = listener_pb2.Listener.FromString(listeners()[1][2])
+    listener.filter_chains[0].filters[0].typed_config.Pack(proxy)
+    engine = Engine([resource(listener, listener.name), cluster("v1", 1), cluster("v2", 2)])
+    assert "cluster" not in ask(engine)
+    with pytest.raises(ValueError, match=r"random\.weight: the decision depends on it"):
+        ask(engine, how="decide")
+    assert ask(engine, how="decide", random={"weight": 0.2})["cluster"] == "v1"
+
+
 def calls(*routes: dict[str, Any]) -> tuple[str, str, bytes]:
     """A listener for calls of Dubbo."""
     table = {"name": "t", "interface": "demo.*", "routes": list(routes)}
@@ -313,6 +325,7 @@ def test_what_cannot_be_honoured_is_refused_by_resource_and_field_or_collected()
         ('{"destination": "reviews"}', "destination"),
         ('{"destination": "1.2.3.4:5", "direction": "up"}', "direction"),
         ('{"destination": "1.2.3.4:5", "random": {"weight": 2}}', r"random\.weight"),
+        ('{"destination": "1.2.3.4:5", "taken": {"match": "a.yaml:9:7"}}', r"taken\.origin"),
         ('{"destination": "1.2.3.4:5", "direction": "inbound"}', "no listener"),
     ],
 )

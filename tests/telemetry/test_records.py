@@ -45,6 +45,27 @@ def test_the_status_of_grpc_is_that_of_the_trailers_or_of_an_answer_that_is_all_
     assert record.is_server_failure is (status == 14)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "nanos", "start"),
+    [(12, 500_000_000, 12.5), (2**62, 0, 7.0), (253_402_300_799, 0, 7.0), (-1, 0, 7.0), (0, -5, 7.0)],
+)
+def test_a_start_that_is_no_time_is_when_the_record_came(seconds: int, nanos: int, start: float) -> None:
+    """A record is what another process says, and one that is odd must not keep the others from being read."""
+    entry = accesslog_pb2.HTTPAccessLogEntry()
+    entry.common_properties.start_time.seconds, entry.common_properties.start_time.nanos = seconds, nanos
+    record = read("node", next(iter(LOGS)), False, 7.0, entry.SerializeToString())
+    assert record is not None
+    assert record.start == start
+
+
+def test_a_method_that_nobody_knows_is_not_told() -> None:
+    entry = accesslog_pb2.HTTPAccessLogEntry()
+    entry.request.ParseFromString(b"\x08\x63")  # request_method: 99
+    record = read("node", next(iter(LOGS)), False, 7.0, entry.SerializeToString())
+    assert record is not None
+    assert record.method == ""
+
+
 def downstream(entry: accesslog_pb2.HTTPAccessLogEntry) -> str:
     record = read("node", next(iter(LOGS)), False, 0.0, entry.SerializeToString())
     assert record is not None

@@ -84,9 +84,7 @@ impl LocalCaller {
             return Ok(());
         }
         if let Some(origin) = request.header("origin") {
-            // `null` and whatever else is no URL is foreign.
-            let host = origin.windows(3).position(|part| part == b"://").map(|at| &origin[at + 3..]);
-            if !host.is_some_and(|host| self.is_own(host)) {
+            if !host_of(&origin).is_some_and(|host| self.is_own(host)) {
                 return Err(Cause::ForeignOrigin);
             }
         }
@@ -105,6 +103,16 @@ impl LocalCaller {
     fn is_own(&self, authority: &[u8]) -> bool {
         self.authorities.contains(without_port(authority).to_ascii_lowercase().as_slice())
     }
+}
+
+/// Host and port of an origin (RFC 6454 6.2). `null`, a list and whatever else is no URL have none, and are foreign.
+fn host_of(origin: &[u8]) -> Option<&[u8]> {
+    let at = origin.windows(3).position(|part| part == b"://")?;
+    // RFC 3986 3.1.
+    let [first, others @ ..] = &origin[..at] else { return None };
+    let is_scheme =
+        first.is_ascii_alphabetic() && others.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte));
+    is_scheme.then(|| &origin[at + 3..])
 }
 
 /// What a client's first bytes are where bytes are carried.
@@ -186,6 +194,8 @@ mod tests {
             ("ratings", &[("Origin", "http://ratings:9080")], Ok(())),
             ("ratings", &[("Origin", "https://evil.example")], Err(Cause::ForeignOrigin)),
             ("ratings", &[("Origin", "null")], Err(Cause::ForeignOrigin)),
+            ("ratings", &[("Origin", "null"), ("Origin", "http://ratings")], Err(Cause::ForeignOrigin)),
+            ("ratings", &[("Origin", "://ratings")], Err(Cause::ForeignOrigin)),
             ("ratings", &[("Origin", "http://ratings.evil.example")], Err(Cause::ForeignOrigin)),
             ("ratings", &[("Sec-Fetch-Site", "cross-site")], Err(Cause::ForeignOrigin)),
             ("ratings", &[("Sec-Fetch-Site", "same-site")], Err(Cause::ForeignOrigin)),

@@ -1,6 +1,7 @@
 //! A question about one request, as JSON, and its answer. docs/reference/interfaces.md, section 5, names the keys.
 //!
-//! Everything that is decided is decided by `weft_core`; this file only asks and writes down.
+//! Everything that is decided is decided by `weft_core`; this file only asks and writes down. People write questions, so it has a fuzz
+//! target, for which it knows nothing of Python.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -109,7 +110,7 @@ pub fn answer(plan: &Plan, text: &str, mode: Mode) -> Result<String, String> {
             match &chain.filter {
                 _ if question.is_in_plain_text_to(chain) => refuse_plain_text(&mut answer),
                 _ if denied => {}
-                NetworkFilter::Tcp(filter) => tcp(plan, filter, &question, &mut answer),
+                NetworkFilter::Tcp(filter) => tcp(plan, filter, &question, mode, &mut answer)?,
                 NetworkFilter::Rpc(proxy) => call(plan, proxy, &question, mode, &mut notes, &mut answer)?,
                 NetworkFilter::Http(_) if question.is_in_tls_to(chain) => {
                     refuse(&mut answer, "refused", Cause::MalformedRequest, None);
@@ -201,7 +202,7 @@ impl Question {
                 headers,
             },
             dice,
-            taken: Taken::read(&value),
+            taken: Taken::read(&value)?,
         })
     }
 
@@ -393,7 +394,13 @@ fn reset(answer: &mut Map<String, Value>, cause: Cause) {
     answer.insert("explanation".into(), json!(flag.map_or(cause.row().details, ResponseFlag::explanation)));
 }
 
-fn tcp(plan: &Plan, filter: &TcpProxy, question: &Question, answer: &mut Map<String, Value>) {
+fn tcp(
+    plan: &Plan,
+    filter: &TcpProxy,
+    question: &Question,
+    mode: Mode,
+    answer: &mut Map<String, Value>,
+) -> Result<(), String> {
     let total: f64 = filter.clusters.iter().map(|(_, weight)| f64::from(*weight)).sum();
     answer.insert("outcome".into(), json!("tcp"));
     answer.insert("idle_timeout_ms".into(), millis(filter.idle_timeout));
@@ -408,6 +415,9 @@ fn tcp(plan: &Plan, filter: &TcpProxy, question: &Question, answer: &mut Map<Str
     answer.insert("clusters".into(), clusters.collect());
     let chosen =
         (filter.clusters.len() == 1 || question.dice.weight.is_some()).then(|| filter.pick(&mut question.dice.clone()));
+    if mode == Mode::Decide && chosen.is_none() {
+        return Err("random.weight: the decision depends on it".to_owned());
+    }
     let names = chosen.map_or_else(|| filter.clusters.iter().map(|(name, _)| name).collect(), |name| vec![name]);
     answer.insert(
         "endpoints".into(),
@@ -429,6 +439,7 @@ fn tcp(plan: &Plan, filter: &TcpProxy, question: &Question, answer: &mut Map<Str
             None => refuse(answer, "no_cluster", Cause::TcpClusterNotFound, None),
         }
     }
+    Ok(())
 }
 
 /// A call is asked about like one of gRPC: the path is `/service/method`, attachments are headers.

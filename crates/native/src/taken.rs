@@ -23,10 +23,17 @@ const UNKNOWN: &str = "it asks for something that the record does not keep";
 
 impl Taken {
     /// `{"origin": "reviews.yaml:8:5", "match": "reviews.yaml:9:7"}`
-    pub fn read(question: &Value) -> Option<Taken> {
-        let taken = question.get("taken")?;
+    ///
+    /// # Errors
+    /// It has no origin. Routes that nobody wrote have none either, and which of them was meant would be a guess.
+    pub fn read(question: &Value) -> Result<Option<Taken>, String> {
+        let Some(taken) = question.get("taken").filter(|taken| !taken.is_null()) else { return Ok(None) };
         let text = |key: &str| taken.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-        Some(Taken { origin: text("origin"), alternative: text("match") })
+        let taken = Taken { origin: text("origin"), alternative: text("match") };
+        if taken.origin.is_empty() {
+            return Err("taken.origin: required".to_owned());
+        }
+        Ok(Some(taken))
     }
 
     /// The decision of the route that was taken, with the notes on the routes before it; `None`: there is no such route.

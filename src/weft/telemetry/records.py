@@ -184,7 +184,7 @@ def read(node: str, log: str, is_tcp: bool, received: float, entry: bytes) -> Re
     Read a record as `weft._native.RecordStore` gives it.
 
     Args:
-        received: Seconds since 1970; stands in for a start that the record does not have.
+        received: Seconds since 1970; stands in for a start that the record does not have, or that is no time.
 
     Returns:
         None for bytes that are no such message, or a log of which nobody has heard.
@@ -198,13 +198,12 @@ def read(node: str, log: str, is_tcp: bool, received: float, entry: bytes) -> Re
         return None
     common = message.common_properties
     tags = common.custom_tags
-    start = common.start_time.ToNanoseconds() / 1e9 if common.HasField("start_time") else received
     values: dict[str, Any] = {
         "node": node,
         "log": log,
         "protocol": "TCP",
         "direction": tags.get("direction", ""),
-        "start": start,
+        "start": _start(common, received),
         "duration_ms": _ms(common, "duration") or _ms(common, "time_to_last_downstream_tx_byte") or 0.0,
         "flags": tuple(FLAGS[field.name] for field, _ in common.response_flags.ListFields() if field.name in FLAGS),
         "route_name": common.route_name,
@@ -233,7 +232,7 @@ def read(node: str, log: str, is_tcp: bool, received: float, entry: bytes) -> Re
     return Record(
         **{**values, "protocol": _PROTOCOLS.get(message.protocol_version, "HTTP")},
         request_id=request.request_id,
-        method=base_pb2.RequestMethod.Name(request.request_method) if request.request_method else "",
+        method=_method(request.request_method),
         scheme=request.scheme,
         authority=request.authority,
         path=request.original_path or request.path,
@@ -252,6 +251,23 @@ _PROTOCOLS = {
     accesslog_pb2.HTTPAccessLogEntry.HTTP2: "HTTP/2",
     accesslog_pb2.HTTPAccessLogEntry.HTTP3: "HTTP/3",
 }
+
+
+_LAST_START = 253_370_764_800.0
+"""Seconds; the beginning of the year 9999. `datetime` knows none after it, and a time zone may add hours."""
+
+
+def _start(common: Any, received: float) -> float:
+    if not common.HasField("start_time"):
+        return received
+    start: float = (common.start_time.seconds * 1_000_000_000 + common.start_time.nanos) / 1e9
+    return start if 0 <= start < _LAST_START else received
+
+
+def _method(number: int) -> str:
+    """Return a request's method; "" where none is told, or by a number that means none."""
+    known = number and number in base_pb2.RequestMethod.values()
+    return str(base_pb2.RequestMethod.Name(number)) if known else ""
 
 
 def _number(text: str | None) -> int | None:

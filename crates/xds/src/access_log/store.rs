@@ -3,7 +3,8 @@
 //! Records are appended to segments in one directory; when all of them together exceed the limit, the oldest segment
 //! is removed, so what is kept is the newest. A store that is opened again reads its segments and knows everything as
 //! before: a control plane that was killed forgets nothing but what had not been written. Nothing is synced to disk:
-//! records are for questions about the last minutes, not for audits.
+//! records are for questions about the last minutes, not for audits. What a crash leaves may be anything, so reading it has a fuzz
+//! target.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -140,9 +141,8 @@ impl Store {
             lost: 0,
             pending: Vec::new(),
         };
-        let mut numbers: Vec<u64> = std::fs::read_dir(directory)?
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".records")?.parse().ok())
-            .collect();
+        let mut numbers: Vec<u64> =
+            std::fs::read_dir(directory)?.filter_map(|entry| number_of(entry.ok()?.file_name().to_str()?)).collect();
         numbers.sort_unstable();
         for number in numbers {
             inner.take_over(number)?;
@@ -216,10 +216,11 @@ impl Store {
 
 impl Inner {
     fn path(&self, number: u64) -> PathBuf {
-        self.directory.join(format!("{number:010}.records"))
+        self.directory.join(file_name(number))
     }
 
-    /// Index a segment that an earlier process wrote; what it did not finish writing is cut off.
+    /// Index a segment that an earlier process wrote, up to the first frame that is none. The rest is cut off: it was not finished, or
+    /// it is what a machine that went down left there, often zeros.
     fn take_over(&mut self, number: u64) -> io::Result<()> {
         let path = self.path(number);
         let content = Bytes::from(std::fs::read(&path)?);
@@ -229,7 +230,8 @@ impl Inner {
         while let Some(prefix) = content.get(offset..offset + LENGTH_BYTES) {
             let length = u32::from_le_bytes(prefix.try_into().expect("four bytes")) as usize;
             let begin = offset + LENGTH_BYTES;
-            if begin + length > content.len() {
+            // No frame is empty (it has a time), but four zeros would read as the length of one.
+            if length == 0 || begin + length > content.len() {
                 break;
             }
             let Ok(frame) = Frame::decode(content.slice(begin..begin + length)) else { break };
@@ -298,7 +300,7 @@ impl Inner {
         });
     }
 
-    /// Write what was appended. If that fails, the records are forgotten and counted, and a new segment is begun next.
+    /// Write what was appended. If that fails, the records are forgotten and counted, and the next ones are written in their place.
     fn write_pending(&mut self) {
         let Some(segment) = self.segments.back_mut() else { return };
         if self.pending.is_empty() {
@@ -314,8 +316,14 @@ impl Inner {
             while let Some(slot) = self.slots.back().copied().filter(|it| it.segment == number && it.offset >= begin) {
                 self.slots.pop_back();
                 self.lost += 1;
-                if let Some(numbers) = slot.request.and_then(|request| self.by_request.get_mut(&request)) {
+                let Some(request) = slot.request else { continue };
+                if let Some(numbers) = self.by_request.get_mut(&request) {
+                    // Numbers are in order, so the newest slot's stands last.
                     numbers.pop_back();
+                    // A disk may be full for days.
+                    if numbers.is_empty() {
+                        self.by_request.remove(&request);
+                    }
                 }
             }
         }
@@ -364,6 +372,16 @@ impl Inner {
             entry: frame.entry,
         })
     }
+}
+
+fn file_name(number: u64) -> String {
+    format!("{number:010}.records")
+}
+
+/// The segment that a file holds; `None`: it is another's.
+fn number_of(name: &str) -> Option<u64> {
+    let number = name.strip_suffix(".records")?.parse().ok()?;
+    (file_name(number) == name).then_some(number)
 }
 
 fn hash(request_id: &str) -> u64 {
@@ -415,7 +433,7 @@ impl Traits {
                 let failed = broken_tls || flags(common) != ResponseFlags::default();
                 // Envoy connects a port of bytes before its client's handshake is over, and tells here of every connection that ended
                 // badly: the program's reset, for instance, of which the log of requests tells.
-                let moved = entry.connection_properties.is_some_and(|it| it.received_bytes + it.sent_bytes > 0);
+                let moved = entry.connection_properties.is_some_and(|it| it.received_bytes > 0 || it.sent_bytes > 0);
                 let handed_on = common.is_some_and(|common| common.upstream_remote_address.is_some());
                 let refused = failed && !moved && (broken_tls || !handed_on);
                 // The log of its filter chain tells of it, so that of connections need not.
@@ -631,12 +649,15 @@ mod tests {
                 upstream_remote_address: handed_on.then(Address::default),
                 ..Default::default()
             };
-            let connection_properties = Some(ConnectionProperties { received_bytes, ..Default::default() });
+            let connection_properties =
+                Some(ConnectionProperties { received_bytes, sent_bytes: 1.min(received_bytes) });
             let entry = TcpAccessLogEntry { common_properties: Some(common), connection_properties };
             (Kind::Tcp, Bytes::from(entry.encode_to_vec()))
         };
         let source = Source { node: "n".into(), log: CONNECTIONS.into() };
-        store.put(&source, [tcp("", false, false, 0), tcp("", false, true, 7)]);
+        // A proxy may say any number.
+        let beyond_all_sums = tcp("TLS_error", false, true, u64::MAX);
+        store.put(&source, [tcp("", false, false, 0), tcp("", false, true, 7), beyond_all_sums]);
         assert_eq!(store.status().records, 0);
         // Envoy connects a port of bytes before it knows its client, and tells twice of a program that resets a connection.
         store.put(&source, [tcp("", true, true, 0), tcp("", true, true, 7), tcp("TLS_error: reset", false, true, 7)]);
@@ -678,5 +699,55 @@ mod tests {
         assert_eq!((store.find("a").len(), store.find("b").len()), (1, 0));
         store.put(&source("node"), [entry("b", 200)]);
         assert_eq!(store.find("b").len(), 1);
+    }
+
+    #[test]
+    fn zeros_that_a_crash_left_after_the_last_record_are_no_records() {
+        let directory = Directory::new("zeros");
+        let store = Store::open(&directory.0, DEFAULT_LIMIT_BYTES).unwrap();
+        store.put(&source("node"), [entry("a", 200)]);
+        let before = store.status();
+        let mut file = OpenOptions::new().append(true).open(directory.0.join("0000000001.records")).unwrap();
+        file.write_all(&[0; 4096]).unwrap();
+        let store = Store::open(&directory.0, DEFAULT_LIMIT_BYTES).unwrap();
+        assert_eq!(store.status(), before);
+        assert_eq!(file.metadata().unwrap().len(), before.bytes);
+        store.put(&source("node"), [entry("b", 200)]);
+        assert_eq!((store.find("a").len(), store.find("b").len()), (1, 1));
+    }
+
+    #[test]
+    fn files_that_are_no_segments_are_let_alone() {
+        let directory = Directory::new("foreign");
+        std::fs::create_dir_all(&directory.0).unwrap();
+        for name in ["1.records", "+000000001.records", "notes.records", "0000000001.records.old"] {
+            std::fs::write(directory.0.join(name), name).unwrap();
+        }
+        let store = Store::open(&directory.0, DEFAULT_LIMIT_BYTES).unwrap();
+        assert_eq!(store.status().records, 0);
+        store.put(&source("node"), [entry("a", 200)]);
+        let store = Store::open(&directory.0, DEFAULT_LIMIT_BYTES).unwrap();
+        assert_eq!(store.find("a").len(), 1);
+        assert_eq!(std::fs::read(directory.0.join("1.records")).unwrap(), b"1.records");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_counted_and_leaves_nothing_in_memory() {
+        let directory = Directory::new("full");
+        let store = Store::open(&directory.0, DEFAULT_LIMIT_BYTES).unwrap();
+        store.put(&source("node"), [entry("a", 200)]);
+        let before = store.status();
+        let write_to = |open: &OpenOptions| {
+            let file = open.open(directory.0.join("0000000001.records")).unwrap();
+            store.lock().segments.back_mut().unwrap().file = file;
+        };
+        // As to a full disk, nothing is written to a file that is open for reading.
+        write_to(OpenOptions::new().read(true));
+        store.put(&source("node"), [entry("a", 200), entry("b", 200), entry("c", 200)]);
+        assert_eq!(store.status(), Status { lost: 3, ..before });
+        assert_eq!(store.lock().by_request.len(), 1);
+        write_to(OpenOptions::new().read(true).write(true));
+        store.put(&source("node"), [entry("c", 200)]);
+        assert_eq!((store.find("a").len(), store.find("b").len(), store.find("c").len()), (1, 0, 1));
     }
 }
