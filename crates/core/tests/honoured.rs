@@ -1,4 +1,5 @@
 //! Refused, not ignored: what is set and not honoured is named with its path.
+#![allow(deprecated)] // A cluster's own options of HTTP/1, which weft reads.
 
 mod support;
 

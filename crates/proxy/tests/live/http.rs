@@ -1,4 +1,5 @@
 //! Requests and answers of HTTP/1.1 (RFC 9110, RFC 9112), as a client and an upstream see them.
+#![allow(deprecated)] // A cluster's own options of HTTP/1, which weft reads.
 
 use weft_protos::envoy::config::core::v3::Http1ProtocolOptions;
 

@@ -53,7 +53,8 @@ fn one_s_own_say_when_they_are_tried_again_and_nobody_else() {
     let own = format!("{OWN}{asking}");
     let through_another = format!("x-forwarded-for: 10.1.2.3, 10.1.2.4\r\n{asking}");
     let saying_so = format!("x-envoy-internal: true\r\n{asking}");
-    let cases: [(fn(&mut Setup), &str, i32); 8] = [
+    type Case<'c> = (fn(&mut Setup), &'c str, i32);
+    let cases: [Case; 8] = [
         (inside, &own, 3),
         (inside, OWN, 1),
         (inside, asking, 1),
