@@ -188,45 +188,6 @@ fn weights_localities_and_priorities_share_the_numbers() {
     assert_eq!(shares(&maglev(65_537), sick(2)), [(1, 35), (2, 35), (9, 30)].into());
 }
 
-/// Where two want the same number the first has it, and proxies are told of localities in any order: names make it one.
-#[test]
-fn localities_are_taken_in_the_order_of_their_names() {
-    let cluster = cluster(|cluster| {
-        cluster.lb_policy = MAGLEV;
-        cluster.lb_config = Some(LbConfig::MaglevLbConfig(MaglevLbConfig { table_size: size(11) }));
-        cluster.common_lb_config = Some(CommonLbConfig {
-            locality_config_specifier: Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(
-                LocalityWeightedLbConfig {},
-            )),
-            ..Default::default()
-        });
-    });
-    let owners_of = |[first, second]: [Locality; 2], turned: bool| {
-        let place =
-            |place, own: &[u32]| eds::LocalityLbEndpoints { locality: Some(place), ..locality(0, 1, ports(own)) };
-        let mut localities = vec![place(first, &[1, 2, 3]), place(second, &[4, 5, 6])];
-        if turned {
-            localities.reverse();
-        }
-        owners(&balancer(&cluster, localities))
-    };
-    let of = |region: &str, zone: &str, sub_zone: &str| Locality {
-        region: region.into(),
-        zone: zone.into(),
-        sub_zone: sub_zone.into(),
-    };
-    let nameless = || [of("", "", ""), of("", "", "")];
-    assert_ne!(owners_of(nameless(), false), owners_of(nameless(), true), "then the list decides");
-    for (name, first, second) in [
-        ("by region", of("a", "", ""), of("b", "", "")),
-        ("by zone", of("a", "a", "z"), of("a", "b", "a")),
-        ("by sub-zone", of("a", "a", "a"), of("a", "a", "b")),
-    ] {
-        let named = || [first.clone(), second.clone()];
-        assert_eq!(owners_of(named(), false), owners_of(named(), true), "{name}");
-    }
-}
-
 #[test]
 fn the_sick_are_left_out_and_panic_takes_them_back() {
     let state = |first, second| vec![locality(0, 1, vec![endpoint(1, 1, first), endpoint(2, 1, second)])];

@@ -1,8 +1,9 @@
 //! Requests and answers of HTTP/1.1 (RFC 9110, RFC 9112), as a client and an upstream see them.
-#![allow(deprecated)] // A cluster's own options of HTTP/1, which weft reads.
 
 use weft_protos::envoy::config::core::v3::Http1ProtocolOptions;
+use weft_protos::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
 
+use crate::kit::frames::{explicit, speak};
 use crate::kit::mesh::BACK_PRESSURE_BYTES;
 use crate::kit::peer::{End, SWITCHED, WEBSOCKET, ok};
 use crate::kit::resources::{number, retries, seconds};
@@ -64,7 +65,9 @@ fn chunks_with_extensions_and_trailers_pass_both_ways() {
         let upstream = Upstream::new();
         let mesh = Mesh::start(&[upstream.address()], |setup| {
             setup.manager.http_protocol_options = options.clone();
-            setup.cluster.http_protocol_options = options;
+            if let Some(options) = options {
+                speak(setup, explicit(ProtocolConfig::HttpProtocolOptions(options)));
+            }
         });
         let mut client = mesh.client();
         client.send(

@@ -20,6 +20,9 @@ const OBEYED: [&str; 7] = [
     "x-envoy-upstream-rq-per-try-timeout-ms",
 ];
 
+/// What a mesh is told of who is one's own.
+type Place = fn(&mut Setup);
+
 /// One's own are those at 10.0.0.0/8, which whoever connects says of itself.
 fn inside(setup: &mut Setup) {
     setup.manager.internal_address_config = Some(InternalAddressConfig {
@@ -53,8 +56,7 @@ fn one_s_own_say_when_they_are_tried_again_and_nobody_else() {
     let own = format!("{OWN}{asking}");
     let through_another = format!("x-forwarded-for: 10.1.2.3, 10.1.2.4\r\n{asking}");
     let saying_so = format!("x-envoy-internal: true\r\n{asking}");
-    type Case<'c> = (fn(&mut Setup), &'c str, i32);
-    let cases: [Case; 8] = [
+    let cases: [(Place, &str, i32); 8] = [
         (inside, &own, 3),
         (inside, OWN, 1),
         (inside, asking, 1),
