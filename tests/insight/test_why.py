@@ -12,7 +12,9 @@ import pytest
 from tests.controlplane.peers import Mesh
 from weft.errors import NotFound, UsageError
 from weft.insight import Explanation, Question, explain, render
+from weft.insight.decision import Decision
 from weft.insight.endpoint_health import SAID, Found
+from weft.insight.why import Target
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -331,6 +333,14 @@ def test_what_the_proxy_found_elsewhere_is_not_told(bookinfo: Mesh) -> None:
     assert (said.unused, said.outbound.status) == ({}, None)
     assert "now, reviews" not in render(said)
     assert "productpage-v1-0's proxy knows nothing else of any of them now." in render(said)
+
+
+def test_bytes_to_a_destination_that_is_not_there_are_a_closed_connection() -> None:
+    raw = {"outcome": "no_cluster", "status": None, "clusters": [{"name": "gone", "weight": 1, "share": 1.0}]}
+    target = Target("https", "ledger:3306", "ledger", 3306, "/", "240.240.0.3")
+    question = Question("productpage", "https://ledger:3306/")
+    text = render(Explanation(question, "productpage-v1-0", "spiffe://mesh", target, Decision.from_json(raw)))
+    assert "The rule names a destination that is not there: the proxy closes the connection (NC)." in text
 
 
 def test_bytes_to_ejected_endpoints_are_a_reset_connection(bookinfo: Mesh) -> None:

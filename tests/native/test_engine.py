@@ -217,6 +217,16 @@ def test_bytes_to_a_cluster_without_endpoints_are_reset() -> None:
     assert (answer["outcome"], answer["response_flags"], answer.get("status")) == ("tcp", "UH", None)
 
 
+def test_a_connection_that_ends_has_no_status() -> None:
+    """Neither where the cluster of its bytes is not there, nor where no filter chain takes it."""
+    lost = ask(Engine(listeners()), destination="93.184.216.34:443")
+    assert (lost["outcome"], lost["response_flags"], lost["status"]) == ("no_cluster", "NC", None)
+    listener = listener_pb2.Listener.FromString(listeners()[1][2])
+    listener.filter_chains[0].filter_chain_match.transport_protocol = "tls"
+    untaken = ask(Engine([resource(listener, listener.name)]))
+    assert (untaken["outcome"], untaken["response_flags"], untaken["status"]) == ("refused", "NR", None)
+
+
 def test_a_decision_about_shared_out_bytes_needs_the_die() -> None:
     share = {"clusters": [{"name": "v1", "weight": 1}, {"name": "v2", "weight": 3}]}
     proxy = json_format.ParseDict({"statPrefix": "p", "weightedClusters": share}, tcp_proxy_pb2.TcpProxy())

@@ -272,7 +272,9 @@ fn refuse_plain_text(answer: &mut Map<String, Value>) {
 fn refuse(answer: &mut Map<String, Value>, outcome: &str, cause: Cause, status: Option<u16>) {
     let row = cause.row();
     answer.insert("outcome".into(), json!(outcome));
-    answer.insert("status".into(), json!(status.unwrap_or(row.status)));
+    let status = status.unwrap_or(row.status);
+    // Of bytes, and of a connection that nobody takes, none is told: it ends.
+    answer.insert("status".into(), if status == 0 { Value::Null } else { json!(status) });
     answer.insert("response_flags".into(), json!(row.flag.map_or("-", ResponseFlag::code)));
     answer.insert("explanation".into(), json!(row.flag.map_or(row.details, ResponseFlag::explanation)));
 }

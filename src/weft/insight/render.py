@@ -116,7 +116,8 @@ def _going(explanation: Explanation) -> str:
     if decision.outcome == "no_route":
         return f"No rule takes this request: the proxy answers {decision.status} itself ({decision.flags or 'NR'})."
     if decision.outcome == "no_cluster":
-        end = f"the proxy answers {decision.status} itself (NC)"
+        answers = f"answers {decision.status} itself" if decision.status is not None else "closes the connection"
+        end = f"the proxy {answers} (NC)"
         if all(is_refused_cluster(share.cluster) for share in decision.shares if share.share > 0):
             return f"The rule names a destination to which {_NO_GRANT}: {end}."
         return f"The rule names a destination that is not there: {end}."
