@@ -114,11 +114,11 @@ fn keys_are_not_shown() {
     let certificate = &shown["tls_certificate"];
     assert_eq!(certificate["certificate_chain"], pem("all may know"));
     assert_eq!(certificate["private_key"], json!({"inline_bytes": "W3JlZGFjdGVkXQ=="}));
-    let keys = json!({"name": "s", "session_ticket_keys": {"keys": [pem("secret"), {"filename": "where"}]}});
+    let keys = json!({"name": "s", "session_ticket_keys": {"keys": [pem("secret"), {"inline_bytes": "c2VjcmV0"}]}});
     let shown = decode(type_url::SECRET, &encode(type_url::SECRET, &keys).expect("good")).expect("a secret");
     assert_eq!(
         shown["session_ticket_keys"]["keys"],
-        json!([{"inline_string": "[redacted]"}, {"filename": "[redacted]"}])
+        json!([{"inline_string": "[redacted]"}, {"inline_bytes": "W3JlZGFjdGVkXQ=="}])
     );
 }
 
