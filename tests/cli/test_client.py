@@ -39,7 +39,10 @@ def test_a_control_plane_that_comes_back_is_waited_for(place: Path) -> None:
             server.bind(str(place))
             server.listen()
             with server.accept()[0] as call:
-                asked.append(call.recv(65536))
+                request = b""
+                while not request.endswith(b"{}"):
+                    request += call.recv(65536)
+                asked.append(request)
                 call.sendall(ANSWER)
 
     back = threading.Timer(0.2, come_back)

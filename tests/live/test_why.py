@@ -126,7 +126,10 @@ class Scene:
             upgrade: The protocol that is asked for.
         """
         request_id = str(uuid.uuid4())
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.client.outbound[self.port])
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.client.outbound[self.port])
+        except ConnectionResetError:  # taken and reset before it could be looked at
+            return request_id, None
         head = f"{method} {path} HTTP/1.1\r\nhost: {host}:{self.port}\r\nx-request-id: {request_id}\r\n"
         head += f"content-length: {len(body)}\r\n" if body else ""
         head += f"connection: upgrade\r\nupgrade: {upgrade}\r\n\r\n" if upgrade else "connection: close\r\n\r\n"
