@@ -89,7 +89,7 @@ class Proxy:
             "type": "STATIC",
             "connect_timeout": "1.5s",
             "lb_policy": "LEAST_REQUEST",
-            "circuit_breakers": {"thresholds": [{"max_connections": 0}, {"priority": "HIGH", "max_requests": 7}]},
+            "circuit_breakers": {"thresholds": [{"max_connections": 0, "max_requests": 7}]},
             "load_assignment": {
                 "cluster_name": "other",
                 "endpoints": [
