@@ -83,10 +83,10 @@ impl LocalCaller {
         if proven {
             return Ok(());
         }
-        if let Some(origin) = request.header("origin") {
-            if !host_of(&origin).is_some_and(|host| self.is_own(host)) {
-                return Err(Cause::ForeignOrigin);
-            }
+        if let Some(origin) = request.header("origin")
+            && !host_of(&origin).is_some_and(|host| self.is_own(host))
+        {
+            return Err(Cause::ForeignOrigin);
         }
         // Browsers say it with every request, also with those that have no Origin (images, forms with GET).
         match request.header("sec-fetch-site").as_deref() {
