@@ -14,10 +14,6 @@ UUID = f"{EXTENSIONS}.request_id.uuid.v3.UuidRequestIdConfig"
 
 UNTESTED = {
     "envoy.config.cluster.v3.Cluster.cleanup_interval": "a list of original destinations, which weft-proxy does not keep",
-    **{
-        f"envoy.config.core.v3.Locality.{field}": "the order of localities, which shows only where hashes are equal"
-        for field in ("region", "sub_zone")
-    },
     "envoy.config.route.v3.Decorator.propagate": "names of spans, and there are none",
     "envoy.config.route.v3.RouteAction.RequestMirrorPolicy.trace_sampled": "there are no spans",
     f"{EXTENSIONS}.filters.listener.tls_inspector.v3.TlsInspector.initial_read_buffer_size": "a hint of how to read",

@@ -62,8 +62,8 @@ LIMITS = {
         frame(HEADERS, END_HEADERS, 3, fields(*POST)),
         by_default=frozenset({WEFT_PROXY}),
     ),
-    # Per stream; the connection counts as one.
-    "max_inbound_priority_frames_per_stream": Limit(4, frame(PRIORITY, 0, 5, number(0) + b"\1"), 6),
+    # Per stream; the connection counts as one. Whether one that has ended counts, they may see as they like.
+    "max_inbound_priority_frames_per_stream": Limit(4, frame(PRIORITY, 0, 5, number(0) + b"\1"), 4),
     # Twice this, for each stream and for each frame of DATA, and five.
     "max_inbound_window_update_frames_per_data_frame_sent": Limit(1, frame(WINDOW_UPDATE, 0, 0, number(1)), 6),
 }

@@ -31,7 +31,8 @@ INTERNAL = {"internal_address_config": {"cidr_ranges": [{"address_prefix": "10.0
 PLACES: dict[str, Json] = {
     "inside": {"use_remote_address": False, **INTERNAL},
     "edge": {"use_remote_address": True, **INTERNAL},
-    "inside, where nobody is one's own": {"use_remote_address": False, "internal_address_config": {}},
+    "inside, where nobody is one's own": {"use_remote_address": False},
+    "inside, with an empty list": {"use_remote_address": False, "internal_address_config": {}},
 }
 
 OWN = {"x-forwarded-for": "10.1.2.3"}
@@ -168,6 +169,10 @@ CASES = {
     "one that says it is one's own": Case("503-200", 503, 1, ALL, origin={"x-envoy-internal": "true"}),
     "at the edge": Case("503-200", 503, 1, ALL, place="edge", origin={}),
     "at the edge, as if for one's own": Case("503-200", 503, 1, ALL, place="edge"),
+    "one at a private address": Case("503-200", 200, 2, ALL, place="inside, with an empty list", told="2000"),
+    "one that is not": Case(
+        "503-200", 503, 1, ALL, place="inside, with an empty list", origin={"x-forwarded-for": "192.0.2.1"}
+    ),
     "where nobody is one's own": Case("503-200", 503, 1, ALL, place="inside, where nobody is one's own"),
 }
 

@@ -232,7 +232,7 @@ impl<'p> Decision<'p> {
     /// The host to send upstream: the destination's rewrite, the route's, or `None` for the request's own.
     pub fn host_rewrite(&self) -> Option<&'p Arc<str>> {
         match &self.outcome {
-            Outcome::Forward { forward, target, .. } => target.host_rewrite.as_ref().or(forward.host_rewrite.as_ref()),
+            Outcome::Forward { forward, target, .. } => forward.host_rewrite.as_ref().or(target.host_rewrite.as_ref()),
             _ => None,
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_protos::Message as _;
-use weft_protos::envoy::config::core::v3::HttpProtocolOptions;
+use weft_protos::envoy::config::core::v3::{CidrRange, HttpProtocolOptions};
 use weft_protos::envoy::extensions::filters::http::fault::v3::HttpFault;
 use weft_protos::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig as GrpcStats;
 use weft_protos::envoy::extensions::filters::http::grpc_stats::v3::filter_config::PerMethodStatSpecifier;
@@ -155,7 +155,8 @@ pub struct HttpManager {
     pub xff_num_trusted_hops: u32,
     /// Do not append the peer to `x-forwarded-for`, where this proxy is the edge.
     pub skip_xff_append: bool,
-    /// Clients that are one's own: `x-envoy-internal`. None unless configured, as in Envoy since CVE-2024-45806.
+    /// Clients that are one's own: `x-envoy-internal`. None unless configured, as in Envoy since CVE-2024-45806; private addresses and this
+    /// host's if what is configured is an empty list.
     pub internal_addresses: Box<[Cidr]>,
     /// Name in the `Server` header; `envoy` if the resource has none.
     pub server_name: Arc<str>,
@@ -242,6 +243,17 @@ impl HeadLimits {
     }
 }
 
+/// What Envoy calls internal by itself (`Network::Utility::isInternalAddress`): RFC 1918, RFC 4193, and this host.
+fn private_addresses() -> Vec<CidrRange> {
+    let ranges =
+        [("10.0.0.0", 8), ("172.16.0.0", 12), ("192.168.0.0", 16), ("127.0.0.1", 32), ("fc00::", 7), ("::1", 128)];
+    let range = |(address, length): (&str, u32)| CidrRange {
+        address_prefix: address.into(),
+        prefix_len: Some(UInt32Value { value: length }),
+    };
+    ranges.map(range).into()
+}
+
 fn kilobytes(context: &mut Context, field: &str, value: Option<&UInt32Value>, default: u32) -> usize {
     let value = value.map_or(default, |limit| limit.value);
     if !(1..=HeadLimits::MOST_KB).contains(&value) {
@@ -307,8 +319,10 @@ impl HttpManager {
         }
         let internal_addresses = manager.internal_address_config.as_ref().map_or_else(Box::default, |internal| {
             context.at("internal_address_config", |context| {
-                let ranges = context.each("cidr_ranges", &internal.cidr_ranges, Cidr::compile);
-                ranges.into_iter().flatten().collect()
+                // Envoy takes a list that is there and empty for this one.
+                let private = internal.cidr_ranges.is_empty().then(private_addresses);
+                let ranges = private.as_ref().unwrap_or(&internal.cidr_ranges);
+                context.each("cidr_ranges", ranges, Cidr::compile).into_iter().flatten().collect()
             })
         });
         let head_limits = HeadLimits {

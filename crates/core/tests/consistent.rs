@@ -188,6 +188,47 @@ fn weights_localities_and_priorities_share_the_numbers() {
     assert_eq!(shares(&maglev(65_537), sick(2)), [(1, 35), (2, 35), (9, 30)].into());
 }
 
+/// What one endpoint has too much of a small ring, the next has less of; proxies are told of localities in any order, and names make it one.
+#[test]
+fn localities_are_taken_in_the_order_of_their_names() {
+    let cluster = cluster(|cluster| {
+        cluster.lb_policy = RING_HASH;
+        // Five points: for shares of 1, 1.5 and 2.5.
+        cluster.lb_config =
+            Some(LbConfig::RingHashLbConfig(RingHashLbConfig { minimum_ring_size: size(1), ..Default::default() }));
+        cluster.common_lb_config = Some(CommonLbConfig {
+            locality_config_specifier: Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(
+                LocalityWeightedLbConfig {},
+            )),
+            ..Default::default()
+        });
+    });
+    let owners_of = |[first, second]: [Locality; 2], turned: bool| {
+        let place =
+            |name, weight, own| eds::LocalityLbEndpoints { locality: Some(name), ..locality(0, weight, ports(&[own])) };
+        let mut localities = vec![place(Locality::default(), 2, 1), place(first, 3, 2), place(second, 5, 3)];
+        if turned {
+            localities.swap(1, 2);
+        }
+        owners(&balancer(&cluster, localities))
+    };
+    let of = |region: &str, zone: &str, sub_zone: &str| Locality {
+        region: region.into(),
+        zone: zone.into(),
+        sub_zone: sub_zone.into(),
+    };
+    let nameless = || [of("", "", ""), of("", "", "")];
+    assert_ne!(owners_of(nameless(), false), owners_of(nameless(), true), "then the list decides");
+    for (name, first, second) in [
+        ("by region", of("a", "", ""), of("b", "", "")),
+        ("by zone", of("a", "a", "z"), of("a", "b", "a")),
+        ("by sub-zone", of("a", "a", "a"), of("a", "a", "b")),
+    ] {
+        let named = || [first.clone(), second.clone()];
+        assert_eq!(owners_of(named(), false), owners_of(named(), true), "{name}");
+    }
+}
+
 #[test]
 fn the_sick_are_left_out_and_panic_takes_them_back() {
     let state = |first, second| vec![locality(0, 1, vec![endpoint(1, 1, first), endpoint(2, 1, second)])];
