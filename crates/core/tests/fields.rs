@@ -284,21 +284,26 @@ fn a_share_of_the_requests_takes_a_route() {
 }
 
 #[test]
-fn a_destination_is_called_by_its_own_host_before_its_routes() {
+fn a_destination_is_called_by_its_own_host_where_the_route_names_none() {
     let clusters = json!([{"name": "a", "weight": 1, "host_rewrite_literal": "a.example"}, {"name": "b", "weight": 1}]);
-    let action = json!({"weighted_clusters": {"clusters": clusters}, "host_rewrite_literal": "all.example"});
-    let routes = configuration(json!({"route": action}), json!({}));
-    let listener = listener_of(&listener(json!({"filters": http(json!({"route_config": routes}), &[])}), json!({})));
-    let NetworkFilter::Http(manager) = &listener.filter_chains[0].filter else { panic!("the filter is HTTP") };
     let mut plan = Plan::default();
     for name in ["a", "b"] {
         plan.insert(compile(type_url::CLUSTER, &json!({"name": name})).expect("honoured").value);
     }
-    let host = |die| {
-        let decision = decide(&plan, manager, &request("up", "/", &[]), &mut Fixed(die), &mut Silent);
-        decision.host_rewrite().map(ToString::to_string)
+    let hosts = |own: Value| {
+        let mut action = json!({"weighted_clusters": {"clusters": clusters}});
+        action.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+        let routes = configuration(json!({"route": action}), json!({}));
+        let listener =
+            listener_of(&listener(json!({"filters": http(json!({"route_config": routes}), &[])}), json!({})));
+        let NetworkFilter::Http(manager) = &listener.filter_chains[0].filter else { panic!("the filter is HTTP") };
+        [0.0, 0.9].map(|die| {
+            let decision = decide(&plan, manager, &request("up", "/", &[]), &mut Fixed(die), &mut Silent);
+            decision.host_rewrite().map_or_else(String::new, ToString::to_string)
+        })
     };
-    assert_eq!([host(0.0), host(0.9)], [Some("a.example".to_owned()), Some("all.example".to_owned())]);
+    assert_eq!(hosts(json!({})), ["a.example", ""]);
+    assert_eq!(hosts(json!({"host_rewrite_literal": "all.example"})), ["all.example", "all.example"]);
 }
 
 #[test]
