@@ -418,6 +418,12 @@ def waiting(port: int, stack: contextlib.ExitStack) -> int:
     return len(select.select([], clients, [], 0)[1])
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether every thread of a process is."""
+    states = [task.read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
+
+
 def test_sockets_are_as_their_listener_says(tmp_path: Path) -> None:
     """`freebind` listens at an address that is not there yet; `tcp_backlog_size` bounds who waits to be accepted."""
     with socket.socket() as probe, pytest.raises(OSError, match="assign"):
@@ -441,6 +447,7 @@ def test_sockets_are_as_their_listener_says(tmp_path: Path) -> None:
             assert proxy.get("free")[0] == 200, proxy.kind
             proxy.process.send_signal(signal.SIGSTOP)
             try:
+                until("it is stopped", partial(is_stopped, proxy.process.pid))
                 with contextlib.ExitStack() as stack:
                     came = {name: waiting(proxy.ports[name], stack) for name in ("short", "long")}
             finally:

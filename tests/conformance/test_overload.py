@@ -155,7 +155,8 @@ def test_connections_beyond_a_limit_are_closed_counted_and_recorded_and_the_othe
             before = proxy.stat("envoy_listener_downstream_global_cx_overflow")
             with connect(proxy, "counted") as first, connect(proxy, "counted") as second:
                 assert [ask(first), ask(second)] == [SERVED, SERVED]
-                with connect(proxy, "counted") as third:
+                # It may be reset before there was time to look.
+                with contextlib.suppress(ConnectionResetError), connect(proxy, "counted") as third:
                     assert read_rest(third) == b""
                 assert proxy.stat("envoy_listener_downstream_global_cx_overflow") == before + 1
                 if proxy.kind != ENVOY:  # which only counts
