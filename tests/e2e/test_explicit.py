@@ -20,7 +20,7 @@ import pytest
 
 from tests.e2e.conftest import BOOKINFO, UNPRIVILEGED_UID, Mesh, Person, eventually, processes_of
 from tests.e2e.test_demo import stars
-from weft.controlplane.agents import parent
+from weft.agent.processes import parent
 
 # Explicit mode is weft-proxy's alone.
 pytestmark = [pytest.mark.e2e, pytest.mark.any_data_plane]

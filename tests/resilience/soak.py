@@ -40,7 +40,7 @@ from tests.resilience.changes import (
     called_from_outside,
 )
 from tests.resilience.conftest import LOST_EACH, UNDER_WAY_SECONDS, Loaded, loaded, may_be_lost, until_steady, whose
-from weft.controlplane.agents import parent, start_time
+from weft.agent.processes import parent, start_time
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 SAMPLE_SECONDS = 2.0

@@ -34,7 +34,7 @@ from tests.resilience.conftest import (
     may_be_lost,
     until_steady,
 )
-from weft.controlplane.agents import parent
+from weft.agent.processes import parent
 from weft.errors import WeftError
 
 MOMENTS = int(os.environ.get("WEFT_CRASHES", "2"))

@@ -22,7 +22,7 @@ import pytest
 from tests.e2e.conftest import DATA_PLANES, Person, Started, eventually
 from tests.resilience.conftest import Loaded, loaded, may_be_lost, until_steady, with_tests
 from tests.resilience.test_crashes import ROUTE
-from weft.controlplane.agents import parent
+from weft.agent.processes import parent
 from weft.errors import WeftError
 
 pytestmark = [

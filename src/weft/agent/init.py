@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from weft.agent import limits, mounts, namespaces, sockets, syscalls, terminal
 from weft.agent.capabilities import restrict
+from weft.agent.processes import stat
 from weft.agent.signals import FROM_KERNEL, PASSED_ON
 from weft.errors import ModeUnavailable, NotFound
 
@@ -526,11 +527,7 @@ def _report(channel: socket.socket, **report: object) -> None:
 
 def _state(pid: int) -> str:
     """The state letter of a process (proc(5)), "" if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat") as status:
-            return status.read().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
+    return b"".join(stat(pid)[:1]).decode()
 
 
 def enter(

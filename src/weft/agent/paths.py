@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weft.agent.processes import parent
 from weft.errors import MeshNotRunning, UsageError, WeftError
 
 DEFAULT_MESH = "default"
@@ -379,10 +380,10 @@ def control_plane(paths: MeshPaths) -> int:
     """Return the process of a running mesh's control plane; 0 if it is gone, or not known, or its number is another's by now."""
     try:
         pids = read_mesh_file(paths)
-        status = Path(f"/proc/{pids['control-plane']}/status").read_bytes()
-    except (MeshNotRunning, OSError, KeyError):
+    except (MeshNotRunning, OSError):
         return 0
-    return pids["control-plane"] if b"\nPPid:\t%d\n" % pids.get("up", 0) in status else 0
+    pid = pids.get("control-plane", 0)
+    return pid if pid and parent(pid) == pids.get("up") else 0
 
 
 def read_declaration(paths: MeshPaths) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from weft.agent import netlink
+from weft.agent.processes import stat
 
 _LISTEN = "0A"
 
@@ -118,10 +119,6 @@ def _parents() -> Iterator[tuple[int, int]]:
     """Yield (process, its parent) of every process that lives."""
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat", "rb") as status:
-                    fields = status.read().rpartition(b")")[2].split()
-            except OSError:
-                continue
-            if fields[0] not in (b"Z", b"X"):
+            fields = stat(int(entry))
+            if fields and fields[0] not in (b"Z", b"X"):
                 yield int(entry), int(fields[1])

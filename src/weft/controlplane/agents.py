@@ -22,6 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from weft.agent.processes import start_time, stat
 from weft.agent.relay import TELL_AGAIN_SECONDS
 from weft.controlplane.events import Events
 from weft.errors import WeftError
@@ -510,31 +511,9 @@ class AgentServer:
         self._changed()
 
 
-def start_time(pid: int) -> int:
-    """Return when process *pid* started, in clock ticks since boot; 0 if there is none (proc(5), field 22 of stat)."""
-    fields = _stat(pid)
-    return 0 if not fields or fields[0] in (b"Z", b"X") else int(fields[19])
-
-
 def is_stopped(agent: str) -> bool:
     """Whether the process `<pid>:<start time>` is stopped by a signal (proc(5), field 3 of stat)."""
-    return _stat(int(agent.partition(":")[0] or 0))[:1] == [b"T"]
-
-
-def parent(pid: int) -> int:
-    """Return the parent of process *pid*, 0 if there is none."""
-    fields = _stat(pid)
-    return int(fields[1]) if fields else 0
-
-
-def _stat(pid: int) -> list[bytes]:
-    """Return the fields of `/proc/PID/stat` from the third on; empty if there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return []
-    # The second field, the name in parentheses, may itself hold spaces and parentheses.
-    return stat[stat.rindex(b")") + 2 :].split()
+    return stat(int(agent.partition(":")[0] or 0))[:1] == [b"T"]
 
 
 def is_alive(agent: str) -> bool:

@@ -24,10 +24,11 @@ import uvicorn
 from weft._native import RecordStore
 from weft.agent.bootstrap import RECORDS_CLUSTER
 from weft.agent.paths import MeshPaths
+from weft.agent.processes import parent
 from weft.api.conditions import statuses
 from weft.api.parse import parse
 from weft.api.references import dangling
-from weft.controlplane.agents import AgentServer, is_alive, parent
+from weft.controlplane.agents import AgentServer, is_alive
 from weft.controlplane.api import Api
 from weft.controlplane.change import ControlPlane
 from weft.controlplane.edit import Document, Edit, key_to_json, problem_to_json
