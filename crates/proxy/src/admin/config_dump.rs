@@ -21,15 +21,19 @@ pub const PARAMETERS: [Parameter; 3] = [
     ("resource", "one kind by Envoy's name, such as dynamic_listeners or static_clusters"),
 ];
 
-/// One list of a section.
-struct List {
-    /// Envoy's message that has it, and that of its items.
-    section: &'static str,
-    item: &'static str,
-    name: &'static str,
+/// A message of Envoy's that holds what there is of one type, in lists.
+struct Section {
+    message: &'static str,
     type_url: &'static str,
     /// What an item calls its resource.
     content: &'static str,
+    lists: &'static [List],
+}
+
+struct List {
+    name: &'static str,
+    /// The message of its items, within that of the section.
+    item: &'static str,
     part: Part,
 }
 
@@ -45,37 +49,57 @@ enum Part {
     DynamicByState,
 }
 
-const fn list(
-    section: &'static str,
-    item: &'static str,
-    name: &'static str,
-    type_url: &'static str,
-    content: &'static str,
-    part: Part,
-) -> List {
-    List { section, item, name, type_url, content, part }
-}
-
-const CLUSTERS: &str = "envoy.admin.v3.ClustersConfigDump";
 const ENDPOINTS: &str = "envoy.admin.v3.EndpointsConfigDump";
-const LISTENERS: &str = "envoy.admin.v3.ListenersConfigDump";
-const ROUTES: &str = "envoy.admin.v3.RoutesConfigDump";
-const SECRETS: &str = "envoy.admin.v3.SecretsConfigDump";
 const VIRTUAL_HOSTS: &str = "weft.admin.v1.VirtualHostsConfigDump";
 
-/// The lists of a section stand together; the sections are in Envoy's order.
-#[rustfmt::skip]
-const LISTS: [List; 10] = [
-    list(CLUSTERS, "StaticCluster", "static_clusters", type_url::CLUSTER, "cluster", Part::Static),
-    list(CLUSTERS, "DynamicCluster", "dynamic_active_clusters", type_url::CLUSTER, "cluster", Part::DynamicActive),
-    list(CLUSTERS, "DynamicCluster", "dynamic_warming_clusters", type_url::CLUSTER, "cluster", Part::DynamicWarming),
-    list(ENDPOINTS, "DynamicEndpointConfig", "dynamic_endpoint_configs", type_url::CLUSTER_LOAD_ASSIGNMENT, "endpoint_config", Part::Dynamic),
-    list(LISTENERS, "StaticListener", "static_listeners", type_url::LISTENER, "listener", Part::Static),
-    list(LISTENERS, "DynamicListener", "dynamic_listeners", type_url::LISTENER, "listener", Part::DynamicByState),
-    list(ROUTES, "DynamicRouteConfig", "dynamic_route_configs", type_url::ROUTE_CONFIGURATION, "route_config", Part::Dynamic),
-    list(SECRETS, "StaticSecret", "static_secrets", type_url::SECRET, "secret", Part::Static),
-    list(SECRETS, "DynamicSecret", "dynamic_active_secrets", type_url::SECRET, "secret", Part::Dynamic),
-    list(VIRTUAL_HOSTS, "DynamicVirtualHost", "dynamic_virtual_hosts", type_url::VIRTUAL_HOST, "virtual_host", Part::Dynamic),
+/// In Envoy's order.
+const SECTIONS: [Section; 6] = [
+    Section {
+        message: "envoy.admin.v3.ClustersConfigDump",
+        type_url: type_url::CLUSTER,
+        content: "cluster",
+        lists: &[
+            List { name: "static_clusters", item: "StaticCluster", part: Part::Static },
+            List { name: "dynamic_active_clusters", item: "DynamicCluster", part: Part::DynamicActive },
+            List { name: "dynamic_warming_clusters", item: "DynamicCluster", part: Part::DynamicWarming },
+        ],
+    },
+    Section {
+        message: ENDPOINTS,
+        type_url: type_url::CLUSTER_LOAD_ASSIGNMENT,
+        content: "endpoint_config",
+        lists: &[List { name: "dynamic_endpoint_configs", item: "DynamicEndpointConfig", part: Part::Dynamic }],
+    },
+    Section {
+        message: "envoy.admin.v3.ListenersConfigDump",
+        type_url: type_url::LISTENER,
+        content: "listener",
+        lists: &[
+            List { name: "static_listeners", item: "StaticListener", part: Part::Static },
+            List { name: "dynamic_listeners", item: "DynamicListener", part: Part::DynamicByState },
+        ],
+    },
+    Section {
+        message: "envoy.admin.v3.RoutesConfigDump",
+        type_url: type_url::ROUTE_CONFIGURATION,
+        content: "route_config",
+        lists: &[List { name: "dynamic_route_configs", item: "DynamicRouteConfig", part: Part::Dynamic }],
+    },
+    Section {
+        message: "envoy.admin.v3.SecretsConfigDump",
+        type_url: type_url::SECRET,
+        content: "secret",
+        lists: &[
+            List { name: "static_secrets", item: "StaticSecret", part: Part::Static },
+            List { name: "dynamic_active_secrets", item: "DynamicSecret", part: Part::Dynamic },
+        ],
+    },
+    Section {
+        message: VIRTUAL_HOSTS,
+        type_url: type_url::VIRTUAL_HOST,
+        content: "virtual_host",
+        lists: &[List { name: "dynamic_virtual_hosts", item: "DynamicVirtualHost", part: Part::Dynamic }],
+    },
 ];
 
 pub fn respond(admin: &Admin, query: &Query) -> Response {
@@ -89,39 +113,36 @@ fn select(rows: &[Shown], query: &Query) -> Result<Vec<Value>, Answer> {
     let pattern = filter(query, "name_regex")?;
     let named = by_name(rows.iter().filter(|row| pattern.as_ref().is_none_or(|pattern| pattern.is_match(row.name))));
     if let Some(name) = query.value("resource")? {
-        let Some(list) = LISTS.iter().find(|list| list.name == name) else {
-            let names: Vec<_> = LISTS.iter().map(|list| list.name).collect();
+        let lists = || SECTIONS.iter().flat_map(|section| section.lists.iter().map(move |list| (section, list)));
+        let Some((section, list)) = lists().find(|(_, list)| list.name == name) else {
+            let names: Vec<_> = lists().map(|(_, list)| list.name).collect();
             return Err(Answer::text(
                 404,
                 format!("{name} not found in config dump; there are {}\n", names.join(", ")),
             ));
         };
-        let type_url = format!("type.googleapis.com/{}.{}", list.section, list.item);
-        return Ok(list.items(&named).map(|item| typed(&type_url, item)).collect());
+        let message = format!("{}.{}", section.message, list.item);
+        return Ok(section.items(list.part, &named).map(|item| typed(&message, item)).collect());
     }
-    let mut sections: Vec<(&str, Map<String, Value>)> = Vec::new();
-    for list in &LISTS {
-        if list.section == ENDPOINTS && !with_endpoints {
-            continue;
+    let mut configs = Vec::new();
+    for section in SECTIONS.iter().filter(|section| section.message != ENDPOINTS || with_endpoints) {
+        let mut members = Map::new();
+        for list in section.lists {
+            let items: Vec<_> = section.items(list.part, &named).map(Value::Object).collect();
+            if !items.is_empty() {
+                members.insert(list.name.into(), items.into());
+            }
         }
-        if sections.last().is_none_or(|(section, _)| *section != list.section) {
-            sections.push((list.section, Map::new()));
-        }
-        let items: Vec<_> = list.items(&named).map(Value::Object).collect();
-        if let (Some((_, members)), false) = (sections.last_mut(), items.is_empty()) {
-            members.insert(list.name.into(), items.into());
+        // Envoy has no such section, and few have such virtual hosts.
+        if section.message != VIRTUAL_HOSTS || !members.is_empty() {
+            configs.push(typed(section.message, members));
         }
     }
-    // Envoy has no such section, and few have such virtual hosts.
-    sections.retain(|(section, members)| *section != VIRTUAL_HOSTS || !members.is_empty());
-    Ok(sections
-        .into_iter()
-        .map(|(section, members)| typed(&format!("type.googleapis.com/{section}"), members))
-        .collect())
+    Ok(configs)
 }
 
-fn typed(type_url: &str, mut members: Map<String, Value>) -> Value {
-    members.insert("@type".into(), type_url.into());
+fn typed(message: &str, mut members: Map<String, Value>) -> Value {
+    members.insert("@type".into(), format!("type.googleapis.com/{message}").into());
     members.into()
 }
 
@@ -146,24 +167,25 @@ fn by_name<'h>(rows: impl Iterator<Item = &'h Shown<'h>>) -> BTreeMap<(&'h str, 
     named
 }
 
-impl List {
+impl Section {
     fn items<'n>(
         &'n self,
+        part: Part,
         named: &'n BTreeMap<(&'n str, &'n str), States<'n>>,
     ) -> impl Iterator<Item = Map<String, Value>> + use<'n> {
         named
             .iter()
             .filter(|((type_url, _), _)| *type_url == self.type_url)
-            .filter_map(|((_, name), states)| self.item(name, states))
+            .filter_map(move |((_, name), states)| self.item(part, name, states))
     }
 
-    fn item(&self, name: &str, states: &States) -> Option<Map<String, Value>> {
+    fn item(&self, part: Part, name: &str, states: &States) -> Option<Map<String, Value>> {
         let States { active, warming, refused } = *states;
         let is_static = active.or(warming).is_some_and(|row| row.is_static);
-        if is_static != (self.part == Part::Static) {
+        if is_static != (part == Part::Static) {
             return None;
         }
-        let (row, refused) = match self.part {
+        let (row, refused) = match part {
             Part::Static => (active.or(warming), None),
             Part::Dynamic => (active, refused),
             // What was refused last is told with what is newest.
@@ -181,7 +203,7 @@ impl List {
             }
         };
         // Without a resource, or with one that is not shown, only this says which it is; a virtual host calls itself otherwise.
-        let is_named = self.section == VIRTUAL_HOSTS || row.is_none_or(|row| row.body.is_empty());
+        let is_named = self.message == VIRTUAL_HOSTS || row.is_none_or(|row| row.body.is_empty());
         let mut item = if is_named { named(name) } else { Map::new() };
         item.extend(row.map(|row| self.version(row)).unwrap_or_default());
         item.extend(refused.map(error_state));
