@@ -224,7 +224,7 @@ impl Exchange<'_> {
             None => outcome.flag(ResponseFlag::StreamIdleTimeout),
         }
         if let Some(cause) = cause {
-            self.fail(cause);
+            self.outcome.fail(cause);
         }
         Next::Over
     }

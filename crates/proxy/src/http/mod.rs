@@ -145,7 +145,7 @@ struct Exchange<'a> {
 impl Drop for Exchange<'_> {
     fn drop(&mut self) {
         if !self.is_recorded {
-            self.fail(Cause::CutOff);
+            self.outcome.fail(Cause::CutOff);
             self.record();
         }
     }
@@ -391,17 +391,9 @@ impl Exchange<'_> {
         self.outcome.details = reply.details.clone();
     }
 
-    fn fail(&mut self, cause: Cause) {
-        let row = cause.row();
-        if let Some(flag) = row.flag {
-            self.outcome.flag(flag);
-        }
-        self.outcome.details = row.details.into();
-    }
-
     /// The client went away; nothing can be answered.
     fn gone(&mut self) -> Next {
-        self.fail(Cause::DownstreamGone);
+        self.outcome.fail(Cause::DownstreamGone);
         Next::Over
     }
 
@@ -415,7 +407,7 @@ impl Exchange<'_> {
 
     /// The response cannot be finished after its head is out.
     fn cut_short(&mut self, cause: Cause) -> Next {
-        self.fail(cause);
+        self.outcome.fail(cause);
         Next::Reset
     }
 

@@ -222,14 +222,19 @@ impl Outcome {
         self.flags.insert(flag);
     }
 
-    /// A connection, and with it everything on it, ends for this reason.
-    pub fn end(&mut self, cause: Cause) {
+    /// It comes to nothing, for this reason.
+    pub fn fail(&mut self, cause: Cause) {
         let row = cause.row();
         if let Some(flag) = row.flag {
             self.flag(flag);
         }
         self.details = row.details.into();
-        self.termination = Some(row.details.into());
+    }
+
+    /// A connection, and with it everything on it, ends for this reason.
+    pub fn end(&mut self, cause: Cause) {
+        self.fail(cause);
+        self.termination = Some(cause.row().details.into());
     }
 }
 

@@ -80,7 +80,7 @@ struct Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if !self.is_recorded {
-            self.fail(Cause::CutOff);
+            self.outcome.fail(Cause::CutOff);
             self.record();
         }
     }
@@ -347,18 +347,9 @@ impl Exchange {
                     self.outcome.bytes_sent = sent as u64;
                 }
             }
-            End::Gone => self.fail(Cause::DownstreamGone),
+            End::Gone => self.outcome.fail(Cause::DownstreamGone),
         }
         self.record();
-    }
-
-    /// It ends without an answer.
-    fn fail(&mut self, cause: Cause) {
-        let row = cause.row();
-        if let Some(flag) = row.flag {
-            self.outcome.flag(flag);
-        }
-        self.outcome.details = row.details.into();
     }
 
     /// What the caller's log will show.
