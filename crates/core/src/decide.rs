@@ -229,7 +229,7 @@ impl<'p> Decision<'p> {
         levels.into_iter().flatten().filter(move |_| routed)
     }
 
-    /// The host to send upstream: the destination's rewrite, the route's, or `None` for the request's own.
+    /// The host to send upstream: the route's rewrite, the destination's, or `None` for the request's own.
     pub fn host_rewrite(&self) -> Option<&'p Arc<str>> {
         match &self.outcome {
             Outcome::Forward { forward, target, .. } => forward.host_rewrite.as_ref().or(target.host_rewrite.as_ref()),

@@ -1,10 +1,11 @@
 //! The HTTP connection manager: codec, limits, filters and where its routes come from.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use weft_protos::Message as _;
-use weft_protos::envoy::config::core::v3::{CidrRange, HttpProtocolOptions};
+use weft_protos::envoy::config::core::v3::HttpProtocolOptions;
 use weft_protos::envoy::extensions::filters::http::fault::v3::HttpFault;
 use weft_protos::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig as GrpcStats;
 use weft_protos::envoy::extensions::filters::http::grpc_stats::v3::filter_config::PerMethodStatSpecifier;
@@ -244,14 +245,16 @@ impl HeadLimits {
 }
 
 /// What Envoy calls internal by itself (`Network::Utility::isInternalAddress`): RFC 1918, RFC 4193, and this host.
-fn private_addresses() -> Vec<CidrRange> {
-    let ranges =
-        [("10.0.0.0", 8), ("172.16.0.0", 12), ("192.168.0.0", 16), ("127.0.0.1", 32), ("fc00::", 7), ("::1", 128)];
-    let range = |(address, length): (&str, u32)| CidrRange {
-        address_prefix: address.into(),
-        prefix_len: Some(UInt32Value { value: length }),
-    };
-    ranges.map(range).into()
+fn private_addresses() -> Box<[Cidr]> {
+    let ranges = [
+        (IpAddr::from([10, 0, 0, 0]), 8),
+        (IpAddr::from([172, 16, 0, 0]), 12),
+        (IpAddr::from([192, 168, 0, 0]), 16),
+        (Ipv4Addr::LOCALHOST.into(), 32),
+        (IpAddr::from([0xfc00, 0, 0, 0, 0, 0, 0, 0]), 7),
+        (Ipv6Addr::LOCALHOST.into(), 128),
+    ];
+    ranges.map(|(address, length)| Cidr::new(address, length).expect("no longer than the address")).into()
 }
 
 fn kilobytes(context: &mut Context, field: &str, value: Option<&UInt32Value>, default: u32) -> usize {
@@ -318,11 +321,13 @@ impl HttpManager {
             );
         }
         let internal_addresses = manager.internal_address_config.as_ref().map_or_else(Box::default, |internal| {
-            context.at("internal_address_config", |context| {
+            if internal.cidr_ranges.is_empty() {
                 // Envoy takes a list that is there and empty for this one.
-                let private = internal.cidr_ranges.is_empty().then(private_addresses);
-                let ranges = private.as_ref().unwrap_or(&internal.cidr_ranges);
-                context.each("cidr_ranges", ranges, Cidr::compile).into_iter().flatten().collect()
+                return private_addresses();
+            }
+            context.at("internal_address_config", |context| {
+                let ranges = context.each("cidr_ranges", &internal.cidr_ranges, Cidr::compile);
+                ranges.into_iter().flatten().collect()
             })
         });
         let head_limits = HeadLimits {

@@ -376,19 +376,21 @@ fn what_is_said_of_sessions_is_honoured_or_named() {
     assert_eq!(with_keys(&[]), Err(format!("{path}.session_ticket_keys.keys: at least one is needed")));
 }
 
-#[test]
-fn names_prove_nothing_without_roots() {
-    let named = tls::CertificateValidationContext {
+/// Whose URI matches *pattern*.
+fn named(pattern: MatchPattern) -> tls::CertificateValidationContext {
+    tls::CertificateValidationContext {
         match_typed_subject_alt_names: vec![tls::SubjectAltNameMatcher {
             san_type: tls::subject_alt_name_matcher::SanType::Uri.into(),
-            matcher: Some(StringMatcher {
-                match_pattern: Some(MatchPattern::Exact("spiffe://cluster.local/ns/default/sa/reviews".into())),
-                ..Default::default()
-            }),
+            matcher: Some(StringMatcher { match_pattern: Some(pattern), ..Default::default() }),
             ..Default::default()
         }],
         ..Default::default()
-    };
+    }
+}
+
+#[test]
+fn names_prove_nothing_without_roots() {
+    let named = named(MatchPattern::Exact("spiffe://cluster.local/ns/default/sa/reviews".into()));
     let combined =
         CombinedCertificateValidationContext { default_validation_context: Some(named.clone()), ..Default::default() };
     for validation in
@@ -412,17 +414,7 @@ fn mutual_tls_is_read_with_its_secrets_and_names() {
             alpn_protocols: vec!["istio".into(), "h2".into()],
             validation_context_type: Some(ValidationContextType::CombinedValidationContext(
                 CombinedCertificateValidationContext {
-                    default_validation_context: Some(tls::CertificateValidationContext {
-                        match_typed_subject_alt_names: vec![tls::SubjectAltNameMatcher {
-                            san_type: tls::subject_alt_name_matcher::SanType::Uri.into(),
-                            matcher: Some(StringMatcher {
-                                match_pattern: Some(MatchPattern::Prefix("spiffe://cluster.local/".into())),
-                                ..Default::default()
-                            }),
-                            ..Default::default()
-                        }],
-                        ..Default::default()
-                    }),
+                    default_validation_context: Some(named(MatchPattern::Prefix("spiffe://cluster.local/".into()))),
                     validation_context_sds_secret_config: Some(secret("ROOTCA")),
                     ..Default::default()
                 },
