@@ -1,4 +1,7 @@
-"""Real Envoy is asked to end as its agent asks it: a request that is under way gets its whole answer."""
+"""
+Real Envoy is asked to end as its agent asks it: a request that is under way gets its whole answer; and to make room for a
+successor: what it has open goes on, with TCP alone as with HTTP.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import pytest
 
 from weft.agent import admin
 from weft.agent.data_planes import DATA_PLANES, envoy
+from weft.agent.data_planes.base import RETIRE_POLL_SECONDS
 from weft.data_plane import ENVOY
 
 pytestmark = pytest.mark.conformance
@@ -26,7 +30,7 @@ def typed(name: str, **fields: Any) -> dict[str, Any]:
 
 
 def bootstrap(directory: Path, upstream: int) -> dict[str, Any]:
-    """One listener on a Unix socket, one route, one upstream on this machine's loopback."""
+    """Two listeners on Unix sockets, of HTTP and of TCP, and one upstream for both on this machine's loopback."""
     router = typed("envoy.extensions.filters.http.router.v3.Router")
     host = {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "up"}}]}
     manager = typed(
@@ -35,17 +39,17 @@ def bootstrap(directory: Path, upstream: int) -> dict[str, Any]:
         route_config={"virtual_hosts": [host]},
         http_filters=[{"name": "router", "typed_config": router}],
     )
+    proxy = typed("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", stat_prefix="tcp", cluster="up")
+
+    def listener(name: str, config: dict[str, Any]) -> dict[str, Any]:
+        chain = {"filters": [{"name": name, "typed_config": config}]}
+        return {"name": name, "address": {"pipe": {"path": str(directory / f"{name}.sock")}}, "filter_chains": [chain]}
+
     address = {"socket_address": {"address": "127.0.0.1", "port_value": upstream}}
     return {
         "admin": {"address": {"pipe": {"path": str(directory / "admin.sock")}}},
         "static_resources": {
-            "listeners": [
-                {
-                    "name": "in",
-                    "address": {"pipe": {"path": str(directory / "in.sock")}},
-                    "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-                }
-            ],
+            "listeners": [listener("in", manager), listener("tcp", proxy)],
             "clusters": [
                 {
                     "name": "up",
@@ -110,6 +114,49 @@ def test_a_request_under_way_is_answered_and_its_connection_closed(
             assert await reader.read() == b""
             writer.close()
             await draining
+            assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 0
+        server.close()
+
+    asyncio.run(asyncio.wait_for(test(), LIMIT_SECONDS))
+
+
+def test_what_is_carried_over_tcp_goes_on_until_it_ends(tmp_path: Path) -> None:
+    """Also where nothing else is open: Envoy itself does not count such connections apart."""
+
+    async def test() -> None:
+        async def upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(1024):
+                writer.write(data)
+            writer.close()
+
+        server = await asyncio.start_server(upstream, "127.0.0.1", 0)
+        with running(tmp_path, server.sockets[0].getsockname()[1]) as process:
+            control = tmp_path / "admin.sock"
+            while not await admin.is_ready(control):
+                assert process.poll() is None
+                await asyncio.sleep(0.01)
+            assert (await envoy.open_requests(control), await envoy.open_connections(control)) == (0, 0)
+            (_, resting) = await asyncio.open_unix_connection(str(tmp_path / "in.sock"))
+            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "tcp.sock"))
+
+            async def is_carried() -> bool:
+                writer.write(b"again")
+                return await reader.readexactly(5) == b"again"
+
+            assert await is_carried()
+            while await envoy.open_connections(control) != 2:  # the connection at rest is accepted
+                await asyncio.sleep(0.01)
+            assert await envoy.open_requests(control) == 1
+            resting.close()
+            retiring = asyncio.create_task(DATA_PLANES[ENVOY].retire(process.pid, control, LIMIT_SECONDS))
+            while await admin.is_ready(control) or await envoy.open_connections(control) != 1:
+                await asyncio.sleep(0.01)
+            # Whether something is open is asked from now on, and more often than once before this has passed.
+            done, _ = await asyncio.wait((retiring,), timeout=3 * RETIRE_POLL_SECONDS)
+            assert not done
+            assert await is_carried()
+            writer.close()
+            await retiring
             assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 0
         server.close()
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 TIMEOUT_SECONDS = 2.0
+
+Answer = TypeVar("Answer")
 
 
 async def ask(admin: Path, path: str, *, method: str = "GET") -> tuple[int, bytes]:
@@ -60,6 +64,8 @@ async def finish(
     """
     POST *calls*, with which the proxy begins to drain, and wait until it has nothing open.
 
+    On a busy machine an answer may be late: then it is asked again, for what is open is not to be cut off for that.
+
     Args:
         calls: Paths.
         count_open: What is open; asked every *poll* seconds.
@@ -71,11 +77,18 @@ async def finish(
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(patience):
             for call in calls:
-                await ask(admin, call, method="POST")
-            while await count_open(admin):
+                await _insisting(partial(ask, admin, call, method="POST"))
+            while await _insisting(partial(count_open, admin)):
                 await asyncio.sleep(poll)
             return True
     return False
+
+
+async def _insisting(question: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Put *question* until it is answered."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            return await question()
 
 
 def _joined(body: bytes) -> bytes:

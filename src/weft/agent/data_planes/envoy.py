@@ -49,10 +49,12 @@ that comes on a connection at rest at that moment is lost. Istio's `drainDuratio
 # From the change on every answer says `connection: close`, not ever more of them.
 DRAIN_OPTIONS = ("--drain-time-s", str(CHANGED_LISTENER_SECONDS), "--drain-strategy", "immediate")
 
-OPEN_REQUESTS = r"^(http\..*\.downstream_rq_active|tcp\..*\.downstream_cx_active)$"
-OPEN_CONNECTIONS = r"^(http|tcp)\..*\.downstream_cx_active$"
-OWN_QUESTIONS = "http.admin."
-"""The admin interface counts the very question."""
+OPEN = r"^(listener\..*\.downstream_cx_active|http\..*\.downstream_(cx|rq)_active)$"
+"""What is open, by listener and by HTTP connection manager. Of the TCP connections that it carries Envoy has no gauge: they are
+those of its listeners that no connection manager has."""
+
+NOT_COUNTED = re.compile(r"(listener|http)\.admin\..*|listener\..*\.worker_[0-9]+\.downstream_cx_active")
+"""The admin interface counts the very question, and what each worker has its listener has."""
 
 _VERSION = re.compile(r"/(\d+)\.(\d+)\.(\d+)[^/]*/")
 
@@ -153,15 +155,28 @@ async def open_requests(admin: Path) -> int:
     Raises:
         OSError, TimeoutError: As `weft.agent.admin.ask`.
     """
-    return await _sum_of(OPEN_REQUESTS, admin)
+    # A connection may come between the reading of two gauges: what seems to be nothing is looked at twice.
+    return await _open_requests(admin) or await _open_requests(admin)
+
+
+async def _open_requests(admin: Path) -> int:
+    connections, with_http, requests = await _open(admin)
+    return max(connections - with_http, 0) + requests
 
 
 async def open_connections(admin: Path) -> int:
     """Return how many connections are open, at rest or not; raises as `open_requests`."""
-    return await _sum_of(OPEN_CONNECTIONS, admin)
+    connections, _, _ = await _open(admin)
+    return connections
 
 
-async def _sum_of(pattern: str, admin: Path) -> int:
-    """Return the sum of the gauges whose names match *pattern*."""
-    found = await questions.stats(admin, pattern)
-    return sum(value for name, value in found.items() if not name.startswith(OWN_QUESTIONS))
+async def _open(admin: Path) -> tuple[int, int, int]:
+    """Return how many connections are open, how many of them HTTP has, and how many requests are under way on these."""
+    found = {
+        name: value for name, value in (await questions.stats(admin, OPEN)).items() if not NOT_COUNTED.fullmatch(name)
+    }
+
+    def total(begin: str, end: str) -> int:
+        return sum(value for name, value in found.items() if name.startswith(begin) and name.endswith(end))
+
+    return total("listener.", "_cx_active"), total("http.", "_cx_active"), total("http.", "_rq_active")
