@@ -86,7 +86,8 @@ test-one: build ## one test: make test-one T=tests/api/test_yaml.py
 # WEFT_EVERY_DATA_PLANE=1 in the environment: with Envoy, too, what passes through no proxy.
 .PHONY: e2e
 e2e: build ## whole meshes of real processes, as root and as an unprivileged user
-	$(PYTEST) -q -m e2e $(SIDE_BY_SIDE) tests/e2e
+	$(PYTEST) -q -m "e2e and not alone" $(SIDE_BY_SIDE) tests/e2e
+	$(PYTEST) -q -m "e2e and alone" tests/e2e
 
 # With WEFT_UNPRIVILEGED=1 in the environment of root these meshes, and those of the soak, are an unprivileged user's.
 CRASHES ?= 10

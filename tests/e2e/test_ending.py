@@ -17,8 +17,9 @@ from weft.data_plane import ENVOY
 pytestmark = pytest.mark.e2e
 
 
+@pytest.mark.alone
 def test_a_second_start_is_ready_in_under_five_seconds(person: Person) -> None:
-    """The best of a few: the machine is shared, with other tests if with nobody else."""
+    """The best of a few: a machine without other tests may still have other guests."""
     with person.mesh(str(BOOKINFO)):
         pass
     took: list[float] = []
@@ -47,6 +48,7 @@ def test_the_demo_is_light(person: Person) -> None:
         assert sum(size for size, _ in ours) < LIGHT_MIB, sorted(ours)
 
 
+@pytest.mark.alone
 def test_ctrl_c_ends_everything_within_two_seconds(person: Person) -> None:
     with person.mesh("--mesh", "ended", str(BOOKINFO)) as mesh:
         inside = processes_of(person)
