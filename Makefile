@@ -138,13 +138,13 @@ gen: $(VENV)/.installed ## generate: protobuf messages, reference pages
 .PHONY: check
 check: ## exactly what CI runs
 	# At once: the last minutes of the build are one thread's.
-	$(MAKE) -j2 lint build rust-tests
+	$(MAKE) -j2 lint build rust-tests fuzz-targets
 	$(MAKE) test PYTEST=tools/pytest-twice
 	$(MAKE) conformance PYTEST=tools/pytest-twice
 	$(MAKE) e2e PYTEST=tools/pytest-twice
 	$(MAKE) resilience CRASHES=2 CHANGES=40
 	$(MAKE) soak SECONDS=120
-	FUZZ_SEED=1 $(MAKE) fuzz SECONDS_EACH=10
+	FUZZ_SEED=1 $(MAKE) fuzz SECONDS_EACH=5
 	tools/generate --check
 
 .PHONY: bench
@@ -155,6 +155,10 @@ bench: build ## cost, side by side with the peers; needs an otherwise idle machi
 SECONDS_EACH ?= 300
 fuzz: $(VENV)/.installed ## every parser of foreign bytes; SECONDS_EACH=300
 	tools/fuzz $(SECONDS_EACH)
+
+.PHONY: fuzz-targets
+fuzz-targets: $(VENV)/.installed
+	tools/fuzz 0
 
 .PHONY: sanitize
 sanitize: ## tests under Miri and under AddressSanitizer; the first needs a nightly toolchain
