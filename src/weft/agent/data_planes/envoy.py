@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from weft.agent import admin as questions
 from weft.agent.bootstrap import bootstrap
@@ -49,9 +49,10 @@ that comes on a connection at rest at that moment is lost. Istio's `drainDuratio
 # From the change on every answer says `connection: close`, not ever more of them.
 DRAIN_OPTIONS = ("--drain-time-s", str(CHANGED_LISTENER_SECONDS), "--drain-strategy", "immediate")
 
-OPEN = r"^(listener\..*\.downstream_cx_active|http\..*\.downstream_(cx|rq)_active)$"
+OPEN = r"^(listener\..*\.downstream_(pre_)?cx_active|http\..*\.downstream_(cx|rq)_active)$"
 """What is open, by listener and by HTTP connection manager. Of the TCP connections that it carries Envoy has no gauge: they are
-those of its listeners that no connection manager has."""
+those of its listeners that no connection manager has. Those whose filter chain is not known yet, because their clients have said
+nothing, are counted apart (`pre_cx`)."""
 
 NOT_COUNTED = re.compile(r"(listener|http)\.admin\..*|listener\..*\.worker_[0-9]+\.downstream_cx_active")
 """The admin interface counts the very question, and what each worker has its listener has."""
@@ -160,23 +161,39 @@ async def open_requests(admin: Path) -> int:
 
 
 async def _open_requests(admin: Path) -> int:
-    connections, with_http, requests = await _open(admin)
-    return max(connections - with_http, 0) + requests
+    found = await _open(admin)
+    return max(found.connections - found.with_http, 0) + found.requests
 
 
 async def open_connections(admin: Path) -> int:
-    """Return how many connections are open, at rest or not; raises as `open_requests`."""
-    connections, _, _ = await _open(admin)
-    return connections
+    """Return how many connections are open, at rest or not, also those that have said nothing; raises as `open_requests`."""
+    return await _open_connections(admin) or await _open_connections(admin)
 
 
-async def _open(admin: Path) -> tuple[int, int, int]:
-    """Return how many connections are open, how many of them HTTP has, and how many requests are under way on these."""
-    found = {
-        name: value for name, value in (await questions.stats(admin, OPEN)).items() if not NOT_COUNTED.fullmatch(name)
-    }
+async def _open_connections(admin: Path) -> int:
+    found = await _open(admin)
+    return found.silent + found.connections
+
+
+class Open(NamedTuple):
+    """What an Envoy has open: connections that have said nothing yet, others, those of them that are HTTP, and requests on these."""
+
+    silent: int
+    connections: int
+    with_http: int
+    requests: int
+
+
+async def _open(admin: Path) -> Open:
+    found = await questions.stats(admin, OPEN)
 
     def total(begin: str, end: str) -> int:
-        return sum(value for name, value in found.items() if name.startswith(begin) and name.endswith(end))
+        names = (name for name in found if name.startswith(begin) and name.endswith(end))
+        return sum(found[name] for name in names if not NOT_COUNTED.fullmatch(name))
 
-    return total("listener.", "_cx_active"), total("http.", "_cx_active"), total("http.", "_rq_active")
+    return Open(
+        silent=total("listener.", ".downstream_pre_cx_active"),
+        connections=total("listener.", ".downstream_cx_active"),
+        with_http=total("http.", ".downstream_cx_active"),
+        requests=total("http.", ".downstream_rq_active"),
+    )
