@@ -94,7 +94,7 @@ def test_both_are_told_the_same_but_for_what_envoy_would_do_by_itself(tmp_path: 
     for source in ("lds_config", "cds_config"):
         assert ours["dynamic_resources"][source].pop("initial_fetch_timeout") == "0s"
     (layer,) = ours.pop("layered_runtime")["layers"]
-    assert layer["static_layer"] == {"re2.max_program_size.error_level": envoy_module.LARGEST_REGEX}
+    assert layer["static_layer"] == envoy_module.RUNTIME
     assert ours == plain
 
 

@@ -38,6 +38,7 @@ def bootstrap(directory: Path, upstream: int) -> dict[str, Any]:
         stat_prefix="in",
         route_config={"virtual_hosts": [host]},
         http_filters=[{"name": "router", "typed_config": router}],
+        drain_timeout="0.1s",
     )
     proxy = typed("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", stat_prefix="tcp", cluster="up")
 
@@ -54,6 +55,7 @@ def bootstrap(directory: Path, upstream: int) -> dict[str, Any]:
 
     address = {"socket_address": {"address": "127.0.0.1", "port_value": upstream}}
     return {
+        "layered_runtime": {"layers": [{"name": "weft", "static_layer": envoy.RUNTIME}]},
         "admin": {"address": {"pipe": {"path": str(directory / "admin.sock")}}},
         "static_resources": {
             "listeners": [listener("in", manager), listener("tcp", proxy)],
@@ -171,6 +173,47 @@ def test_what_is_carried_over_tcp_goes_on_until_it_ends(tmp_path: Path) -> None:
                 assert not retiring.done()
                 assert await is_carried(silent)
             silent[1].close()
+            await retiring
+            assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 0
+        server.close()
+
+    asyncio.run(asyncio.wait_for(test(), LIMIT_SECONDS))
+
+
+def test_a_connection_may_rest_for_longer_than_changed_listeners_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks at last is answered, and told to go to the successor."""
+    seconds = 2
+    monkeypatch.setattr(envoy, "DRAIN_OPTIONS", ("--drain-time-s", str(seconds), *envoy.DRAIN_OPTIONS[2:]))
+
+    async def test() -> None:
+        async def upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                while await reader.readuntil(b"\r\n\r\n"):
+                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwhole")
+            writer.close()
+
+        server = await asyncio.start_server(upstream, "127.0.0.1", 0)
+        with running(tmp_path, server.sockets[0].getsockname()[1]) as process:
+            control = tmp_path / "admin.sock"
+            while not await admin.is_ready(control):
+                assert process.poll() is None
+                await asyncio.sleep(0.01)
+            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "in.sock"))
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert b"connection: close" not in (await reader.readuntil(b"\r\n\r\n")).lower()
+            assert await reader.readexactly(5) == b"whole"
+            retiring = asyncio.create_task(DATA_PLANES[ENVOY].retire(process.pid, control, LIMIT_SECONDS))
+            # Envoy, left to itself, closes it within that time.
+            ended = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
+            await asyncio.wait((retiring, ended), timeout=1.5 * seconds, return_when=asyncio.FIRST_COMPLETED)
+            assert not retiring.done()
+            assert not ended.done()
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert b"connection: close" in (await ended).lower()
+            assert await reader.read() == b"whole"
+            writer.close()
             await retiring
             assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 0
         server.close()

@@ -26,8 +26,13 @@ OLDEST = (1, 40)
 
 REMEDY = "Install it with `pip install 'weft[envoy]'`, or name one with WEFT_ENVOY."
 
-LARGEST_REGEX = 32_768
-"""Instructions of a compiled regular expression; Envoy's own limit of 100 refuses many an ordinary one. istiod's value."""
+RUNTIME = {
+    # Instructions of a compiled regular expression; Envoy's own limit of 100 refuses many an ordinary one. istiod's value.
+    "re2.max_program_size.error_level": 32_768,
+    # `/drain_listeners` would have connections at rest closed after 30 to 40 s unasked, and with them what is asked just then.
+    "envoy.reloadable_features.non_graceful_drain_notifies_connections": False,
+}
+"""What Envoy does otherwise unless told (its runtime's static layer)."""
 
 RECORDS_FLUSH_MILLISECONDS = 100
 """Envoy's own 10 s would keep `weft logs -f` waiting."""
@@ -43,8 +48,9 @@ RETIRE_CALLS = ("/healthcheck/fail", "/drain_listeners")
 """The same, and leave what comes to the next process, which has the sockets too."""
 
 CHANGED_LISTENER_SECONDS = 45
-"""How long what is open stays after a change of its listener: TCP connections and answers under way are cut off then, and a request
-that comes on a connection at rest at that moment is lost. Istio's `drainDuration`. It is not how long an end takes."""
+"""How long what is open stays after a change of its listener: TCP connections and answers under way are cut off then, connections
+at rest are closed in the last third, and a request that comes at that moment is lost. Istio's `drainDuration`. It is not how long
+an end takes."""
 
 # From the change on every answer says `connection: close`, not ever more of them.
 DRAIN_OPTIONS = ("--drain-time-s", str(CHANGED_LISTENER_SECONDS), "--drain-strategy", "immediate")
@@ -79,7 +85,7 @@ class Envoy:
         """
         Return weft-proxy's, and what Envoy does otherwise unless told.
 
-        It would serve without configuration when the control plane is silent for 15 s, and refuse long regular expressions.
+        It would serve without configuration when the control plane is silent for 15 s; and see `RUNTIME`.
         """
         content = bootstrap(
             place.node,
@@ -94,8 +100,7 @@ class Envoy:
                 **content["dynamic_resources"][source],
                 "initial_fetch_timeout": "0s",
             }
-        limits = {"re2.max_program_size.error_level": LARGEST_REGEX}
-        content["layered_runtime"] = {"layers": [{"name": "weft", "static_layer": limits}]}
+        content["layered_runtime"] = {"layers": [{"name": "weft", "static_layer": RUNTIME}]}
         return content
 
     def command(self, executable: str, place: Place) -> list[str]:
