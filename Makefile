@@ -142,8 +142,9 @@ check: ## exactly what CI runs
 	$(MAKE) test PYTEST=tools/pytest-twice
 	$(MAKE) conformance PYTEST=tools/pytest-twice
 	$(MAKE) e2e PYTEST=tools/pytest-twice
-	$(MAKE) resilience CRASHES=2 CHANGES=40
-	$(MAKE) soak SECONDS=120
+	# The dice fall alike in each run: what they have not shown yet the long forms look for.
+	WEFT_SEED=1 $(MAKE) resilience CRASHES=2 CHANGES=40
+	WEFT_SEED=1 $(MAKE) soak SECONDS=120
 	FUZZ_SEED=1 $(MAKE) fuzz SECONDS_EACH=5
 	tools/generate --check
 

@@ -349,7 +349,7 @@ def someone(name: str, uid: int, data_plane: str = WEFT_PROXY) -> Iterator[Perso
         yield who
         try:
             # A machine's servers (machine.py) hear of the end of their parent a moment after we do.
-            eventually(lambda: not processes_of(who), "everything that the tests started is gone", seconds=5.0)
+            eventually(lambda: not processes_of(who), "everything that the tests started is gone")
         finally:
             for pid, command in processes_of(who).items():
                 print(f"left running after the tests: {pid} {command}")

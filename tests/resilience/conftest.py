@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,10 @@ class Loaded:
 
     def status(self) -> dict[str, Any]:
         return {item["workload"]: item for item in self.client.get("/v1/proxies")}
+
+    def expiries(self) -> dict[str, datetime]:
+        """When the certificate of each workload expires."""
+        return {name: datetime.fromisoformat(item["certificate"]["not_after"]) for name, item in self.status().items()}
 
     def workloads(self) -> dict[str, Any]:
         return {item["workload"]: item for item in self.client.get("/v1/workloads")}

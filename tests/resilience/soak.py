@@ -113,27 +113,43 @@ class Crash:
     Attributes:
         moment: When; monotonic, as all times here.
         ended: When the processes were gone that were killed, or end with what was: where there is no turn for them, later.
+        known: When every proxy knew that a program had died: until then its own proxy answers 503. 0 for all else.
         gone_until: Until when callers may be told that the workload has no endpoint; 0 if it never was withdrawn.
         lost: Answers that failed because of it.
+        unknowing: Those of them that began when everybody knew: few, `bound`.
     """
 
     what: str
     kinds: frozenset[str]
     moment: float
     ended: float = 0.0
+    known: float = 0.0
     gone_until: float = 0.0
     lost: int = 0
+    unknowing: int = 0
 
     @property
     def bound(self) -> int:
-        """Return how many answers may be lost."""
+        """Return how many answers may be lost, besides those that began before everybody knew of it."""
         threads = THREADS * sum(bool(self.kinds & group) for group in (DIRECT, CHAINED, OUTSIDE))
         return LOST_EACH * (threads + STREAMING * len(self.kinds & STREAMS))
 
     def met(self, line: Mapping[str, Any]) -> bool:
         """Whether the request of *line* was under way, or began just after, through what was killed."""
-        was_under_way = line["start"] - UNDER_WAY_SECONDS <= max(self.moment, self.ended) and self.moment <= line["end"]
+        until = max(self.moment + UNDER_WAY_SECONDS, self.ended + UNDER_WAY_SECONDS, self.known)
+        was_under_way = line["start"] <= until and self.moment <= line["end"]
         return line["kind"] in self.kinds and was_under_way and may_be_lost(line)
+
+    def takes(self, line: Mapping[str, Any]) -> bool:
+        """Whether this is why *line* failed; then it counts."""
+        if not self.met(line):
+            return False
+        if line["start"] > self.known:
+            if self.unknowing >= self.bound:
+                return False
+            self.unknowing += 1
+        self.lost += 1
+        return True
 
     def explains_gone(self, line: Mapping[str, Any]) -> bool:
         """Whether *line* is an answer that says of the workload that it is gone, while it was."""
@@ -174,19 +190,27 @@ def crash(mesh: Loaded, what: str, workload: str) -> Crash:
         def pid() -> int:
             return mesh.pid_of_proxy(workload)
 
-    revision = newest(mesh)
+    revision, known = newest(mesh), 0.0
+    until_steady(lambda: pid() != 0, f"there is a {what} {workload}")
     before, with_it = pid(), mesh.pid_of_proxy(workload) if what == "agent" else 0
     moment = time.monotonic()
     os.kill(before, signal.SIGKILL)
     until_steady(lambda: not (start_time(before) or start_time(with_it)), f"the end of {what} {workload}")
     ended = time.monotonic()
+    if what == "program":
+        until_steady(lambda: withdrawal(mesh, workload, revision) != 0, f"{workload} is withdrawn")
+        withdrawn = withdrawal(mesh, workload, revision)
+        until_steady(
+            lambda: mesh.client.get(f"/v1/revisions/{withdrawn}", wait="30")["silent"] == [], "everybody knows of it"
+        )
+        known = time.monotonic()
     until_steady(lambda: pid() not in (0, before), f"another {what} {workload}")
     until_steady(is_whole, "the mesh is whole again")
     if workload:
         until_steady(holds, f"{workload} holds what it should")
-    gone = what == "proxy" and was_withdrawn(mesh, workload, revision)
+    gone = what == "proxy" and withdrawal(mesh, workload, revision) != 0
     over = time.monotonic() + GONE_SECONDS if gone else 0.0
-    return Crash(f"{what} {workload}".strip(), PARTS[what, workload], moment, ended, over)
+    return Crash(f"{what} {workload}".strip(), PARTS[what, workload], moment, ended, known, over)
 
 
 def newest(mesh: Loaded) -> int:
@@ -194,11 +218,19 @@ def newest(mesh: Loaded) -> int:
     return max((int(item["revision"]) for item in mesh.client.get("/v1/revisions")), default=0)
 
 
-def was_withdrawn(mesh: Loaded, workload: str, since: int) -> bool:
-    """Whether a revision after *since* withdrew its endpoints, be it for so short a time that a look at it would miss it."""
+def withdrawal(mesh: Loaded, workload: str, since: int) -> int:
+    """
+    Return the first revision after *since* that withdrew its endpoints, be it for so short a time that a look at it would miss it.
+
+    0 if none did.
+    """
     said = f"{workload} is not ready"
-    later = (item["summary"] for item in mesh.client.get("/v1/revisions") if item["revision"] > since)
-    return any(said in summary.removeprefix("workloads: ").split(", ") for summary in later)
+    found = (
+        int(item["revision"])
+        for item in mesh.client.get("/v1/revisions")
+        if item["revision"] > since and said in item["summary"].removeprefix("workloads: ").split(", ")
+    )
+    return min(found, default=0)
 
 
 class Memory:
@@ -305,6 +337,7 @@ class Seen:
     What a run has seen so far.
 
     Attributes:
+        whole: When the mesh was whole again after the last crash.
         middle: From there nothing is killed, and memory and connections that are held are looked at.
         later: The requests that began after the middle.
         prompt, late: Whether changes were in effect when it is promised, and how many steps of them were not.
@@ -326,13 +359,18 @@ class Seen:
     held: dict[str, float] = field(default_factory=dict)
     growth: list[dict[str, Any]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    whole: float = 0.0
     ended: float = 0.0
     aborted: str = ""
     done: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=6))
 
     @property
     def middle(self) -> float:
-        return self.started + self.seconds / 2
+        return max(self.started + self.seconds / 2, self.whole)
+
+    @property
+    def end(self) -> float:
+        return self.middle + self.seconds / 2
 
     def judge(self, driver: Driver, new: list[dict[str, Any]]) -> None:
         """Take what callers saw since the last time, and find the reason of whatever went wrong."""
@@ -346,9 +384,9 @@ class Seen:
                 self.held[line["connection"]] = line["end"]
         recent = self.crashes[-5:]
         for line, allowed in driver.timeline.faults(new):
-            if (met := next((item for item in recent if item.met(line) and item.lost < item.bound), None)) is not None:
-                met.lost += 1
-            elif any(item.explains_gone(line) for item in recent):
+            if any(item.takes(line) for item in recent):
+                continue
+            if any(item.explains_gone(line) for item in recent):
                 self.gone_meanwhile += 1
             else:
                 self.unexplained.append({"answer": line, "allowed": allowed, "before": list(self.done)})
@@ -406,11 +444,12 @@ def run(seen: Seen) -> None:
         first = driver.kinds(len(KINDS) + 1)  # so that a short run has each
         seen.started = time.monotonic()
         try:
-            while (now := time.monotonic()) < seen.started + seen.seconds:
+            while (now := time.monotonic()) < seen.end:
                 crashing = now < seen.started + seen.seconds * CRASHING_SHARE
                 if crashing and seen.changes.total() % CRASH_EVERY_CHANGES == 1:  # soon, so that a short run has one
                     left = left or dice.sample(sorted(PARTS), len(PARTS))  # each before any is killed again
                     seen.crashes.append(crash(mesh, *left.pop()))
+                    seen.whole = time.monotonic()
                     seen.done.append((seen.crashes[-1].moment, f"crash of {seen.crashes[-1].what}"))
                 began = time.monotonic()
                 driver.change(first.pop() if first else "")

@@ -80,6 +80,24 @@ def test_what_ends_late_is_met_late() -> None:
     assert len(judged(Crash("agent server-v2-1", DIRECT, 10.0, ended=10.2), answer(12.05)).unexplained) == 1
 
 
+def test_a_program_that_died_is_met_until_everybody_knows() -> None:
+    """Its own proxy answers for it until then, however many come; of what comes later only a few were under way."""
+    bound = LOST_EACH * THREADS
+    crash = Crash("program server-v2-0", DIRECT, 10.0, ended=10.1, known=11.5)
+    seen = judged(crash, *(answer(11.4) for _ in range(3 * bound)), answer(11.6))
+    assert (crash.lost, len(seen.unexplained)) == (3 * bound, 1)
+    crash = Crash("program server-v2-0", DIRECT, 10.0, ended=10.1, known=10.2)
+    seen = judged(crash, answer(10.15), *(answer(10.9) for _ in range(bound + 1)))
+    assert (crash.lost, len(seen.unexplained)) == (1 + bound, 1)
+
+
+def test_the_second_half_begins_when_the_last_crash_is_over() -> None:
+    seen = Seen(seed=0, seconds=60.0, started=100.0)
+    assert (seen.middle, seen.end) == (130.0, 160.0)
+    seen.whole = 140.0
+    assert (seen.middle, seen.end) == (140.0, 170.0)
+
+
 def answer(start: float, **more: Any) -> dict[str, Any]:
     return {"kind": "plain", "start": start, "end": start + 0.01, "status": 503, "flags": "", "whole": False} | more
 
