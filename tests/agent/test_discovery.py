@@ -149,6 +149,28 @@ def test_listeners_are_told_once_they_are_answered() -> None:
     assert told == [[here], [here], []]
 
 
+def test_what_is_refused_with_others_may_be_there_until_it_is_known() -> None:
+    """Envoy takes the good listeners of a response that it refuses; what it then lacks comes alone."""
+    told: list[Collection[Place]] = []
+    saved = Saved(told.append)
+    script = Script(saved)
+    good, bad, another = (
+        listener({"socket_address": {"address": "10.0.0.1", "port_value": port}}) for port in (80, 81, 82)
+    )
+    script.send(LISTENER, "1", good=good, bad=bad, another=another)
+    script.answer(LISTENER, "1", refused="bad: the port is taken")
+    assert contents(saved) == {}
+    script.send(LISTENER, "2", good=good)
+    script.answer(LISTENER, "2")
+    script.send(LISTENER, "3", bad=bad)
+    script.answer(LISTENER, "3", refused="bad: the port is taken")
+    script.answer(LISTENER, dropped=["another"])
+    script.send(LISTENER, "4", good=good)
+    script.answer(LISTENER, "4")
+    ports = [{place.port for place in places} for places in told]
+    assert ports == [{80, 81, 82}, {80, 81, 82}, {80, 82}, {80}]
+
+
 @pytest.mark.parametrize(
     ("addresses", "expected"),
     [

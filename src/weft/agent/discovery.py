@@ -49,10 +49,13 @@ class Saved:
         self._on_listeners = on_listeners
         self._resources: dict[tuple[str, str], tuple[str, bytes]] = {}
         """(type URL, name) -> version, serialised message."""
+        self._doubtful: dict[tuple[str, str], bytes] = {}
+        """(type URL, name) -> serialised message, of what was refused together with others: it may have been taken."""
 
     def clear(self) -> None:
         """The process that had it is gone, and the next begins with nothing."""
         self._resources.clear()
+        self._doubtful.clear()
 
     def resources(self) -> list[tuple[str, str, str, bytes]]:
         """Return (type URL, name, version, serialised message) of each resource."""
@@ -62,20 +65,35 @@ class Saved:
         """The proxy has acknowledged *response*."""
         for name, version, value in response.resources:
             self._resources[response.type_url, name] = (version, value)
+            self._doubtful.pop((response.type_url, name), None)
         for name in response.removed:
             self._resources.pop((response.type_url, name), None)
+            self._doubtful.pop((response.type_url, name), None)
+
+    def doubt(self, response: Response) -> None:
+        """
+        The proxy has refused *response*: Envoy takes what is good of one nevertheless, and does not say what that is.
+
+        The control plane sends it again in parts, until what is bad comes alone: then that is known not to be taken.
+        """
+        keys = [(response.type_url, name) for name, _, _ in response.resources]
+        if len(keys) == 1:
+            self._doubtful.pop(keys[0], None)
+        else:
+            self._doubtful.update(zip(keys, (value for _, _, value in response.resources), strict=True))
 
     def drop(self, type_url: str, names: Collection[str]) -> None:
         """The proxy does not ask for these any more."""
         for name in names:
             self._resources.pop((type_url, name), None)
+            self._doubtful.pop((type_url, name), None)
 
     def answered(self, type_url: str) -> None:
         """The proxy has taken or refused what it was sent of this type."""
         if type_url == LISTENER:
-            self._on_listeners(
-                [place for key, (_, value) in self._resources.items() if key[0] == LISTENER for place in places(value)]
-            )
+            known = {key: value for key, (_, value) in self._resources.items()}
+            listeners = (value for held in (known, self._doubtful) for key, value in held.items() if key[0] == LISTENER)
+            self._on_listeners([place for value in listeners for place in places(value)])
 
 
 class Response:
@@ -139,7 +157,9 @@ class Conversation:
                         refused = True
             self._saved.drop(type_url, dropped)
             if (response := self._unanswered.pop((stream, nonce), None)) is not None:
-                if not refused:
+                if refused:
+                    self._saved.doubt(response)
+                else:
                     self._saved.take(response)
                 self._saved.answered(type_url)
 
