@@ -118,7 +118,7 @@ MALFORMED = "The client's request breaks the rules of HTTP ({reason})."
 MEND_CLIENT = "Mend the client."
 MALFORMED_DETAILS = (
     r"^(?:missing_host_header|missing_path_rejected|absolute_path_rejected|path_normalization_failed|low_version"
-    r"|request_headers_failed_strict_check|http[123]\.)"
+    r"|request_headers_failed_strict_check|query_missing_content_type|http[123]\.)"
 )
 """Of requests that Envoy refuses before it looks for a route, and flags with nothing."""
 
@@ -466,7 +466,7 @@ TABLE = (
     Row(
         "all-fail-checks",
         "Every endpoint of {service} fails its active health check, or is ejected (outlier detection).",
-        "`/clusters` on the admin socket of {workload}'s proxy says which: `failed_active_health_check`, `ejected`; its log says why.",
+        "`weft proxy-config endpoints {workload}` says which it is for each.",
         flags=frozenset({"UH"}),
         given=(("endpoints", "checked"),),
     ),
@@ -725,7 +725,7 @@ TABLE = (
         "too-large",
         "The request or its answer is longer than what the proxy of {workload} may keep of it ({reason}).",
         "Send less at a time.",
-        details=r"^(?:request|response)_payload_too_large",
+        details=r"^(?:(?:request|response)_payload_too_large|request_payload_exceeded_retry_buffer_limit)",
     ),
     Row("request-timeout", "The client took too long to send its request.", "", details="request_.*timeout"),
     # The rest of Envoy's flags.
@@ -735,7 +735,7 @@ TABLE = (
         "rate-limited", "A rate limit was exceeded.", "Send less, or raise the limit.", flags=frozenset({"RL", "RLSE"})
     ),
     Row("denied", "The external authorisation service denied the request.", "", flags=frozenset({"UAEX"})),
-    Row("overload", "The proxy of {workload} was short of resources and shed load.", "", flags=frozenset({"OM", "DO"})),
+    Row("overload", "The proxy of {workload} was short of resources and shed load.", "", flags=frozenset({"OM"})),
     Row("local-reset", "The proxy of {workload} gave the request up.", "", flags=frozenset({"LR"})),
     Row("bad-header", "A header that steers the proxy had an invalid value.", "", flags=frozenset({"IH"})),
     Row("unhealthy", "{workload} failed its own health check.", "", flags=frozenset({"LH"})),
