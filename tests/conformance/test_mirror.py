@@ -17,8 +17,8 @@ from tests.conformance.proxies import LIMIT, Static
 
 pytestmark = pytest.mark.conformance
 
-PASSING = ("x-request-id", "x-forwarded-for", "x-envoy-original-host")
-"""Fields whose values belong to one request or to one proxy's place in the network; the last only Envoy writes, copy or not."""
+PASSING = ("x-request-id", "x-forwarded-for")
+"""Fields whose values belong to one request or to one proxy's place in the network."""
 
 
 class Upstream:

@@ -88,7 +88,13 @@ CASES = {
         path="/new",
     ),
     "another host": Case(
-        {"host": "new.example", "x-forwarded-host": None}, action={"host_rewrite_literal": "new.example"}
+        {"host": "new.example", "x-forwarded-host": None, "x-envoy-original-host": "up"},
+        action={"host_rewrite_literal": "new.example"},
+    ),
+    "another host, by a router that tells nothing of itself": Case(
+        {"host": "new.example", "x-envoy-original-host": None},
+        router={"suppress_envoy_headers": True},
+        action={"host_rewrite_literal": "new.example"},
     ),
     "another host, which is told": Case({"host": "new.example", "x-forwarded-host": "up"}, action=NEW_HOST),
     "another host, after others": Case(
@@ -97,7 +103,7 @@ CASES = {
     "another host, which has been told": Case(
         {"host": "new.example", "x-forwarded-host": "first,up"}, action=NEW_HOST, sent={"x-forwarded-host": "first,up"}
     ),
-    "the same host": Case({"host": "up", "x-forwarded-host": "up"}, action=SAME_HOST),
+    "the same host": Case({"host": "up", "x-forwarded-host": "up", "x-envoy-original-host": "up"}, action=SAME_HOST),
     "a host of one of the destinations": Case(
         {"host": "own.example"},
         action={"weighted_clusters": {"clusters": [OWN_HOST]}},

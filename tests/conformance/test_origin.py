@@ -195,6 +195,7 @@ STEERING = (
     "x-envoy-retriable-header-names",
     "x-envoy-decorator-operation",
     "x-envoy-original-path",
+    "x-envoy-original-host",
 )
 """What a client of one's own may ask of Envoy for its request."""
 
@@ -210,8 +211,8 @@ ENVOY_PASSES = {
     # Only the filter of Istio's build that uses them drops them, and only clusters that obey the header care for it;
     # weft-proxy lets nobody from outside speak as one of the mesh's own.
     "edge": {"x-envoy-peer-metadata", "x-envoy-original-dst-host"},
-    # Both end up in what operators read (the name of a span, the path of a record), so weft-proxy believes them of nobody.
-    "inside": {"x-envoy-decorator-operation", "x-envoy-original-path"},
+    # They end up in what operators read (the name of a span, the URL of a record), so weft-proxy believes them of nobody.
+    "inside": {"x-envoy-decorator-operation", "x-envoy-original-path", "x-envoy-original-host"},
 }
 
 MODES = {

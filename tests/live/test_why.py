@@ -534,6 +534,26 @@ def test_a_connection_that_became_another_protocols_is_told_as_that(data_plane: 
     asyncio.run(run())
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("data_plane", PLANES)
+def test_a_request_whose_host_is_rewritten_is_told_as_it_was_asked(data_plane: str) -> None:
+    """For that host decided where it went; where it arrives it has the other name."""
+
+    async def run() -> None:
+        async with scene(data_plane) as stage:
+            await stage.apply(route(PLAIN_ROUTE + "    rewrite: {authority: elsewhere.test, uri: /there}\n"))
+            request_id, status = await stage.ask(path="/here")
+            assert status == 200
+            told = await stage.explain(request_id, complete=lambda hops: bool(hops[0].nexts))
+            text = tell([told])
+            assert (told.record.authority, told.record.path) == (f"server:{stage.port}", "/here"), text
+            assert [hop.record.authority for hop in told.nexts] == ["elsewhere.test"], text
+            assert f"GET http://server:{stage.port}/here: 200" in text
+            assert "rule: VirtualService default/server, spec.http[0]" in text
+
+    asyncio.run(run())
+
+
 async def not_listening(stage: Scene) -> None:
     """The program has just ended, or started again at another address than the one that its agent found."""
     await stage.apply(route(PLAIN_ROUTE + NO_RETRIES))

@@ -267,6 +267,10 @@ pub fn prepare(
         if forward.append_x_forwarded_host {
             tell_forwarded_host(request);
         }
+        if !suppress_envoy_headers {
+            let before = request.authority().to_vec();
+            request.set(Name::new("x-envoy-original-host"), &before);
+        }
         request.set_authority(host.as_bytes());
     }
     if let Some(path) = decision.path_rewrite(request.path()) {

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from weft.model import grpc
 from weft.model.denial import is_denial
+from weft.translate.access_log import ORIGINAL_HOST
 
 Log = Literal["requests", "tries", "connections", "lookups"]
 
@@ -234,7 +235,7 @@ def read(node: str, log: str, is_tcp: bool, received: float, entry: bytes) -> Re
         request_id=request.request_id,
         method=_method(request.request_method),
         scheme=request.scheme,
-        authority=request.authority,
+        authority=request.request_headers.get(ORIGINAL_HOST) or request.authority,
         path=request.original_path or request.path,
         user_agent=request.user_agent,
         status=response.response_code.value or None,

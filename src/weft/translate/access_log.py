@@ -51,6 +51,15 @@ RECORD = {
 }
 """Of an access record, beside `direction` (docs/reference/interfaces.md, 4.6)."""
 
+ORIGINAL_HOST = "x-envoy-original-host"
+"""
+Where Envoy notes what it rewrites the authority from. It goes on to the next proxy, which rewrites nothing: of an inbound record it
+is the word of another.
+"""
+
+REWRITING = {"authority": f"%REQ({ORIGINAL_HOST.upper()}?:AUTHORITY)%"}
+"""Of a record where requests are routed, in place of RECORD's: the authority that was asked for, as the path is."""
+
 CONNECTION = {"downstream_local_address": "%DOWNSTREAM_LOCAL_ADDRESS%"}
 """Of a record of a connection besides: where it was going. A request says that itself, by its authority."""
 
@@ -122,7 +131,8 @@ def _add_file(reading: Reading, logs: Any, direction: Direction, more: Mapping[s
         return
     logger = file_pb2.FileAccessLog(path=reading.access_log_path)
     fields = logger.log_format.json_format.fields
-    for name, value in {**RECORD, "direction": direction, **(more or {})}.items():
+    asked = {} if direction == "inbound" else REWRITING
+    for name, value in {**RECORD, **asked, "direction": direction, **(more or {})}.items():
         fields[name].string_value = value
     _pack(logs.add(name=FILE_LOGGER), logger)
 
@@ -134,8 +144,10 @@ def _add_tcp_service(reading: Reading, logs: Any, name: str, direction: Directio
 
 
 def _fill_http_service(reading: Reading, config: Any, name: str, direction: Direction) -> None:
-    """Fill a `HttpGrpcAccessLogConfig`. The status of gRPC is sent where it is asked for only."""
+    """Fill a `HttpGrpcAccessLogConfig`. The status of gRPC, and an authority before it is rewritten, are sent where asked for only."""
     _fill_service(reading, config.common_config, name, direction)
+    if direction != "inbound":
+        config.additional_request_headers_to_log.append(ORIGINAL_HOST)
     config.additional_response_headers_to_log.append(grpc.STATUS)
     config.additional_response_trailers_to_log.append(grpc.STATUS)
 

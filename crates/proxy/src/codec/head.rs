@@ -47,9 +47,9 @@ const INSIDE: [&[u8]; 8] = [
     b"x-envoy-peer-metadata-id",
 ];
 
-/// See [`Known::Steering`]; Envoy removes these from requests that are not internal, and takes them from those that are. The last one
-/// it removes from all (CVE-2023-27487): records show it as the path, so only who rewrote the path may say it.
-const STEERING: [&[u8]; 17] = [
+/// See [`Known::Steering`]; Envoy removes these from requests that are not internal, and takes them from those that are. The last two
+/// no client may say, whoever it is (CVE-2023-27487): records show them as path and authority, so only who rewrote these may.
+const STEERING: [&[u8]; 18] = [
     b"x-envoy-retry-on",
     b"x-envoy-retry-grpc-on",
     b"x-envoy-max-retries",
@@ -67,6 +67,7 @@ const STEERING: [&[u8]; 17] = [
     b"x-envoy-retriable-header-names",
     b"x-envoy-decorator-operation",
     b"x-envoy-original-path",
+    b"x-envoy-original-host",
 ];
 
 impl Known {
@@ -583,6 +584,7 @@ mod tests {
             ("x-envoy-external-address", Known::ExternalAddress),
             ("x-envoy-downstream-service-node", Known::Inside),
             ("x-envoy-original-path", Known::Steering),
+            ("x-envoy-original-host", Known::Steering),
             ("X-Envoy-Upstream-Stream-Duration-Ms", Known::Steering),
             ("X-Envoy-Peer-Metadata-Id", Known::Inside),
             ("X-Envoy-Upstream-Service-Time", Known::ServiceTime),
