@@ -114,7 +114,7 @@ fn a_route_times_out_with_504_ut() {
 #[test]
 fn a_route_times_out_within_the_answer() {
     let upstream = Upstream::new();
-    let mesh = Mesh::start(&[upstream.address()], |setup| setup.action().timeout = Some(seconds(0.1)));
+    let mesh = Mesh::start(&[upstream.address()], |setup| setup.action().timeout = Some(seconds(1.0)));
     let mut client = mesh.client();
     client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
     let mut peer = upstream.accept();
@@ -177,7 +177,7 @@ fn a_request_that_does_not_end_in_time_is_408() {
 #[test]
 fn an_answer_that_moves_for_too_long_is_cut_off() {
     let upstream = Upstream::new();
-    let mesh = Mesh::start(&[upstream.address()], |setup| setup.action().max_stream_duration = stream_duration(0.1));
+    let mesh = Mesh::start(&[upstream.address()], |setup| setup.action().max_stream_duration = stream_duration(1.0));
     let mut client = mesh.client();
     client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
     let mut peer = upstream.accept();
@@ -192,14 +192,14 @@ fn an_answer_that_moves_for_too_long_is_cut_off() {
 #[test]
 fn the_time_of_a_slow_request_is_not_the_upstreams() {
     let upstream = Upstream::new();
-    let mesh = Mesh::start(&[upstream.address()], |setup| setup.action().timeout = Some(seconds(0.2)));
+    let mesh = Mesh::start(&[upstream.address()], |setup| setup.action().timeout = Some(seconds(1.0)));
     let mut client = mesh.client();
     let began = Instant::now();
     client.send("POST / HTTP/1.1\r\nhost: up\r\ncontent-length: 1\r\n\r\n");
     let mut peer = upstream.accept();
     peer.head();
     crate::kit::until("the route's timeout has passed", || {
-        (began.elapsed() > Duration::from_millis(300)).then_some(())
+        (began.elapsed() > Duration::from_millis(1100)).then_some(())
     });
     client.send("x");
     peer.expect("x");
@@ -212,7 +212,7 @@ fn a_try_times_out_and_the_next_succeeds() {
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], |setup| {
         let mut policy = retries("5xx", 2);
-        policy.per_try_timeout = Some(seconds(0.1));
+        policy.per_try_timeout = Some(seconds(1.0));
         setup.action().retry_policy = Some(policy);
     });
     let mut client = mesh.client();
@@ -642,7 +642,10 @@ fn a_client_that_does_not_finish_is_408_si() {
 #[test]
 fn an_answer_that_stands_still_is_cut_off_with_si() {
     let upstream = Upstream::new();
-    let mesh = Mesh::start(&[upstream.address()], idle);
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        idle(setup);
+        setup.manager.stream_idle_timeout = Some(seconds(1.0));
+    });
     let mut client = mesh.client();
     client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
     let mut peer = upstream.accept();

@@ -209,7 +209,7 @@ fn whatever_becomes_of_a_copy_the_request_is_answered() {
         setup.more.push(published(type_url::CLUSTER_LOAD_ASSIGNMENT, "full", &endpoints));
         let names = ["silent", "refusing", "empty", "full"];
         setup.action().request_mirror_policies = names.into_iter().map(copies_to).collect();
-        setup.action().timeout = Some(seconds(0.2));
+        setup.action().timeout = Some(seconds(1.0));
     });
     let mut client = mesh.client();
     let began = Instant::now();

@@ -190,7 +190,10 @@ fn connections_close_after_their_answers_when_room_gets_scarce() {
     // It has had its answer, and makes room.
     idle.expect_end();
     // Which ends the pressure again; whoever comes brings it back.
+    let count = |connections: f64| (mesh.metric("envoy_http_downstream_cx_active", &[]) == connections).then_some(());
+    until("it is gone", || count(1.0));
     let _third = mesh.client();
+    until("the third is accepted", || count(2.0));
     until_done(&mesh, "disable_http_keepalive");
     assert_eq!(other.get("/").get("connection"), Some("close"));
     other.expect_end();

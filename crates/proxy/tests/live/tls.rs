@@ -56,7 +56,8 @@ fn a_client_with_a_good_certificate_is_served_and_known() {
         "connection_security_policy=\"mutual_tls\"",
         "response_code=\"200\"",
     ];
-    assert_eq!(mesh.metric("istio_requests_total", &labels), 3.0);
+    // Each is counted when its answer has been written.
+    until("all are counted", || (mesh.metric("istio_requests_total", &labels) == 3.0).then_some(()));
 }
 
 /// A listener that answers with the `x-forwarded-client-cert` that reached the upstream, or with `-`.
