@@ -763,6 +763,19 @@ def test_secrets_of_weft_proxy_are_a_table() -> None:
     assert lines[1].endswith("1 h 0 m")
 
 
+def test_secrets_of_an_envoy_are_shown_once_each() -> None:
+    """It lists them for each cluster and filter chain that uses them, and none before there is one; who does not answer is told."""
+    uri, end = "spiffe://cluster.local/ns/default/sa/ratings", "2030-11-25T01:43:42Z"
+    leaf = {"serial_number": "1f", "subject_alt_names": [{"uri": uri}], "expiration_time": end}
+    use = {"cert_chain": [leaf], "ca_cert": [leaf | {"serial_number": "2f"}]}
+    now = datetime(2030, 11, 25, 0, 43, 42, tzinfo=UTC)
+    data = {"identity": uri, "signed": {"not_after": end}, "certificates": [use, use]}
+    lines = secrets_table(data, now).splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [["default", uri, "1f"], ["ROOTCA", uri, "2f"]]
+    assert secrets_table(data | {"certificates": []}, now) == "The proxy has no certificate yet."
+    assert "does not answer" in secrets_table(data | {"certificates": None}, now)
+
+
 def test_ca_shows_and_rotates_the_authoritys_keys(mesh: Mesh, weft: Weft) -> None:
     text = weft("ca").stdout
     assert [line.split()[:3] for line in text.splitlines()[1:4]] == [
