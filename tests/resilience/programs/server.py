@@ -24,7 +24,7 @@ from content import body
 
 URL = urlsplit(sys.argv[3]) if len(sys.argv) > 3 else None
 
-GRACE_SECONDS, QUIET_SECONDS = 0.8, 0.15
+GRACE_SECONDS, QUIET_SECONDS = 0.8, 0.3
 """At most so long after SIGTERM, and until no request has begun or been under way for so long."""
 
 
@@ -36,6 +36,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
     lock = threading.Lock()
 
     onward: http.client.HTTPConnection | None = None
+    begun = False
+
+    def parse_request(self) -> bool:
+        """Its first line is here: it is under way."""
+        with Handler.lock:
+            Handler.busy += 1
+        self.begun = True
+        return super().parse_request()
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        finally:
+            if self.begun:
+                self.begun = False
+                with Handler.lock:
+                    Handler.busy -= 1
+                    Handler.last = time.monotonic()
 
     def do_GET(self) -> None:
         self._answer(*(self._pass_on(None) if URL else (200, sys.argv[1], body(self.path))))
@@ -73,19 +91,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         super().finish()
 
     def _answer(self, status: int, who: str, content: bytes) -> None:
-        with Handler.lock:
-            Handler.busy += 1
-        try:
-            self.send_response(status)
-            self.send_header("content-length", str(len(content)))
-            self.send_header("x-served-by", who)
-            self.end_headers()
-            self.wfile.write(content)
-            self.wfile.flush()
-        finally:
-            with Handler.lock:
-                Handler.busy -= 1
-                Handler.last = time.monotonic()
+        self.send_response(status)
+        self.send_header("content-length", str(len(content)))
+        self.send_header("x-served-by", who)
+        self.end_headers()
+        self.wfile.write(content)
+        self.wfile.flush()
 
     def log_message(self, *_: object) -> None: ...
 
