@@ -62,6 +62,7 @@ def test_ctrl_c_ends_everything_within_two_seconds(person: Person) -> None:
             os.killpg(mesh.process.pid, signal.SIGINT)  # as the terminal does
             assert mesh.process.wait(10) == 0
             took.append(time.monotonic() - asked)
+            print(f"it took {took[-1]:.2f} s", mesh.output(), sep="\n")
             assert processes_of(person) == {}
             # A number of a namespace may be somebody else's by now, so only those who were there count.
             assert not members & processes_in(theirs)

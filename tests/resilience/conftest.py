@@ -250,7 +250,13 @@ class Loaded:
 
     def expiries(self) -> dict[str, datetime]:
         """When the certificate of each workload expires."""
-        return {name: datetime.fromisoformat(item["certificate"]["not_after"]) for name, item in self.status().items()}
+        ends = {name: item["certificate"]["not_after"] for name, item in self.status().items()}
+        return {name: datetime.fromisoformat(end) for name, end in ends.items() if end}
+
+    def have_others(self, before: Mapping[str, datetime]) -> bool:
+        """Whether each workload has another certificate than the one that expires as *before* says; KeyError: one is away."""
+        now = self.expiries()
+        return all(now[name] != end for name, end in before.items())
 
     def workloads(self) -> dict[str, Any]:
         return {item["workload"]: item for item in self.client.get("/v1/workloads")}

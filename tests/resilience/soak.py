@@ -113,10 +113,11 @@ class Crash:
     Attributes:
         moment: When; monotonic, as all times here.
         ended: When the processes were gone that were killed, or end with what was: where there is no turn for them, later.
-        known: When every proxy knew that a program had died: until then its own proxy answers 503. 0 for all else.
+        known: When every proxy knew that a program had died, `GONE_LIMIT_SECONDS` after it at most: until then its own proxy
+            answers 503. 0 for all else, so that every answer is one of `afterwards`.
         gone_until: Until when callers may be told that the workload has no endpoint; 0 if it never was withdrawn.
         lost: Answers that failed because of it.
-        unknowing: Those of them that began when everybody knew: few, `bound`.
+        afterwards: Those of them that began when everybody knew: few, `bound`.
     """
 
     what: str
@@ -126,7 +127,7 @@ class Crash:
     known: float = 0.0
     gone_until: float = 0.0
     lost: int = 0
-    unknowing: int = 0
+    afterwards: int = 0
 
     @property
     def bound(self) -> int:
@@ -145,9 +146,9 @@ class Crash:
         if not self.met(line):
             return False
         if line["start"] > self.known:
-            if self.unknowing >= self.bound:
+            if self.afterwards >= self.bound:
                 return False
-            self.unknowing += 1
+            self.afterwards += 1
         self.lost += 1
         return True
 
@@ -190,9 +191,10 @@ def crash(mesh: Loaded, what: str, workload: str) -> Crash:
         def pid() -> int:
             return mesh.pid_of_proxy(workload)
 
+    until_steady(is_whole, "the mesh is whole before")
     revision, known = newest(mesh), 0.0
-    until_steady(lambda: pid() != 0, f"there is a {what} {workload}")
     before, with_it = pid(), mesh.pid_of_proxy(workload) if what == "agent" else 0
+    assert before, f"there is no {what} {workload}"
     moment = time.monotonic()
     os.kill(before, signal.SIGKILL)
     until_steady(lambda: not (start_time(before) or start_time(with_it)), f"the end of {what} {workload}")
@@ -203,7 +205,7 @@ def crash(mesh: Loaded, what: str, workload: str) -> Crash:
         until_steady(
             lambda: mesh.client.get(f"/v1/revisions/{withdrawn}", wait="30")["silent"] == [], "everybody knows of it"
         )
-        known = time.monotonic()
+        known = min(time.monotonic(), ended + GONE_LIMIT_SECONDS)
     until_steady(lambda: pid() not in (0, before), f"another {what} {workload}")
     until_steady(is_whole, "the mesh is whole again")
     if workload:

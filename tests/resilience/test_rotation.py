@@ -49,7 +49,7 @@ def test_no_connection_is_lost_to_a_rotation(mesh: Loaded, what: str) -> None:
         done = mesh.mesh.person.weft("ca", "rotate", f"--{what}", "--mesh", mesh.paths.mesh)
         assert done.returncode == 0, done.stderr
         until_steady(
-            lambda before=before: all(moment != before[name] for name, moment in mesh.expiries().items()),
+            lambda before=before: mesh.have_others(before),
             "all have other ones",
         )
         rotated = time.monotonic()

@@ -16,7 +16,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -49,8 +49,8 @@ class Saved:
         self._on_listeners = on_listeners
         self._resources: dict[tuple[str, str], tuple[str, bytes]] = {}
         """(type URL, name) -> version, serialised message."""
-        self._doubtful: dict[tuple[str, str], bytes] = {}
-        """(type URL, name) -> serialised message, of what was refused together with others: it may have been taken."""
+        self._doubtful: dict[str, bytes] = {}
+        """Name -> serialised message, of listeners that were refused together with others: they may have been taken."""
 
     def clear(self) -> None:
         """The process that had it is gone, and the next begins with nothing."""
@@ -65,10 +65,9 @@ class Saved:
         """The proxy has acknowledged *response*."""
         for name, version, value in response.resources:
             self._resources[response.type_url, name] = (version, value)
-            self._doubtful.pop((response.type_url, name), None)
         for name in response.removed:
             self._resources.pop((response.type_url, name), None)
-            self._doubtful.pop((response.type_url, name), None)
+        self._know(response.type_url, [*(name for name, _, _ in response.resources), *response.removed])
 
     def doubt(self, response: Response) -> None:
         """
@@ -76,24 +75,30 @@ class Saved:
 
         The control plane sends it again in parts, until what is bad comes alone: then that is known not to be taken.
         """
-        keys = [(response.type_url, name) for name, _, _ in response.resources]
-        if len(keys) == 1:
-            self._doubtful.pop(keys[0], None)
-        else:
-            self._doubtful.update(zip(keys, (value for _, _, value in response.resources), strict=True))
+        if response.type_url != LISTENER:
+            return
+        listeners = {name: value for name, _, value in response.resources}
+        if len(listeners) > 1:
+            self._doubtful.update(listeners)
+        elif listeners.items() <= self._doubtful.items():  # of an older one of that name it says nothing
+            self._know(LISTENER, listeners)
 
     def drop(self, type_url: str, names: Collection[str]) -> None:
         """The proxy does not ask for these any more."""
         for name in names:
             self._resources.pop((type_url, name), None)
-            self._doubtful.pop((type_url, name), None)
+        self._know(type_url, names)
+
+    def _know(self, type_url: str, names: Iterable[str]) -> None:
+        """Whether the proxy has these is not doubtful any more."""
+        for name in names if type_url == LISTENER else ():
+            self._doubtful.pop(name, None)
 
     def answered(self, type_url: str) -> None:
         """The proxy has taken or refused what it was sent of this type."""
         if type_url == LISTENER:
-            known = {key: value for key, (_, value) in self._resources.items()}
-            listeners = (value for held in (known, self._doubtful) for key, value in held.items() if key[0] == LISTENER)
-            self._on_listeners([place for value in listeners for place in places(value)])
+            known = (value for (kind, _), (_, value) in self._resources.items() if kind == LISTENER)
+            self._on_listeners([place for value in (*known, *self._doubtful.values()) for place in places(value)])
 
 
 class Response:
