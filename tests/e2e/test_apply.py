@@ -178,7 +178,7 @@ def test_apply_names_exactly_the_affected_proxies_and_is_in_effect_at_once(
     # What a client asks for 100 ms after apply's return, or later, the new version answers.
     switched = threading.Event()
     seen: list[tuple[float, str]] = []
-    loop = "while :; do date +%s.%N; curl -s http://reviews:9080/reviews/0; echo; done"
+    loop = "while :; do date +%s.%N; curl -s http://reviews:9080/reviews/0 | tr -d '\\n'; echo; done"
     with person.start("exec", "productpage-v1-0", "--", "sh", "-c", loop) as client:
         assert client.stdout is not None
 
