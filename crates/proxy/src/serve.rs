@@ -24,7 +24,7 @@ use crate::io::{self as sockets, Io};
 use crate::plan::{ChainContext, SocketKey, WorkerPlan, address_of};
 use crate::rbac::Standings;
 use crate::record::{Entry, Outcome, Subject};
-use crate::worker::Worker;
+use crate::worker::{Accepted, Worker};
 use crate::{caller, http, logging, rpc, tcp};
 
 /// Scratch memory above which it is not kept for the next request.
@@ -82,8 +82,8 @@ pub struct Socket {
     pub alarm: Alarm,
 }
 
-/// Serve one accepted connection to its end; *plan* is what was in force when it was accepted.
-pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>, socket: OwnedFd) {
+/// Serve one accepted connection to its end; *plan* is what was in force when it was accepted, and *_counted* counts it until then.
+pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>, socket: OwnedFd, _counted: Accepted) {
     use std::os::fd::AsRawFd;
     // accept
     sockets::set_no_delay(socket.as_raw_fd());

@@ -170,6 +170,12 @@ impl Worker {
         Registration { worker: Rc::clone(self), id }
     }
 
+    /// Count a downstream connection that is accepted, as long as the returned value lives.
+    fn accepted(self: &Rc<Self>) -> Accepted {
+        self.metrics.counters().accepted_active.add(1);
+        Accepted { worker: Rc::clone(self) }
+    }
+
     /// Wait while the process is too short of resources for more connections.
     async fn wait_for_room(&self) {
         while self.overload.actions().contains(Action::StopAcceptingConnections) {
@@ -189,7 +195,18 @@ impl Worker {
     }
 }
 
-/// A downstream connection that exists.
+/// A downstream connection from its first moment on, when nobody knows yet what it will be.
+pub struct Accepted {
+    worker: Rc<Worker>,
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        self.worker.metrics.counters().accepted_active.take_away(1);
+    }
+}
+
+/// A downstream connection that a filter took.
 pub struct Registration {
     worker: Rc<Worker>,
     id: u64,
@@ -291,7 +308,7 @@ struct Listening {
 }
 
 /// What a round of accepting came to.
-enum Accepted {
+enum Round {
     /// There may be more.
     Some,
     /// Nobody waits.
@@ -328,7 +345,7 @@ impl Listening {
             // Else one more could come after the last was accepted.
             sockets::refuse_new_handshakes(self.socket.as_raw_fd());
         }
-        while matches!(accept(worker, &self.key, &self.socket), Accepted::Some) {}
+        while matches!(accept(worker, &self.key, &self.socket), Round::Some) {}
     }
 }
 
@@ -341,31 +358,32 @@ async fn keep_accepting(worker: Rc<Worker>, key: Rc<SocketKey>, socket: Rc<Async
             continue;
         }
         match accept(&worker, &key, &socket) {
-            Accepted::Some => {}
-            Accepted::All => ready.clear_ready(),
-            Accepted::Failed => sleep(ACCEPT_REST).await,
+            Round::Some => {}
+            Round::All => ready.clear_ready(),
+            Round::Failed => sleep(ACCEPT_REST).await,
         }
         tokio::task::yield_now().await;
     }
 }
 
 /// Accept some of those who wait, and have them served by the plan of this moment.
-fn accept(worker: &Rc<Worker>, key: &Rc<SocketKey>, socket: &AsyncFd<OwnedFd>) -> Accepted {
+fn accept(worker: &Rc<Worker>, key: &Rc<SocketKey>, socket: &AsyncFd<OwnedFd>) -> Round {
     for _ in 0..ACCEPT_BATCH {
         match sockets::accept(socket.as_raw_fd()) {
             Ok(accepted) => {
-                spawn_local(serve::serve(Rc::clone(worker), worker.plan(), Rc::clone(key), accepted));
+                let counted = worker.accepted();
+                spawn_local(serve::serve(Rc::clone(worker), worker.plan(), Rc::clone(key), accepted, counted));
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Accepted::All,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Round::All,
             // The client gave up while it waited.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EINTR)) => {}
             Err(error) => {
                 log::error!(target: logging::LISTENER, "cannot accept on {}: {error}", key.address);
-                return Accepted::Failed;
+                return Round::Failed;
             }
         }
     }
-    Accepted::Some
+    Round::Some
 }
 
 async fn keep_flushing(worker: Rc<Worker>) {

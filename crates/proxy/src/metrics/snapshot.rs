@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use weft_core::rbac::CounterNames;
 
-use super::{ACTIVE, BOUNDS, COUNTERS, Histogram, RPC_COUNTERS, RpcCounters, Shared, lock};
+use super::{BOUNDS, COUNTERS, GAUGES, Histogram, RPC_COUNTERS, RpcCounters, Shared, lock};
 
 /// A metric with its samples.
 #[derive(Debug)]
@@ -150,7 +150,7 @@ pub fn take(workers: &[Arc<Shared>]) -> Vec<Family> {
     let mut families = of_series(workers);
     for (name, help, read) in COUNTERS {
         // The one of them that also falls.
-        let mut family = Family::new(name, help, if name == ACTIVE { Kind::Gauge } else { Kind::Counter });
+        let mut family = Family::new(name, help, if GAUGES.contains(&name) { Kind::Gauge } else { Kind::Counter });
         family.count(String::new(), workers.iter().map(|worker| read(&worker.counters).read()).sum());
         families.push(family);
     }

@@ -34,6 +34,21 @@ fn is_let_in(mesh: &Mesh, trust: &Authority, identity: Option<&Identity>) -> boo
         && peer.first_bytes().starts_with(b"HTTP/1.1 200 OK\r\n")
 }
 
+/// Who is to be replaced waits for it, too: its first request may be on the way.
+#[test]
+fn a_connection_counts_from_its_first_moment() {
+    let authority = Authority::new();
+    let mesh = Mesh::start(&[Upstream::saying("hello")], secure(&authority, &[OTHER]));
+    let count = |name: &str| mesh.metric(&format!("envoy_{name}_downstream_cx_active"), &[]);
+    let silent = std::net::TcpStream::connect(mesh.address).unwrap();
+    until("it is accepted", || (count("listener") == 1.0).then_some(()));
+    let mut peer = Peer::over(client(mesh.address, &authority, Some(&authority.identity(OTHER))));
+    assert_eq!(peer.get("/").text(), "hello");
+    assert_eq!((count("listener"), count("http")), (2.0, 1.0));
+    drop((silent, peer));
+    until("both are closed", || (count("listener") == 0.0).then_some(()));
+}
+
 #[test]
 fn a_client_with_a_good_certificate_is_served_and_known() {
     let authority = Authority::new();

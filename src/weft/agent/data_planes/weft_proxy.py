@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -16,8 +17,8 @@ from weft.agent.data_planes.base import DRAIN_SECONDS, RETIRE_POLL_SECONDS, Exec
 
 EXECUTABLE = "weft-proxy"
 
-OPEN_CONNECTIONS = "envoy_http_downstream_cx_active"
-"""The metric that counts them, those of TCP included."""
+OPEN_CONNECTIONS = "envoy_listener_downstream_cx_active"
+"""The metric that counts them: those of TCP, too, and those of which nobody knows yet what they will be."""
 
 
 class WeftProxy:
@@ -67,4 +68,12 @@ class WeftProxy:
 
 
 async def _open_connections(admin: Path) -> int:
+    """Return how many are open, looking twice: a worker may hear that it is to accept no more a moment after that was answered."""
+    if open_now := await _count(admin):
+        return open_now
+    await asyncio.sleep(RETIRE_POLL_SECONDS)
+    return await _count(admin)
+
+
+async def _count(admin: Path) -> int:
     return sum((await questions.stats(admin, f"^{OPEN_CONNECTIONS}$")).values())
