@@ -43,8 +43,10 @@ async def finished(path: Path, answers: Sequence[str | None], *, patience: float
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
-        pytest.param(["OK", f"{COUNT}: 2", f"{COUNT}: 0"], True, id="soon"),
-        pytest.param([None, "OK", None, None, f"{COUNT}: 1", None, f"{COUNT}: 0"], True, id="late"),
+        pytest.param(
+            ["OK", f"{COUNT}: 2", f"{COUNT}: 0", f"{COUNT}: 1", f"{COUNT}: 0", f"{COUNT}: 0"], True, id="soon"
+        ),
+        pytest.param([None, "OK", None, None, f"{COUNT}: 1", None, f"{COUNT}: 0", f"{COUNT}: 0"], True, id="late"),
         pytest.param(["OK", None], False, id="never"),
     ],
 )

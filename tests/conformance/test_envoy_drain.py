@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,20 @@ def running(directory: Path, upstream: int) -> Iterator[subprocess.Popen[bytes]]
             process.kill()
 
 
+@contextlib.asynccontextmanager
+async def serving(
+    directory: Path, upstream: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
+) -> AsyncIterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run one that is ready, before a server that serves its connections by *upstream*; yields it with its admin socket."""
+    async with await asyncio.start_server(upstream, "127.0.0.1", 0) as server:
+        with running(directory, server.sockets[0].getsockname()[1]) as process:
+            control = directory / "admin.sock"
+            while not await admin.is_ready(control):
+                assert process.poll() is None
+                await asyncio.sleep(0.01)
+            yield process, control
+
+
 def test_a_request_under_way_is_answered_and_its_connection_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,12 +115,7 @@ def test_a_request_under_way_is_answered_and_its_connection_closed(
             await writer.drain()
             writer.close()
 
-        server = await asyncio.start_server(upstream, "127.0.0.1", 0)
-        with running(tmp_path, server.sockets[0].getsockname()[1]) as process:
-            control = tmp_path / "admin.sock"
-            while not await admin.is_ready(control):
-                assert process.poll() is None
-                await asyncio.sleep(0.01)
+        async with serving(tmp_path, upstream) as (process, control):
             reader, writer = await asyncio.open_unix_connection(str(tmp_path / "in.sock"))
             writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
             await asked.wait()
@@ -124,7 +133,6 @@ def test_a_request_under_way_is_answered_and_its_connection_closed(
             writer.close()
             await draining
             assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 0
-        server.close()
 
     asyncio.run(asyncio.wait_for(test(), LIMIT_SECONDS))
 
@@ -138,9 +146,7 @@ def test_what_is_carried_over_tcp_goes_on_until_it_ends(tmp_path: Path) -> None:
                 writer.write(data)
             writer.close()
 
-        server = await asyncio.start_server(upstream, "127.0.0.1", 0)
-        with running(tmp_path, server.sockets[0].getsockname()[1]) as process:
-            control = tmp_path / "admin.sock"
+        async with serving(tmp_path, upstream) as (process, control):
 
             async def are_open(connections: int) -> None:
                 while await envoy.open_connections(control) != connections:
@@ -150,9 +156,6 @@ def test_what_is_carried_over_tcp_goes_on_until_it_ends(tmp_path: Path) -> None:
                 stream[1].write(b"again")
                 return await stream[0].readexactly(5) == b"again"
 
-            while not await admin.is_ready(control):
-                assert process.poll() is None
-                await asyncio.sleep(0.01)
             assert (await envoy.open_requests(control), await envoy.open_connections(control)) == (0, 0)
             (_, resting) = await asyncio.open_unix_connection(str(tmp_path / "in.sock"))
             carried, silent = [await asyncio.open_unix_connection(str(tmp_path / "tcp.sock")) for _ in range(2)]
@@ -169,13 +172,12 @@ def test_what_is_carried_over_tcp_goes_on_until_it_ends(tmp_path: Path) -> None:
             await are_open(1)
             for _ in ("it says nothing", "it is carried"):
                 # Longer than it takes to be seen, if it were taken for nothing.
-                await asyncio.wait((retiring,), timeout=3 * RETIRE_POLL_SECONDS)
+                await asyncio.wait((retiring,), timeout=6 * RETIRE_POLL_SECONDS)
                 assert not retiring.done()
                 assert await is_carried(silent)
             silent[1].close()
             await retiring
             assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 0
-        server.close()
 
     asyncio.run(asyncio.wait_for(test(), LIMIT_SECONDS))
 
@@ -194,12 +196,7 @@ def test_a_connection_may_rest_for_longer_than_changed_listeners_have(
                     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwhole")
             writer.close()
 
-        server = await asyncio.start_server(upstream, "127.0.0.1", 0)
-        with running(tmp_path, server.sockets[0].getsockname()[1]) as process:
-            control = tmp_path / "admin.sock"
-            while not await admin.is_ready(control):
-                assert process.poll() is None
-                await asyncio.sleep(0.01)
+        async with serving(tmp_path, upstream) as (process, control):
             reader, writer = await asyncio.open_unix_connection(str(tmp_path / "in.sock"))
             writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
             assert b"connection: close" not in (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -216,16 +213,13 @@ def test_a_connection_may_rest_for_longer_than_changed_listeners_have(
             writer.close()
             await retiring
             assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 0
-        server.close()
 
     asyncio.run(asyncio.wait_for(test(), LIMIT_SECONDS))
 
 
 def test_an_envoy_that_does_not_answer_is_told_all_the_same(tmp_path: Path) -> None:
     async def test() -> None:
-        with running(tmp_path, 9) as process:
-            while not await admin.is_ready(tmp_path / "admin.sock"):
-                await asyncio.sleep(0.01)
+        async with serving(tmp_path, lambda _, writer: writer.close()) as (process, _):
             await DATA_PLANES[ENVOY].drain(process.pid, tmp_path / "nobody.sock")
             assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 0
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Person, processes_of, someone
+from tests.e2e.conftest import Person, eventually, processes_of, someone
 from tests.resilience.changes import (
     EXTRA_OPTIONS,
     HELD,
@@ -137,7 +137,7 @@ class Crash:
 
     def met(self, line: Mapping[str, Any]) -> bool:
         """Whether the request of *line* was under way, or began just after, through what was killed."""
-        until = max(self.moment + UNDER_WAY_SECONDS, self.ended + UNDER_WAY_SECONDS, self.known)
+        until = max(max(self.moment, self.ended) + UNDER_WAY_SECONDS, self.known)
         was_under_way = line["start"] <= until and self.moment <= line["end"]
         return line["kind"] in self.kinds and was_under_way and may_be_lost(line)
 
@@ -200,11 +200,8 @@ def crash(mesh: Loaded, what: str, workload: str) -> Crash:
     until_steady(lambda: not (start_time(before) or start_time(with_it)), f"the end of {what} {workload}")
     ended = time.monotonic()
     if what == "program":
-        until_steady(lambda: withdrawal(mesh, workload, revision) != 0, f"{workload} is withdrawn")
-        withdrawn = withdrawal(mesh, workload, revision)
-        until_steady(
-            lambda: mesh.client.get(f"/v1/revisions/{withdrawn}", wait="30")["silent"] == [], "everybody knows of it"
-        )
+        withdrawn = eventually(lambda: withdrawal(mesh, workload, revision), f"{workload} is withdrawn")
+        eventually(lambda: not mesh.client.get(f"/v1/revisions/{withdrawn}", wait="30")["silent"], "everybody knows")
         known = min(time.monotonic(), ended + GONE_LIMIT_SECONDS)
     until_steady(lambda: pid() not in (0, before), f"another {what} {workload}")
     until_steady(is_whole, "the mesh is whole again")

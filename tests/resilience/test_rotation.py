@@ -48,10 +48,7 @@ def test_no_connection_is_lost_to_a_rotation(mesh: Loaded, what: str) -> None:
         until_steady(lambda: trusted_everywhere(mesh), "the standby root is trusted")
         done = mesh.mesh.person.weft("ca", "rotate", f"--{what}", "--mesh", mesh.paths.mesh)
         assert done.returncode == 0, done.stderr
-        until_steady(
-            lambda before=before: mesh.have_others(before),
-            "all have other ones",
-        )
+        until_steady(lambda before=before: mesh.have_others(before), "all have other ones")
         rotated = time.monotonic()
         # Certificates that are made within one second end in the same one, and those of the next round must be told from these.
         mesh.traffic.wait_for(THREADS * 40, rotated + SECOND)

@@ -294,23 +294,24 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Of [`COUNTERS`], those that fall again.
-const GAUGES: [&str; 2] = ["envoy_listener_downstream_cx_active", "envoy_http_downstream_cx_active"];
-
 /// Name, what it counts, and where.
 type Row = (&'static str, &'static str, fn(&WorkerCounters) -> &Counter);
 
-/// The counts without labels.
-const COUNTERS: [Row; 29] = [
+/// The counts without labels that fall again.
+const GAUGES: [Row; 2] = [
     (
         "envoy_listener_downstream_cx_active",
         "Connections that are open, whether or not anything came on them yet.",
         |it| &it.accepted_active,
     ),
-    ("envoy_http_downstream_cx_total", "Connections that a filter took.", |it| &it.downstream_connections),
     ("envoy_http_downstream_cx_active", "Connections that a filter took and that are open.", |it| {
         &it.downstream_active
     }),
+];
+
+/// The counts without labels.
+const COUNTERS: [Row; 27] = [
+    ("envoy_http_downstream_cx_total", "Connections that a filter took.", |it| &it.downstream_connections),
     ("envoy_http_downstream_rq_total", "Requests begun.", |it| &it.downstream_requests),
     ("envoy_http_downstream_cx_protocol_error", "Connections ended for bytes that are no HTTP.", |it| {
         &it.protocol_errors

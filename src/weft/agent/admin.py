@@ -11,6 +11,8 @@ from typing import TypeVar
 from urllib.parse import quote
 
 TIMEOUT_SECONDS = 2.0
+LOOKS = 2
+"""How often nothing must be open, one after the other, to be believed."""
 
 Answer = TypeVar("Answer")
 
@@ -64,7 +66,9 @@ async def finish(
     """
     POST *calls*, with which the proxy begins to drain, and wait until it has nothing open.
 
-    On a busy machine an answer may be late: then it is asked again, for what is open is not to be cut off for that.
+    On a busy machine an answer may be late: then it is asked again, for what is open is not to be cut off for that. And what seems to
+    be nothing is looked at twice: a connection may come between the reading of two gauges, or a worker hear a moment later than we
+    that it is to accept no more.
 
     Args:
         calls: Paths.
@@ -78,7 +82,9 @@ async def finish(
         async with asyncio.timeout(patience):
             for call in calls:
                 await _insisting(partial(ask, admin, call, method="POST"))
-            while await _insisting(partial(count_open, admin)):
+            looks = 0
+            while looks < LOOKS:
+                looks = 0 if await _insisting(partial(count_open, admin)) else looks + 1
                 await asyncio.sleep(poll)
             return True
     return False

@@ -148,9 +148,9 @@ const HISTOGRAMS: [(&str, &str); 3] = [
 /// What the workers have counted.
 pub fn take(workers: &[Arc<Shared>]) -> Vec<Family> {
     let mut families = of_series(workers);
-    for (name, help, read) in COUNTERS {
-        // The one of them that also falls.
-        let mut family = Family::new(name, help, if GAUGES.contains(&name) { Kind::Gauge } else { Kind::Counter });
+    let gauges = GAUGES.map(|row| (row, Kind::Gauge)).into_iter();
+    for ((name, help, read), kind) in gauges.chain(COUNTERS.map(|row| (row, Kind::Counter))) {
+        let mut family = Family::new(name, help, kind);
         family.count(String::new(), workers.iter().map(|worker| read(&worker.counters).read()).sum());
         families.push(family);
     }

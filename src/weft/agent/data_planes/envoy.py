@@ -161,21 +161,12 @@ async def open_requests(admin: Path) -> int:
     Raises:
         OSError, TimeoutError: As `weft.agent.admin.ask`.
     """
-    # A connection may come between the reading of two gauges: what seems to be nothing is looked at twice.
-    return await _open_requests(admin) or await _open_requests(admin)
-
-
-async def _open_requests(admin: Path) -> int:
     found = await _open(admin)
     return max(found.connections - found.with_http, 0) + found.requests
 
 
 async def open_connections(admin: Path) -> int:
     """Return how many connections are open, at rest or not, also those that have said nothing; raises as `open_requests`."""
-    return await _open_connections(admin) or await _open_connections(admin)
-
-
-async def _open_connections(admin: Path) -> int:
     found = await _open(admin)
     return found.silent + found.connections
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -68,12 +67,4 @@ class WeftProxy:
 
 
 async def _open_connections(admin: Path) -> int:
-    """Return how many are open, looking twice: a worker may hear that it is to accept no more a moment after that was answered."""
-    if open_now := await _count(admin):
-        return open_now
-    await asyncio.sleep(RETIRE_POLL_SECONDS)
-    return await _count(admin)
-
-
-async def _count(admin: Path) -> int:
     return sum((await questions.stats(admin, f"^{OPEN_CONNECTIONS}$")).values())
