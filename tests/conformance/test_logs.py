@@ -180,8 +180,8 @@ def service_log(kind: str, name: str, flush: str, size: int, **more: object) -> 
 
 
 ADDITIONAL = {
-    "additional_request_headers_to_log": ["X-User"],
-    "additional_response_headers_to_log": ["X-Cache"],
+    "additional_request_headers_to_log": ["X-User", ":method", ":path", "X-Nobody"],
+    "additional_response_headers_to_log": ["X-Cache", ":status"],
     "additional_response_trailers_to_log": ["X-Sum"],
 }
 
@@ -237,7 +237,8 @@ def test_a_log_service_is_told_what_its_log_says_when_it_says(tmp_path: Path) ->
                 until("it is ready", proxy.is_ready)
                 with grpc.insecure_channel(f"127.0.0.1:{proxy.ports['http']}") as channel:
                     call = channel.unary_unary("/shop/Get")
-                    assert call(b"question", metadata=[("x-user", "ann")], timeout=LIMIT) == b"question"
+                    users = [("x-user", "ann"), ("x-user", "bob")]
+                    assert call(b"question", metadata=users, timeout=LIMIT) == b"question"
                 with socket.create_connection(("127.0.0.1", proxy.ports["tcp"]), LIMIT) as client:
                     client.sendall(b"x")
                     client.shutdown(socket.SHUT_WR)
@@ -246,9 +247,10 @@ def test_a_log_service_is_told_what_its_log_says_when_it_says(tmp_path: Path) ->
                     until(f"{proxy.kind} tells of the call {name}", partial(handler.has_call, name))
                 until(f"{proxy.kind} tells of bytes", partial(handler.has_bytes, "bytes", received=1, sent=5))
                 assert not handler.http.get("late"), proxy.kind
+                asked = {"x-user": "ann,bob", ":method": "POST", ":path": "/shop/Get"}
                 (entry,), (plain,) = handler.http["at once"], handler.http["soon"]
-                assert dict(entry.request.request_headers) == {"x-user": "ann"}, proxy.kind
-                assert dict(entry.response.response_headers) == {"x-cache": "hit"}, proxy.kind
+                assert dict(entry.request.request_headers) == asked, proxy.kind
+                assert dict(entry.response.response_headers) == {"x-cache": "hit", ":status": "200"}, proxy.kind
                 assert dict(entry.response.response_trailers) == {"x-sum": "5"}, proxy.kind
                 tags = {"mesh": "weft", "match": "all", "none": "no"}
                 for told in (entry, plain):

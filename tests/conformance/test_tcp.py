@@ -30,6 +30,7 @@ pytestmark = pytest.mark.conformance
 RECORD = {
     "flags": "%RESPONSE_FLAGS%",
     "details": "%RESPONSE_CODE_DETAILS%",
+    "failure": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
     "received": "%BYTES_RECEIVED%",
     "sent": "%BYTES_SENT%",
 }
@@ -44,6 +45,12 @@ LISTENERS = {
     "idle": {"idle_timeout": f"{IDLE}s"},
     "aging": {"max_downstream_connection_duration": f"{LASTING}s"},
 }
+AWAY = ("gone", "silent", "empty")
+"""Clusters without an upstream: nobody listens, nobody answers, there is none."""
+
+CONNECTING = 0.2
+"""How long a connection to a silent one may take, in seconds."""
+
 NAMES = ("exact", "wildcard", "rest")
 """Upstreams of TLS, by how their chain knows the server's name."""
 
@@ -97,7 +104,7 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
             log = file_log(folder / f"{ports[name]}.log", RECORD)
             return listener(name, ports[name], carrying(to, access_log=log, **more))
 
-        made = [of(name, "up", **more) for name, more in LISTENERS.items()] + [of("gone", "gone"), of("empty", "empty")]
+        made = [of(name, "up", **more) for name, more in LISTENERS.items()] + [of(name, name) for name in AWAY]
         inspector = typed("filters.listener.tls_inspector.v3.TlsInspector")
         passing = of("tls", "rest")
         passing["listener_filters"] = [{"name": "tls_inspector", "typed_config": inspector}]
@@ -108,12 +115,16 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
                 for to, server in (("exact", "one.example"), ("wildcard", "*.example"))
             ],
         )
-        clusters = [cluster("up", up.port), cluster("gone", free_port()), cluster("empty")]
+        silent = cluster("silent", full.getsockname()[1], connect_timeout=f"{CONNECTING}s")
+        clusters = [cluster("up", up.port), cluster("gone", free_port()), cluster("empty"), silent]
         clusters += [cluster(name, it.port) for name, it in named.items()]
         return {"clusters": clusters, "listeners": [*made, passing]}
 
-    names = (*LISTENERS, "gone", "empty", "tls")
+    names = (*LISTENERS, *AWAY, "tls")
     with contextlib.ExitStack() as stack:
+        # One waits to be accepted, and there is room for no other: the kernel drops what asks for a connection.
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        stack.enter_context(socket.create_connection(full.getsockname(), LIMIT))
         for upstream in (up, *named.values()):
             stack.enter_context(upstream.socket)
         running = stack.enter_context(both(folder, names, resources))
@@ -175,7 +186,9 @@ def test_bytes_pass_both_ways_unchanged(planes: Planes) -> None:
             peer.close()
             assert end(client) == "finished", proxy.kind
         record = planes.recorded(proxy, "plain")
-        assert record == {"flags": "-", "details": None, "received": 3_000_000, "sent": 2_000_011}, proxy.kind
+        assert record == {"flags": "-", "details": None, "failure": None, "received": 3_000_000, "sent": 2_000_011}, (
+            proxy.kind
+        )
 
 
 def test_each_direction_ends_by_itself(planes: Planes) -> None:
@@ -216,16 +229,24 @@ def test_a_reset_stays_a_reset(planes: Planes) -> None:
 
 def test_who_has_no_upstream_is_ended(planes: Planes) -> None:
     """By weft-proxy with a reset, so that nobody takes it for an orderly end of nothing; by Envoy in order."""
-    flags = {ENVOY: {"gone": "UF,URX", "empty": "UH"}, WEFT_PROXY: {"gone": "UF", "empty": "UH"}}
+    flags = {
+        ENVOY: {"gone": "UF,URX", "silent": "UF,URX", "empty": "UH"},
+        WEFT_PROXY: {"gone": "UF", "silent": "UF", "empty": "UH"},
+    }
     for proxy in planes.proxies:
-        for name in ("gone", "empty"):
+        for name in AWAY:
             try:
                 with socket.create_connection(("127.0.0.1", proxy.ports[name]), LIMIT) as client:
                     found = end(client)
             except ConnectionResetError:  # before it was known here that there is a connection
                 found = "reset"
             assert found == ("finished" if proxy.kind == ENVOY else "reset"), (proxy.kind, name)
-            assert planes.recorded(proxy, name)["flags"] == flags[proxy.kind][name], proxy.kind
+            record = planes.recorded(proxy, name)
+            assert record["flags"] == flags[proxy.kind][name], proxy.kind
+            if name != "empty":
+                # Envoy says nothing of a connection that took too long, by which `weft.insight.words` knows it.
+                is_told = name == "gone" or proxy.kind == WEFT_PROXY
+                assert bool(record["failure"] or record["details"]) is is_told, (proxy.kind, name, record)
 
 
 SILENT = {ENVOY: ("-", None), WEFT_PROXY: ("SI", "stream_idle_timeout")}

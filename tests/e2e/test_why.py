@@ -301,6 +301,15 @@ def test_what_the_edge_refuses_is_told_with_its_reason(person: Person, mesh: Mes
     assert "is an address of the mesh, and means nothing outside of it" in told
 
 
+def test_a_request_of_a_method_beyond_the_usual_is_told_like_any_other(person: Person, mesh: Mesh) -> None:
+    """Envoy's records name a dozen methods by a number, and WebDAV's are not among them."""
+    call = "curl -s -o /dev/null -w '%{http_code}' -X PROPFIND -H 'X-Request-Id: of-webdav' http://web:8080/gone"
+    assert person.weft("exec", "caller", "--", "sh", "-c", call).stdout == "410"
+    told = eventually(lambda: person.weft("why", "of-webdav").stdout, "it is recorded")
+    assert "PROPFIND http://web:8080/gone" in told
+    assert "rules.yaml" in told
+
+
 SPEAK = """\
 import socket, ssl, sys
 host, port, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]

@@ -234,7 +234,7 @@ def test_a_workload_that_a_strict_server_refuses_is_named_and_not_told_to_join_t
         ("PassthroughCluster", "UC", "none", "outside-failed"),
         ("PassthroughCluster", "UF", "none", "outside-failed"),
         ("host|5432||", "UF", "none", "outside-failed"),
-        ("outbound|80||b", "UF", "there", "unreachable"),
+        ("outbound|80||b", "UF", "there", "connect-timeout"),
         ("host|5432||", "UR", "none", "outside-failed"),
         ("outbound|80||b", "UC", "there", "reset-before-answer"),
     ],

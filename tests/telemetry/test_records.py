@@ -66,6 +66,14 @@ def test_a_method_that_nobody_knows_is_not_told() -> None:
     assert record.method == ""
 
 
+def test_a_method_without_a_number_is_told_by_its_field() -> None:
+    entry = accesslog_pb2.HTTPAccessLogEntry()
+    entry.request.request_headers[":method"] = "PROPFIND"
+    record = read("node", next(iter(LOGS)), False, 7.0, entry.SerializeToString())
+    assert record is not None
+    assert record.method == "PROPFIND"
+
+
 def downstream(entry: accesslog_pb2.HTTPAccessLogEntry) -> str:
     record = read("node", next(iter(LOGS)), False, 0.0, entry.SerializeToString())
     assert record is not None

@@ -104,6 +104,8 @@ OUTSIDE = r"^PassthroughCluster$|^host\|"
 
 NOT_MADE = "No connection out of the mesh was made for {workload}: {reason}."
 CHECK_OUTSIDE = "Check address and port from this machine, outside of the mesh: `curl -v {url}`{host_ports}."
+TOO_SLOW_TO_CONNECT = "{upstream} did not answer within the time that a connection may take."
+CHECK_SILENCE = "The machine is away, or a firewall drops packets; `connectionPool.tcp.connectTimeout` sets the limit."
 LIMIT_REACHED = "A limit of {service} was reached (a circuit breaker), so the request was refused at once."
 RAISE_LIMIT = "Raise `trafficPolicy.connectionPool` of the DestinationRule, or send less at a time."
 CALL_HTTP = (
@@ -562,11 +564,13 @@ TABLE = (
     ),
     Row(
         "connect-timeout",
-        "{upstream} did not answer within the time that a connection may take.",
-        "The machine is away, or a firewall drops packets; `connectionPool.tcp.connectTimeout` sets the limit.",
+        TOO_SLOW_TO_CONNECT,
+        CHECK_SILENCE,
         flags=frozenset({"UF"}),
         details=r"connection_timeout|connection timeout",
     ),
+    # Of a connection of TCP, Envoy says the reason of every other failure.
+    Row("connect-timeout", TOO_SLOW_TO_CONNECT, CHECK_SILENCE, flags=frozenset({"UF"}), failure=r"^\s*$"),
     Row(
         "unreachable",
         "No connection to {upstream} could be made: {reason}.",

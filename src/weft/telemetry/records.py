@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from weft.model import grpc
 from weft.model.denial import is_denial
-from weft.translate.access_log import ORIGINAL_HOST
+from weft.translate.access_log import METHOD, ORIGINAL_HOST
 
 Log = Literal["requests", "tries", "connections", "lookups"]
 
@@ -233,7 +233,7 @@ def read(node: str, log: str, is_tcp: bool, received: float, entry: bytes) -> Re
     return Record(
         **{**values, "protocol": _PROTOCOLS.get(message.protocol_version, "HTTP")},
         request_id=request.request_id,
-        method=_method(request.request_method),
+        method=request.request_headers.get(METHOD) or _method(request.request_method),
         scheme=request.scheme,
         authority=request.request_headers.get(ORIGINAL_HOST) or request.authority,
         path=request.original_path or request.path,

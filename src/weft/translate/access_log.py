@@ -57,6 +57,9 @@ Where Envoy notes what it rewrites the authority from. It goes on to the next pr
 is the word of another.
 """
 
+METHOD = ":method"
+"""The field of it: records name those that Envoy's `RequestMethod` has by a number, and WebDAV's, say, by this alone."""
+
 REWRITING = {"authority": f"%REQ({ORIGINAL_HOST.upper()}?:AUTHORITY)%"}
 """Of a record where requests are routed, in place of RECORD's: the authority that was asked for, as the path is."""
 
@@ -144,8 +147,9 @@ def _add_tcp_service(reading: Reading, logs: Any, name: str, direction: Directio
 
 
 def _fill_http_service(reading: Reading, config: Any, name: str, direction: Direction) -> None:
-    """Fill a `HttpGrpcAccessLogConfig`. The status of gRPC, and an authority before it is rewritten, are sent where asked for only."""
+    """Fill a `HttpGrpcAccessLogConfig`: what is sent where it is asked for only."""
     _fill_service(reading, config.common_config, name, direction)
+    config.additional_request_headers_to_log.append(METHOD)
     if direction != "inbound":
         config.additional_request_headers_to_log.append(ORIGINAL_HOST)
     config.additional_response_headers_to_log.append(grpc.STATUS)

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use weft_core::access_log::LogService;
 use weft_core::address::PeerAddress;
+use weft_core::request::RequestHead;
 use weft_core::respond::Flags;
 
 use crate::codec::{Head, Version};
 use crate::connect::Destination;
+use crate::route::{View, joined};
 
 use super::{Entry, Subject};
 
@@ -128,7 +130,7 @@ fn flags(flags: Flags, out: &mut Writer<'_>) {
 /// `HTTPRequestProperties`
 fn request_properties(service: &LogService, entry: &Entry<'_>, request: &Head, out: &mut Writer<'_>) {
     let header = |name: &str| request.get(name.as_bytes()).unwrap_or_default();
-    // `RequestMethod`; another one is 0.
+    // `RequestMethod`; another one is 0, and told where its log asks for `:method`.
     let methods: [&[u8]; 9] = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"];
     let method = methods.iter().position(|method| *method == request.method());
     out.number(1, method.map_or(0, |index| index as u64 + 1));
@@ -140,9 +142,10 @@ fn request_properties(service: &LogService, entry: &Entry<'_>, request: &Head, o
     out.bytes(9, header("x-request-id"));
     out.bytes(10, header("x-envoy-original-path"));
     out.number(12, entry.outcome.bytes_received);
+    let view = View { head: request, scheme: entry.facts.scheme() };
     for name in &service.request_headers {
-        if let Some(value) = request.get(name.as_bytes()) {
-            out.pair(13, name, value);
+        if let Some(value) = view.field(name) {
+            out.pair(13, name, &value);
         }
     }
 }
@@ -154,8 +157,10 @@ fn response_properties(service: &LogService, entry: &Entry<'_>, out: &mut Writer
     }
     out.number(3, entry.outcome.bytes_sent);
     for name in &service.response_headers {
-        if let Some(value) = entry.response.and_then(|response| response.get(name.as_bytes())) {
-            out.pair(4, name, value);
+        if &**name == ":status" && entry.outcome.status != 0 {
+            out.pair(4, name, entry.outcome.status.to_string().as_bytes());
+        } else if let Some(value) = entry.response.and_then(|response| joined(response, name)) {
+            out.pair(4, name, &value);
         }
     }
     for name in &service.response_trailers {
