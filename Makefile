@@ -67,8 +67,9 @@ run: demo
 # --- check --------------------------------------------------------------------------------------------------------
 
 PYTEST := $(BIN)/python -m pytest
-# Three workers for two cores, for tests that mostly wait; what shares a mesh stays together (tests/conftest.py).
+# Three workers for two cores, and four for tests that mostly wait; what shares a mesh stays together (tests/conftest.py).
 SIDE_BY_SIDE := -n $(shell echo $$(( $$(nproc) * 3 / 2 ))) --dist loadgroup
+conformance: SIDE_BY_SIDE := -n $(shell echo $$(( $$(nproc) * 2 ))) --dist loadgroup
 
 .PHONY: rust-tests
 rust-tests: lint
@@ -83,7 +84,8 @@ test: build ## the fast tests: Rust and Python
 test-one: build ## one test: make test-one T=tests/api/test_yaml.py
 	$(PYTEST) -q $(T)
 
-# WEFT_EVERY_DATA_PLANE=1 in the environment: with Envoy, too, what passes through no proxy.
+# WEFT_EVERY_DATA_PLANE=1 in the environment: with Envoy, too, what passes through no proxy. WEFT_PAIRS=1: each test as root and as
+# an unprivileged user, with weft-proxy and with Envoy, but not with all four pairs of these.
 .PHONY: e2e
 e2e: build ## whole meshes of real processes, as root and as an unprivileged user
 	$(PYTEST) -q -m "e2e and not alone" $(SIDE_BY_SIDE) tests/e2e
@@ -141,7 +143,7 @@ check: ## exactly what CI runs
 	$(MAKE) -j2 lint build rust-tests fuzz-targets
 	$(MAKE) test PYTEST=tools/pytest-twice
 	$(MAKE) conformance PYTEST=tools/pytest-twice
-	$(MAKE) e2e PYTEST=tools/pytest-twice
+	WEFT_PAIRS=1 $(MAKE) e2e PYTEST=tools/pytest-twice
 	# The dice fall alike in each run: what they have not shown yet the long forms look for.
 	WEFT_SEED=1 $(MAKE) resilience CRASHES=2 CHANGES=40
 	WEFT_SEED=1 $(MAKE) soak SECONDS=120

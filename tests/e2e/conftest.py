@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import IO, Any, TypeVar
+from zlib import crc32
 
 import pytest
 
@@ -307,13 +308,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Run what is marked `any_data_plane` with the default one only: nothing in it passes through a proxy.
 
     With WEFT_EVERY_DATA_PLANE in the environment single tests that are marked run with each: what stands beside a program is no part of
-    them, and this shows it. A module that is marked as a whole is about one of the two, or about both at once.
+    them, and this shows it. A module that is marked as a whole is about one of the two, or about both at once. With WEFT_PAIRS each test
+    runs as each user and with each data plane, but not with each of both.
     """
     twice = [item for item in items if item.get_closest_marker("any_data_plane") and ENVOY in person_of(item)]
     if os.environ.get("WEFT_EVERY_DATA_PLANE"):
         twice = [item for item in twice if all(mark.name != "any_data_plane" for mark in item.own_markers)]
+    if os.environ.get("WEFT_PAIRS"):
+        twice += [item for item in items if item.get_closest_marker("any_data_plane") is None and not is_paired(item)]
     config.hook.pytest_deselected(items=twice)
     items[:] = [item for item in items if item not in twice]
+
+
+def is_paired(item: pytest.Item) -> bool:
+    """Whether a test is one of the two that meet both users and both data planes; which two, differs from module to module."""
+    person = person_of(item)
+    if not person or len({name for name, _ in people()}) == 1:
+        return True
+    crosses = crc32(item.path.stem.encode()) % 2 == 1
+    return (person[0] == "root") is ((person[1] == WEFT_PROXY) is not crosses)
 
 
 @pytest.fixture(scope="module", params=people(), ids="-".join)
