@@ -106,6 +106,8 @@ class Proxy:
         self._admin, self._log, self._drain, self._retire = admin, log, drain, retire
         self._replaced = asyncio.Event()
         self._retiring: asyncio.Task[None] | None = None
+        self._replacing = asyncio.Lock()
+        self._successor: subprocess.Popen[bytes] | None = None
         self._on_ready, self._on_notice = on_ready, on_notice
         self._process: subprocess.Popen[bytes] | None = None
         self._keeper = keeper
@@ -125,7 +127,8 @@ class Proxy:
         loop = asyncio.get_running_loop()
         while not self._stopping:
             started = loop.time()
-            self._process = self._start()
+            # Where the last one died while it was being replaced, the next is there already.
+            self._process, self._successor = self._successor or self._start(), None
             becoming_ready = asyncio.create_task(self._watch_ready())
             code = await self._end()
             becoming_ready.cancel()
@@ -174,27 +177,49 @@ class Proxy:
         old = self._process
         if old is None or not self._ready.is_set() or self._stopping:
             raise NotReplaced("the proxy does not serve now: it is being started or stopped")
+        if self._replacing.locked():
+            raise NotReplaced("the proxy is being replaced already")
         if self._retiring is not None and not self._retiring.done():
             raise NotReplaced("the proxy has been replaced just now, and the one before it still finishes")
-        left = self._admin.with_name(self._admin.name + REPLACED_SUFFIX)
-        os.replace(self._admin, left)
-        new = self._start()
-        try:
-            async with asyncio.timeout(patience):
-                await self._serves(new)
-        except (TimeoutError, NotReplaced) as problem:
-            new.kill()
-            await ended(new)
-            os.replace(left, self._admin)
-            why = str(problem) or f"the new process does not serve within {patience:g} s"
-            raise NotReplaced(f"{why}; the old one goes on. {self._last_words()}".rstrip()) from None
-        self._process = new
-        self._replaced.set()
-        self._retiring = asyncio.create_task(self._see_off(old, left, drain))
-        return old.pid, new.pid
+        async with self._replacing:
+            left = self._admin.with_name(self._admin.name + REPLACED_SUFFIX)
+            os.replace(self._admin, left)
+            try:
+                new = self._successor = self._start()
+                async with asyncio.timeout(patience):
+                    await self._serves(new)
+            except (TimeoutError, NotReplaced, OSError) as problem:
+                why = str(problem) or f"the new process does not serve within {patience:g} s"
+                goes_on = await self._put_back(old, left)
+                end = "the old one goes on" if goes_on else "the old one has died meanwhile, and is started again"
+                raise NotReplaced(f"{why}; {end}. {self._last_words()}".rstrip()) from None
+            except asyncio.CancelledError:
+                await self._put_back(old, left)
+                raise
+            if self._process is not old:  # it has died meanwhile, and `run` takes the new one for the next
+                left.unlink(missing_ok=True)
+                return old.pid, new.pid
+            self._process, self._successor = new, None
+            self._replaced.set()
+            self._retiring = asyncio.create_task(self._see_off(old, left, drain))
+            return old.pid, new.pid
+
+    async def _put_back(self, old: subprocess.Popen[bytes], left: Path) -> bool:
+        """End a replacement that came to nothing; whether *old*, whose admin socket is at *left*, is the proxy still."""
+        if self._process is not old:
+            left.unlink(missing_ok=True)
+            return False
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            successor.kill()
+            await ended(successor)
+        os.replace(left, self._admin)
+        return True
 
     async def _serves(self, process: subprocess.Popen[bytes]) -> None:
         while not await questions.is_ready(self._admin):
+            if self._stopping:
+                raise NotReplaced("the workload ends")
             if (code := process.poll()) is not None:
                 raise NotReplaced(f"the new process {describe(code)}")
             await asyncio.sleep(READY_POLL_SECONDS)
@@ -225,6 +250,10 @@ class Proxy:
         if self._retiring is not None:
             self._retiring.cancel()
             await asyncio.gather(self._retiring, return_exceptions=True)
+        if self._successor is not None:
+            self._successor.kill()
+        async with self._replacing:  # it comes to nothing now, and the present one has its admin socket again
+            pass
         if (process := self._process) is None:
             return
         try:
@@ -243,7 +272,7 @@ class Proxy:
     def _tell_absence(self) -> None:
         self._told_ready = False
         # A process that is about to serve has inherited what is kept, and the next one would miss it.
-        if self._process is None:
+        if self._process is None and self._successor is None:
             self._keeper.forget()
         self._on_ready(False)
 
