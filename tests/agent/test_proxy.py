@@ -66,7 +66,8 @@ class Beside:
     async def drain(self, pid: int, path: Path) -> None:
         """Notes whether the process could be asked at that socket."""
         self.drained.append(await admin.is_ready(path))
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # a process that has died meanwhile
+            os.kill(pid, signal.SIGTERM)
 
     def started(self) -> list[int]:
         """Processes in the order of their start."""
