@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -178,6 +179,55 @@ def test_a_proxy_that_died_is_told_with_what_was_noticed_of_it(bookinfo: Mesh) -
     assert (end.finding.code, end.by, end.workload) == ("proxy-connection-broke", "proxy", "catalog-v1-0"), text
     assert "The connection to the proxy of catalog-v1-0 broke before the answer was complete" in text
     assert "Noticed of catalog-v1-0: the proxy was killed (SIGKILL); starting it again." in text
+
+
+def test_the_proxy_at_the_other_end_is_not_blamed_for_what_it_may_not_have_been_able_to_tell(bookinfo: Mesh) -> None:
+    """An Envoy tells nothing while the control plane is away; only that somebody saw it die is a proof."""
+    broken = sent(status=503, flags=("UC",), details="upstream_reset_before_response_started", attempts=1)
+    (hop,) = bookinfo_trees(bookinfo, [broken], ())
+    text = tell([hop])
+    assert "Cause: the proxy of catalog-v1-0, or something that it could not tell of." in text
+    assert "or it could not tell (an Envoy while the control plane is away)" in text
+
+
+REFUSED_THERE = {"log": "connections", "downstream_failure": "plaintext_to_tls_listener", "status": None, "flags": ()}
+
+
+def test_a_connection_of_somebody_else_that_was_refused_meanwhile_is_not_the_reason() -> None:
+    """A port scanner at the server's port, while a program breaks off an answer of a minute."""
+    broke = {
+        "status": 200,
+        "flags": ("UC",),
+        "details": "upstream_reset_after_response_started",
+        "duration_ms": 60_000.0,
+    }
+    records = [
+        record("client-0", "outbound", 0.0, answered_ms=1.0, **broke),
+        record("server-0", "inbound", 0.001, answered_ms=1.0, **(broke | {"duration_ms": 59_990.0})),
+    ]
+    stranger = record("server-0", "inbound", 30.0, downstream="10.244.0.77:41000", **REFUSED_THERE)
+    (hop,) = happened(records, [stranger], lambda _node, _at: ())
+    assert hop.refused is None
+    assert "in the middle of its answer" in tell([hop])
+    # Of several that were refused it is the one by whose address the request went.
+    own = record("server-0", "inbound", 0.0, downstream=f"{CLIENT}:50000", **REFUSED_THERE)
+    (hop,) = happened(records[:1], [stranger, own], lambda _node, _at: ())
+    assert hop.refused is not None
+    assert hop.refused.record == own
+    # A try of whose own address nothing is known can have been refused at that place and time only.
+    (hop,) = happened([replace(records[0], upstream_local="")], [stranger], lambda _node, _at: ())
+    assert hop.refused is not None
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_an_answer_that_stalls_has_begun_whatever_its_status(status: int) -> None:
+    """503 may be the program's own, and then its head had been passed on."""
+    stalled = record(
+        "client-0", "outbound", 0.0, status=status, flags=("UT",), details="via_upstream", answered_ms=1.0, sent_ms=0.1
+    )
+    text = tell(trees([stalled]))
+    assert "began to answer, and had not finished within the timeout" in text
+    assert f"The client had got the head, {status}, by then." in text
 
 
 def test_a_proxy_that_ended_and_cut_a_request_off_says_so_itself() -> None:

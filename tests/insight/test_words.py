@@ -251,6 +251,37 @@ def test_where_it_went_tells_one_flag_from_the_other(cluster: str, flags: str, e
 
 
 @pytest.mark.parametrize(
+    ("fields", "facts", "told"),
+    [
+        ({"status": 200, "details": "upstream_reset_after_response_started{connection_termination}"}, {},
+         "closed the connection in the middle of its answer"),
+        ({"protocol": "TCP", "bytes_sent": 1_000_000}, {"answer": "bytes", "sent": "1000000"}, "1000000 bytes had come"),
+        ({"status": 101, "details": "via_upstream"}, {"status": "101"}, "had become that of another protocol"),
+        ({"status": 503}, {}, "could not be reached or closed the connection without an answer"),
+    ],
+)  # fmt: skip
+def test_what_a_place_outside_had_answered_is_not_denied(
+    fields: dict[str, Any], facts: dict[str, str], told: str
+) -> None:
+    known = {"protocol": "HTTP/1.1", "cluster": "PassthroughCluster", "flags": ("UC",)} | fields
+    record = Record("node", "requests", direction="outbound", start=0.0, duration_ms=1.0, **known)
+    found = words.find(record, dict.fromkeys(("destination", "url", "host_ports"), "x") | facts)
+    assert found is not None
+    assert told in found.sentence
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("redirect", "redirected"), ("direct_response", "no-backend")])
+def test_a_redirect_of_an_http_route_is_no_rule_without_a_backend(outcome: str, code: str) -> None:
+    """Both data planes say the same of the two."""
+    record = Record(
+        "node", "requests", "HTTP/1.1", "outbound", 0.0, 1.0, status=302, details="direct_response", route_name="a"
+    )
+    found = words.find(record, {"outcome": outcome, "rule_of": "HTTPRoute", "status": "302"})
+    assert found is not None
+    assert found.code == code
+
+
+@pytest.mark.parametrize(
     ("flags", "details", "code"),
     [
         (("UO",), "upstream_reset_before_response_started{overflow}", "circuit-open"),

@@ -40,7 +40,10 @@ HEALTH_SECONDS = 1.0
 """How long a proxy is waited for that is asked what it has found of its endpoints: one that works answers at once."""
 
 REFUSED_SHOWN = 200
-"""Refused connections that are looked through for the one behind a failed request."""
+"""Refused connections, from the beginning of a request on, that are looked through for the one behind its failure."""
+
+CLOCK_SECONDS = 1.0
+"""By which the clocks of proxies and of the control plane, and the arrival of a record, may differ."""
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES)
@@ -129,7 +132,8 @@ def _past(client: Client, request_id: str | None, failed: bool, source: str | No
                 f"No proxy has told of a request {request_id!r}. `weft logs --access` shows the ids of those that were seen;"
                 " only the newest are kept. A gateway gives what comes to it an id of its own, whatever the client sent."
             )
-    refused = records(limit=REFUSED_SHOWN, failed=1, log="connections")
+    began = min(item.start for item in found) - CLOCK_SECONDS
+    refused = records(limit=REFUSED_SHOWN, failed=1, log="connections", since=began)
     running = programs(client.get("/v1/workloads"), client.get("/v1/proxies"))
     trees = happened(found, refused, configurations, running, client.get("/v1/services"))
     emit([tree_to_json(hop) for hop in trees], output, lambda: tell(trees, place))

@@ -245,7 +245,11 @@ class Api:
             limit, failed = int(_number(query.get("limit", "1"), RECORDS_SHOWN)), query.get("failed") in ("1", "true")
             nodes = self._nodes(query["workload"]) if "workload" in query else None
             logs = [query["log"]] if "log" in query else ["requests", "connections"]
-            found = self._records.recent(limit, logs, nodes=nodes, failed=failed)
+            if "since" in query:
+                since = _number(query["since"], LATEST_TIME)
+                found = await asyncio.to_thread(self._oldest, limit, logs, nodes, since, failed=failed)
+            else:
+                found = self._records.recent(limit, logs, nodes=nodes, failed=failed)
             if failed and "log" not in query:
                 lookups = self._agents.lookups.recent(limit, nodes=nodes)
             if nodes is not None and "connections" in logs:
@@ -266,6 +270,18 @@ class Api:
             ],
             "store": self._records.status(),
         }
+
+    def _oldest(
+        self, limit: int, logs: Sequence[str], nodes: Sequence[str] | None, since: float, *, failed: bool
+    ) -> list[Any]:
+        """Return at most *limit* of what has come *since*, the newest first: of more the first that came."""
+        asked = limit
+        while True:
+            found = self._records.recent(asked, logs, nodes=nodes, failed=failed)
+            later = [item for item in found if item[3] >= since]  # when it was received
+            if len(found) < asked or len(later) < len(found):
+                return later[-limit:]
+            asked *= 4
 
     def _refused_clients(self, nodes: Collection[str]) -> list[Record]:
         """Return connections of these workloads that proxies of others refused, the newest first: of those refused lately."""

@@ -64,6 +64,7 @@ BY = {
     "malformed-request": "client",
     "request-timeout": "client",
     "outside-failed": "outside",
+    "outside-broke": "outside",
     "not-http-called": "program",
 }
 """Whose doing a finding is that is not the proxy's."""
@@ -345,6 +346,7 @@ def facts(hop: Hop, programs: Sequence[Program] = (), services: Sequence[Mapping
         "begun": "yes" if has_begun(record) else "",
         "server": "silent" if _is_silent(hop) else "",
         "status": record.answer or "nothing",
+        "outcome": hop.decision.outcome if hop.decision is not None else "",
         "method": record.method or "the request",
         "path": record.path,
         "host": record.authority,
@@ -472,7 +474,9 @@ def host_of(authority: str) -> str:
 
 def _url(record: Record) -> str:
     """What was called, with the port where it came in: the Host header need not have one."""
-    scheme, authority = record.scheme or "http", record.authority or record.listener
+    # curl speaks to any port of TCP by telnet's scheme.
+    scheme = record.scheme or ("telnet" if record.protocol == "TCP" else "http")
+    authority = record.authority or record.listener
     _, _, port = record.listener.rpartition(":")
     if authority == host_of(authority) and port and port != DEFAULT_PORTS.get(scheme):
         authority = f"{authority}:{port}"
@@ -604,7 +608,12 @@ def _left(hop: Hop) -> str:
 
 def has_begun(record: Record) -> bool:
     """Whether the head of an upstream's answer had been passed on when a proxy's own word ended the request."""
-    if record.answered_ms is None or record.status is None or record.status in OWN_STATUSES:
+    if record.answered_ms is None or record.status is None:
+        return False
+    passed_on = record.details in ANSWERED or "after_response_started" in record.details
+    if "UO" in record.flags and passed_on:
+        return False  # a whole answer, after which no further try was allowed
+    if record.status in OWN_STATUSES and not passed_on:
         return False
     return record.grpc_status is None  # a proxy's own word to a client of gRPC is a 200, too, and whole
 
@@ -728,12 +737,12 @@ def _refusal(hop: Hop, refused: Sequence[Record]) -> Record | None:
     if record.direction == "inbound" or not set(record.flags) & {"UF", "UC", "UR"}:
         return None
     called = {(item.upstream_local, item.upstream) for item in (record, *hop.tries)}
-    addresses = {upstream for _, upstream in called}
-    for item in refused:
-        exactly = any(local and local == item.downstream for local, _ in called)
-        if exactly or (item.listener in addresses and _within(item, record)):
-            return item
-    return None
+    locals_ = {local for local, _ in called if local}
+    if (exactly := next((item for item in refused if item.downstream in locals_), None)) is not None:
+        return exactly
+    # Of a try whose own address is not told, Envoy's that failed in the handshake, place and time must do.
+    addresses = {upstream for local, upstream in called if not local}
+    return next((item for item in refused if item.listener in addresses and _within(item, record)), None)
 
 
 def _target_workload(hop: Hop) -> str:

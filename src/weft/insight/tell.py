@@ -191,6 +191,8 @@ def _beneath(hop: Hop) -> Finding | None:
 
 def _by(hop: Hop, end: Verdict, who: str) -> str:
     """Return whose doing it was: a proxy that answers or refuses as it was told to is not the cause."""
+    if end.finding is not None and end.finding.code == PROXY_GONE and not end.hop.notices:
+        return f"Cause: {who}, or something that it could not tell of"
     if end.by != "proxy" or end.finding is None or end.finding.code in PROXYS_OWN:
         return f"Cause: {who}"
     if has_begun(hop.record):

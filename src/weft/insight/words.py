@@ -106,6 +106,7 @@ NOT_MADE = "No connection out of the mesh was made for {workload}: {reason}."
 CHECK_OUTSIDE = "Check address and port from this machine, outside of the mesh: `curl -v {url}`{host_ports}."
 TOO_SLOW_TO_CONNECT = "{upstream} did not answer within the time that a connection may take."
 CHECK_SILENCE = "The machine is away, or a firewall drops packets; `connectionPool.tcp.connectTimeout` sets the limit."
+CHECK_ANSWER = "Look at what serves it: `curl -v {url}` from this machine, outside of the mesh, shows whether it does so to others, too."
 LIMIT_REACHED = "A limit of {service} was reached (a circuit breaker), so the request was refused at once."
 RAISE_LIMIT = "Raise `trafficPolicy.connectionPool` of the DestinationRule, or send less at a time."
 CALL_HTTP = (
@@ -144,6 +145,12 @@ TABLE = (
         "preflight-answered",
         "A browser asked what a page of another site may do, and a corsPolicy answered {status}; no program was asked.",
         details="^cors_response",
+    ),
+    Row(
+        "redirected",
+        "The rule redirects the client to another place with {status}; no program was asked.",
+        details=r"^direct_response",
+        given=(("outcome", "redirect"),),
     ),
     Row(
         "no-backend",
@@ -539,6 +546,30 @@ TABLE = (
     ),
     Row("outside-failed", NOT_MADE, CHECK_OUTSIDE, flags=frozenset({"UF"}), cluster=OUTSIDE),
     Row(
+        "outside-broke",
+        "{destination}, outside of the mesh, ended the connection, which had become that of another protocol (101: WebSocket, say).",
+        "That is the end of every such connection; if it came too early, look at what serves it.",
+        flags=frozenset({"UC", "UR", "UPE"}),
+        cluster=OUTSIDE,
+        given=TUNNEL,
+    ),
+    Row(
+        "outside-broke",
+        "{destination}, outside of the mesh, closed the connection in the middle of its answer, so the answer is cut off.",
+        CHECK_ANSWER,
+        flags=frozenset({"UC", "UR", "UPE"}),
+        details="after_response_started",
+        cluster=OUTSIDE,
+    ),
+    Row(
+        "outside-broke",
+        "{destination}, outside of the mesh, reset the connection, of which {sent} bytes had come.",
+        CHECK_ANSWER,
+        flags=frozenset({"UC", "UR"}),
+        cluster=OUTSIDE,
+        given=(("answer", "bytes"),),
+    ),
+    Row(
         "outside-failed",
         "{destination} is outside of the mesh, and could not be reached or closed the connection without an answer.",
         "Check that it can be reached from this machine: `curl -v {url}` outside of the mesh.",
@@ -648,7 +679,8 @@ TABLE = (
     Row(
         "proxy-connection-broke",
         "The connection to the proxy of {peer} broke before the answer was complete, and that proxy tells nothing of the request.",
-        "It may have died, or its machine may be away: see `weft status`; its last words are in its `proxy.log`.",
+        "It may have died, its machine may be away, or it could not tell (an Envoy while the control plane is away): see "
+        "`weft status`; its last words are in its `proxy.log`.",
         flags=frozenset({"UC", "UR", "UPE"}),
         given=(("server", "silent"),),
     ),

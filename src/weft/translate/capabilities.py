@@ -68,6 +68,7 @@ _OF_ENVOY = (
     # What is told of them.
     Shortfall("no-istio-metrics", "has no `istio_*` metrics, only its own"),
     Shortfall("uncounted-copies", "counts copies of requests (mirroring) in no metric"),
+    Shortfall("dropped-records", "drops what it would tell of requests while the control plane is away"),
     Shortfall("explained-by-weft", "is explained by weft-proxy's decision code in `weft why`, not by its own"),
     # Where it runs, and after a death.
     Shortfall("no-explicit-mode", "does not run in explicit mode"),
