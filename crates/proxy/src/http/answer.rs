@@ -100,16 +100,26 @@ impl Exchange<'_> {
 
     /// Move the response's body down while the rest of the request, if any, still goes up.
     async fn stream(&mut self, server: &mut Server, timeout: Option<Duration>) -> Streamed {
-        let deadline = self.deadline(timeout);
-        let (idle, expires) = (self.idle, self.expires);
+        let (idle, expires, answered) = (self.idle, self.expires, self.answered);
         let Exchange {
-            down, client, alarm, scratch, outcome, received, sent, course, request_done, web, copies, ..
+            down,
+            client,
+            alarm,
+            scratch,
+            began,
+            outcome,
+            received,
+            sent,
+            course,
+            request_done,
+            web,
+            copies,
+            ..
         } = self;
         let Scratch { to_upstream, to_downstream, replay, .. } = &mut **scratch;
         let (from_server, to_server) = server.split(to_upstream);
         let (from_client, to_client) = client.split(to_downstream);
         let mut sending = !*request_done;
-        let began = self.answered;
         let (received, sent) = (&*received, &*sent);
         let (from_web, to_web) = match web.as_deref_mut() {
             Some(web) => (web.request.as_mut(), web.response.as_mut()),
@@ -139,6 +149,7 @@ impl Exchange<'_> {
                     Poll::Ready(Ok(())) => {
                         sending = false;
                         *request_done = true;
+                        outcome.request_duration.get_or_insert_with(|| began.elapsed());
                     }
                     // The response goes on; the connection just cannot carry another request.
                     Poll::Ready(Err(FlowError::Sink(_) | FlowError::Source(ReadError::Malformed(_)))) => {
@@ -166,8 +177,10 @@ impl Exchange<'_> {
                 Poll::Ready(Err(_)) => return Poll::Ready(Streamed::UpstreamGone),
                 Poll::Pending => {}
             }
-            let moved = received.moved.get().max(sent.moved.get()).unwrap_or(began);
+            let moved = received.moved.get().max(sent.moved.get()).unwrap_or(answered);
             let quiet = idle.map(|idle| moved + idle);
+            // The request may end behind the head of its answer, and only then does its time begin (Envoy).
+            let deadline = timeout.zip(outcome.request_duration).map(|(timeout, end)| *began + end + timeout);
             alarm.poll(context, earliest(earliest(deadline, quiet), expires)).map(|_| {
                 let now = Instant::now();
                 if expires.is_some_and(|end| now >= end) {

@@ -126,6 +126,25 @@ fn a_route_times_out_within_the_answer() {
     mesh.expect_record("/", 200, "UT", "upstream_response_timeout");
 }
 
+#[test]
+fn a_route_times_out_behind_a_request_that_ends_after_the_head_of_its_answer() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| setup.action().timeout = Some(seconds(0.1)));
+    let mut client = mesh.client();
+    client.send("POST / HTTP/1.1\r\nhost: up\r\ncontent-length: 1\r\n\r\n");
+    let mut peer = upstream.accept();
+    peer.head();
+    peer.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc");
+    client.head();
+    client.expect("abc");
+    client.send("x");
+    peer.expect("x");
+    assert_eq!(client.expect_end(), End::Reset);
+    assert_eq!(peer.expect_end(), End::Reset);
+    let record = mesh.expect_record("/", 200, "UT", "upstream_response_timeout");
+    assert!(record["duration_ms"].as_u64() >= Some(100), "{record}");
+}
+
 /// The route's `max_stream_duration`.
 fn stream_duration(limit: f64) -> Option<MaxStreamDuration> {
     Some(MaxStreamDuration {
