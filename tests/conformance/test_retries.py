@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import socket
 import threading
+import time
 from collections import Counter
 from concurrent import futures
 from dataclasses import dataclass
@@ -256,3 +259,74 @@ def test_a_try_that_grpc_calls_failed_is_in_the_log_of_tries(tmp_path: Path) -> 
     finally:
         server.shutdown()
         server.server_close()
+
+
+class Hasty(Busy):
+    """Takes a request and answers it; at `/late` it begins before the request has ended, and does not end."""
+
+    def do_POST(self) -> None:
+        asked[int(self.headers["host"]), self.path] += 1
+        self.send_response(200)
+        self.send_header("content-length", "3")
+        self.end_headers()
+        if self.path == "/late":
+            self.rfile.read(1)
+            with contextlib.suppress(ConnectionError):
+                self.connection.recv(1)  # until it is given up
+            self.close_connection = True
+
+
+class Patient(Busy):
+    """Answers a request when it has ended."""
+
+    def do_POST(self) -> None:
+        asked[int(self.headers["host"]), self.path] += 1
+        self.rfile.read(1)
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+
+def test_time_begins_where_the_request_ends(tmp_path: Path) -> None:
+    """That of a try, for clients who are slow; and that of the whole request, even if its answer has begun before."""
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for handler in (Patient, Hasty)]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    limit = 0.5
+
+    def resources(ports: dict[str, int]) -> Json:
+        policy = {"retry_on": "5xx", "num_retries": 1, "per_try_timeout": f"{limit}s"}
+        routes = [
+            {"match": {"path": "/slow"}, "route": {"cluster": "patient", "retry_policy": policy}},
+            {"match": {"path": "/late"}, "route": {"cluster": "hasty", "timeout": f"{limit}s"}},
+        ]
+        log = file_log(tmp_path / f"{ports['http']}.log", FIELDS)
+        clusters = [
+            cluster(name, int(it.server_address[1])) for name, it in zip(("patient", "hasty"), servers, strict=True)
+        ]
+        filters = http_filters(routes, manager={"access_log": log})
+        return {"clusters": clusters, "listeners": [listener("http", ports["http"], filters)]}
+
+    try:
+        with both(tmp_path, ("http",), resources) as proxies:
+            for proxy in proxies:
+                until("it is ready", proxy.is_ready)
+                port = proxy.ports["http"]
+                log = tmp_path / f"{port}.log"
+                for number, path in enumerate(("/slow", "/late"), start=1):
+                    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as client:
+                        head = f"POST {path} HTTP/1.1\r\nhost: {port}\r\ncontent-length: 1\r\n\r\n"
+                        client.sendall(head.encode())
+                        began = time.monotonic()
+                        until("the server has the head", lambda: asked[port, path] == 1)  # noqa: B023
+                        until("a try's time has passed", lambda: time.monotonic() > began + 1.2 * limit)  # noqa: B023
+                        client.sendall(b"x")
+                        assert client.recv(100).startswith(b"HTTP/1.1 200 "), (proxy.kind, path)
+                        until("it is recorded", lambda: len(records(log)) == number)  # noqa: B023
+                slow, late = records(log)
+                assert slow == {"status": 200, "flags": "-", "why": "via_upstream", "attempts": 1}, proxy.kind
+                assert (late["status"], late["flags"], late["attempts"]) == (200, "UT", 1), proxy.kind
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()

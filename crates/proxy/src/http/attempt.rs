@@ -34,9 +34,8 @@ impl Exchange<'_> {
         timeout: Option<Duration>,
         fresh: bool,
     ) -> Attempt {
-        let try_deadline = policy.and_then(|policy| policy.per_try_timeout).map(|limit| Instant::now() + limit);
         // connect
-        let deadline = earliest(earliest(try_deadline, self.deadline(timeout)), self.expires);
+        let deadline = earliest(self.deadline(timeout), self.expires);
         let request = &self.scratch.request;
         let want = Want {
             http2: self.client_version == Version::Http2,
@@ -57,14 +56,16 @@ impl Exchange<'_> {
                 };
                 return Attempt::Failed { cause: error.cause(), result };
             }
-            Some(Err(_)) => return self.timed_out(try_deadline, timeout),
+            Some(Err(_)) => return self.timed_out(None, timeout),
         };
+        let limit = policy.and_then(|policy| policy.per_try_timeout).map(TryLimit::of_now);
         if !server.is_reused() {
             self.down.worker.metrics.counters().connected(&server.peer());
         }
         self.outcome.upstream_local = server.local();
         self.outcome.upstream_peer = Some(server.peer());
         if !self.scratch.request.upgrade().is_empty() {
+            let deadline = earliest(deadline, self.try_deadline(limit));
             match self.unless_gone(deadline, server.accepts_upgrade()).await {
                 None => return Attempt::Gone,
                 Some(Ok(true)) => {}
@@ -72,14 +73,14 @@ impl Exchange<'_> {
                 Some(Ok(false)) => {
                     return Attempt::Failed { cause: Cause::UpstreamProtocolError, result: TryResult::Overflow };
                 }
-                Some(Err(_)) => return self.timed_out(try_deadline, timeout),
+                Some(Err(_)) => return self.timed_out(limit, timeout),
             }
             let random = &mut *self.down.worker.random.borrow_mut();
             self.own_key |= websocket::prepare(&mut self.scratch.request, &server, random);
         }
         // forward: the request
         self.begin_request(&mut server, decision);
-        let awaited = self.send_and_await(&mut server, try_deadline, timeout).await;
+        let awaited = self.send_and_await(&mut server, limit, timeout).await;
         match awaited {
             Awaited::Response => {
                 self.answered = Instant::now();
@@ -109,7 +110,7 @@ impl Exchange<'_> {
             _ => server.cancel(),
         }
         match awaited {
-            Awaited::TimedOut => self.timed_out(try_deadline, timeout),
+            Awaited::TimedOut => self.timed_out(limit, timeout),
             Awaited::BadRequest => Attempt::BadRequest,
             Awaited::Idle => Attempt::Idle,
             Awaited::SlowRequest => Attempt::SlowRequest,
@@ -118,8 +119,14 @@ impl Exchange<'_> {
         }
     }
 
-    fn timed_out(&self, try_deadline: Option<Instant>, timeout: Option<Duration>) -> Attempt {
+    /// When the time of a try passes that has a connection.
+    fn try_deadline(&self, limit: Option<TryLimit>) -> Option<Instant> {
+        Some(limit?.deadline(self.began + self.outcome.request_duration?))
+    }
+
+    fn timed_out(&self, limit: Option<TryLimit>, timeout: Option<Duration>) -> Attempt {
         let now = Instant::now();
+        let try_deadline = self.try_deadline(limit);
         if self.expires.is_some_and(|end| now >= end) {
             return Attempt::Expired;
         }
@@ -148,12 +155,12 @@ impl Exchange<'_> {
     async fn send_and_await(
         &mut self,
         server: &mut Server,
-        try_deadline: Option<Instant>,
+        limit: Option<TryLimit>,
         timeout: Option<Duration>,
     ) -> Awaited {
         let to_head = self.scratch.request.is_head_request();
         loop {
-            match self.race(server, to_head, try_deadline, timeout).await {
+            match self.race(server, to_head, limit, timeout).await {
                 Awaited::Response if self.is_interim() => {
                     if !self.pass_interim().await {
                         return Awaited::Gone;
@@ -209,7 +216,7 @@ impl Exchange<'_> {
         &mut self,
         server: &mut Server,
         to_head: bool,
-        try_deadline: Option<Instant>,
+        limit: Option<TryLimit>,
         timeout: Option<Duration>,
     ) -> Awaited {
         let (idle, expires) = (self.idle, self.expires);
@@ -264,7 +271,9 @@ impl Exchange<'_> {
                 Poll::Ready(Err(_)) => return Poll::Ready(Awaited::Malformed),
                 Poll::Pending => {}
             }
-            let end = timeout.zip(outcome.request_duration).map(|(timeout, end)| *began + end + timeout);
+            let ended = outcome.request_duration.map(|duration| *began + duration);
+            let end = timeout.zip(ended).map(|(timeout, ended)| ended + timeout);
+            let try_deadline = limit.zip(ended).map(|(limit, ended)| limit.deadline(ended));
             let quiet = idle.map(|idle| received.moved.get().unwrap_or(entered).max(entered) + idle);
             let slow = request_limit.filter(|_| sending);
             let deadline = earliest(earliest(earliest(try_deadline, end), earliest(quiet, slow)), expires);
@@ -312,6 +321,25 @@ pub(super) enum Attempt {
     SlowRequest,
     /// The request has lived as long as it may.
     Expired,
+}
+
+/// How long a try may take. Neither the wait for a connection counts nor the time that the client takes for its request (Envoy).
+#[derive(Clone, Copy)]
+struct TryLimit {
+    limit: Duration,
+    connected: Instant,
+}
+
+impl TryLimit {
+    /// Of a try that has just got its connection.
+    fn of_now(limit: Duration) -> TryLimit {
+        TryLimit { limit, connected: Instant::now() }
+    }
+
+    /// When it passes for a request that ended at *request_end*.
+    fn deadline(self, request_end: Instant) -> Instant {
+        self.connected.max(request_end) + self.limit
+    }
 }
 
 enum Awaited {

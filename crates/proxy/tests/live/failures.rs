@@ -261,6 +261,66 @@ fn the_last_try_that_times_out_is_504_ut_urx() {
     assert_eq!(record["attempts"], 2);
 }
 
+/// A request is tried twice, and each try may take this long.
+fn try_for(setup: &mut Setup, limit: f64) {
+    let mut policy = retries("5xx", 1);
+    policy.per_try_timeout = Some(seconds(limit));
+    setup.action().retry_policy = Some(policy);
+}
+
+/// Wait until more than *limit* has passed since *began*.
+fn outlast(began: Instant, limit: Duration) {
+    crate::kit::until("the limit has passed", || (began.elapsed() > limit + Duration::from_millis(50)).then_some(()));
+}
+
+#[test]
+fn the_time_of_a_slow_request_is_not_its_trys() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| try_for(setup, 0.3));
+    let mut client = mesh.client();
+    let began = Instant::now();
+    client.send("POST / HTTP/1.1\r\nhost: up\r\ncontent-length: 1\r\n\r\n");
+    let mut silent = upstream.accept();
+    silent.head();
+    outlast(began, Duration::from_millis(300));
+    assert!(!upstream.has_visitor());
+    let ended = Instant::now();
+    client.send("x");
+    // From here on it counts.
+    let mut peer = upstream.accept();
+    expect_passed(ended, Duration::from_millis(300));
+    assert_eq!(peer.message().text(), "x");
+    peer.send(ok("second"));
+    assert_eq!(client.message().text(), "second");
+    assert_eq!(mesh.expect_record("/", 200, "-", "via_upstream")["attempts"], 2);
+}
+
+#[test]
+fn the_wait_for_a_connection_is_not_a_trys() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        limit(setup, |limits| limits.max_connections = number(1));
+        try_for(setup, 1.0);
+        setup.action().timeout = Some(seconds(0.0));
+    });
+    let mut first = mesh.client();
+    first.send("POST /first HTTP/1.1\r\nhost: up\r\ncontent-length: 1\r\n\r\n");
+    let mut peer = upstream.accept();
+    peer.head();
+    let mut waiting = mesh.client();
+    let began = Instant::now();
+    waiting.send("GET /waiting HTTP/1.1\r\nhost: up\r\n\r\n");
+    outlast(began, Duration::from_secs(1));
+    first.send("x");
+    peer.expect("x");
+    peer.send(ok("one"));
+    assert_eq!(first.message().text(), "one");
+    assert_eq!(peer.message().start_line(), "GET /waiting HTTP/1.1");
+    peer.send(ok("two"));
+    assert_eq!(waiting.message().text(), "two");
+    assert_eq!(mesh.expect_record("/waiting", 200, "-", "via_upstream")["attempts"], 1);
+}
+
 #[test]
 fn a_request_is_retried_with_its_body_until_it_succeeds() {
     let upstream = Upstream::new();
