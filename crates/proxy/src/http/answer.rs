@@ -161,7 +161,8 @@ impl Exchange<'_> {
                     Poll::Pending => {}
                 }
             }
-            if !sending && send.reader.poll_gone(context).is_ready() {
+            // Also while what is being sent waits for an upstream that does not read.
+            if send.reader.poll_gone(context).is_ready() {
                 return Poll::Ready(Streamed::DownstreamGone);
             }
             match answer.poll(context) {

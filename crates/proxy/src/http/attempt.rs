@@ -256,8 +256,9 @@ impl Exchange<'_> {
                     Poll::Pending => {}
                 }
             }
-            // Asked in the same poll in which sending ended: else nobody would be woken when the client goes.
-            if (!sending || failed_to_send) && send.reader.poll_gone(context).is_ready() {
+            // Asked in each poll, the one in which sending ended among them: else nobody would be woken when the client goes. What is
+            // being sent may wait for an upstream that does not read, and then nobody else asks for the client.
+            if send.reader.poll_gone(context).is_ready() {
                 return Poll::Ready(Awaited::Gone);
             }
             match from_server.poll_response(context, response, to_head) {

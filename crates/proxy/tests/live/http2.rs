@@ -211,6 +211,66 @@ fn a_client_that_gives_up_is_told_to_the_upstream() {
 }
 
 #[test]
+fn a_client_that_goes_away_behind_an_upload_that_is_stuck_is_told_to_the_upstream() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        http2_upstream(setup);
+        setup.action().timeout = Some(seconds(0.0));
+    });
+    let window = 65_535;
+    // It gives no more of the window, so something of the body waits in the proxy.
+    let take_in = |server: &mut Wire, is_answered: bool| {
+        let stream = server.next().stream;
+        if is_answered {
+            server.send(HEADERS, END_HEADERS, stream, &[STATUS_200]);
+        }
+        let mut received = 0;
+        while received < window {
+            received += server.expect(DATA, stream).payload.len();
+        }
+        stream
+    };
+    for (path, is_answered) in [("/unanswered", false), ("/answered", true)] {
+        let mut client = Wire::client(&mesh);
+        client.request(1, "POST", path, &[], false);
+        for piece in content(2 * window).chunks(16_384) {
+            client.send(DATA, 0, 1, piece);
+        }
+        let mut server = Wire::server(upstream.accept(), &[]);
+        let stream = take_in(&mut server, is_answered);
+        if is_answered {
+            client.expect(HEADERS, 1);
+        }
+        client.send(RST_STREAM, 0, 1, &CANCEL.to_be_bytes());
+        assert_eq!(server.expect(RST_STREAM, stream).code(), CANCEL);
+        let status = if is_answered { 200 } else { 0 };
+        mesh.expect_record(path, status, "DC", "downstream_remote_disconnect");
+        // The same of a whole connection, by a reset and in order.
+        for by_reset in [true, false] {
+            let path = format!("{path}/{by_reset}");
+            let mut client = mesh.client();
+            client.send(format!("POST {path} HTTP/1.1\r\nhost: up\r\ncontent-length: 1000000\r\n\r\n"));
+            client.send(content(2 * window));
+            server.send(WINDOW_UPDATE, 0, 0, &(window as u32).to_be_bytes());
+            let stream = take_in(&mut server, is_answered);
+            if is_answered {
+                client.head();
+            }
+            if by_reset {
+                client.reset();
+            } else {
+                client.finish();
+            }
+            assert_eq!(server.expect(RST_STREAM, stream).code(), CANCEL);
+            mesh.expect_record(&path, status, "DC", "downstream_remote_disconnect");
+        }
+        server.send(GOAWAY, 0, 0, &[stream.to_be_bytes(), 0u32.to_be_bytes()].concat());
+        server.0.finish();
+        server.0.rest();
+    }
+}
+
+#[test]
 fn a_reader_that_does_not_read_costs_no_memory() {
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], |setup| setup.action().timeout = Some(seconds(0.0)));
