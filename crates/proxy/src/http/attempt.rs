@@ -96,7 +96,10 @@ impl Exchange<'_> {
             Awaited::Ended { reset } => {
                 let taken = server.may_have_taken(reset);
                 let repeatable = !taken || is_idempotent(self.scratch.request.method());
-                if server.is_reused() && !server.has_spoken() && repeatable && !self.scratch.replay.overflowed {
+                // An upstream that resets a stream and keeps the connection has its reasons: this is no connection that has ended.
+                let was_reset = server.stream_end() == Some(StreamEnd::Reset);
+                let is_stale = server.is_reused() && !server.has_spoken() && !was_reset;
+                if is_stale && !fresh && repeatable && !self.scratch.replay.overflowed {
                     return Attempt::Stale;
                 }
                 self.outcome.transport_failure = server.tls_refusal();
@@ -310,7 +313,8 @@ pub(super) enum Attempt {
         cause: Cause,
         result: TryResult,
     },
-    /// A pooled connection was closed by its peer before it took the request.
+    /// A connection that had carried another request was closed by its peer before it took this one, or took no more. A try that
+    /// follows such a one never ends so: a request is sent once more, and not again and again.
     Stale,
     /// The client is gone.
     Gone,

@@ -160,6 +160,59 @@ fn a_stream_that_was_refused_is_tried_again() {
 }
 
 #[test]
+fn a_stream_that_was_reset_is_not_tried_again_without_a_policy() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], http2_upstream);
+    let mut client = mesh.client();
+    client.send("GET /1 HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut server = Wire::server(upstream.accept(), &[]);
+    server.expect(HEADERS, 1);
+    server.answer(1, b"one");
+    assert_eq!(client.message().text(), "one");
+    client.send("GET /2 HTTP/1.1\r\nhost: up\r\n\r\n");
+    server.expect(HEADERS, 3);
+    server.send(RST_STREAM, 0, 3, &INTERNAL_ERROR.to_be_bytes());
+    assert_eq!(client.message().status(), 503);
+    mesh.expect_record("/2", 503, "UR", "upstream_reset_before_response_started{remote_reset}");
+    // Nothing was wrong with the connection.
+    client.send("GET /3 HTTP/1.1\r\nhost: up\r\n\r\n");
+    server.expect(HEADERS, 5);
+    server.answer(5, b"three");
+    assert_eq!(client.message().text(), "three");
+    assert!(!upstream.has_visitor());
+}
+
+#[test]
+fn a_stream_that_was_refused_twice_is_not_tried_a_third_time() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], http2_upstream);
+    let mut client = Wire::client(&mesh);
+    client.request(1, "GET", "/1", &[], true);
+    let mut server = Wire::server(upstream.accept(), &[]);
+    server.expect(HEADERS, 1);
+    server.answer(1, b"one");
+    client.expect(HEADERS, 1);
+    assert_eq!(client.body(1).0, b"one");
+    // Two at once, which share the connection that takes the place of this one.
+    client.request(3, "GET", "/3", &[], true);
+    client.request(5, "GET", "/5", &[], true);
+    server.expect(HEADERS, 3);
+    server.expect(HEADERS, 5);
+    server.send(GOAWAY, 0, 0, &[1u32.to_be_bytes(), 0u32.to_be_bytes()].concat());
+    let mut other = Wire::server(upstream.accept(), &[]);
+    other.expect(HEADERS, 1);
+    other.expect(HEADERS, 3);
+    other.send(RST_STREAM, 0, 3, &REFUSED_STREAM.to_be_bytes());
+    let answered = client.next();
+    assert_eq!(answered.kind, HEADERS, "{answered:?}");
+    let path = format!("/{}", answered.stream);
+    let record =
+        mesh.expect_record(&path, 503, "UR", "upstream_reset_before_response_started{remote_refused_stream_reset}");
+    assert_eq!(record["attempts"], 1);
+    assert!(!upstream.has_visitor());
+}
+
+#[test]
 fn the_end_of_a_first_stream_is_told_apart() {
     let upstream = Upstream::new();
     let mut mesh = Mesh::start(&[upstream.address()], http2_upstream);
