@@ -69,7 +69,8 @@ pub async fn serve(mut down: Downstream, mut socket: Socket, manager: &HttpManag
             Next::Onward(onward) => return Some((socket, onward)),
         }
     }
-    socket.io.finish().await;
+    let Socket { io, alarm, .. } = &mut socket;
+    let _ = alarm.limit(Some(close_deadline(manager)), io.finish()).await;
     None
 }
 
@@ -167,10 +168,14 @@ async fn wait_for_request(
 
 /// Close without destroying the answer: a close with unread bytes becomes RST, and RST may overtake the answer (RFC 9112 9.6).
 pub(super) async fn linger(socket: &mut Socket, manager: &HttpManager) {
-    socket.io.finish().await;
-    let deadline = Instant::now() + manager.delayed_close_timeout.unwrap_or(DELAYED_CLOSE);
+    linger_until(socket, close_deadline(manager)).await;
+}
+
+async fn linger_until(socket: &mut Socket, deadline: Instant) {
     let (io, buffer) = (&socket.io, &mut socket.buffer);
     let work = async {
+        // The end of a TLS session is said in bytes, for which there is no room while the client does not read.
+        io.finish().await;
         let mut left = LINGER_BYTES;
         loop {
             let length = buffer.len();
@@ -182,6 +187,11 @@ pub(super) async fn linger(socket: &mut Socket, manager: &HttpManager) {
         }
     };
     let _ = socket.alarm.limit(Some(deadline), work).await;
+}
+
+/// Until when a client may read what is left to read, once there will be no more.
+fn close_deadline(manager: &HttpManager) -> Instant {
+    Instant::now() + manager.delayed_close_timeout.unwrap_or(DELAYED_CLOSE)
 }
 
 fn request_limits(manager: &HttpManager) -> Limits {
@@ -252,4 +262,39 @@ fn refusal(error: HeadError) -> LocalReply {
         _ => Cause::MalformedRequest,
     };
     LocalReply { details: error.details().into(), ..LocalReply::from(cause) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    use rustls::crypto::aws_lc_rs;
+    use rustls::pki_types::ServerName;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+    use super::*;
+    use crate::alarm::Alarm;
+    use crate::buffer::Buffer;
+    use crate::io::Io;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_the_end_of_its_session_is_not_waited_for() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        while (&ours).write(&[0; 1024]).is_ok() {}
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        let session = ClientConnection::new(Arc::new(config), ServerName::try_from("up").unwrap()).unwrap();
+        let mut io = Io::new(ours.into()).unwrap();
+        io.secure(session.into());
+        let mut socket = Socket { io, buffer: Buffer::default(), alarm: Alarm::default() };
+        let (began, limit) = (Instant::now(), Duration::from_secs(3));
+        linger_until(&mut socket, began + limit).await;
+        assert_eq!(began.elapsed(), limit);
+    }
 }

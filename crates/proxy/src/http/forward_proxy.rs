@@ -84,19 +84,21 @@ impl Exchange<'_> {
     }
 
     /// A tunnel that ends here: connect to the route's cluster, and pass on bytes.
+    ///
+    /// # Errors
+    /// There is nobody to pass them on to: what to say instead.
     pub(super) async fn end_tunnel(
         &mut self,
         upstream: &Rc<WorkerUpstream>,
-        decision: &Decision<'_>,
         original: SocketAddr,
         key: Option<u64>,
-    ) -> Next {
+    ) -> Result<Next, LocalReply> {
         let picked = {
             let random = &mut *self.down.worker.random.borrow_mut();
             pick::pick(upstream, original, None, &Tried::default(), key, random)
         };
         let Some(destination) = picked else {
-            return self.respond_by(decision, Cause::NoHealthyUpstream.into()).await;
+            return Err(Cause::NoHealthyUpstream.into());
         };
         self.outcome.attempts = 1;
         self.outcome.destination = Some(destination.clone());
@@ -105,15 +107,14 @@ impl Exchange<'_> {
         let dialling = Server::dial(upstream, &destination, ends, standing);
         let client = &self.client;
         let server = match unless_gone(dialling, |context| client.poll_gone(context)).await {
-            None => return self.gone(),
+            None => return Ok(self.gone()),
             Some(Ok(server)) => server,
-            Some(Err(ConnectError::Overflow)) => return self.respond_by(decision, Cause::Overflow.into()).await,
+            Some(Err(ConnectError::Overflow)) => return Err(Cause::Overflow.into()),
             Some(Err(error)) => {
                 tcp::observe(upstream, &destination, Observation::LocalFailure);
                 self.down.worker.metrics.counters().upstream_connect_failures.add(1);
                 self.outcome.transport_failure = error.transport_failure();
-                let reply = LocalReply::new(error.cause(), self.outcome.transport_failure.as_deref(), false);
-                return self.respond_by(decision, reply).await;
+                return Err(LocalReply::new(error.cause(), self.outcome.transport_failure.as_deref(), false));
             }
         };
         self.down.worker.metrics.counters().connected(&server.peer());
@@ -126,7 +127,7 @@ impl Exchange<'_> {
         self.scratch.response.status = 200;
         filter::finish(&mut self.scratch.response, self.manager, &self.down.worker.clock, self.answered);
         // What is not HTTP has ended when its connection has.
-        self.tunnel(server, TunnelEnd::Finished).await
+        Ok(self.tunnel(server, TunnelEnd::Finished).await)
     }
 
     /// Where the client wanted to go. To a forward proxy it says so in words, for nothing was caught.

@@ -4,12 +4,13 @@ use tokio::time::Instant;
 use weft_core::decide::Decision;
 use weft_core::respond::{Cause, LocalReply};
 
+use crate::alarm::Elapsed;
 use crate::codec::{Framing, Name};
 use crate::filter;
 use crate::respond;
 use crate::serve::Scratch;
 
-use super::{Exchange, Next};
+use super::{Exchange, Next, earliest};
 
 impl Exchange<'_> {
     /// Answer with an error of our own, where no route is known.
@@ -77,22 +78,30 @@ impl Exchange<'_> {
         if let Some(granted) = &self.granted {
             granted.tell(&mut self.scratch.response);
         }
-        filter::finish(&mut self.scratch.response, self.manager, &self.down.worker.clock, Instant::now());
+        let now = Instant::now();
+        filter::finish(&mut self.scratch.response, self.manager, &self.down.worker.clock, now);
         // What of the request's body is here already can be passed over; for more the client is not made to wait.
         match self.client.skip_body() {
             Ok(bytes) => self.received.body_bytes.set(self.received.body_bytes.get() + bytes),
             Err(_) => self.last = true,
         }
         self.last = self.is_last() || !self.client.is_done();
-        let Scratch { request, response, to_downstream, .. } = &mut *self.scratch;
+        // One that says that the request has lived too long goes out all the same.
+        let expires = self.expires.filter(|end| *end > now);
+        let deadline = earliest(self.idle.map(|limit| now + limit), expires);
+        let Exchange { client, alarm, scratch, last, client_version, .. } = &mut *self;
+        let Scratch { request, response, to_downstream, .. } = &mut **scratch;
         // RFC 9110 9.3.2, 15.3.5, 15.4.5: the head alone.
         let is_bodiless = matches!(response.status, 100..200 | 204 | 304);
         response.framing = if is_bodiless { Framing::None } else { Framing::Length(body.len() as u64) };
         let body = if is_bodiless || request.is_head_request() { &[] } else { body };
-        let (_, mut writer) = self.client.split(to_downstream);
-        self.last = writer.response(response, self.client_version, self.last);
-        if writer.whole(body).await.is_err() {
-            return Next::Over;
+        let (_, mut writer) = client.split(to_downstream);
+        *last = writer.response(response, *client_version, *last);
+        match alarm.limit(deadline, writer.whole(body)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Next::Over,
+            // A client that does not read it for so long does not get it.
+            Err(Elapsed) => return Next::Reset,
         }
         self.sent.body_bytes.set(body.len() as u64);
         if self.last { Next::Close } else { Next::KeepAlive }

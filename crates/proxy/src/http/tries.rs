@@ -1,6 +1,7 @@
 //! Pick, connect, forward, and the same again where a retry is allowed.
 
 use std::future::pending;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,18 @@ use super::{Exchange, Next};
 
 /// Request body kept for another try where neither listener nor cluster has a limit.
 const REPLAY_BYTES: usize = 1024 * 1024;
+
+/// Where the tries of a request lead, and what limits them.
+struct Aim<'a> {
+    upstream: &'a Rc<WorkerUpstream>,
+    /// Where the client wanted to go.
+    original: SocketAddr,
+    /// What decides on the endpoint.
+    key: Option<u64>,
+    policy: Option<&'a RetryPolicy>,
+    /// From the end of the request to the end of the answer.
+    timeout: Option<Duration>,
+}
 
 impl Exchange<'_> {
     /// Pick an endpoint, connect, send, and try again where that is allowed; then hand the answer on.
@@ -70,22 +83,46 @@ impl Exchange<'_> {
         // Before anything changes what it is taken of.
         let key = self.hash(cluster, forward);
         self.prepare(decision, forward, told);
-        let breakers = &upstream.shared.breakers;
-        let Some(_in_progress) = breakers.acquire(Resource::Request, &cluster.limits) else {
+        let Some(in_progress) = upstream.shared.breakers.acquire(Resource::Request, &cluster.limits) else {
             return self.respond_by(decision, Cause::Overflow.into()).await;
         };
         let terminates = |upgrade: &Upgrade| upgrade.terminates;
-        if self.scratch.request.is_connect()
+        let tried = if self.scratch.request.is_connect()
             && Upgrade::find(&forward.upgrades, Upgrade::CONNECT.as_bytes()).is_some_and(terminates)
         {
-            return self.end_tunnel(&upstream, decision, original, key).await;
+            self.end_tunnel(&upstream, original, key).await
+        } else {
+            let aim = Aim { upstream: &upstream, original, key, policy, timeout };
+            self.try_until_answered(plan, decision, forward, aim).await
+        };
+        // Whoever reads an answer of ours may take long, and keeps nobody else from the cluster meanwhile.
+        drop(in_progress);
+        match tried {
+            Ok(next) => next,
+            Err(reply) => self.respond_by(decision, reply).await,
         }
+    }
+
+    /// Try until there is an answer, and hand that on.
+    ///
+    /// # Errors
+    /// There is none: what to say instead.
+    async fn try_until_answered(
+        &mut self,
+        plan: &WorkerPlan,
+        decision: &Decision<'_>,
+        forward: &Forward,
+        aim: Aim<'_>,
+    ) -> Result<Next, LocalReply> {
+        let Aim { upstream, original, key, policy, timeout } = aim;
+        let cluster = &upstream.shared.cluster;
+        let breakers = &upstream.shared.breakers;
         // What is kept waits between the two connections: neither side may be asked for more than it allows.
         let limits = [self.down.buffer_limit, cluster.buffer_limit_bytes];
         let limit = limits.into_iter().filter(|limit| *limit > 0).min().map_or(REPLAY_BYTES, |limit| limit as usize);
         self.scratch.replay.reset(limit);
         if !self.expect_continue().await {
-            return self.gone();
+            return Ok(self.gone());
         }
         if self.client.is_done() {
             // Without a body the request was whole when its head was; only a delay of ours can lie between.
@@ -104,10 +141,10 @@ impl Exchange<'_> {
             let fresh = same_host.is_some();
             let picked = same_host.or_else(|| {
                 let random = &mut *self.down.worker.random.borrow_mut();
-                pick::pick(&upstream, original, policy, &tried, key, random)
+                pick::pick(upstream, original, policy, &tried, key, random)
             });
             let Some(destination) = picked else {
-                return self.respond_by(decision, Cause::NoHealthyUpstream.into()).await;
+                return Err(Cause::NoHealthyUpstream.into());
             };
             if !fresh {
                 self.outcome.attempts += 1;
@@ -121,21 +158,20 @@ impl Exchange<'_> {
             let delayed =
                 self.outcome.attempts > 1 || fresh || self.outcome.flags.contains(ResponseFlag::DelayInjected);
             let trying = if delayed { Instant::now() } else { self.head_read };
-            let attempt = self.attempt(&upstream, &destination, decision, policy, timeout, fresh).await;
+            let attempt = self.attempt(upstream, &destination, decision, policy, timeout, fresh).await;
             let (cause, result) = match attempt {
-                Attempt::Gone => return self.gone(),
+                Attempt::Gone => return Ok(self.gone()),
                 Attempt::BadRequest => {
                     self.last = true;
-                    return self.respond_by(decision, Cause::MalformedRequest.into()).await;
+                    return Err(Cause::MalformedRequest.into());
                 }
                 Attempt::Idle => {
                     // Who kept whom waiting: the client that did not finish, or the upstream that does not begin.
                     let status = if self.request_done { 504 } else { 408 };
-                    let reply = LocalReply::from(Cause::StreamIdleTimeout).with_status(status);
-                    return self.respond_by(decision, reply).await;
+                    return Err(LocalReply::from(Cause::StreamIdleTimeout).with_status(status));
                 }
-                Attempt::SlowRequest => return self.respond_by(decision, Cause::RequestTimeout.into()).await,
-                Attempt::Expired => return self.expired(decision).await,
+                Attempt::SlowRequest => return Err(Cause::RequestTimeout.into()),
+                Attempt::Expired => return Err(self.expired()),
                 Attempt::Stale => {
                     // The peer closed an idle connection while we were using it. The request was not taken, or may be repeated.
                     self.down.worker.metrics.counters().stale_connections.add(1);
@@ -146,8 +182,8 @@ impl Exchange<'_> {
                 Attempt::Answered(server) => {
                     drop(retry_permit.take());
                     let status = self.scratch.response.status;
-                    tcp::observe(&upstream, &destination, Observation::Status(status));
-                    self.heed_health(&upstream, &destination);
+                    tcp::observe(upstream, &destination, Observation::Status(status));
+                    self.heed_health(upstream, &destination);
                     self.record_try(trying, Ok(status));
                     match self.response_result(policy) {
                         Some(result) if self.may_retry(policy, result, retries) => (None, (result, Some(server))),
@@ -157,7 +193,7 @@ impl Exchange<'_> {
                             }
                             let next = self.answer(server, decision, timeout).await;
                             drop(active);
-                            return next;
+                            return Ok(next);
                         }
                     }
                 }
@@ -165,7 +201,7 @@ impl Exchange<'_> {
                     drop(retry_permit.take());
                     // A limit of the cluster is no trouble of the endpoint that would have been asked (Envoy).
                     if cause != Cause::Overflow {
-                        tcp::observe(&upstream, &destination, Observation::LocalFailure);
+                        tcp::observe(upstream, &destination, Observation::LocalFailure);
                     }
                     self.record_try(trying, Err(cause));
                     (Some(cause), (result, None))
@@ -184,13 +220,13 @@ impl Exchange<'_> {
                 self.down.worker.metrics.counters().upstream_retries.add(1);
                 let wait = policy.back_off(retries, &mut *self.down.worker.random.borrow_mut());
                 if self.deadline(timeout).is_some_and(|deadline| Instant::now() + wait >= deadline) {
-                    return self.respond_by(decision, Cause::ResponseTimeout.into()).await;
+                    return Err(Cause::ResponseTimeout.into());
                 }
                 if self.expires.is_some_and(|end| Instant::now() + wait >= end) {
-                    return self.expired(decision).await;
+                    return Err(self.expired());
                 }
                 if !self.pause(wait).await {
-                    return self.gone();
+                    return Ok(self.gone());
                 }
                 continue;
             }
@@ -202,11 +238,10 @@ impl Exchange<'_> {
             }
             match (rejected, cause) {
                 // The answer at hand is the best there is.
-                (Some(server), _) => return self.answer(server, decision, timeout).await,
+                (Some(server), _) => return Ok(self.answer(server, decision, timeout).await),
                 (None, cause) => {
                     let cause = cause.unwrap_or(Cause::ConnectionTermination);
-                    let reply = LocalReply::new(cause, self.outcome.transport_failure.as_deref(), retries > 0);
-                    return self.respond_by(decision, reply).await;
+                    return Err(LocalReply::new(cause, self.outcome.transport_failure.as_deref(), retries > 0));
                 }
             }
         }
@@ -230,9 +265,9 @@ impl Exchange<'_> {
     }
 
     /// The request has lived as long as it may.
-    async fn expired(&mut self, decision: &Decision<'_>) -> Next {
+    fn expired(&self) -> LocalReply {
         let status = if self.request_done { 504 } else { 408 };
-        self.respond_by(decision, LocalReply::from(Cause::MaxStreamDuration).with_status(status)).await
+        LocalReply::from(Cause::MaxStreamDuration).with_status(status)
     }
 
     /// One try is over: answered with a status, or failed.

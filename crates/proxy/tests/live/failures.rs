@@ -9,6 +9,7 @@ use weft_protos::envoy::extensions::filters::common::fault::v3 as common_fault;
 use weft_protos::envoy::extensions::filters::http::fault::v3 as fault;
 use weft_protos::envoy::r#type::v3::FractionalPercent;
 
+use crate::kit::frames::{HEADERS, INTERNAL_ERROR, RST_STREAM, SETTINGS, Wire};
 use crate::kit::mesh::expect_passed;
 use crate::kit::peer::{End, ok};
 use crate::kit::resources::{CLUSTER, any, number, retries, seconds, to};
@@ -589,6 +590,31 @@ fn a_retry_is_over_when_its_answer_begins() {
     // The body of that one is still on its way.
     try_twice(&mut second).send(ok("two"));
     assert_eq!(second.message().text(), "two");
+}
+
+#[test]
+fn an_answer_of_its_own_that_nobody_reads_keeps_nobody_from_the_cluster() {
+    let mesh = Mesh::start(&[free_address()], |setup| {
+        limit(setup, |limits| {
+            limits.max_requests = number(1);
+            limits.max_retries = number(1);
+        });
+        setup.action().retry_policy = Some(retries("connect-failure", 1));
+        setup.manager.stream_idle_timeout = Some(seconds(1.0));
+    });
+    // Its streams have no window (SETTINGS_INITIAL_WINDOW_SIZE): the head of an answer comes, and the body waits.
+    let mut client = Wire(mesh.client());
+    client.0.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    client.request(1, "GET", "/unread", &[], true);
+    client.expect(HEADERS, 1);
+    assert_eq!(mesh.client().get("/read").status(), 503);
+    let record = mesh.record("/read");
+    assert_eq!((&record["response_flags"], &record["attempts"]), (&"UF,URX".into(), &2.into()));
+    // Nor does it wait for ever.
+    assert_eq!(client.expect(RST_STREAM, 1).code(), INTERNAL_ERROR);
+    let record = mesh.record("/unread");
+    assert_eq!((&record["response_code"], &record["response_flags"]), (&503.into(), &"UF,URX".into()));
 }
 
 #[test]
