@@ -20,7 +20,7 @@ use std::time::Duration;
 use rustls::{ClientConfig, ClientConnection};
 use tokio::time::Instant;
 use weft_core::address::PeerAddress;
-use weft_core::balance::Host;
+use weft_core::balance::{Balancer, Host, HostCounters};
 use weft_core::breaker::{Permit, Resource};
 use weft_core::cluster::{Cluster, Keepalive, ProxyProtocolVersion, TransportSocket};
 use weft_core::respond::Cause;
@@ -221,6 +221,10 @@ pub struct Connection {
     requests: u32,
     since: Instant,
     key: Key,
+    /// Kept, lest another endpoint's come to lie at the same address and the connection be taken for one of its own.
+    _counters: Option<Arc<HostCounters>>,
+    /// When its endpoint was last known to be the cluster's: [`Pool::endpoints`] as counted then.
+    known_at: u64,
     pool: Rc<Pool>,
     /// Counts against `max_connections` while the connection lives.
     _permit: Permit,
@@ -270,6 +274,8 @@ impl Connection {
             requests: 1,
             since: Instant::now(),
             key: Key { host: 0, address: None, tls: 0, said: None },
+            _counters: None,
+            known_at: 0,
             pool,
             _permit: permit,
         }
@@ -317,6 +323,9 @@ pub struct Pool {
     open: Cell<usize>,
     /// Its cluster is another now: what is given back is closed.
     is_retired: Cell<bool>,
+    /// The endpoints that the cluster has now, and how often they were replaced. Absent for original-destination clusters.
+    balancer: RefCell<Option<Arc<Balancer>>>,
+    endpoints: Cell<u64>,
 }
 
 impl Pool {
@@ -342,8 +351,23 @@ impl Pool {
         connections.iter().rev().find(|connection| connection.session.can_take(body)).cloned()
     }
 
-    fn put(&self, connection: Connection) {
-        if self.is_retired.get() {
+    /// Whether the cluster still has the endpoint of a connection; that it had when *known_at* was noted is not asked again.
+    fn names(&self, key: &Key, known_at: &mut u64) -> bool {
+        if *known_at == self.endpoints.get() {
+            return true;
+        }
+        let balancer = self.balancer.borrow();
+        let is_named = balancer
+            .as_ref()
+            .is_none_or(|balancer| balancer.hosts().iter().any(|host| address_of(&host.counters) == key.host));
+        if is_named {
+            *known_at = self.endpoints.get();
+        }
+        is_named
+    }
+
+    fn put(&self, mut connection: Connection) {
+        if self.is_retired.get() || !self.names(&connection.key, &mut connection.known_at) {
             return;
         }
         let key = connection.key;
@@ -404,6 +428,10 @@ impl Pool {
     /// Close idle connections to endpoints that the cluster has no more.
     pub fn keep_only(&self, upstream: &Upstream) {
         let Some(balancer) = &upstream.balancer else { return };
+        if !self.balancer.borrow().as_ref().is_some_and(|known| Arc::ptr_eq(known, balancer)) {
+            *self.balancer.borrow_mut() = Some(Arc::clone(balancer));
+            self.endpoints.set(self.endpoints.get() + 1);
+        }
         let (mut idle, mut shared) = (self.idle.borrow_mut(), self.shared.borrow_mut());
         let mut calls = self.calls.borrow_mut();
         if idle.is_empty() && shared.is_empty() && calls.is_empty() && self.http1.borrow().is_empty() {
@@ -432,6 +460,7 @@ impl Pool {
     /// their pool, so that nothing of it would end by itself.
     pub fn retire(&self) {
         self.is_retired.set(true);
+        *self.balancer.borrow_mut() = None;
         let idle = self.idle.take();
         let (shared, calls) = (self.shared.take(), self.calls.take());
         // After the maps are let go of: a connection that closes looks at its pool.
@@ -565,6 +594,9 @@ async fn make(
         requests: 1,
         since: Instant::now(),
         key: destination.key(transport, ends),
+        _counters: destination.host().map(|host| Arc::clone(&host.counters)),
+        // It may have taken long, and who asked for it may know the endpoints of before.
+        known_at: 0,
         pool: Rc::clone(&upstream.pool),
         _permit: permit,
     })

@@ -95,7 +95,7 @@ pub async fn connect_http(
         }
     };
     // A connection that may come to be shared is never taken from those that are not.
-    let connection = match connect(upstream, destination, ends, standing, fresh || !is_http1, offer).await {
+    let mut connection = match connect(upstream, destination, ends, standing, fresh || !is_http1, offer).await {
         Ok(connection) => connection,
         Err(error) => {
             if let Some(making) = making {
@@ -105,7 +105,9 @@ pub async fn connect_http(
         }
     };
     if choice == VersionChoice::Endpoint && (connection.reused || !connection.io.speaks_http2()) {
-        upstream.pool.http1.borrow_mut().insert(key);
+        if upstream.pool.names(&key, &mut connection.known_at) {
+            upstream.pool.http1.borrow_mut().insert(key);
+        }
         return Ok(Connected::Own(connection));
     }
     upstream.pool.http1.borrow_mut().remove(&key);
@@ -204,7 +206,7 @@ async fn keep(mut driver: Driver, mut connection: Connection, cluster: Arc<Clust
     let idle_timeout = connection.key.idle_timeout(&cluster);
     let worn = http.max_connection_duration.map(|most| connection.since + most);
     loop {
-        let Connection { io, buffer, pool, .. } = &mut connection;
+        let Connection { io, buffer, pool, key, known_at, .. } = &mut connection;
         let turn = std::future::poll_fn(|context| {
             if let Poll::Ready(turn) = driver.poll(context, io, buffer) {
                 return Poll::Ready(Some(turn));
@@ -218,8 +220,8 @@ async fn keep(mut driver: Driver, mut connection: Connection, cluster: Arc<Clust
             if is_idle && session.is_worn() {
                 return Poll::Ready(Some(Turn::Over(ConnectionEnd::Closed)));
             }
-            // One that was made while its cluster was being replaced serves those it was made for.
-            let is_left = requests > 0 && pool.is_retired();
+            // One that was made while its cluster was being replaced, or its endpoint taken away, serves those it was made for.
+            let is_left = is_idle && requests > 0 && (pool.is_retired() || !pool.names(key, known_at));
             if !session.is_worn() && (is_left || http.max_requests_per_connection.is_some_and(|most| requests >= most))
             {
                 session.retire();

@@ -10,11 +10,14 @@ use weft_protos::envoy::config::cluster::v3 as cluster;
 use weft_protos::envoy::config::core::v3 as core;
 use weft_protos::envoy::config::endpoint::v3 as endpoint;
 use weft_protos::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use weft_protos::envoy::extensions::upstreams::http::v3::http_protocol_options::UpstreamProtocolOptions;
 
+use crate::kit::certificates::{Authority, OTHER, WEB, secrets, server_for, upstream_for};
+use crate::kit::frames::*;
 use crate::kit::mesh::expect_passed;
 use crate::kit::peer::ok;
 use crate::kit::resources::{CLUSTER, any, at, number, seconds};
-use crate::kit::{Directory, Mesh, Setup, Upstream, free_address, until};
+use crate::kit::{Directory, Mesh, Peer, Setup, Upstream, free_address, until};
 
 /// A proxy whose bootstrap names *source*.
 fn mesh_from(source: IpAddr, upstream: &Upstream, change: impl FnOnce(&mut Setup)) -> Mesh {
@@ -274,5 +277,68 @@ fn connections_of_a_cluster_that_was_replaced_close() {
             replace_cluster(&mut mesh, 10.0 + f64::from(round));
         }
         peer.expect_end();
+    }
+}
+
+#[test]
+fn connections_to_an_endpoint_that_is_taken_away_close_when_their_requests_end() {
+    for is_http2 in [false, true] {
+        let (upstream, other) = (Upstream::new(), Upstream::new());
+        let mut mesh = Mesh::start(&[upstream.address()], |setup| {
+            if is_http2 {
+                http2_upstream(setup);
+            }
+        });
+        let mut client = mesh.client();
+        client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+        let mut peer = upstream.accept();
+        if is_http2 {
+            let mut server = Wire::server(peer, &[]);
+            server.expect(HEADERS, 1);
+            mesh.change(|setup| setup.endpoints = vec![other.address()]);
+            server.expect(GOAWAY, 0);
+            server.answer(1, b"late");
+            assert_eq!(client.message().text(), "late");
+            server.0.expect_end();
+        } else {
+            peer.message();
+            mesh.change(|setup| setup.endpoints = vec![other.address()]);
+            peer.send(ok("late"));
+            assert_eq!(client.message().text(), "late");
+            peer.expect_end();
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_comes_after_its_endpoint_is_taken_away_serves_whom_it_was_made_for() {
+    let authority = Authority::new();
+    for (alpn, is_http2) in [("http/1.1", false), ("h2", true)] {
+        let (upstream, other) = (Upstream::new(), Upstream::new());
+        let mut mesh = Mesh::start(&[upstream.address()], |setup| {
+            setup.cluster.transport_socket = upstream_for(&[OTHER], &["h2", "http/1.1"]);
+            setup.more = secrets(&authority.identity(WEB), &authority);
+            speak(setup, UpstreamProtocolOptions::AutoConfig(Default::default()));
+        });
+        let mut client = mesh.client();
+        client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+        // It has connected, and the handshake goes on later.
+        let socket = upstream.accept_socket();
+        mesh.change(|setup| setup.endpoints = vec![other.address()]);
+        until("the endpoint is gone", || (mesh.endpoints()[0]["address"] == other.address().to_string()).then_some(()));
+        let mut peer = Peer::over(server_for(socket, &authority, &authority.identity(OTHER), &[alpn]));
+        if is_http2 {
+            let mut server = Wire::server(peer, &[]);
+            server.expect(HEADERS, 1);
+            server.answer(1, b"late");
+            assert_eq!(client.message().text(), "late");
+            server.expect(GOAWAY, 0);
+            server.0.expect_end();
+        } else {
+            peer.message();
+            peer.send(ok("late"));
+            assert_eq!(client.message().text(), "late");
+            peer.expect_end();
+        }
     }
 }
