@@ -529,7 +529,7 @@ pub async fn connect(
                 .ok_or(ConnectError::Overflow)?;
         }
         wait_for_release(&upstream.pool).await;
-        if let Some(mut connection) = upstream.pool.take(&key, cluster) {
+        if !fresh && let Some(mut connection) = upstream.pool.take(&key, cluster) {
             connection.reused = true;
             connection.requests += 1;
             return Ok(connection);

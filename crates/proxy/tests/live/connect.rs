@@ -34,7 +34,7 @@ fn connect_route(upgrade: Option<UpgradeConfig>) -> route::Route {
 }
 
 /// Tunnels to `up:443` only, which end here.
-fn tunnels_to_one_target(setup: &mut Setup) {
+pub fn tunnels_to_one_target(setup: &mut Setup) {
     setup.route(vec![connect_route(Some(of_route("CONNECT", true, true))), to(CLUSTER, "/")]);
     setup.routes.virtual_hosts[0].domains = vec!["up:443".into()];
 }

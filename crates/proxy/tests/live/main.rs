@@ -39,3 +39,4 @@ mod steering;
 mod tcp;
 mod tls;
 mod upstreams;
+mod waiting;
