@@ -335,7 +335,10 @@ impl Pool {
         let idle_timeout = key.idle_timeout(cluster);
         while let Some(entry) = connections.pop() {
             if entry.is_good(idle_timeout, cluster) {
-                return Some(entry.connection);
+                let mut connection = entry.connection;
+                connection.reused = true;
+                connection.requests += 1;
+                return Some(connection);
             }
             // The pool itself closes what is stale; `drop` touches only the counter, not this map.
             drop(entry);
@@ -505,37 +508,60 @@ pub async fn connect(
     fresh: bool,
     offer: Offer<'_>,
 ) -> Result<Connection, ConnectError> {
+    obtain(upstream, destination, ends, standing, fresh, offer, &mut None).await
+}
+
+/// As [`connect`], for a request that may be one of `max_pending_requests` already.
+async fn obtain(
+    upstream: &Rc<WorkerUpstream>,
+    destination: &Destination,
+    ends: Ends,
+    standing: &Standing,
+    fresh: bool,
+    offer: Offer<'_>,
+    pending: &mut Option<Permit>,
+) -> Result<Connection, ConnectError> {
     let cluster = &upstream.shared.cluster;
-    let transport = destination.transport(cluster);
-    let key = destination.key(transport, ends);
-    if !fresh && let Some(mut connection) = upstream.pool.take(&key, cluster) {
-        connection.reused = true;
-        connection.requests += 1;
-        return Ok(connection);
-    }
-    let breakers = &upstream.shared.breakers;
-    let _pending = breakers.acquire(Resource::Pending, &cluster.limits).ok_or(ConnectError::Overflow)?;
+    let key = destination.key(destination.transport(cluster), ends);
     let permit = loop {
-        if let Some(permit) = breakers.acquire(Resource::Connection, &cluster.limits) {
-            break permit;
-        }
-        if upstream.pool.close_one_idle() {
-            continue;
-        }
-        if upstream.pool.open_count() == 0 {
-            // All connections belong to other workers, so none will be given back here. Envoy allows each worker one then.
-            break breakers
-                .acquire(Resource::Connection, &weft_core::breaker::Limits { connections: u32::MAX, ..cluster.limits })
-                .ok_or(ConnectError::Overflow)?;
-        }
-        wait_for_release(&upstream.pool).await;
-        if !fresh && let Some(mut connection) = upstream.pool.take(&key, cluster) {
-            connection.reused = true;
-            connection.requests += 1;
+        if !fresh && let Some(connection) = upstream.pool.take(&key, cluster) {
             return Ok(connection);
         }
+        count_pending(upstream, pending)?;
+        if let Some(permit) = make_room(upstream) {
+            break permit;
+        }
+        wait_for_release(&upstream.pool).await;
     };
     make(upstream, destination, ends, standing, offer, permit).await
+}
+
+/// Count a request that has to wait as one of `max_pending_requests`, unless it is.
+fn count_pending(upstream: &WorkerUpstream, pending: &mut Option<Permit>) -> Result<(), ConnectError> {
+    if pending.is_none() {
+        let Upstream { breakers, cluster, .. } = &*upstream.shared;
+        *pending = Some(breakers.acquire(Resource::Pending, &cluster.limits).ok_or(ConnectError::Overflow)?);
+    }
+    Ok(())
+}
+
+/// Leave to open a connection now, for which idle ones may have to be closed.
+fn make_room(upstream: &WorkerUpstream) -> Option<Permit> {
+    let Upstream { breakers, cluster, .. } = &*upstream.shared;
+    loop {
+        if let Some(permit) = breakers.acquire(Resource::Connection, &cluster.limits) {
+            return Some(permit);
+        }
+        if !upstream.pool.close_one_idle() {
+            break;
+        }
+    }
+    if upstream.pool.open_count() > 0 {
+        return None;
+    }
+    // All connections belong to other workers, so none will be given back here. Envoy allows each worker one then.
+    let no_limit = weft_core::breaker::Limits { connections: u32::MAX, ..cluster.limits };
+    breakers.acquire(Resource::Connection, &no_limit)
 }
 
 /// Leave to open a connection for bytes, at once or not at all: such a connection is never given back, and nobody knows when it ends, so

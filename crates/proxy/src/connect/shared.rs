@@ -19,7 +19,7 @@ use crate::multiplex::{ConnectionEnd, Driver, Session, Turn};
 use crate::plan::WorkerUpstream;
 use crate::tls::session::Session as TlsSession;
 
-use super::{ConnectError, Connection, Destination, Key, Offer, Peer, Pool, Standing, connect};
+use super::{ConnectError, Connection, Destination, Key, Offer, Peer, Pool, Standing, connect, count_pending, obtain};
 
 /// RFC 9113 6.9.1
 const MOST_WINDOW_BYTES: u32 = (1 << 31) - 1;
@@ -74,6 +74,7 @@ pub async fn connect_http(
         return connect(upstream, destination, ends, standing, fresh, offer).await.map(Connected::Own);
     }
     let mut fresh = fresh;
+    let mut pending = None;
     let (making, is_http1) = loop {
         if !fresh && let Some(shared) = upstream.pool.find_shared(&key, want.body) {
             return Ok(Connected::Shared(shared));
@@ -81,6 +82,7 @@ pub async fn connect_http(
         if choice == VersionChoice::Endpoint && upstream.pool.http1.borrow().contains(&key) {
             break (None, true);
         }
+        count_pending(upstream, &mut pending)?;
         let other = upstream.pool.making.borrow().get(&key).cloned();
         match other {
             None => break (Some(Making::begin(Rc::clone(&upstream.pool), key)), false),
@@ -95,15 +97,16 @@ pub async fn connect_http(
         }
     };
     // A connection that may come to be shared is never taken from those that are not.
-    let mut connection = match connect(upstream, destination, ends, standing, fresh || !is_http1, offer).await {
-        Ok(connection) => connection,
-        Err(error) => {
-            if let Some(making) = making {
-                making.fail(&error);
+    let mut connection =
+        match obtain(upstream, destination, ends, standing, fresh || !is_http1, offer, &mut pending).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                if let Some(making) = making {
+                    making.fail(&error);
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
-    };
+        };
     if choice == VersionChoice::Endpoint && (connection.reused || !connection.io.speaks_http2()) {
         if upstream.pool.names(&key, &mut connection.known_at) {
             upstream.pool.http1.borrow_mut().insert(key);

@@ -4,6 +4,7 @@ use weft_protos::envoy::config::cluster::v3::{CircuitBreakers, circuit_breakers}
 use weft_protos::envoy::extensions::upstreams::http::v3::http_protocol_options as options;
 
 use crate::connect::tunnels_to_one_target;
+use crate::kit::certificates::{Authority, OTHER, WEB, secrets, server_for, upstream_for};
 use crate::kit::frames::*;
 use crate::kit::peer::ok;
 use crate::kit::resources::number;
@@ -82,4 +83,31 @@ fn a_tunnel_that_waited_has_a_connection_that_carried_nothing_else() {
     assert_eq!(second.head().status(), 200);
     second.send("hello");
     peer.expect("hello");
+}
+
+#[test]
+fn requests_that_wait_for_a_connection_another_makes_are_counted() {
+    let (authority, upstream) = (Authority::new(), Upstream::new());
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        setup.cluster.transport_socket = upstream_for(&[OTHER], &["h2"]);
+        setup.more = secrets(&authority.identity(WEB), &authority);
+        http2_upstream(setup);
+        let thresholds = circuit_breakers::Thresholds { max_pending_requests: number(2), ..Default::default() };
+        setup.cluster.circuit_breakers = Some(CircuitBreakers { thresholds: vec![thresholds], ..Default::default() });
+    });
+    // It has connected, and the handshake does not go on.
+    let mut first = asking(&mesh, "/first");
+    let socket = upstream.accept_socket();
+    let mut second = asking(&mesh, "/second");
+    until("both are there", || (mesh.metric("envoy_http_downstream_rq_total", &[]) == 2.0).then_some(()));
+    assert_eq!(mesh.client().get("/third").status(), 503);
+    mesh.expect_record("/third", 503, "UO", "upstream_reset_before_response_started{overflow}");
+    let mut server = Wire::server(Peer::over(server_for(socket, &authority, &authority.identity(OTHER), &["h2"])), &[]);
+    for stream in [1, 3] {
+        server.expect(HEADERS, stream);
+        server.answer(stream, b"hello");
+    }
+    for client in [&mut first, &mut second] {
+        assert_eq!(client.message().text(), "hello");
+    }
 }
