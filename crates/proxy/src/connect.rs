@@ -318,7 +318,7 @@ pub struct Pool {
     /// Endpoints that chose HTTP/1.1 when they were asked last.
     http1: RefCell<HashSet<Key, BuildHasherDefault<AddressHasher>>>,
     /// Tasks that wait because the cluster may have no more connections.
-    waiting: RefCell<VecDeque<(Waker, Rc<Cell<Turn>>)>>,
+    waiting: RefCell<VecDeque<Waiting>>,
     /// Connections that exist, idle or not.
     open: Cell<usize>,
     /// Its cluster is another now: what is given back is closed.
@@ -354,6 +354,12 @@ impl Pool {
         connections.iter().rev().find(|connection| connection.session.can_take(body)).cloned()
     }
 
+    /// A connection of HTTP/2 that takes another request, which others on it may keep waiting.
+    fn find_crowded(&self, key: &Key) -> Option<Rc<Shared>> {
+        let shared = self.shared.borrow();
+        shared.get(key)?.iter().rev().find(|connection| connection.session.can_open()).cloned()
+    }
+
     /// Whether the cluster still has the endpoint of a connection; that it had when *known_at* was noted is not asked again.
     fn names(&self, key: &Key, known_at: &mut u64) -> bool {
         if *known_at == self.endpoints.get() {
@@ -380,13 +386,24 @@ impl Pool {
 
     /// Give the next waiting task its turn; those that gave up are passed over.
     fn wake_next(&self) {
-        while let Some((waker, turn)) = self.waiting.borrow_mut().pop_front() {
-            if turn.get() == Turn::Waiting {
-                turn.set(Turn::Given);
-                waker.wake();
+        let mut waiting = self.waiting.borrow_mut();
+        while let Some(next) = waiting.pop_front() {
+            if next.give_turn() {
                 return;
             }
         }
+    }
+
+    /// The same with the next that can share a connection of this *key*. False: there is none.
+    fn wake_sharing(&self, key: &Key) -> bool {
+        let mut waiting = self.waiting.borrow_mut();
+        waiting.retain(|one| one.turn.get() == Turn::Waiting);
+        let next = waiting.iter().position(|one| one.shares == Some(*key));
+        next.and_then(|index| waiting.remove(index)).is_some_and(|next| next.give_turn())
+    }
+
+    fn is_awaited(&self) -> bool {
+        !self.waiting.borrow().is_empty()
     }
 
     /// Close one idle connection of any endpoint, to make room under the cluster's limit. Returns whether there was one.
@@ -397,6 +414,23 @@ impl Pool {
             drop(connections.remove(0));
             true
         })
+    }
+
+    /// Have one connection of HTTP/2 closed that nobody uses, of any endpoint, to make room under the cluster's limit. It is gone a moment
+    /// later, and the next in line is woken then.
+    fn retire_one_idle(&self) {
+        let shared = self.shared.borrow();
+        let is_idle = |connection: &&Rc<Shared>| {
+            // Whoever holds it is about to send a request.
+            Rc::strong_count(connection) == 1 && connection.session.open_streams() == 0
+        };
+        let mut idle = shared.values().flatten().filter(is_idle);
+        if let Some(first) = idle.next()
+            && !first.session.is_worn()
+            && !idle.any(|other| other.session.is_worn())
+        {
+            first.session.retire();
+        }
     }
 
     /// Close idle connections that their peers closed or that are too old. Returns how many stay.
@@ -523,6 +557,7 @@ async fn obtain(
 ) -> Result<Connection, ConnectError> {
     let cluster = &upstream.shared.cluster;
     let key = destination.key(destination.transport(cluster), ends);
+    let mut waited = false;
     let permit = loop {
         if !fresh && let Some(connection) = upstream.pool.take(&key, cluster) {
             return Ok(connection);
@@ -531,7 +566,9 @@ async fn obtain(
         if let Some(permit) = make_room(upstream) {
             break permit;
         }
-        wait_for_release(&upstream.pool).await;
+        upstream.pool.retire_one_idle();
+        wait_for_release(&upstream.pool, None, waited).await;
+        waited = true;
     };
     make(upstream, destination, ends, standing, offer, permit).await
 }
@@ -635,20 +672,45 @@ enum Turn {
     GaveUp,
 }
 
-/// Wait until a connection of the pool was given back or closed. If dropped after its turn was given, the turn passes on.
-async fn wait_for_release(pool: &Pool) {
+/// A task that waits for a connection.
+struct Waiting {
+    waker: Waker,
+    turn: Rc<Cell<Turn>>,
+    /// A connection of HTTP/2 of this key would do.
+    shares: Option<Key>,
+}
+
+impl Waiting {
+    /// False: it has given up.
+    fn give_turn(self) -> bool {
+        let waits = self.turn.get() == Turn::Waiting;
+        if waits {
+            self.turn.set(Turn::Given);
+            self.waker.wake();
+        }
+        waits
+    }
+}
+
+/// Wait until a connection of the pool was given back or closed, or takes another request if it is of the key in *shares*. *again*: it was
+/// in vain before, and has kept its place in the line. If dropped after its turn was given, the turn passes on.
+async fn wait_for_release(pool: &Pool, shares: Option<Key>, again: bool) {
     struct Place<'p> {
         pool: &'p Pool,
         turn: Rc<Cell<Turn>>,
+        shares: Option<Key>,
     }
     impl Drop for Place<'_> {
         fn drop(&mut self) {
-            if self.turn.replace(Turn::GaveUp) == Turn::Given {
+            if self.turn.replace(Turn::GaveUp) == Turn::Given
+                // What it was woken for may be of use to its like alone.
+                && !self.shares.is_some_and(|key| self.pool.wake_sharing(&key))
+            {
                 self.pool.wake_next();
             }
         }
     }
-    let place = Place { pool, turn: Rc::new(Cell::new(Turn::Waiting)) };
+    let place = Place { pool, turn: Rc::new(Cell::new(Turn::Waiting)), shares };
     let mut queued = false;
     std::future::poll_fn(|context| {
         if place.turn.get() == Turn::Given {
@@ -657,7 +719,14 @@ async fn wait_for_release(pool: &Pool) {
         }
         if !queued {
             queued = true;
-            pool.waiting.borrow_mut().push_back((context.waker().clone(), Rc::clone(&place.turn)));
+            let (waker, turn) = (context.waker().clone(), Rc::clone(&place.turn));
+            let one = Waiting { waker, turn, shares };
+            let mut waiting = pool.waiting.borrow_mut();
+            if again {
+                waiting.push_front(one);
+            } else {
+                waiting.push_back(one);
+            }
         }
         Poll::Pending
     })

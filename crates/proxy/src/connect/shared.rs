@@ -19,7 +19,10 @@ use crate::multiplex::{ConnectionEnd, Driver, Session, Turn};
 use crate::plan::WorkerUpstream;
 use crate::tls::session::Session as TlsSession;
 
-use super::{ConnectError, Connection, Destination, Key, Offer, Peer, Pool, Standing, connect, count_pending, obtain};
+use super::{
+    ConnectError, Connection, Destination, Key, Offer, Peer, Pool, Standing, connect, count_pending, make, make_room,
+    obtain, wait_for_release,
+};
 
 /// RFC 9113 6.9.1
 const MOST_WINDOW_BYTES: u32 = (1 << 31) - 1;
@@ -73,48 +76,66 @@ pub async fn connect_http(
     if matches!(choice, VersionChoice::Http1 | VersionChoice::OfferHttp1) {
         return connect(upstream, destination, ends, standing, fresh, offer).await.map(Connected::Own);
     }
+    let pool = &upstream.pool;
     let mut fresh = fresh;
+    // Whether it has a place in the line of those that wait for a connection.
+    let mut waited = false;
     let mut pending = None;
-    let (making, is_http1) = loop {
-        if !fresh && let Some(shared) = upstream.pool.find_shared(&key, want.body) {
+    let (mut connection, _making) = loop {
+        if !fresh && let Some(shared) = pool.find_shared(&key, want.body) {
+            pass_on(pool, waited);
             return Ok(Connected::Shared(shared));
         }
-        if choice == VersionChoice::Endpoint && upstream.pool.http1.borrow().contains(&key) {
-            break (None, true);
+        if choice == VersionChoice::Endpoint && pool.http1.borrow().contains(&key) {
+            break (obtain(upstream, destination, ends, standing, fresh, offer, &mut pending).await?, None);
         }
         count_pending(upstream, &mut pending)?;
-        let other = upstream.pool.making.borrow().get(&key).cloned();
-        match other {
-            None => break (Some(Making::begin(Rc::clone(&upstream.pool), key)), false),
+        let other = pool.making.borrow().get(&key).cloned();
+        if let Some(made) = other {
+            pass_on(pool, std::mem::take(&mut waited));
             // What the other task makes is as fresh as anybody can ask.
-            Some(made) => {
-                fresh = false;
-                made.done.notified().await;
-                if let Some(error) = made.error.borrow().as_ref() {
-                    return Err(error.again());
+            fresh = false;
+            made.done.notified().await;
+            if let Some(error) = made.error.borrow().as_ref() {
+                return Err(error.again());
+            }
+            continue;
+        }
+        // A connection that may come to be shared is never taken from those that are not.
+        if let Some(permit) = make_room(upstream) {
+            let making = Making::begin(Rc::clone(pool), key);
+            match make(upstream, destination, ends, standing, offer, permit).await {
+                Ok(connection) => break (connection, Some(making)),
+                Err(error) => {
+                    making.fail(&error);
+                    return Err(error);
                 }
             }
         }
+        // Behind others, and after others of its own, it is served sooner than not at all.
+        if let Some(shared) = pool.find_crowded(&key) {
+            pass_on(pool, waited);
+            return Ok(Connected::Shared(shared));
+        }
+        pool.retire_one_idle();
+        wait_for_release(pool, Some(key), waited).await;
+        waited = true;
     };
-    // A connection that may come to be shared is never taken from those that are not.
-    let mut connection =
-        match obtain(upstream, destination, ends, standing, fresh || !is_http1, offer, &mut pending).await {
-            Ok(connection) => connection,
-            Err(error) => {
-                if let Some(making) = making {
-                    making.fail(&error);
-                }
-                return Err(error);
-            }
-        };
     if choice == VersionChoice::Endpoint && (connection.reused || !connection.io.speaks_http2()) {
-        if upstream.pool.names(&key, &mut connection.known_at) {
-            upstream.pool.http1.borrow_mut().insert(key);
+        if pool.names(&key, &mut connection.known_at) {
+            pool.http1.borrow_mut().insert(key);
         }
         return Ok(Connected::Own(connection));
     }
-    upstream.pool.http1.borrow_mut().remove(&key);
+    pool.http1.borrow_mut().remove(&key);
     Ok(Connected::Shared(share(upstream, connection)))
+}
+
+/// Who has *waited* for a connection and needs none after all may have been woken for one that the next in line can use.
+fn pass_on(pool: &Pool, waited: bool) {
+    if waited {
+        pool.wake_next();
+    }
 }
 
 /// What became of a connection that a task made to be shared, for those that waited for it.
@@ -215,10 +236,16 @@ async fn keep(mut driver: Driver, mut connection: Connection, cluster: Arc<Clust
                 return Poll::Ready(Some(turn));
             }
             let session = &driver.session;
-            requests = session.requests();
+            let before = std::mem::replace(&mut requests, session.requests());
             let is_idle = session.open_streams() == 0;
-            if std::mem::replace(&mut was_busy, !is_idle) && is_idle {
+            if (std::mem::replace(&mut was_busy, !is_idle) || requests > before) && is_idle {
                 idle_since = Instant::now();
+                // Whoever waits for a connection may have this one closed.
+                pool.wake_next();
+            }
+            if pool.is_awaited() && session.can_open() {
+                // The request that is sent then has this polled again, for the one after it.
+                pool.wake_sharing(key);
             }
             if is_idle && session.is_worn() {
                 return Poll::Ready(Some(Turn::Over(ConnectionEnd::Closed)));

@@ -99,6 +99,7 @@ impl Exchange<'_> {
                 // An upstream that resets a stream and keeps the connection has its reasons: this is no connection that has ended.
                 let was_reset = server.stream_end() == Some(StreamEnd::Reset);
                 let is_stale = server.is_reused() && !server.has_spoken() && !was_reset;
+                // Where a fresh one could not be had, one that others use was taken: what becomes of it there is no accident.
                 if is_stale && !fresh && repeatable && !self.scratch.replay.overflowed {
                     return Attempt::Stale;
                 }

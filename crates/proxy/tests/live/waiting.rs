@@ -40,6 +40,91 @@ fn asking(mesh: &Mesh, path: &str) -> Peer {
 }
 
 #[test]
+fn a_call_goes_beside_another_where_there_is_one_connection_for_both() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        http2_upstream(setup);
+        one_connection(setup);
+    });
+    // Each may fill the whole window of the connection.
+    let mut first = Wire::client(&mesh);
+    first.request(1, "POST", "/first", &[], false);
+    let mut server = Wire::server(upstream.accept(), &[]);
+    server.expect(HEADERS, 1);
+    let mut second = Wire::client(&mesh);
+    second.request(1, "POST", "/second", &[], false);
+    server.expect(HEADERS, 3);
+    for (stream, client) in [(3, &mut second), (1, &mut first)] {
+        server.answer(stream, b"hello");
+        client.expect(HEADERS, 1);
+        assert_eq!(client.body(1).0, b"hello");
+    }
+}
+
+#[test]
+fn requests_go_on_as_streams_of_the_only_connection_end() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        http2_upstream(setup);
+        one_connection(setup);
+    });
+    // One stream at a time, which the proxy knows by the first answer.
+    let mut first = asking(&mesh, "/");
+    let mut server = Wire::server(upstream.accept(), &[0, 3, 0, 0, 0, 1]);
+    server.expect(HEADERS, 1);
+    server.answer(1, b"hello");
+    assert_eq!(first.message().text(), "hello");
+    let leaving = asking(&mesh, "/");
+    server.expect(HEADERS, 3);
+    let clients: Vec<Peer> = (0..4).map(|_| asking(&mesh, "/")).collect();
+    until_waiting(&mesh, 4);
+    // A stream ends because its client has left, the others by their answers.
+    drop(leaving);
+    assert_eq!(server.expect(RST_STREAM, 3).code(), CANCEL);
+    for stream in [5, 7, 9, 11] {
+        server.expect(HEADERS, stream);
+        server.answer(stream, b"hello");
+    }
+    for mut client in clients {
+        assert_eq!(client.message().text(), "hello");
+    }
+    until_waiting(&mesh, 0);
+    assert!(!upstream.has_visitor());
+}
+
+#[test]
+fn a_connection_that_nobody_uses_makes_room_for_one_to_another_endpoint() {
+    let upstreams = [Upstream::new(), Upstream::new()];
+    let mesh = Mesh::start(&upstreams.each_ref().map(Upstream::address), |setup| {
+        http2_upstream(setup);
+        one_connection(setup);
+    });
+    let visited = || until("somebody connects", || upstreams.iter().position(Upstream::has_visitor));
+    // One waits while the connection is used, one finds it idle.
+    let mut first = asking(&mesh, "/");
+    let at = visited();
+    let mut server = Wire::server(upstreams[at].accept(), &[]);
+    server.expect(HEADERS, 1);
+    let mut second = asking(&mesh, "/");
+    until_waiting(&mesh, 1);
+    server.answer(1, b"first");
+    assert_eq!(first.message().text(), "first");
+    assert_eq!(visited(), 1 - at);
+    let mut other = Wire::server(upstreams[1 - at].accept(), &[]);
+    server.expect(GOAWAY, 0);
+    server.0.expect_end();
+    other.expect(HEADERS, 1);
+    other.answer(1, b"second");
+    assert_eq!(second.message().text(), "second");
+    let mut third = asking(&mesh, "/");
+    assert_eq!(visited(), at);
+    let mut server = Wire::server(upstreams[at].accept(), &[]);
+    server.expect(HEADERS, 1);
+    server.answer(1, b"third");
+    assert_eq!(third.message().text(), "third");
+}
+
+#[test]
 fn a_request_of_http2_that_waited_speaks_it_on_a_connection_of_its_own() {
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], |setup| {
@@ -57,9 +142,16 @@ fn a_request_of_http2_that_waited_speaks_it_on_a_connection_of_its_own() {
     peer.expect_end();
     let mut server = Wire::server(upstream.accept(), &[]);
     server.expect(HEADERS, 1);
+    // And the other way round.
+    let mut third = asking(&mesh, "/");
+    until_waiting(&mesh, 1);
     server.answer(1, b"two");
     second.expect(HEADERS, 1);
     assert_eq!(second.body(1).0, b"two");
+    let mut peer = upstream.accept();
+    peer.message();
+    peer.send(ok("three"));
+    assert_eq!(third.message().text(), "three");
 }
 
 #[test]
