@@ -584,7 +584,7 @@ impl Driver {
                         inbox.heads.push(std::mem::take(head));
                     }
                     inbox.ended = ended;
-                    if too_large || is_flood {
+                    if is_flood {
                         inbox.end = Some(StreamEnd::Malformed);
                     }
                 });

@@ -3,6 +3,7 @@
 use weft_protos::envoy::config::core::v3::HttpProtocolOptions;
 use weft_protos::envoy::extensions::upstreams::http::v3 as upstreams;
 
+use crate::kit::frames::*;
 use crate::kit::peer::ok;
 use crate::kit::resources::{Setup, any, number, retries};
 use crate::kit::{Mesh, Upstream, content};
@@ -83,6 +84,56 @@ fn responses_may_have_heads_as_large_as_the_cluster_says() {
         assert_eq!(answer.status(), status, "{name}");
         assert!(status != 200 || answer.head.contains(&more), "{name}: all of it arrives");
     }
+}
+
+#[test]
+fn responses_of_http2_above_the_limits_are_refused_whole() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], http2_upstream);
+    let (mut first, mut second) = (mesh.client(), Wire::client(&mesh));
+    first.send("GET /first HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut server = Wire::server(upstream.accept(), &[]);
+    server.expect(HEADERS, 1);
+    server.answer(1, b"first");
+    assert_eq!(first.message().text(), "first");
+    let above = |status: &'static str| [vec![(":status", status)], vec![("x-many", "v"); 101]].concat();
+    for (index, (name, status, flags)) in [
+        ("a whole response", "200", END_STREAM),
+        ("the begin of a response", "200", 0),
+        ("an interim response", "103", 0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let stream = 2 * index as u32 + 1;
+        for (path, in_http2) in [(format!("/{index}/1"), false), (format!("/{index}/2"), true)] {
+            if in_http2 {
+                second.request(stream, "GET", &path, &[], true);
+            } else {
+                first.send(format!("GET {path} HTTP/1.1\r\nhost: up\r\n\r\n"));
+            }
+            let asked = server.next();
+            server.send(HEADERS, END_HEADERS | flags, asked.stream, &block(&above(status)));
+            assert_eq!(server.expect(RST_STREAM, asked.stream).code(), PROTOCOL_ERROR, "{name}");
+            if in_http2 {
+                second.expect(HEADERS, stream);
+                second.body(stream);
+            } else {
+                assert_eq!(first.message().status(), 502, "{name}");
+            }
+            mesh.expect_record(&path, 502, "UPE", "upstream_reset_before_response_started{protocol_error}");
+        }
+    }
+    // Trailers come too late for another answer; this one is not made to look whole.
+    first.send("GET /trailers HTTP/1.1\r\nhost: up\r\n\r\n");
+    let asked = server.next().stream;
+    server.send(HEADERS, END_HEADERS, asked, &[STATUS_200]);
+    server.send(DATA, 0, asked, b"body");
+    assert_eq!(first.head().status(), 200);
+    first.expect(b"4\r\nbody\r\n");
+    server.send(HEADERS, END_HEADERS | END_STREAM, asked, &block(&vec![("x-many", "v"); 101]));
+    assert_eq!(server.expect(RST_STREAM, asked).code(), PROTOCOL_ERROR);
+    first.expect_end();
 }
 
 #[test]

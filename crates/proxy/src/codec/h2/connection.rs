@@ -30,7 +30,7 @@ pub enum Role {
 pub enum Event<'i> {
     /// A request (server) or response (client; perhaps an interim one) has begun; it is in the head that was lent. *ended*: nothing follows.
     Head { stream: StreamId, ended: bool },
-    /// The same, but the header list was larger than the limits: the head holds what fitted. A request is answered 431.
+    /// The same of a request, but the header list was larger than the limits: the head holds what fitted. It is answered 431.
     TooLarge { stream: StreamId, ended: bool },
     /// Part of a body. Its bytes must be given back by [`Connection::release`] when they are used up.
     Data { stream: StreamId, data: &'i [u8], ended: bool },
@@ -54,6 +54,8 @@ pub enum Breach {
     Malformed(MessageError),
     /// DATA does not add up to content-length.
     Length,
+    /// A response, an interim one too, or trailers above our limits: what is left of them is not what was sent.
+    TooLarge,
     Protocol,
 }
 
@@ -624,15 +626,19 @@ impl Connection {
             (_, Verdict::Malformed(error)) => {
                 self.break_stream(id, Code::PROTOCOL_ERROR, Breach::Malformed(error), now)
             }
-            (Part::Trailers, _) => self.end_message(id, block.ended, verdict, now),
+            // RFC 9113 10.5.1: only a request can be answered without being known whole.
+            (Part::Response | Part::Trailers, Verdict::TooLarge) => {
+                self.break_stream(id, Code::PROTOCOL_ERROR, Breach::TooLarge, now)
+            }
+            (Part::Trailers, Verdict::Good) => self.end_message(id, block.ended, now),
             (Part::Request, verdict) => {
                 let stream = Stream::new(self.remote.initial_window_bytes, self.limits.stream_window_bytes);
                 self.streams.insert(id, stream);
                 self.idle_frames.earn(10);
                 Ok(Some(self.begin_message(id, head, block.ended, verdict)))
             }
-            (Part::Response, verdict) => {
-                let interim = matches!(head.status, 100..200) && verdict == Verdict::Good;
+            (Part::Response, Verdict::Good) => {
+                let interim = matches!(head.status, 100..200);
                 if interim && block.ended {
                     // RFC 9113 8.1: an interim response does not end the stream.
                     return self.break_stream(id, Code::PROTOCOL_ERROR, Breach::Protocol, now);
@@ -662,9 +668,9 @@ impl Connection {
         }
     }
 
-    fn end_message<'i>(&mut self, id: StreamId, ended: bool, verdict: Verdict, now: Duration) -> Outcome<'i> {
+    fn end_message<'i>(&mut self, id: StreamId, ended: bool, now: Duration) -> Outcome<'i> {
         // RFC 9113 8.1: trailers end the message.
-        if !ended || verdict == Verdict::TooLarge {
+        if !ended {
             return self.break_stream(id, Code::PROTOCOL_ERROR, Breach::Protocol, now);
         }
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };

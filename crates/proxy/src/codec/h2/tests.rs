@@ -291,6 +291,38 @@ fn a_head_above_the_limits_is_told_and_the_tables_stay_in_step() {
     assert_eq!(pass(&mut client, &mut server), [Seen::Head(id, "GET reviews:9080 /after".into(), true)]);
 }
 
+#[test]
+fn a_response_above_the_limits_is_given_up_and_the_tables_stay_in_step() {
+    let mut client = Connection::new(Role::Client, Limits { header_fields: 4, ..Limits::default() });
+    let mut server = Connection::new(Role::Server, Limits::default());
+    for (case, status, ended, trailers) in [
+        ("a whole one", 200, true, false),
+        ("the begin of one", 200, false, false),
+        ("an interim one", 103, false, false),
+        ("its trailers", 200, false, true),
+    ] {
+        let id = client.request(&request("GET", "/", Framing::None), false, true);
+        pass(&mut client, &mut server);
+        let mut head = response(status, Framing::Chunked);
+        if trailers {
+            server.response(id, &head, Framing::Chunked, false);
+            server.trailers(id, [(&b"x-many"[..], &b"v"[..]); 9].into_iter());
+        } else {
+            (0..9).for_each(|_| head.append(Name::new("x-many"), b"v"));
+            server.response(id, &head, Framing::Chunked, ended);
+        }
+        let seen = pass(&mut server, &mut client);
+        assert_eq!(seen.last(), Some(&Seen::Broken(id, Code::PROTOCOL_ERROR, Breach::TooLarge)), "{case}");
+        assert_eq!((seen.len(), client.open_streams()), (1 + usize::from(trailers), 0), "{case}: {seen:?}");
+    }
+    let id = client.request(&request("GET", "/", Framing::None), false, true);
+    pass(&mut client, &mut server);
+    let mut head = response(200, Framing::Length(0));
+    head.append(Name::new("x-many"), b"v");
+    server.response(id, &head, Framing::Length(0), true);
+    assert_eq!(pass(&mut server, &mut client), [Seen::Head(id, "200 x-many=v".into(), true)]);
+}
+
 /// Heads that are malformed (RFC 9113 8.1.1), most of them ways to smuggle something into HTTP/1.1.
 #[test]
 fn malformed_heads_reset_their_stream_and_no_other() {
