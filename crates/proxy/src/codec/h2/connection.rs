@@ -383,6 +383,13 @@ impl Connection {
         self.abandoned.note(stream);
     }
 
+    /// Whether we have reset *stream*, as far as that can still be told. What the peer sends on it is no fault of its: it may not know yet
+    /// (RFC 9113 5.1).
+    fn is_abandoned(&self, stream: StreamId) -> bool {
+        let may_be = self.abandoned.may_have_dropped(stream) && !self.is_idle(stream);
+        self.abandoned.contains(stream) || may_be && !self.closed.contains(stream)
+    }
+
     /// Returns whether there was such a stream.
     fn forget(&mut self, stream: StreamId) -> bool {
         let gone = self.streams.remove(&stream);
@@ -468,7 +475,7 @@ impl Connection {
                 true
             }
             None => {
-                if !self.abandoned.contains(header.stream) {
+                if !self.is_abandoned(header.stream) {
                     self.break_stream(header.stream, Code::STREAM_CLOSED, Breach::Protocol, now)?;
                 }
                 true
@@ -684,7 +691,7 @@ impl Connection {
 
     /// HEADERS on a stream that is over, or that cannot be.
     fn late_block<'i>(&mut self, id: StreamId, bytes: &[u8], head: &mut Head) -> Outcome<'i> {
-        if self.abandoned.contains(id) {
+        if self.is_abandoned(id) {
             self.decode(bytes, Part::Trailers, head, false, false)?;
             return Ok(None);
         }

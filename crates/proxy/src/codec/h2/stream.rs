@@ -53,20 +53,27 @@ impl Stream {
 #[derive(Debug, Default)]
 pub struct Recent {
     numbers: std::collections::VecDeque<u32>,
+    /// The highest number that had to give way to later ones.
+    dropped: u32,
 }
 
 impl Recent {
-    /// A peer has had an answer to its frames long before so many streams have come and gone.
+    /// Most peers have had an answer to their frames before so many streams have come and gone; for the others there is [`Recent::may_have_dropped`].
     const KEPT: usize = 256;
 
     pub fn note(&mut self, stream: u32) {
         if self.numbers.len() == Self::KEPT {
-            self.numbers.pop_front();
+            self.dropped = self.dropped.max(self.numbers.pop_front().unwrap_or_default());
         }
         self.numbers.push_back(stream);
     }
 
     pub fn contains(&self, stream: u32) -> bool {
         self.numbers.contains(&stream)
+    }
+
+    /// Whether *stream* may have been noted and have had to give way: more streams can be given up in one moment than are kept.
+    pub fn may_have_dropped(&self, stream: u32) -> bool {
+        stream <= self.dropped
     }
 }

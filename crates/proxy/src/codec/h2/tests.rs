@@ -757,6 +757,78 @@ fn a_late_frame_on_a_stream_that_we_reset_is_passed_over() {
     assert_eq!(pass(&mut client, &mut server), [Seen::Head(3, "GET reviews:9080 / x-late=1".into(), true)]);
 }
 
+/// Kind and stream of each frame in the output, which is taken away.
+fn take_frames(connection: &mut Connection) -> Vec<(u8, StreamId)> {
+    let mut bytes = Vec::new();
+    connection.swap_output(&mut bytes);
+    let (mut frames, mut rest) = (Vec::new(), &bytes[..]);
+    while let Some(header) = frame::Header::read(rest) {
+        frames.push((header.kind, header.stream));
+        rest = &rest[frame::HEADER_BYTES + header.length..];
+    }
+    frames
+}
+
+#[test]
+fn answers_to_many_requests_that_were_given_up_at_once_are_passed_over() {
+    let (mut client, mut server) = pair(Limits::default());
+    let get = request("GET", "/", Framing::None);
+    let ids: Vec<StreamId> = (0..700).map(|_| client.request(&get, false, true)).collect();
+    pass(&mut client, &mut server);
+    ids.iter().for_each(|&id| client.reset(id, Code::CANCEL));
+    let resets: Vec<_> = ids.iter().map(|&id| (kind::RST_STREAM, id)).collect();
+    assert_eq!(take_frames(&mut client), resets);
+    let mut head = response(200, Framing::Chunked);
+    head.append(Name::new("x-late"), b"1");
+    for &id in &ids {
+        server.response(id, &head, Framing::Chunked, false);
+        assert_eq!(server.data(id, b"late", true), 4);
+    }
+    assert_eq!(pass(&mut server, &mut client), []);
+    assert_eq!(take_frames(&mut client), [], "nothing is said of streams that are over");
+    let id = client.request(&get, false, true);
+    pass(&mut client, &mut server);
+    server.response(id, &head, Framing::Length(0), true);
+    assert_eq!(pass(&mut server, &mut client), [Seen::Head(id, "200 x-late=1".into(), true)]);
+}
+
+#[test]
+fn bodies_of_many_requests_that_were_answered_early_are_passed_over() {
+    let limits = Limits { connection_window_bytes: 65_535, ..Limits::default() };
+    let mut server = Connection::new(Role::Server, limits);
+    let ids: Vec<StreamId> = (0..800).map(|index| 2 * index + 1).collect();
+    let begun = ids.iter().fold(Raw::new(), |raw, &id| raw.get(id, false));
+    assert_eq!(feed(&mut server, &begun.bytes, usize::MAX / 2).1, None);
+    for &id in &ids {
+        server.response(id, &response(413, Framing::Length(0)), Framing::Length(0), true);
+        server.reset(id, Code::NO_ERROR);
+    }
+    take_frames(&mut server);
+    // More than the connection's window, if what is passed over did not open it again. The first trailers are in the table.
+    let nothing = || Raw { bytes: Vec::new() };
+    let ended = flag::END_HEADERS | flag::END_STREAM;
+    let late = ids.iter().fold(nothing(), |raw, &id| {
+        let field: &[u8] = if id == 1 { &[0x40, 1, b'a', 1, b'b'] } else { &[0xbe] };
+        raw.frame(kind::DATA, 0, id, &[0; 1000]).frame(kind::HEADERS, ended, id, field)
+    });
+    assert_eq!(feed(&mut server, &late.bytes, usize::MAX / 2), (vec![], None));
+    let said = take_frames(&mut server);
+    assert!(said.iter().all(|&frame| frame == (kind::WINDOW_UPDATE, 0)), "{said:?}");
+    let next = nothing().frame(kind::HEADERS, ended, 1601, &[Raw::block(&GET), vec![0xbe]].concat());
+    let seen = vec![Seen::Head(1601, "GET a / a=b".into(), true)];
+    assert_eq!(feed(&mut server, &next.bytes, usize::MAX / 2), (seen, None));
+    // What the client itself has closed, or never opened, is not forgiven for it.
+    for (stream, expected) in [(1601, Code::STREAM_CLOSED), (1603, Code::PROTOCOL_ERROR)] {
+        let mut server = Connection::new(Role::Server, limits);
+        feed(&mut server, &begun.bytes, usize::MAX / 2);
+        ids.iter().for_each(|&id| server.reset(id, Code::NO_ERROR));
+        feed(&mut server, &nothing().get(1601, true).bytes, usize::MAX / 2);
+        server.response(1601, &response(204, Framing::None), Framing::None, true);
+        feed(&mut server, &nothing().get(1605, true).bytes, usize::MAX / 2);
+        assert_eq!(feed(&mut server, &nothing().get(stream, true).bytes, usize::MAX / 2).1, Some(expected), "{stream}");
+    }
+}
+
 #[test]
 fn a_response_is_held_to_the_rules_too() {
     for (case, status, framing, body, good) in [
