@@ -321,11 +321,11 @@ impl Stream {
         self.session.wake();
     }
 
-    /// Send as much of *data* as may be sent now, with the end of the message if *ended*. Ready with how much that was; more than none.
+    /// Ready when what waits to leave on the connection is little enough for more. Heads have no windows: who sends many must ask.
     ///
     /// # Errors
     /// The stream is gone.
-    pub fn poll_send(&self, context: &mut Context<'_>, data: &[u8], ended: bool) -> Poll<io::Result<usize>> {
+    pub fn poll_room(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.end().is_some() || !self.session.codec.borrow().is_open(self.id.get()) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -333,6 +333,15 @@ impl Stream {
             self.wait(context);
             return Poll::Pending;
         }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Send as much of *data* as may be sent now, with the end of the message if *ended*. Ready with how much that was; more than none.
+    ///
+    /// # Errors
+    /// The stream is gone.
+    pub fn poll_send(&self, context: &mut Context<'_>, data: &[u8], ended: bool) -> Poll<io::Result<usize>> {
+        std::task::ready!(self.poll_room(context))?;
         let count = self.session.codec.borrow_mut().data(self.id.get(), data, ended);
         if count == 0 && !data.is_empty() {
             self.wait(context);

@@ -10,6 +10,7 @@ use weft_core::decide::Decision;
 use weft_core::respond::Cause;
 use weft_core::retry::{RetryPolicy, TryResult};
 
+use crate::alarm::Elapsed;
 use crate::codec::Version;
 use crate::codec::h2::Body;
 use crate::connect::{ConnectError, Destination, Want};
@@ -163,11 +164,12 @@ impl Exchange<'_> {
         timeout: Option<Duration>,
     ) -> Awaited {
         let to_head = self.scratch.request.is_head_request();
+        let entered = Instant::now();
         loop {
-            match self.race(server, to_head, limit, timeout).await {
+            match self.race(server, to_head, limit, timeout, entered).await {
                 Awaited::Response if self.is_interim() => {
-                    if !self.pass_interim().await {
-                        return Awaited::Gone;
+                    if let Err(awaited) = self.pass_interim(limit, timeout, entered).await {
+                        return awaited;
                     }
                 }
                 Awaited::Response if !self.scratch.request.upgrade().is_empty() => {
@@ -195,9 +197,19 @@ impl Exchange<'_> {
         matches!(self.scratch.response.status, 100..200) && self.scratch.response.status != 101
     }
 
-    /// Hand an interim response on (RFC 9110 15.2); a client of HTTP/1.0 must not see one.
-    async fn pass_interim(&mut self) -> bool {
-        let Scratch { response, to_downstream, .. } = &mut *self.scratch;
+    /// Hand an interim response on (RFC 9110 15.2); a client of HTTP/1.0 must not see one. An upstream that sends them without end wins no
+    /// time by it, nor does a client that does not read them.
+    async fn pass_interim(
+        &mut self,
+        limit: Option<TryLimit>,
+        timeout: Option<Duration>,
+        entered: Instant,
+    ) -> Result<(), Awaited> {
+        let quiet = self.idle.map(|idle| self.received.moved.get().unwrap_or(entered).max(entered) + idle);
+        let end = earliest(earliest(self.try_deadline(limit), self.deadline(timeout)), self.expires);
+        let deadline = earliest(end, quiet);
+        let Exchange { client, alarm, scratch, .. } = self;
+        let Scratch { response, to_downstream, .. } = &mut **scratch;
         let wanted = match response.status {
             _ if self.client_version == Version::Http10 => false,
             // If we answered the expectation ourselves, the upstream's answer is one too many.
@@ -206,14 +218,29 @@ impl Exchange<'_> {
         };
         if wanted {
             response.remove_hop_by_hop();
-            let (_, mut writer) = self.client.split(to_downstream);
-            writer.interim(response);
-            if writer.flush().await.is_err() {
-                return false;
+            let (_, mut writer) = client.split(to_downstream);
+            match alarm.limit(deadline, poll_fn(|context| writer.poll_room(context))).await {
+                Ok(Ok(())) => {
+                    writer.interim(response);
+                    match alarm.limit(deadline, writer.flush()).await {
+                        Ok(Ok(())) => {}
+                        // Of HTTP/1, and nothing can follow a part of a head.
+                        Ok(Err(_)) | Err(Elapsed) => return Err(Awaited::Gone),
+                    }
+                }
+                Ok(Err(_)) => return Err(Awaited::Gone),
+                // What follows says that it has passed.
+                Err(Elapsed) => {}
             }
         }
         response.clear();
-        true
+        // Asked here: where there is always another one at hand, nobody waits for anything else.
+        let now = Instant::now();
+        match (end, quiet) {
+            (Some(end), _) if end <= now => Err(Awaited::TimedOut),
+            (_, Some(quiet)) if quiet <= now => Err(Awaited::Idle),
+            _ => Ok(()),
+        }
     }
 
     async fn race(
@@ -222,10 +249,10 @@ impl Exchange<'_> {
         to_head: bool,
         limit: Option<TryLimit>,
         timeout: Option<Duration>,
+        entered: Instant,
     ) -> Awaited {
         let (idle, expires) = (self.idle, self.expires);
         let request_limit = self.manager.request_timeout.map(|limit| self.began + limit);
-        let entered = Instant::now();
         let Exchange { client, alarm, scratch, received, course, request_done, outcome, began, web, copies, .. } = self;
         let Scratch { request: _, response, to_upstream, to_downstream, replay } = &mut **scratch;
         let (mut from_server, to_server) = server.split(to_upstream);

@@ -168,6 +168,18 @@ impl Writer<'_> {
         }
     }
 
+    /// Ready when there is room for an interim response: an upstream may send any number of them, and no window holds them back.
+    ///
+    /// # Errors
+    /// As [`Writer::poll_span`].
+    pub fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            // The one before was flushed.
+            Writer::Http1(_) => Poll::Ready(Ok(())),
+            Writer::Http2(writer) => writer.stream.poll_room(context),
+        }
+    }
+
     /// Write an interim response (RFC 9110 15.2).
     pub fn interim(&mut self, head: &Head) {
         match self {

@@ -9,7 +9,7 @@ use weft_protos::envoy::extensions::upstreams::http::v3::http_protocol_options a
 use crate::kit::certificates::{Authority, OTHER, WEB, secrets, server_for, upstream_for};
 use crate::kit::frames::*;
 use crate::kit::mesh::expect_passed;
-use crate::kit::peer::ok;
+use crate::kit::peer::{ok, queued_bytes};
 use crate::kit::resources::{retries, seconds};
 use crate::kit::{Mesh, Peer, Upstream, content, until};
 
@@ -374,6 +374,93 @@ fn interim_responses_that_nobody_reads_end_their_stream() {
     let reset = server.expect(RST_STREAM, stream);
     assert_eq!(reset.code(), ENHANCE_YOUR_CALM);
     assert!(mesh.resident_bytes() < 64 << 20, "{}", mesh.resident_bytes());
+}
+
+/// An interim response of which nothing is in a table of its receiver.
+fn hint(index: usize, length: usize) -> String {
+    format!("HTTP/1.1 103 Early Hints\r\nx-hint: {index}{}\r\n\r\n", "h".repeat(length))
+}
+
+#[test]
+fn interim_responses_wait_for_a_client_that_does_not_read() {
+    const HINTS: usize = 12_000;
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| setup.action().timeout = Some(seconds(0.0)));
+    let mut client = Wire::client(&mesh);
+    client.request(1, "GET", "/", &[], true);
+    let mut peer = upstream.accept();
+    peer.message();
+    let before = mesh.resident_bytes();
+    // Far more than the sockets' buffers hold.
+    let hints: String = (0..HINTS).map(|index| hint(index, 6000)).collect();
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| peer.send(&hints));
+        let mut last = (0, Instant::now());
+        until("the transfer stands still", || {
+            let queued = queued_bytes(client.0.socket());
+            if queued != last.0 {
+                last = (queued, Instant::now());
+            }
+            (last.0 > 0 && last.1.elapsed() > Duration::from_millis(200)).then_some(())
+        });
+        let grown = mesh.resident_bytes().saturating_sub(before);
+        assert!(grown < 8 << 20, "{grown} bytes more");
+        assert!(!sender.is_finished());
+        for _ in 0..HINTS {
+            client.expect(HEADERS, 1);
+        }
+        sender.join().unwrap();
+    });
+    peer.send(ok("done"));
+    client.expect(HEADERS, 1);
+    assert_eq!(client.body(1).0, b"done");
+}
+
+#[test]
+fn a_client_that_does_not_read_interim_responses_has_no_more_time_than_others() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| setup.action().timeout = Some(seconds(1.0)));
+    let hints = hint(0, 60_000).repeat(20);
+    for (path, in_http2) in [("/1", false), ("/2", true)] {
+        let mut client = if in_http2 { Wire::client(&mesh) } else { Wire(mesh.client()) };
+        let began = Instant::now();
+        if in_http2 {
+            client.request(1, "GET", path, &[], true);
+        } else {
+            client.0.send(format!("GET {path} HTTP/1.1\r\nhost: up\r\n\r\n"));
+        }
+        let mut peer = upstream.accept();
+        peer.message();
+        // The proxy closes the connection: it has given up.
+        until("the end", || peer.try_send(&hints).is_err().then_some(()));
+        expect_passed(began, Duration::from_millis(1000));
+        drop(client);
+        let record = mesh.record(path);
+        // A client of HTTP/1 can be told only if it has taken the last of them whole.
+        let is_told = record["response_flags"] == "UT" && record["response_code"] == 504;
+        assert!(is_told || !in_http2 && record["response_flags"] == "DC", "{record}");
+    }
+}
+
+#[test]
+fn interim_responses_do_not_keep_a_request_alive() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        setup.action().timeout = Some(seconds(0.0));
+        setup.manager.stream_idle_timeout = Some(seconds(0.5));
+    });
+    let mut client = mesh.client();
+    let began = Instant::now();
+    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut peer = upstream.accept();
+    peer.message();
+    until("the end", || {
+        client.take_arrived();
+        client.arrived();
+        peer.try_send("HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n").is_err().then_some(())
+    });
+    expect_passed(began, Duration::from_millis(500));
+    mesh.expect_record("/", 504, "SI", "stream_idle_timeout");
 }
 
 #[test]
