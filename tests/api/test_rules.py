@@ -363,6 +363,55 @@ VIRTUAL_SERVICES = {
         "5%",
         "`%%` is a percent sign",
     ),
+    "variable that no proxy knows": (
+        rule(f"headers: {{request: {{add: {{x: 'a%UPSTREAM_HOTS%'}}}}}}, {TO}"),
+        "http[0].headers.request.add.x",
+        "bad-header",
+        "'a%",
+        "no variable `%UPSTREAM_HOTS%`. Did you mean `%UPSTREAM_HOST%`?",
+    ),
+    "variable of one destination": (
+        rule("route: [{destination: {host: a}, headers: {response: {set: {x: '%NOSUCH(a)%'}}}}]"),
+        "http[0].route[0].headers.response.set.x",
+        "bad-header",
+        "'%NO",
+        "no variable `%NOSUCH(a)%`",
+    ),
+    "variable without its header": (
+        rule(f"headers: {{request: {{set: {{x: '%REQ%'}}}}}}, {TO}"),
+        "http[0].headers.request.set.x",
+        "bad-header",
+        "'%REQ",
+        "Write `%REQ(x-name)%`.",
+    ),
+    "origin that says nothing": (
+        rule(f"corsPolicy: {{allowOrigins: [{{}}]}}, {TO}"),
+        "http[0].corsPolicy.allowOrigins[0]",
+        "missing-field",
+        "{}",
+        "given by `exact`, `prefix` or `regex`",
+    ),
+    "nameless query parameter": (
+        rule(f"match: [{{queryParams: {{'': {{exact: a}}}}}}], {TO}"),
+        "http[0].match[0].queryParams.",
+        "bad-name",
+        "'':",
+        "name of a query parameter is empty",
+    ),
+    "group that the match has not": (
+        rule(rf"rewrite: {{uriRegexRewrite: {{match: '/(a)/(?:b)/(?P<c>.*)', rewrite: '/\2\3'}}}}, {TO}"),
+        "http[0].rewrite.uriRegexRewrite.rewrite",
+        "bad-regex",
+        r"'/\2",
+        r"`\3` in `/\2\3` is neither a group of `match` nor a backslash. It has the groups `\1` to `\2`",
+    ),
+    "backslash at the end of a rewrite": (
+        rule(rf"rewrite: {{uriRegexRewrite: {{match: /a, rewrite: '/b\'}}}}, {TO}"),
+        "http[0].rewrite.uriRegexRewrite.rewrite",
+        "bad-regex",
+        r"'/b",
+        "It has no group in parentheses",
+    ),
     "retries that never are": (
         rule(f"retries: {{perTryTimeout: 1s}}, {TO}"),
         "http[0].retries.perTryTimeout",
@@ -534,6 +583,10 @@ FINE = {
     "header variable": rule(
         f"headers: {{request: {{set: {{x: 'a %REQ(x-y?z)% %DOWNSTREAM_REMOTE_ADDRESS%'}}}}}}, {TO}"
     ),
+    "header variable cut short": rule(f"headers: {{response: {{add: {{x: '%REQ(X-A):10% %PROTOCOL%'}}}}}}, {TO}"),
+    "groups and backslashes": rule(
+        rf"rewrite: {{uriRegexRewrite: {{match: '/(a)/(?:b)/(?P<c>.*)', rewrite: '/\0\1\2\\\\3'}}}}, {TO}"
+    ),
     "host set once": rule(f"headers: {{request: {{set: {{Host: d}}}}}}, {TO}"),
     "empty prefix of a path": rule(f'match: [{{uri: {{prefix: ""}}}}], {TO}'),
     "status to retry on": rule(f"retries: {{attempts: 1, retryOn: '503,cancelled'}}, {TO}"),
@@ -627,6 +680,13 @@ DESTINATION_RULES = {
         "out-of-range",
         "101",
         "0 to 100",
+    ),
+    "hash of a nameless cookie": (
+        sticky("httpCookie: {name: '', ttl: 0s}"),
+        "trafficPolicy.loadBalancer.consistentHash.httpCookie.name",
+        "missing-field",
+        "''",
+        "name of the cookie is empty",
     ),
     "hash of nothing": (
         sticky("maglev: {}"),

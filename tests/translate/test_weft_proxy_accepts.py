@@ -13,6 +13,7 @@ import pytest
 from tests.translate.kubernetes import load
 from tests.translate.meshes import applied, gateway, ingress, mesh, sidecar, virtual_service
 from tests.translate.test_istiod_oracle import SCENARIOS
+from weft.api import header_format
 from weft.model import Interception, LocalCaller, Proxy, Published, Snapshot
 from weft.translate import refusals, translate
 
@@ -64,3 +65,22 @@ def test_gateways_are_honoured(native: Any) -> None:
         virtual_service("front", hosts=["*"], gateways=["front"], http=http),
     )
     assert not_honoured(native, snapshot, ingress(published=(Published(8080, "127.0.0.1", 18080),))) == []
+
+
+HEADER_VALUES = [
+    *(f"%{name}%" for name in sorted(header_format.PLAIN_VARIABLES)),
+    *(f"%{name}({argument})%" for name in sorted(header_format.HEADER_VARIABLES) for argument in ("x", "x?:path")),
+    *(f"%GRPC_STATUS({name})%" for name in sorted(header_format.GRPC_STATUS_FORMATS)),
+    *(f"%DYNAMIC_METADATA({name}:key):7%" for name in sorted(header_format.METADATA_NAMESPACES)),
+    *("%REQ(x):10%", "%START_TIME(%s.%3f (z)%", "a %% %PROTOCOL%%ROUTE_NAME%%% b"),
+    *("5%", "%NOSUCH%", "%NOSUCH(a)%", "%REQ%", "%PROTOCOL(a)%", "%PROTOCOL:5%", "%START_TIME(a):5%", "%protocol%"),
+    *("%GRPC_STATUS(a)%", "%DYNAMIC_METADATA(a:b)%", "%DYNAMIC_METADATA(envoy.filters.http.rbac:a:b)%", "%REQ(a)"),
+]
+
+
+@pytest.mark.parametrize("value", HEADER_VALUES)
+def test_values_of_headers_are_accepted_where_the_rules_accept_them(native: Any, value: str) -> None:
+    """A value that passes the rules and not the proxy would cost the whole route table of a port."""
+    http = [{"headers": {"request": {"set": {"x": value}}}, "route": [{"destination": {"host": "service-0"}}]}]
+    refused = not_honoured(native, applied(mesh(1, rules=False), virtual_service("service-0", http=http)), sidecar())
+    assert bool(refused) == (header_format.fault(value) is not None)

@@ -16,7 +16,6 @@ _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9]*[A-Za-z0-9])?\Z")
 _WILDCARD_LABEL = re.compile(r"(?:\*|(?:\*|\*-)?[A-Za-z0-9](?:[-A-Za-z0-9]*[A-Za-z0-9])?)\Z")
 _QUALIFIED = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?\Z")
 _HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
-_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*\Z")
 _SUBSET = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9]*[A-Za-z0-9])?\Z")
 
 PSEUDO_HEADERS = frozenset((":method", ":scheme", ":authority", ":path", ":status"))
@@ -132,26 +131,3 @@ def control_character_fault(value: str) -> str | None:
     if any(character < " " or character == "\x7f" for character in value):
         return f"{value!r} holds a control character."
     return None
-
-
-def header_value_fault(value: str) -> str | None:
-    """
-    A value to set, in Envoy's format: `%VARIABLE%` and `%VARIABLE(arguments)%` are replaced, `%%` is a percent sign.
-
-    RFC 9110 5.5 allows no control character but the tab.
-    """
-    if not _HEADER_VALUE.match(value):
-        return "a header's value holds no control characters."
-    at = 0
-    while (at := value.find("%", at)) >= 0:
-        if value.startswith("%%", at):
-            at += 2
-            continue
-        match = _VARIABLE.match(value, at)
-        if match is None:
-            return f"a single `%` begins a variable that never ends in `{value}`; `%%` is a percent sign."
-        at = match.end()
-    return None
-
-
-_VARIABLE = re.compile(r'%[^%()]+(?:\((?:\[(?:"(?:\\.|[^"\\])*"|[, ])*\]|(?:\\.|[^)\\])*) *\) *)?%')

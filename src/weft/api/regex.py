@@ -11,6 +11,7 @@ too, as not honoured yet, so that no expression means two things.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 MAX_LENGTH = 1024
@@ -49,6 +50,14 @@ def fault(pattern: str) -> Fault | None:
     return parser.unsupported
 
 
+def capturing_groups(pattern: str) -> int:
+    """Return how many groups *pattern* captures, named ones too; of one at *fault*, how many there are before that."""
+    parser = _Parser(pattern)
+    with suppress(_FaultError):
+        parser.whole()
+    return parser.groups
+
+
 class _FaultError(Exception):
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
@@ -74,6 +83,7 @@ class _Parser:
         self.pattern = pattern
         self.at = 0
         self.names: set[str] = set()
+        self.groups = 0
         self.unsupported: Fault | None = None
 
     def whole(self) -> None:
@@ -175,6 +185,7 @@ class _Parser:
                 if named[1] in self.names:
                     self._refuse(f"the group name `{named[1]}` is used twice.", "Give them two names.", at=start)
                 self.names.add(named[1])
+                self.groups += 1
                 self.at = named.end()
             elif (flags := _FLAGS.match(self.pattern, self.at)) is not None and flags[0] != ")":
                 self.at = flags.end()
@@ -182,6 +193,8 @@ class _Parser:
                     return 1
             else:
                 self._refuse("`(?` begins no group that RE2 knows.", "Write `(?:` to group.", at=start)
+        else:
+            self.groups += 1
         largest = self._alternation(depth + 1)
         if not self._peek(")"):
             self._refuse("a `(` is never closed.", "Write `\\(` for the character itself.", at=start)

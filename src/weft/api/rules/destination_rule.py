@@ -122,6 +122,10 @@ def _consistent_hash(path: Path, settings: ConsistentHashLB) -> Iterator[Finding
     for name in ("httpHeaderName", "httpQueryParameterName"):
         if keys[name] == "":
             yield Finding((*path, name), f"`{name}` is empty.", code="missing-field", at_value=True)
+    if settings.http_cookie is not None and not settings.http_cookie.name:
+        message = "the name of the cookie is empty."
+        remedy = "Write the name of the cookie that decides."
+        yield Finding((*path, "httpCookie", "name"), message, remedy, "missing-field", at_value=True)
     if settings.ring_hash is not None and settings.maglev is not None:
         message = "the endpoints are either on a ring or in a Maglev table."
         yield Finding((*path, "maglev"), message, "Keep `ringHash` or `maglev`.", "conflict", concerns=())

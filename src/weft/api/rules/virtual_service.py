@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from http import HTTPStatus
 
+from weft.api import header_format
 from weft.api.check import Finding
 from weft.api.names import (
     PSEUDO_HEADERS,
     control_character_fault,
     framing_fault,
     header_name_fault,
-    header_value_fault,
     host_fault,
     is_address,
     label_fault,
@@ -37,11 +38,13 @@ from weft.api.networking import (
     HTTPRouteDestination,
     Message,
     Percent,
+    RegexRewrite,
     RouteDestination,
     StringMatch,
     TCPRoute,
     VirtualService,
 )
+from weft.api.regex import capturing_groups
 from weft.api.rules import shared
 from weft.api.yaml import Path
 from weft.model import Severity
@@ -239,6 +242,8 @@ def _http_match(path: Path, match: HTTPMatchRequest) -> Iterator[Finding]:
             place = (*path, field, key)
             if field != "queryParams":
                 yield from _matched_header(place, key)
+            elif not key:
+                yield Finding(place, "the name of a query parameter is empty.", "Write its name.", "bad-name")
             if not (field == "withoutHeaders" and condition.regex == "*"):  # Istio reads that as "present"
                 yield from _string_match(place, condition)
     if match.port and (fault := port_fault(match.port)) is not None:
@@ -289,8 +294,8 @@ def _header_operations(path: Path, operations: HeaderOperations, *, authority: b
     for field, values in (("set", operations.set), ("add", operations.add)):
         for name, value in values.items():
             yield from _edited_header((*path, field, name), name, allow_authority=authority)
-            if (fault := header_value_fault(value)) is not None:
-                yield Finding((*path, field, name), fault, code="bad-header", at_value=True)
+            if (fault := header_format.fault(value)) is not None:
+                yield Finding((*path, field, name), fault.message, fault.remedy, "bad-header", at_value=True)
     for index, name in enumerate(operations.remove):
         yield from _edited_header((*path, "remove", index), name, allow_authority=False, removed=True)
 
@@ -434,6 +439,29 @@ def _rewrite(path: Path, rewrite: HTTPRewrite) -> Iterator[Finding]:
                 yield Finding(place, f"`{name}` is missing.", code="missing-field", concerns=(name,))
         if regex.match:
             yield from shared.regex((*place, "match"), regex.match)
+        yield from _printable(place, rewrite=regex.rewrite)
+        yield from _substitution(place, regex)
+
+
+def _substitution(path: Path, regex: RegexRewrite) -> Iterator[Finding]:
+    """A backslash in what replaces a match begins the number of a group, or stands for itself (RE2's `Rewrite`)."""
+    groups = capturing_groups(regex.match)
+    for match in _ESCAPE.finditer(regex.rewrite):
+        what = match[1]
+        if what == "\\" or (what in _DIGITS and what and int(what) <= groups):
+            continue
+        message = f"`{match[0]}` in `{regex.rewrite}` is neither a group of `match` nor a backslash."
+        remedy = f"It has the groups `\\1` to `\\{min(groups, 9)}`" if groups > 1 else "It has the group `\\1`"
+        if groups == 0:
+            remedy = "It has no group in parentheses"
+        remedy += "; `\\0` is all that it matched, `\\\\` a backslash."
+        hinges = ((*path, "match"),)
+        yield Finding((*path, "rewrite"), message, remedy, "bad-regex", at_value=True, hinges=hinges)
+        return
+
+
+_ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
+_DIGITS = "0123456789"
 
 
 METHODS = IDEMPOTENT_METHODS | {"POST", "PATCH", "CONNECT"}
@@ -445,7 +473,12 @@ def _cors(path: Path, cors: CorsPolicy) -> Iterator[Finding]:
         message = "`allowOrigin` is the old way to write `allowOrigins`, and has no effect beside it."
         yield Finding((*path, "allowOrigin"), message, "Move its origins to `allowOrigins`.", "conflict", concerns=())
     for index, origin in enumerate(cors.allow_origins):
-        yield from _string_match((*path, "allowOrigins", index), origin)
+        place = (*path, "allowOrigins", index)
+        if origin == StringMatch():
+            message = "an origin is given by `exact`, `prefix` or `regex`."
+            remedy = 'Write `regex: ".*"` for every origin.'
+            yield Finding(place, message, remedy, "missing-field", concerns=("exact", "prefix", "regex"))
+        yield from _string_match(place, origin)
     for index, method in enumerate(cors.allow_methods):
         if method != "*" and method not in METHODS:
             message = f"`{method}` is no method of HTTP."
