@@ -262,7 +262,14 @@ VIRTUAL_SERVICES = {
         "http[0].redirect.redirectCode",
         "out-of-range",
         "200",
-        "300 to 399",
+        "301, 302, 303, 307 or 308, not 200",
+    ),
+    "redirect's code that proxies have not": (
+        rule("redirect: {uri: /x, redirectCode: 304}"),
+        "http[0].redirect.redirectCode",
+        "out-of-range",
+        "304",
+        "301, 302, 303, 307 or 308, not 304",
     ),
     "redirect's scheme": (
         rule("redirect: {scheme: ftp}"),

@@ -23,6 +23,7 @@ from tests.translate.meshes import (
 )
 from tests.translate.readable import read
 from weft._native import Engine
+from weft.api.networking import REDIRECT_CODES
 from weft.model import ConfigObject, Interception, LocalCaller, Protocol, Proxy, Published, ServicePort, Snapshot
 from weft.translate import (
     CLUSTER,
@@ -33,6 +34,7 @@ from weft.translate import (
     Translator,
     affected,
     check,
+    http_route,
     translate,
 )
 
@@ -121,6 +123,16 @@ def test_memory_changes_nothing(changes: list[list[ConfigObject]]) -> None:
         snapshot = applied(replace(base, workloads=workloads), *items)
         for proxy in PROXIES:
             assert translator.translate(snapshot, proxy) == translate(snapshot, proxy)
+
+
+@pytest.mark.parametrize("code", [0, *REDIRECT_CODES])
+def test_each_code_of_a_redirect_that_is_accepted_has_a_name(code: int) -> None:
+    """Of both APIs; one without would fail all that is translated with it."""
+    redirect = {"uri": "/x", "redirectCode": code}
+    snapshot = applied(mesh(1, rules=False), virtual_service("service-0", http=[{"redirect": redirect}]))
+    (route,) = table(snapshot)["service-0.default.svc.cluster.local:9080"]["routes"]
+    assert route["redirect"].get("responseCode", "MOVED_PERMANENTLY").isupper()
+    assert set(http_route.REDIRECT_CODES) == set(REDIRECT_CODES)
 
 
 @settings(max_examples=40, deadline=None)

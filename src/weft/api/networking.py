@@ -117,8 +117,15 @@ class HTTPRouteDestination(Message):
     headers: Headers | None = None
 
 
+REDIRECT_CODES = (301, 302, 303, 307, 308)
+"""The statuses of redirects that data planes have (Envoy's `RedirectAction.RedirectResponseCode`)."""
+
+
 class HTTPRedirect(Message):
-    """Answer with a redirect. `redirect_code` 0 stands for 301; `port` and `derive_port` exclude each other."""
+    """
+    Answer with a redirect. `redirect_code` is one of `REDIRECT_CODES`, 0 stands for 301; `port` and `derive_port` exclude
+    each other.
+    """
 
     uri: str = ""
     authority: str = ""

@@ -245,7 +245,7 @@ def _redirect(
 
     Without a port the scheme's own is meant if there is a scheme, else the one that was called.
     """
-    action.response_code = _REDIRECT_CODES[redirect.status_code]
+    action.response_code = REDIRECT_CODES[redirect.status_code]
     action.host_redirect = redirect.hostname
     if redirect.scheme is not None:
         action.scheme_redirect = redirect.scheme
@@ -270,13 +270,14 @@ def _redirect(
             action.regex_rewrite.pattern.regex, action.regex_rewrite.substitution = rewrite
 
 
-_REDIRECT_CODES = {
+REDIRECT_CODES = {
     301: route_components_pb2.RedirectAction.MOVED_PERMANENTLY,
     302: route_components_pb2.RedirectAction.FOUND,
     303: route_components_pb2.RedirectAction.SEE_OTHER,
     307: route_components_pb2.RedirectAction.TEMPORARY_REDIRECT,
     308: route_components_pb2.RedirectAction.PERMANENT_REDIRECT,
 }
+"""Of both APIs; `weft.api` lets no other through (`networking.REDIRECT_CODES`)."""
 
 
 def _rewrite(rewrite: HTTPURLRewriteFilter | None, path: HTTPPathMatch, action: Any) -> None:

@@ -381,13 +381,7 @@ def _default_route(reading: Reading, hostname: str, port: int) -> Any:
     return route
 
 
-_REDIRECT_CODES = {
-    301: route_components_pb2.RedirectAction.MOVED_PERMANENTLY,
-    302: route_components_pb2.RedirectAction.FOUND,
-    303: route_components_pb2.RedirectAction.SEE_OTHER,
-    307: route_components_pb2.RedirectAction.TEMPORARY_REDIRECT,
-    308: route_components_pb2.RedirectAction.PERMANENT_REDIRECT,
-}
+_REDIRECT_CODES = http_route.REDIRECT_CODES
 
 
 def _redirect(redirect: HTTPRedirect, action: Any, port: int) -> None:

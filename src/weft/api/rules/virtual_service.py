@@ -24,6 +24,7 @@ from weft.api.names import (
 )
 from weft.api.nearest import did_you_mean
 from weft.api.networking import (
+    REDIRECT_CODES,
     CorsPolicy,
     Destination,
     HeaderOperations,
@@ -379,8 +380,11 @@ def _redirect(path: Path, redirect: HTTPRedirect, matches: Sequence[HTTPMatchReq
         names = ("uri", "prefixRewrite", "authority", "scheme", "port", "derivePort")
         message = "a redirect changes at least one of `uri`, `prefixRewrite`, `authority`, `scheme`, `port`."
         yield Finding(path, message, code="missing-field", concerns=names)
-    if redirect.redirect_code and not 300 <= redirect.redirect_code <= 399:
-        message = f"a redirect's code is 300 to 399, not {redirect.redirect_code}."
+    if redirect.redirect_code and redirect.redirect_code not in REDIRECT_CODES:
+        *codes, last = map(str, REDIRECT_CODES)
+        message = (
+            f"a redirect's code is {', '.join(codes)} or {last}, not {redirect.redirect_code}: proxies have no other."
+        )
         yield Finding((*path, "redirectCode"), message, code="out-of-range", at_value=True)
     if redirect.scheme not in ("", "http", "https"):
         message = f"a scheme is `http` or `https`, not `{redirect.scheme}`."
