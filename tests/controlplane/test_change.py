@@ -16,11 +16,12 @@ from weft.controlplane import change
 from weft.controlplane.change import ControlPlane
 from weft.controlplane.edit import Document, Edit
 from weft.controlplane.events import Events
-from weft.errors import StoreError
+from weft.errors import StoreError, WeftError
 from weft.model import Protocol, WorkloadPort
 from weft.registry import Programs, Registration
 from weft.store import Changes, Lease, SqliteStore
 from weft.translate.peer_authentication import modes
+from weft.translate.resource import Resources, resource
 from weft.xds import Receipt
 
 
@@ -50,6 +51,10 @@ class Line:
         self.registry = Programs()
         self.published: list[tuple[int, Mapping[str, Any]]] = []
         self.broken = False
+        self.failing: set[str] = set()
+        """Workloads for whose proxies translation fails."""
+        self.views: dict[str, Sequence[tuple[str, str, bytes]]] = {}
+        """What each proxy was told last, by node id."""
         self.between: Callable[[], None] = lambda: None
         """Called between two steps."""
         self.shown: dict[str, Any] = {}
@@ -75,16 +80,19 @@ class Line:
         )
         self.plane.settled.set()
 
-    def _translate(self, snapshot: Any, proxy: Any) -> tuple[()]:
+    def _translate(self, snapshot: Any, proxy: Any) -> Resources:
+        if proxy.workload in self.failing:
+            raise KeyError(304)
         both = any(snapshot.accepting_both.values())
         self.shown = {"both": both, "modes": {str(mode) for mode in modes(snapshot).values()}}
         self.shown["ready"] = {key[1] for key, item in snapshot.workloads.items() if item.ready}
-        return ()
+        return (resource("type", "ready", repr(sorted(self.shown["ready"])).encode()),)
 
     def _publish(self, views: Mapping[str, Sequence[tuple[str, str, bytes]]], revision: int) -> frozenset[str]:
         if self.broken:
             raise OSError("this cannot be published")
         self.published.append((revision, self.shown))
+        self.views.update(views)
         return frozenset(views)
 
     async def _confirm(self, revision: int, timeout: float) -> Receipt:
@@ -206,5 +214,93 @@ def test_a_step_that_cannot_be_published_is_tried_again_until_it_is(tmp_path: Pa
         line.between, line.broken = lambda: None, False
         count = len(line.published)
         await until(lambda: len(line.published) > count and not line.published[-1][1]["both"])
+
+    run(tmp_path, body)
+
+
+def told_ready(line: Line, key: tuple[str, str]) -> str:
+    """Return which workloads are ready, as the proxy of *key* was told."""
+    ((_, _, value),) = line.views[line.plane.proxies[key].node_id]
+    return value.decode()
+
+
+async def told(line: Line) -> list[dict[str, Any]]:
+    """Return the events until now."""
+    line.events.emit("now")
+    found = []
+    async for event in line.events.listen(replay=100):
+        if event["type"] == "now":
+            break
+        found.append(event)
+    return found
+
+
+def test_one_proxy_that_cannot_be_translated_for_does_not_hold_up_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It keeps its last good resources, which is told and logged once; when it is over it has the newest."""
+
+    async def body(line: Line) -> None:
+        reviews, ratings = line.join("reviews"), line.join("ratings")
+        await line.plane.change()
+        assert told_ready(line, ratings) == told_ready(line, reviews) == "['ratings-v1-0', 'reviews-v1-0']"
+        line.failing = {"ratings-v1-0"}
+        for ready in (False, True, False):
+            line.registry.report(reviews, proxy_ready=ready)
+            await line.plane.change()
+        assert told_ready(line, reviews) == "['ratings-v1-0']"
+        assert told_ready(line, ratings) == "['ratings-v1-0', 'reviews-v1-0']"
+        withheld = [event for event in await told(line) if event["type"] == "withheld"]
+        assert [(event["workload"], event["text"].rpartition(": ")[2]) for event in withheld] == [
+            ("ratings-v1-0", "304")
+        ]
+        assert set(line.plane.withheld) == {line.plane.proxies[ratings].node_id}
+        assert [record.message for record in caplog.records if record.exc_info] == [
+            f"translation for {line.plane.proxies[ratings].node_id} failed"
+        ]
+        # An edit of now is not what brings it about, so it takes effect for the others.
+        outcome = await line.plane.change(policy("PERMISSIVE"))
+        assert outcome.results
+        line.failing = set()
+        await line.plane.settle()
+        line.registry.report(reviews, proxy_ready=True)
+        await line.plane.change()
+        assert told_ready(line, ratings) == "['ratings-v1-0', 'reviews-v1-0']"
+        assert line.plane.withheld == {}
+
+    run(tmp_path, body)
+
+
+def test_an_edit_that_cannot_be_translated_is_refused_and_stored_nowhere(tmp_path: Path) -> None:
+    """Its author is told for whom, and the next one takes effect."""
+
+    async def body(line: Line) -> None:
+        line.join("reviews")
+        await line.plane.change()
+        line.failing = {"reviews-v1-0"}
+        with pytest.raises(WeftError, match=r"reviews-v1-0 would be told cannot be made \(KeyError: 304\)"):
+            await line.plane.change(policy("PERMISSIVE"))
+        assert line.plane.configuration.objects == {}
+        assert line.plane.withheld == {}
+        line.failing = set()
+        assert (await line.plane.change(policy("PERMISSIVE"))).results
+
+    run(tmp_path, body)
+
+
+def test_a_proxy_that_was_told_nothing_yet_is_not_told_that_there_is_nothing(tmp_path: Path) -> None:
+    """After a restart it may have what the control plane before told it; an empty view would take that away."""
+
+    async def body(line: Line) -> None:
+        line.failing = {"ratings-v1-0"}
+        reviews, ratings = line.join("reviews"), line.join("ratings")
+        await line.plane.change(policy("PERMISSIVE"))
+        node_ids = {key: proxy.node_id for key, proxy in line.plane.proxies.items()}
+        assert line.views.keys() == {node_ids[reviews]}
+        assert line.plane.withheld.keys() == {node_ids[ratings]}
+        line.failing = set()
+        line.registry.report(reviews, proxy_ready=False)
+        await line.plane.change()
+        assert line.views.keys() == set(node_ids.values())
 
     run(tmp_path, body)

@@ -165,6 +165,8 @@ def _state(proxy: Mapping[str, Any]) -> str:
         return "refused"
     if proxy["agent"]["state"] == "stopped":
         return "stopped"
+    if proxy["withheld"]:
+        return "behind"
     return "synced" if proxy["synced"] and proxy["agent"]["state"] == "answers" else "behind"
 
 
@@ -183,6 +185,7 @@ def _certificate(proxy: Mapping[str, Any]) -> str:
 
 def _notes(proxy: Mapping[str, Any]) -> list[str]:
     notes = [f"refused {refusal(item)}" for item in proxy["refused"]]
+    notes += proxy["withheld"]
     notes += [lateness(proxy["agent"])] if proxy["agent"]["state"] != "answers" else []
     for notice in proxy["notices"]:
         notes.append(notice["text"] + (f" ({notice['count']} times)" if notice["count"] > 1 else ""))

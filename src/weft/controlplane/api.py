@@ -517,6 +517,7 @@ class Api:
             "data_plane_version": program.registration.data_plane_version if program else "",
             "lacks": [{"code": item.code, "text": item.text} for item in shortfalls(proxy)],
             "refused": [self._refused(proxy.node_id, item) for item in status.refused] if status else [],
+            "withheld": list(self._plane.withheld.get(proxy.node_id, ())),
             "notices": [{"text": item.text, "code": item.code, "count": item.count} for item in notices],
         }
 

@@ -154,6 +154,8 @@ class ControlPlane:
         self._reported = asyncio.Event()
         self._view = View()
         self._published: dict[str, Resources] = {}
+        self.withheld: Mapping[str, tuple[str, ...]] = {}
+        """Why a proxy keeps its last good configuration, by node id; of those that have the newest nothing."""
         self._warnings: tuple[Problem, ...] = ()
         self._found: Mapping[ConfigKey, Status] | None = None
         self._looked_at: tuple[object, ...] = ()
@@ -321,7 +323,7 @@ class ControlPlane:
             proxies = () if same else view.proxies.values()
 
             # translate, check: nothing is stored that would leave a proxy with less than it has
-            views = {proxy.node_id: self._translated(snapshot, proxy, asked=edit.asks) for proxy in proxies}
+            views, withheld = self._views(snapshot, proxies, asked=edit.asks)
             if edit.dry_run:
                 detail = self._differences(views, view)
                 return replace(outcome, resources=detail, affected=tuple(sorted(detail)))
@@ -340,7 +342,7 @@ class ControlPlane:
             )
             if publications != (WHOLE,):
                 shown = publications[0].show(snapshot)
-                views = {proxy.node_id: self._translated(shown, proxy, asked=False) for proxy in proxies}
+                views, withheld = self._views(shown, proxies, asked=False)
 
             # store: from here on it is true, whatever happens to this process
             summary = edit.summary(merged.results) if merged.results else self._registry_summary(view)
@@ -372,6 +374,8 @@ class ControlPlane:
             for node_id in gone:
                 self._withdraw(node_id)
                 self._published.pop(node_id, None)
+            if not same:
+                self._tell_withheld(withheld, view)
             self._published.update(views)
             concerned = self._publish(
                 {
@@ -529,16 +533,54 @@ class ControlPlane:
         if problems:
             raise InvalidConfiguration(problems)
 
-    def _translated(self, snapshot: Snapshot, proxy: Proxy, *, asked: bool) -> Resources:
-        resources = self._translate(snapshot, proxy)
-        if not (problems := self._check(resources)):
-            return resources
+    def _views(
+        self, snapshot: Snapshot, proxies: Iterable[Proxy], *, asked: bool
+    ) -> tuple[dict[str, Resources], dict[str, tuple[str, ...]]]:
+        """
+        Return the resources of each proxy by node id, and for those that keep what they have, why.
+
+        A proxy without resources has never been told any, not by this process. It is left out: an empty view would take
+        from it what a control plane before this one told it.
+        """
+        views, withheld = {}, {}
+        for proxy in proxies:
+            resources, reasons = self._translated(snapshot, proxy, asked=asked)
+            if reasons:
+                withheld[proxy.node_id] = reasons
+            if resources is not None:
+                views[proxy.node_id] = resources
+        return views, withheld
+
+    def _translated(self, snapshot: Snapshot, proxy: Proxy, *, asked: bool) -> tuple[Resources | None, tuple[str, ...]]:
+        """Return the resources of one proxy; the last good ones, and why, if *snapshot* gives none that hold."""
+        last = self._published.get(proxy.node_id)
+        try:
+            resources = self._translate(snapshot, proxy)
+            problems = self._check(resources)
+        except Exception as error:
+            # One proxy's failure must not hold up what all others are to be told.
+            reason = f"A mistake of weft's, so it keeps what it has: {type(error).__name__}: {error}"
+            if reason in self.withheld.get(proxy.node_id, ()):
+                return last, (reason,)  # it was told, and an edit of now is not what brings it about
+            log.exception("translation for %s failed", proxy.node_id)
+            if asked and last is not None:
+                text = f"A mistake of weft's: what {proxy.workload} would be told cannot be made"
+                raise WeftError(f"{text} ({type(error).__name__}: {error}). Nothing was changed.") from error
+            return last, (reason,)
+        if not problems:
+            return resources, ()
         if asked:
             raise InvalidConfiguration(problems)
         # Nobody asked who could be told: the proxy keeps the last good configuration, and everybody can read why.
-        for problem in problems:
-            self._events.emit("withheld", workload=proxy.workload, namespace=proxy.namespace, text=str(problem))
-        return self._published.get(proxy.node_id, ())
+        return last, tuple(map(str, problems))
+
+    def _tell_withheld(self, withheld: Mapping[str, tuple[str, ...]], view: View) -> None:
+        """Tell of each proxy that keeps what it has, once for each reason."""
+        for proxy in view.proxies.values():
+            for text in withheld.get(proxy.node_id, ()):
+                if text not in self.withheld.get(proxy.node_id, ()):
+                    self._events.emit("withheld", workload=proxy.workload, namespace=proxy.namespace, text=text)
+        self.withheld = withheld
 
     def _differences(self, views: Mapping[str, Resources], view: View) -> dict[str, Mapping[str, Difference]]:
         found = {
