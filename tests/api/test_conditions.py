@@ -174,7 +174,9 @@ ISTIO = """
 @pytest.mark.parametrize(("port", "codes"), [(80, ["same-host"]), (8080, [])])
 def test_a_virtual_service_for_the_same_host_at_a_gateway_is_warned_about(port: int, codes: list[str]) -> None:
     text = ISTIO.format(port=port) + GATEWAY + route("{name: gw}", more="hostnames: [a.example.com]")
-    assert [problem.code for problem in asked(text, ingress())[KEY].problems] == codes
+    for names in ("[istio]", "[default/istio]", "[istio.default]", "[istio, istio.default.svc.cluster.local]"):
+        named = text.replace("[istio]", names)
+        assert [problem.code for problem in asked(named, ingress())[KEY].problems] == codes
 
 
 def test_a_port_that_does_not_speak_http_accepts_no_route() -> None:

@@ -39,6 +39,13 @@ from weft.translate import (
 )
 
 HOSTS = ["service-0", "service-1", "service-2", "*", "*.default.svc.cluster.local", "gone", "out.example"]
+GATEWAYS = [
+    [],
+    ["front"],
+    ["front", "mesh"],
+    ["front.default"],
+    ["front.default.svc.cluster.local", "mesh"],
+]
 
 
 @st.composite
@@ -59,6 +66,7 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
                 {"sourceLabels": {"app": "service-1"}},
                 {"port": 9080},
                 {"gateways": ["front"]},
+                {"gateways": ["front.default", "mesh"]},
             ]
         )
     )
@@ -70,7 +78,7 @@ def documents(draw: st.DrawFn) -> list[ConfigObject]:
     made = []
     for index in range(draw(st.integers(0, 4))):
         hosts = draw(st.lists(st.sampled_from(HOSTS), min_size=1, max_size=2, unique=True))
-        bound = draw(st.sampled_from([[], ["front"], ["front", "mesh"]]))
+        bound = draw(st.sampled_from(GATEWAYS))
         http = draw(st.lists(rules(), min_size=1, max_size=3))
         made.append(virtual_service(f"vs-{index}", created=index % 2, hosts=hosts, gateways=bound, http=http))
     for index in range(draw(st.integers(0, 2))):
@@ -123,6 +131,19 @@ def test_memory_changes_nothing(changes: list[list[ConfigObject]]) -> None:
         snapshot = applied(replace(base, workloads=workloads), *items)
         for proxy in PROXIES:
             assert translator.translate(snapshot, proxy) == translate(snapshot, proxy)
+
+
+@pytest.mark.parametrize("name", ["front", "default/front", "front.default", "front.default.svc.cluster.local"])
+def test_a_gateway_is_known_by_its_old_names_too(name: str) -> None:
+    """`name.namespace` as of old binds, and matches; Istio resolves it so."""
+    server = {"port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}
+    rule = {"match": [{"gateways": [name]}], "route": to("service-0")}
+    snapshot = applied(
+        mesh(1, rules=False),
+        gateway("front", selector={"istio": "ingressgateway"}, servers=[server]),
+        virtual_service("x", hosts=["x.example"], gateways=[name], http=[rule]),
+    )
+    assert clusters_of(table(snapshot, ingress(), "http.8080")["x.example:8080"]) == ["service-0"]
 
 
 @pytest.mark.parametrize("code", [0, *REDIRECT_CODES])

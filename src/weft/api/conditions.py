@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from weft.api.attachment import (
@@ -32,8 +33,8 @@ from weft.api.attachment import (
 )
 from weft.api.gateway_api import GROUP, Gateway, HTTPRoute, ParentReference
 from weft.api.kinds import KUBERNETES_GATEWAY
+from weft.api.names import MESH, qualified_gateway
 from weft.api.references import View
-from weft.api.rules.virtual_service import MESH
 from weft.api.yaml import Path, dotted
 from weft.model import ConfigKey, ConfigObject, Problem, Proxy, ProxyKind, Severity
 
@@ -122,10 +123,11 @@ class _Finder:
         # By (where: `mesh` or `namespace/name` of an Istio Gateway, host).
         self.virtual_services: dict[tuple[str, str], list[ConfigObject]] = defaultdict(list)
         for item in view.of_kind("VirtualService") if self.routes else ():
-            for place in item.spec.gateways or (MESH,):
-                where = place if place == MESH or "/" in place else f"{item.key.namespace}/{place}"
-                for host in item.spec.hosts if item.spec.http else ():
-                    self.virtual_services[where, view.hostname(host, item.key.namespace)].append(item)
+            namespace, hosts = item.key.namespace, item.spec.hosts if item.spec.http else ()
+            places = [qualified_gateway(name, namespace) for name in item.spec.gateways or (MESH,)]
+            names = [view.hostname(host, namespace) for host in hosts]
+            for where in dict.fromkeys(product(places, names)):
+                self.virtual_services[where].append(item)
         # By `namespace/name` of a Gateway.
         self.attached: dict[str, list[tuple[ConfigObject, ParentReference]]] = defaultdict(list)
         for route in self.routes:

@@ -1,6 +1,6 @@
 """
 What names may look like: Kubernetes' objects and labels, DNS hosts, HTTP headers, ports. Each check returns a sentence
-about what is wrong, or None.
+about what is wrong, or None. And what the names of gateways mean.
 
 Sources: RFC 1123 2.1 as Kubernetes applies it (`metadata.name`, labels), RFC 9110 5.1 for header names, Istio's
 validation for hosts with wildcards.
@@ -19,6 +19,9 @@ _HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _SUBSET = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9]*[A-Za-z0-9])?\Z")
 
 PSEUDO_HEADERS = frozenset((":method", ":scheme", ":authority", ":path", ":status"))
+
+MESH = "mesh"
+"""The gateway name that stands for all sidecars."""
 
 MAX_LABEL = 63
 MAX_NAME = 253
@@ -84,6 +87,19 @@ def host_fault(host: str, *, wildcard: bool = True) -> str | None:
     if (labels or [first])[-1].isdigit() and (dot or not wildcard):
         return f"`{host}` is no DNS name: its last part is a number."
     return None
+
+
+def qualified_gateway(name: str, namespace: str) -> str:
+    """
+    Return `namespace/name` for a gateway as a document of *namespace* names it; `mesh` stays.
+
+    The old way to name one is that of a host: `name.namespace`, `name.namespace.svc.cluster.local` (Istio's
+    `resolveGatewayName`).
+    """
+    if name == MESH or "/" in name:
+        return name
+    gateway, dot, rest = name.partition(".")
+    return f"{rest.partition('.')[0]}/{gateway}" if dot else f"{namespace}/{name}"
 
 
 def is_address(text: str) -> bool:

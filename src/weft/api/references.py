@@ -14,9 +14,10 @@ from itertools import chain
 from typing import Protocol
 
 from weft.api.kubernetes import Service as ServiceSpec
+from weft.api.names import MESH, qualified_gateway
 from weft.api.nearest import nearest
 from weft.api.networking import Destination, DestinationRule, Gateway, Subset, TrafficPolicy, VirtualService
-from weft.api.rules.virtual_service import MESH, host_covers
+from weft.api.rules.virtual_service import host_covers
 from weft.api.security import PeerAuthentication
 from weft.api.yaml import Path, dotted
 from weft.model import ROOT_NAMESPACE, ConfigKey, ConfigObject, Problem, Service, Severity, Workload
@@ -63,7 +64,7 @@ class _Finder:
     def __init__(self, view: View) -> None:
         self.view = view
         self.rules = list(view.of_kind("DestinationRule"))
-        self.gateways = {(item.key.namespace, item.key.name): item for item in view.of_kind("Gateway")}
+        self.gateways = {_name(item): item for item in view.of_kind("Gateway")}
         self.virtual_services = list(view.of_kind("VirtualService"))
 
     def problems(self, item: ConfigObject) -> Iterator[Problem]:
@@ -135,11 +136,11 @@ class _Finder:
     ) -> Iterator[Problem]:
         if name == MESH:
             return
-        namespace, gateway_name = _gateway_key(name, item.key.namespace)
-        gateway = self.gateways.get((namespace, gateway_name))
+        meant = qualified_gateway(name, item.key.namespace)
+        gateway = self.gateways.get(meant)
         if gateway is None:
-            known = [f"{space}/{known}" if space != item.key.namespace else known for space, known in self.gateways]
-            message = f"no Gateway `{namespace}/{gateway_name}` exists, so these rules are not in force there."
+            known = [key.removeprefix(f"{item.key.namespace}/") for key in self.gateways]
+            message = f"no Gateway `{meant}` exists, so these rules are not in force there."
             yield _warning(item, path, message, _listed(name, known, "Gateways"), "dangling-gateway")
             return
         offered = [host.rpartition("/")[2] for server in gateway.spec.servers for host in server.hosts]
@@ -333,19 +334,8 @@ class _Finder:
 
 
 def _gateways_of(item: ConfigObject, spec: VirtualService) -> list[str]:
-    """Return the gateways of *spec* as `namespace/name`, and `mesh`."""
-    return [
-        name if name == MESH else "/".join(_gateway_key(name, item.key.namespace)) for name in spec.gateways or (MESH,)
-    ]
-
-
-def _gateway_key(name: str, namespace: str) -> tuple[str, str]:
-    """Return namespace and name of a gateway given as `gateway`, `namespace/gateway` or `gateway.namespace.svc...`."""
-    space, slash, gateway = name.partition("/")
-    if slash:
-        return space, gateway
-    gateway, dot, rest = name.partition(".")
-    return (rest.partition(".")[0], gateway) if dot else (namespace, name)
+    """Return the gateways of *spec* as `namespace/name`, and `mesh`; each once."""
+    return list(dict.fromkeys(qualified_gateway(name, item.key.namespace) for name in spec.gateways or (MESH,)))
 
 
 def _selected(spec: PeerAuthentication) -> Mapping[str, str]:

@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeAlias
 from weft import model
 from weft.api.attachment import GATEWAY_NAME_LABEL, of_service, parent_key
 from weft.api.kinds import KUBERNETES_GATEWAY
+from weft.api.names import MESH, qualified_gateway
 from weft.model import ConfigObject, Service, Snapshot, Workload
-from weft.translate import names
 
 Answered: TypeAlias = tuple[str, Hashable]
 """A question: the name of a table, and a key in it."""
@@ -280,9 +280,10 @@ def age(item: ConfigObject) -> Rank:
 
 def _of_virtual_service(snapshot: Snapshot, item: ConfigObject, rank: Rank) -> Iterator[Contribution]:
     namespace = item.key.namespace
-    for gateway in item.spec.gateways or (names.MESH_GATEWAY,):
-        if gateway != names.MESH_GATEWAY:
-            yield "gateway_virtual_services", gateway if "/" in gateway else f"{namespace}/{gateway}", rank, item
+    gateways = (qualified_gateway(name, namespace) for name in item.spec.gateways or (MESH,))
+    for gateway in dict.fromkeys(gateways):
+        if gateway != MESH:
+            yield "gateway_virtual_services", gateway, rank, item
             continue
         hosts = [snapshot.hostname(host, namespace) for host in item.spec.hosts]
         for host in hosts:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from weft.api.names import qualified_gateway
 from weft.api.networking import HTTPMatchRequest, L4MatchAttributes, StringMatch, TLSMatchAttributes
 from weft.model import ConfigObject
-from weft.translate import names
 from weft.translate.fragments import Reading
 
 EVERYTHING = "/"
@@ -33,11 +33,6 @@ def for_this_proxy(
     if match.source_labels and not reading.carries(match.source_labels):
         return False
     return not match.source_namespace or match.source_namespace == reading.namespace
-
-
-def qualified_gateway(name: str, namespace: str) -> str:
-    """Return `namespace/name` for a gateway as a document of *namespace* writes it; `mesh` stays."""
-    return name if "/" in name or name == names.MESH_GATEWAY else f"{namespace}/{name}"
 
 
 def apply(match: HTTPMatchRequest | None, message: Any) -> None:

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from weft.api import header_format
 from weft.api.check import Finding
 from weft.api.names import (
+    MESH,
     PSEUDO_HEADERS,
     control_character_fault,
     framing_fault,
@@ -20,6 +21,7 @@ from weft.api.names import (
     is_address,
     label_fault,
     port_fault,
+    qualified_gateway,
     subset_fault,
 )
 from weft.api.nearest import did_you_mean
@@ -49,9 +51,6 @@ from weft.api.regex import capturing_groups
 from weft.api.rules import shared
 from weft.api.yaml import Path
 from weft.model import Severity
-
-MESH = "mesh"
-"""The gateway name that stands for all sidecars."""
 
 MAX_TOTAL_WEIGHT = 2**32 - 1
 """Envoy's limit for the sum of a weighted route."""
@@ -138,12 +137,10 @@ def _gateway_names(path: Path, names: Sequence[str]) -> Iterator[Finding]:
         elif (fault := host_fault(name, wildcard=False)) is not None:
             yield Finding(place, fault, "Write `namespace/name` or `name`.", "bad-name", at_value=True)
         elif "." in name:
-            first, _, rest = name.partition(".")
-            meant = f"{rest.partition('.')[0]}/{first}"
             yield Finding(
                 place,
                 f"`{name}` is the old way to name a gateway.",
-                f"Write `{meant}`.",
+                f"Write `{qualified_gateway(name, '')}`.",
                 "deprecated",
                 Severity.WARNING,
                 at_value=True,
