@@ -238,6 +238,15 @@ def test_two_virtual_services_for_one_host_warn_and_name_the_older() -> None:
     assert "f1:3:8" in problems[0].message
 
 
+@pytest.mark.parametrize("again", ["reviews.default", "reviews.default.svc.cluster.local"])
+def test_one_host_in_two_spellings_is_warned_about(again: str) -> None:
+    """Rules have no effect twice; short names are completed before it can be seen."""
+    route = "{destination: {host: reviews}}"
+    (problem,) = dangling(snapshot(virtual_service(route, f"[reviews, {again}]", "one")))
+    assert brief([problem]) == [("f0:3:25", "duplicate-host")]
+    assert f"`{again}` is the host that `reviews` (f0:3:16) names already." in problem.message
+
+
 def test_two_virtual_services_for_one_host_at_different_gateways_do_not_meet() -> None:
     route = "{destination: {host: reviews}}"
     view = snapshot(

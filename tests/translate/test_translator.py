@@ -37,14 +37,20 @@ from weft.translate import (
     http_route,
     translate,
 )
+from weft.translate import index as tables
 
+SUFFIX = ".default.svc.cluster.local"
 HOSTS = ["service-0", "service-1", "service-2", "*", "*.default.svc.cluster.local", "gone", "out.example"]
+SPELLINGS = [
+    f"{host}{rest}" for host in ("service-0", "service-1") for rest in ("", ".default", ".default.svc", SUFFIX)
+]
 GATEWAYS = [
     [],
     ["front"],
     ["front", "mesh"],
+    ["mesh", "front", "mesh", "default/front"],
     ["front.default"],
-    ["front.default.svc.cluster.local", "mesh"],
+    ["front.default.svc.cluster.local", "front", "mesh"],
 ]
 
 
@@ -78,6 +84,7 @@ def documents(draw: st.DrawFn) -> list[ConfigObject]:
     made = []
     for index in range(draw(st.integers(0, 4))):
         hosts = draw(st.lists(st.sampled_from(HOSTS), min_size=1, max_size=2, unique=True))
+        hosts += draw(st.lists(st.sampled_from(SPELLINGS), max_size=2))
         bound = draw(st.sampled_from(GATEWAYS))
         http = draw(st.lists(rules(), min_size=1, max_size=3))
         made.append(virtual_service(f"vs-{index}", created=index % 2, hosts=hosts, gateways=bound, http=http))
@@ -131,6 +138,53 @@ def test_memory_changes_nothing(changes: list[list[ConfigObject]]) -> None:
         snapshot = applied(replace(base, workloads=workloads), *items)
         for proxy in PROXIES:
             assert translator.translate(snapshot, proxy) == translate(snapshot, proxy)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"hosts": ["service-0", "service-0.default.svc.cluster.local"]},
+        {"hosts": ["service-0", "service-0.default"]},
+        {"hosts": ["gone", "gone.default.svc.cluster.local"]},
+        {"hosts": ["*.example", "*.example"]},
+        {"hosts": ["service-0"], "gateways": ["mesh", "mesh"]},
+        {"hosts": ["service-0"], "gateways": ["front", "default/front", "front.default"]},
+    ],
+)
+def test_what_is_named_twice_comes_once_and_goes(spec: dict[str, Any]) -> None:
+    """A host or a gateway in two spellings: the fault is in force while the rule is applied, and not after it."""
+    abort = {"abort": {"httpStatus": 418, "percentage": {"value": 100}}}
+    rule = virtual_service("twice", http=[{"fault": abort, "route": to("service-0")}], **spec)
+    server = {"port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}
+    base = applied(mesh(1, rules=False), gateway("front", selector={"istio": "ingressgateway"}, servers=[server]))
+    translator = Translator()
+    for snapshot in (base, applied(base, rule), base, applied(base, rule), base):
+        for proxy in PROXIES:
+            assert translator.translate(snapshot, proxy) == translate(snapshot, proxy)
+
+
+def test_an_index_that_failed_to_turn_reads_everything_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever broke half-way: the next translation is right, of the snapshot that failed and of the one before."""
+    base = mesh(2, rules=False)
+    first = virtual_service("service-0", http=[{"timeout": "3s", "route": to("service-0")}])
+    second = virtual_service("service-1", http=[{"timeout": "4s", "route": to("service-1")}])
+    whole, read = tables._of_document, []
+
+    def broken(snapshot: Snapshot, item: ConfigObject | None) -> Any:
+        read.append(item)
+        if item is second:
+            raise KeyError("of the test")
+        return whole(snapshot, item)
+
+    for after in (base, applied(base, first), applied(base, first, second)):
+        translator = Translator()
+        translator.translate(base, sidecar())
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, "_of_document", broken)
+            with pytest.raises(KeyError):
+                translator.translate(applied(base, first, second), sidecar())
+        assert first in read
+        assert translator.translate(after, sidecar()) == translate(after, sidecar())
 
 
 @pytest.mark.parametrize("name", ["front", "default/front", "front.default", "front.default.svc.cluster.local"])

@@ -104,9 +104,16 @@ class _Finder:
                 yield from self._destination(item, path, leg.destination)
 
     def _hosts(self, item: ConfigObject, spec: VirtualService) -> Iterator[Problem]:
+        named: dict[str, int] = {}
         for index, host in enumerate(spec.hosts):
             path = ("spec", "hosts", index)
             full = self.view.hostname(host, item.key.namespace)
+            if full in named:
+                first = item.locate("spec", "hosts", named[full])
+                message = f"`{host}` is the host that `{spec.hosts[named[full]]}` ({first}) names already."
+                yield _warning(item, path, message, "Keep one of them.", "duplicate-host")
+                continue
+            named[full] = index
             if MESH in _gateways_of(item, spec) and self._is_mesh_name(full) and full not in self.view.services:
                 message = f"no service is called `{host}`, so no sidecar applies these rules for it."
                 yield _warning(item, path, message, self._known_services(host, item.key.namespace), "dangling-host")

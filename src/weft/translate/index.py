@@ -82,7 +82,8 @@ class Index:
     """
 
     def __init__(self) -> None:
-        self.snapshot = Snapshot()
+        self.snapshot: Snapshot | None = Snapshot()
+        """What the tables say; None after an `update` that failed, which may have left half of it in them."""
         self.tables: dict[str, Table] = {}
         self._answers: dict[str, dict[Hashable, Any]] = {}
         # For each answer: (rank, contributor) -> value.
@@ -96,13 +97,16 @@ class Index:
         Returns:
             The questions whose answers are other than before; None if any may be.
         """
-        before, self.snapshot = self.snapshot, snapshot
-        services = _differences(before.services, snapshot.services)
-        settings = (before.trust_domain, before.domain_suffix) != (snapshot.trust_domain, snapshot.domain_suffix)
-        if services or settings:
-            # What a document means hangs on which services there are, so all documents are read again.
+        before, self.snapshot = self.snapshot, None
+        if before is None or _means_otherwise(before, snapshot):
             self._rebuild(snapshot)
-            return None
+            changed = None
+        else:
+            changed = self._follow(before, snapshot)
+        self.snapshot = snapshot
+        return changed
+
+    def _follow(self, before: Snapshot, snapshot: Snapshot) -> frozenset[Answered]:
         touched: set[Answered] = set()
         workloads = _differences(before.workloads, snapshot.workloads)
         for key, old, new in workloads:
@@ -144,7 +148,8 @@ class Index:
     def _replace(
         self, contributor: Hashable, old: Iterable[Contribution], new: Iterable[Contribution], touched: set[Answered]
     ) -> None:
-        for table, key, rank, _ in old:
+        # Once for each part, though it may be contributed twice: hosts in two spellings are one host.
+        for table, key, rank in dict.fromkeys(part[:3] for part in old):
             del self._parts[table, key][rank, contributor]
             touched.add((table, key))
         for table, key, rank, value in new:
@@ -211,6 +216,12 @@ _TUPLES = (
     "reference_grants",
     "gateway_workloads",
 )
+
+
+def _means_otherwise(before: Snapshot, after: Snapshot) -> bool:
+    """Whether all documents are to be read again: what they mean hangs on the names of the mesh, its services' too."""
+    settings = (before.trust_domain, before.domain_suffix) != (after.trust_domain, after.domain_suffix)
+    return settings or bool(_differences(before.services, after.services))
 
 
 def _differences(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[tuple[Any, Any, Any]]:
@@ -285,7 +296,7 @@ def _of_virtual_service(snapshot: Snapshot, item: ConfigObject, rank: Rank) -> I
         if gateway != MESH:
             yield "gateway_virtual_services", gateway, rank, item
             continue
-        hosts = [snapshot.hostname(host, namespace) for host in item.spec.hosts]
+        hosts = list(dict.fromkeys(snapshot.hostname(host, namespace) for host in item.spec.hosts))
         for host in hosts:
             if "*" in host:
                 yield "wildcard_virtual_services", (), (-len(host), *rank, host), (host, item)
