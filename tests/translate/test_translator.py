@@ -261,6 +261,22 @@ def test_rules_of_two_virtual_services_for_a_host_are_merged_at_a_gateway() -> N
     assert clusters_of(table(snapshot, ingress(), "http.8080")["x.example:8080"]) == ["service-1", "service-0"]
 
 
+def test_the_policy_of_the_port_that_is_meant_holds_where_another_is_called() -> None:
+    """A destination without a port means the service's only one; what its port's settings stick by holds there."""
+    server = {"port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}
+    balancer = {"consistentHash": {"httpHeaderName": "x-user"}}
+    settings = [{"port": {"number": 9080}, "loadBalancer": balancer}]
+    snapshot = applied(
+        mesh(1, rules=False),
+        gateway("front", selector={"istio": "ingressgateway"}, servers=[server]),
+        virtual_service("old", hosts=["x.example"], gateways=["front"], http=[{"route": to("service-0")}]),
+        destination_rule("service-0", trafficPolicy={"portLevelSettings": settings}),
+    )
+    (route,) = table(snapshot, ingress(), "http.8080")["x.example:8080"]["routes"]
+    assert route["route"]["cluster"] == "outbound|9080||service-0.default.svc.cluster.local"
+    assert [policy["header"]["headerName"] for policy in route["route"]["hashPolicy"]] == ["x-user"]
+
+
 def test_an_exact_host_hides_wildcards_and_the_longest_wildcard_the_rest() -> None:
     """The most specific VirtualService rules a service, whatever its age."""
     snapshot = applied(

@@ -15,6 +15,7 @@ from weft.api.networking import (
     ConsistentHashLB,
     LoadBalancerSettings,
     OutlierDetection,
+    PortSelector,
     PortTrafficPolicy,
     Subset,
     TrafficPolicy,
@@ -138,6 +139,14 @@ def destination(reading: Reading, hostname: str, namespace: str) -> Destination:
         exact = [item for item in rules if "*" not in item.spec.host]
         return _merge(exact or rules[:1])
     return Destination()
+
+
+def port_number(reading: Reading, hostname: str, chosen: PortSelector | None, called: int) -> int:
+    """Return the port of *hostname* that a rule means: the *chosen* one, the service's only one, or the one *called*."""
+    if chosen is not None and chosen.number:
+        return chosen.number
+    service = reading.service(hostname)
+    return service.ports[0].number if service is not None and len(service.ports) == 1 else called
 
 
 def consistent_hash(

@@ -21,7 +21,7 @@ from weft.api.networking import RouteDestination, TCPRoute
 from weft.model import ConfigObject, Interception, Service
 from weft.translate import explicit, names
 from weft.translate.clusters import fill_address
-from weft.translate.destinations import visible
+from weft.translate.destinations import port_number, visible
 from weft.translate.fragments import Reading
 from weft.translate.http_manager import (
     HTTP_MANAGER,
@@ -138,10 +138,7 @@ def weighted_clusters(
         if len(targets) > 1 and target.weight == 0:
             continue
         hostname = reading.hostname(target.destination.host, item.key.namespace)
-        service = reading.service(hostname)
-        number = target.destination.port.number if target.destination.port else 0
-        if not number:
-            number = service.ports[0].number if service is not None and len(service.ports) == 1 else port
+        number = port_number(reading, hostname, target.destination.port, port)
         cluster = names.outbound_cluster(hostname, number, target.destination.subset)
         found[cluster] = found.get(cluster, 0) + (target.weight or 1)
     return found

@@ -25,7 +25,7 @@ from weft.api.networking import (
 from weft.data_plane import ENVOY
 from weft.model import ConfigObject, Service, loopback
 from weft.translate import http_route, matching, names
-from weft.translate.destinations import consistent_hash, visible
+from weft.translate.destinations import consistent_hash, port_number, visible
 from weft.translate.fragments import Reading
 from weft.translate.index import age, matches
 from weft.translate.origin import DEFAULT, annotate, describe, describe_default
@@ -350,23 +350,16 @@ def _cluster(reading: Reading, target: Destination, namespace: str, port: int) -
     """
     Return the cluster that *target* of a document of *namespace* means.
 
-    Without a port it is the service's only one, else the one on which the request was caught. Whether there is such a
-    service or subset does not matter here: a route to a cluster that does not exist answers 503 (NC), as in Istio.
+    Whether there is such a service or subset does not matter here: a route to a cluster that does not exist answers 503
+    (NC), as in Istio.
     """
     hostname = reading.hostname(target.host, namespace)
-    service = reading.service(hostname)
-    if target.port is not None and target.port.number:
-        number = target.port.number
-    elif service is not None and len(service.ports) == 1:
-        number = service.ports[0].number
-    else:
-        number = port
-    return names.outbound_cluster(hostname, number, target.subset)
+    return names.outbound_cluster(hostname, port_number(reading, hostname, target.port, port), target.subset)
 
 
 def _hash(reading: Reading, target: Destination, namespace: str, port: int) -> ConsistentHashLB | None:
     hostname = reading.hostname(target.host, namespace)
-    number = target.port.number if target.port else port
+    number = port_number(reading, hostname, target.port, port)
     return consistent_hash(reading, hostname, number, namespace=namespace, subset=target.subset)
 
 
