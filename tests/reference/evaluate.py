@@ -391,14 +391,18 @@ def rewritten(request: Request, rewrite: Document, match: Document) -> tuple[str
 
 
 def redirect(request: Request, spec: Document, name: str) -> Outcome:
-    """HTTPRedirect: what it does not name stays; 301 unless `redirectCode` says otherwise."""
+    """HTTPRedirect: each field overwrites its portion of the URL, what it does not name stays; 301 by default."""
     scheme = spec.get("scheme", request.scheme)
-    host = spec.get("authority", request.host)
-    port = spec.get("port")
-    if port is None and "authority" not in spec and scheme == request.scheme:
-        port = request.port
     known = {"http": 80, "https": 443}[scheme]
-    authority = host if port in (None, known) else f"{host}:{port}"
+    # "port: On a redirect, overwrite the port portion of the URL with this value." "FROM_PROTOCOL_DEFAULT:
+    # automatically set to 80 for HTTP and 443 for HTTPS. FROM_REQUEST_PORT: automatically use the port of the request."
+    derived = {"FROM_PROTOCOL_DEFAULT": known, "FROM_REQUEST_PORT": request.port}
+    port = spec.get("port", derived.get(spec.get("derivePort", "")))
+    if port is None:
+        authority = spec.get("authority", request.authority)
+    else:
+        host = spec.get("authority", request.host)
+        authority = host if port == known else f"{host}:{port}"
     path = spec.get("uri") or request.path
     location = f"{scheme}://{authority}{target(path, request.query)}"
     return Outcome("redirect", status=spec.get("redirectCode", 301), location=location, rule=name)

@@ -384,9 +384,11 @@ def _redirect(redirect: HTTPRedirect, action: Any, port: int) -> None:
         action.path_redirect = redirect.uri
     if redirect.scheme:
         action.scheme_redirect = redirect.scheme
-    number = redirect.port or (port if redirect.derive_port == "FROM_REQUEST_PORT" else 0)
     default = 443 if redirect.scheme == "https" else 80
-    if number != default:  # the port that the scheme implies is not written out
+    said = redirect.port or (default if redirect.derive_port == "FROM_PROTOCOL_DEFAULT" else 0)
+    number = said or (port if redirect.derive_port == "FROM_REQUEST_PORT" else 0)
+    # The port that the scheme implies is written out only where the one in the request's own authority would stay.
+    if number != default or (said and not redirect.authority):
         action.port_redirect = number
     action.response_code = _REDIRECT_CODES[redirect.redirect_code or 301]
 
