@@ -293,6 +293,7 @@ def test_an_exact_host_hides_wildcards_and_the_longest_wildcard_the_rest() -> No
 def test_a_service_whose_rules_are_all_for_others_has_its_default_route() -> None:
     """Rules for another caller, port or gateway leave the proxy what it would have without them."""
     match = [{"sourceLabels": {"app": "else"}}, {"port": 1}, {"gateways": ["front"]}, {"sourceNamespace": "far"}]
+    match += [{**one, "gateways": ["mesh"]} for one in match if "gateways" not in one]
     item = virtual_service("service-0", http=[{"match": match, "route": to("service-1")}])
     host = table(applied(mesh(2, rules=False), item))["service-0.default.svc.cluster.local:9080"]
     assert clusters_of(host) == ["service-0"]

@@ -28,8 +28,8 @@ def for_this_proxy(
     """Whether the conditions of *match* that do not depend on the request hold: port, gateway, caller."""
     if match.port and match.port != port:
         return False
-    if match.gateways:
-        return any(qualified_gateway(name, item.key.namespace) in gateways for name in match.gateways)
+    if match.gateways and not any(qualified_gateway(name, item.key.namespace) in gateways for name in match.gateways):
+        return False
     if match.source_labels and not reading.carries(match.source_labels):
         return False
     return not match.source_namespace or match.source_namespace == reading.namespace
