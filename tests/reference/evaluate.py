@@ -296,13 +296,13 @@ class Mesh:
         What decides on the instance: "Consistent Hash-based load balancing can be used to provide soft session affinity".
         A subset's own policy comes before the host's.
         """
+        rules = self.destination_rules(request, service)
+        # Of several rules for one host "only the first" top-level policy holds, and the subsets of all.
+        policies = [rule["spec"] for rule in rules if "trafficPolicy" in rule["spec"]][:1]
+        policies += [item for rule in rules for item in rule["spec"].get("subsets", []) if item["name"] == subset][:1]
         found: Document = {}
-        for rule in self.of_kind("DestinationRule"):
-            if self.hostname(rule["spec"]["host"], namespace_of(rule)) != service.hostname:
-                continue
-            policies = [rule["spec"]] + [item for item in rule["spec"].get("subsets", []) if item["name"] == subset]
-            for policy in policies:
-                found = policy.get("trafficPolicy", {}).get("loadBalancer", {}).get("consistentHash", found)
+        for policy in policies:
+            found = policy.get("trafficPolicy", {}).get("loadBalancer", {}).get("consistentHash", found)
         headers = {name.lower(): value for name, value in request.headers.items()}
         parameters = dict(pair.partition("=")[::2] for pair in request.query.split("&") if pair)
         cookies = dict(pair.strip().partition("=")[::2] for pair in headers.get("cookie", "").split(";") if pair)
@@ -333,7 +333,7 @@ class Mesh:
             return unavailable
         labels: Document = {}
         if subset := destination.get("subset"):
-            found = self.subset(service, subset)
+            found = self.subset(request, service, subset)
             if found is None:
                 return replace(unavailable, service=service.hostname)
             labels = found
@@ -343,13 +343,29 @@ class Mesh:
         sticks_by = self.sticks_by(request, service, destination.get("subset", ""))
         return replace(base, service=service.hostname, workloads=chosen, sticks_by=sticks_by)
 
-    def subset(self, service: Service, name: str) -> Document | None:
-        for rule in self.of_kind("DestinationRule"):
-            if self.hostname(rule["spec"]["host"], namespace_of(rule)) == service.hostname:
-                for subset in rule["spec"].get("subsets", []):
-                    if subset["name"] == name:
-                        return subset.get("labels", {})  # type: ignore[no-any-return]
+    def subset(self, request: Request, service: Service, name: str) -> Document | None:
+        for rule in self.destination_rules(request, service):
+            for subset in rule["spec"].get("subsets", []):
+                if subset["name"] == name:
+                    return subset.get("labels", {})  # type: ignore[no-any-return]
         return None
+
+    def destination_rules(self, request: Request, service: Service) -> list[Document]:
+        """
+        The rules in force: "the client namespace, the service namespace, the meshconfig.rootNamespace namespace", the
+        first that has one, decide (best practices, "Cross-namespace configuration sharing"). In it the most specific
+        host; several rules for one host are one (best practices, "Multiple virtual services and destination rules for
+        the same host").
+        """
+        for namespace in (request.namespace, service.namespace, "istio-system"):
+            ranked: dict[int, list[Document]] = {}
+            for rule in self.of_kind("DestinationRule"):
+                host = self.hostname(rule["spec"]["host"], namespace_of(rule))
+                if namespace_of(rule) == namespace and covers(host, service.hostname):
+                    ranked.setdefault(len(host) + (1000 if "*" not in host else 0), []).append(rule)
+            if ranked:
+                return ranked[max(ranked)]
+        return []
 
 
 def namespace_of(document: Document) -> str:

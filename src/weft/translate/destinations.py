@@ -20,6 +20,7 @@ from weft.api.networking import (
     Subset,
     TrafficPolicy,
 )
+from weft.api.precedence import Rule, exported, in_force
 from weft.model import ConfigObject
 from weft.translate import names
 from weft.translate.fragments import Reading
@@ -125,20 +126,12 @@ def destination(reading: Reading, hostname: str, namespace: str) -> Destination:
     """
     Return what holds for *hostname*, a service of *namespace*, at this proxy.
 
-    The client's own namespace may set rules for its side; if it does not, those of the service's namespace hold. In
-    one namespace a rule for exactly this host hides those for wildcards. Rules for one host are merged: subsets of
-    all, the policy of the oldest that has one.
+    Which rules hold says `weft.api.precedence`. They are merged: subsets of all, the policy of the oldest that has one.
     """
-    everywhere = _reached(reading, hostname)
-    if not everywhere:
-        return Destination()
-    for owner in dict.fromkeys((reading.namespace, namespace)):
-        rules = [item for item in everywhere if item.key.namespace == owner]
-        if not rules:
-            continue
-        exact = [item for item in rules if "*" not in item.spec.host]
-        return _merge(exact or rules[:1])
-    return Destination()
+    reached = _reached(reading, hostname)
+    # Without rules nothing hangs on the proxy's namespace: it is not asked for, and all proxies share the fragment.
+    rules = in_force(reached, reading.namespace, namespace) if reached else []
+    return _merge(rules) if rules else Destination()
 
 
 def port_number(reading: Reading, hostname: str, chosen: PortSelector | None, called: int) -> int:
@@ -165,19 +158,16 @@ def consistent_hash_of(reading: Reading, cluster: str) -> ConsistentHashLB | Non
     return consistent_hash(reading, parts[0], parts[1], namespace="", subset=parts[2]) if parts else None
 
 
-def _reached(reading: Reading, hostname: str) -> list[ConfigObject]:
-    """Return the rules that speak of *hostname* and that this proxy may see, exact ones first."""
-    found = list(reading.destination_rules(hostname))
-    found += [item for host, item in reading.wildcard_destination_rules() if matches(hostname, host)]
-    return [item for item in found if visible(reading, item) and _for_this_client(reading, item)]
+def _reached(reading: Reading, hostname: str) -> list[Rule]:
+    """Return the rules that speak of *hostname* and that this proxy may see, the most specific host first."""
+    found = [(hostname, item) for item in reading.destination_rules(hostname)]
+    found += [(host, item) for host, item in reading.wildcard_destination_rules() if matches(hostname, host)]
+    return [(host, item) for host, item in found if visible(reading, item) and _for_this_client(reading, item)]
 
 
 def visible(reading: Reading, item: ConfigObject) -> bool:
-    """Whether `exportTo` lets the proxy's namespace see *item*; nothing said lets everybody."""
-    export = item.spec.export_to
-    if not export or "*" in export:
-        return True
-    return reading.namespace in export or ("." in export and reading.namespace == item.key.namespace)
+    """Whether `exportTo` lets the proxy's namespace see *item*."""
+    return not item.spec.export_to or exported(item, reading.namespace)
 
 
 def _for_this_client(reading: Reading, item: ConfigObject) -> bool:
