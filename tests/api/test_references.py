@@ -225,6 +225,60 @@ def test_a_reference_that_leads_nowhere_warns(documents: tuple[str, ...], code: 
     assert words in f"{problems[0].message} {problems[0].remedy}"
 
 
+TO_V1 = "{destination: {host: reviews, subset: v1}}"
+WILD = """\
+kind: DestinationRule
+metadata: {name: wild}
+spec: {host: "*.default.svc.cluster.local", subsets: [{name: v1, labels: {version: v1}}]}
+"""
+BARE = "kind: DestinationRule\nmetadata: {name: bare}\nspec: {host: reviews, trafficPolicy: {tls: {mode: DISABLE}}}\n"
+
+
+def elsewhere(rule: str, namespace: str) -> str:
+    written = rule.replace("host: reviews", "host: reviews.default.svc.cluster.local")
+    return written.replace("{name: ", f"{{namespace: {namespace}, name: ", 1)
+
+
+def test_a_subset_in_a_rule_that_a_more_specific_one_hides_is_not_there() -> None:
+    (problem,) = dangling(snapshot(WILD, BARE, virtual_service(TO_V1)))
+    assert (str(problem.origin), problem.code) == ("f2:3:72", "dangling-subset")
+    assert "not in force for calls from default: requests sent there are answered with 503." in problem.message
+    assert problem.remedy == (
+        "It is default/wild (f0:3:45). default/bare (f1:3:1) is in force: define the subset there."
+    )
+
+
+def test_a_subset_in_a_namespace_where_nobody_looks_is_not_there() -> None:
+    """The rule itself is warned about, too."""
+    hidden, dangles = sorted(dangling(snapshot(elsewhere(SUBSETS, "other"), virtual_service(TO_V1))), key=str)
+    assert (str(hidden.origin), hidden.code) == ("f0:2:12", "no-effect")
+    assert "where the service is (default), or in istio-system" in hidden.remedy
+    assert (str(dangles.origin), dangles.code) == ("f1:3:72", "dangling-subset")
+    assert "other/reviews (f0:3:49). Rules are looked up where the caller is" in dangles.remedy
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (elsewhere(SUBSETS, "istio-system"),),
+        (WILD, BARE.replace("host: reviews", 'host: "*.default.svc.cluster.local"')),
+    ],
+    ids=["of the root", "of a merged wildcard"],
+)
+def test_a_subset_in_a_rule_that_is_in_force_somewhere_here_is_there(rules: tuple[str, ...]) -> None:
+    assert dangling(snapshot(*rules, virtual_service(TO_V1))) == []
+
+
+def test_a_subset_is_looked_for_where_each_caller_looks() -> None:
+    """The callers of a namespace with a rule of its own do not see the service's."""
+    view = snapshot(SUBSETS, elsewhere(BARE, "front"), virtual_service(TO_V1))
+    assert dangling(replace(view, config={key: item for key, item in view.config.items() if key.name != "bare"})) == []
+    caller = replace(workload("web-0"), namespace="front")
+    (problem,) = dangling(replace(view, workloads={**view.workloads, ("front", "web-0"): caller}))
+    assert (problem.code, str(problem.origin)) == ("dangling-subset", "f2:3:72")
+    assert "for calls from front" in problem.message
+
+
 def test_two_virtual_services_for_one_host_warn_and_name_the_older() -> None:
     route = "{destination: {host: reviews}}"
     view = snapshot(

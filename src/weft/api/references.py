@@ -17,6 +17,7 @@ from weft.api.kubernetes import Service as ServiceSpec
 from weft.api.names import MESH, qualified_gateway
 from weft.api.nearest import nearest
 from weft.api.networking import Destination, DestinationRule, Gateway, Subset, TrafficPolicy, VirtualService
+from weft.api.precedence import Rule, exported, in_force
 from weft.api.rules.virtual_service import host_covers
 from weft.api.security import PeerAuthentication
 from weft.api.yaml import Path, dotted
@@ -63,7 +64,9 @@ class _Finder:
 
     def __init__(self, view: View) -> None:
         self.view = view
-        self.rules = list(view.of_kind("DestinationRule"))
+        rules = [(view.hostname(item.spec.host, item.key.namespace), item) for item in view.of_kind("DestinationRule")]
+        self.rules: list[Rule] = sorted(rules, key=lambda rule: ("*" in rule[0], -len(rule[0])))
+        self.namespaces = {workload.namespace for workload in view.workloads.values()}
         self.gateways = {_name(item): item for item in view.of_kind("Gateway")}
         self.virtual_services = list(view.of_kind("VirtualService"))
 
@@ -190,21 +193,57 @@ class _Finder:
     def _subset(
         self, item: ConfigObject, path: Path, destination: Destination, full: str, gone: str
     ) -> Iterator[Problem]:
-        defined: dict[str, ConfigObject] = {}
-        for rule in self.rules:
-            if host_covers(self.view.hostname(rule.spec.host, rule.key.namespace), full):
-                defined |= {subset.name: rule for subset in rule.spec.subsets}
-        if destination.subset in defined:
+        name, host = destination.subset, destination.host
+        rules = [(pattern, rule) for pattern, rule in self.rules if host_covers(pattern, full)]
+        without: list[str] = []
+        holding: list[ConfigObject] = []
+        for caller in self._callers(item):
+            found = self._in_force(rules, caller, full, item.key.namespace)
+            if not any(subset.name == name for rule in found for subset in rule.spec.subsets):
+                without.append(caller)
+                holding = holding or found
+        if not without:
             return
-        message = f"no DestinationRule defines the subset `{destination.subset}` of `{destination.host}`"
-        message += f": {gone}."
-        if defined:
-            remedy = _listed(destination.subset, defined, "Subsets")
-            rule = next(iter(defined.values()))
-            remedy += f" They are in {rule.locate('spec', 'subsets')}."
+        message = f"no DestinationRule defines the subset `{name}` of `{host}`"
+        others = [rule for _, rule in rules if any(subset.name == name for subset in rule.spec.subsets)]
+        defined = {subset.name: rule for rule in holding for subset in rule.spec.subsets}
+        if others:
+            whom = f"calls from {', '.join(without)}"
+            message = f"the DestinationRule that defines the subset `{name}` of `{host}` is not in force for {whom}"
+            remedy = f"It is {_name(others[0])} ({others[0].locate('spec', 'subsets')}). "
+            if holding:
+                remedy += f"{_name(holding[0])} ({holding[0].locate('spec')}) is in force: define the subset there."
+            else:
+                remedy += f"Rules are looked up where the caller is, where the service is, and in {ROOT_NAMESPACE}."
+        elif defined:
+            remedy = _listed(name, defined, "Subsets")
+            remedy += f" They are in {next(iter(defined.values())).locate('spec', 'subsets')}."
         else:
-            remedy = f"Apply a DestinationRule for `{destination.host}` that defines it."
-        yield _warning(item, (*path, "subset"), message, remedy, "dangling-subset")
+            remedy = f"Apply a DestinationRule for `{host}` that defines it."
+        yield _warning(item, (*path, "subset"), f"{message}: {gone}.", remedy, "dangling-subset")
+
+    def _callers(self, item: ConfigObject) -> list[str]:
+        """Return the namespaces whose proxies follow the VirtualService *item*; its own while nobody does."""
+        found: set[str] = set()
+        for name in _gateways_of(item, item.spec):
+            if name == MESH:
+                found |= {namespace for namespace in self.namespaces if exported(item, namespace)}
+                continue
+            space, _, gateway_name = name.partition("/")
+            if (gateway := self.gateways.get((space, gateway_name))) is not None:
+                workloads = self.view.workloads.values()
+                found |= {each.namespace for each in workloads if _carries(each.labels, gateway.spec.selector)}
+        return sorted(found) or [item.key.namespace]
+
+    def _in_force(self, rules: Sequence[Rule], caller: str, full: str, namespace: str) -> list[ConfigObject]:
+        """
+        Return which of *rules* hold for calls from the namespace *caller* to *full*.
+
+        *namespace* is where no service has that name.
+        """
+        service = self.view.services.get(full)
+        seen = [(host, rule) for host, rule in rules if exported(rule, caller)]
+        return in_force(seen, caller, service.namespace if service is not None else namespace)
 
     # DestinationRule
 
@@ -216,6 +255,12 @@ class _Finder:
             remedy = self._known_services(spec.host, item.key.namespace)
             yield _warning(item, ("spec", "host"), message, remedy, "dangling-host")
             return
+        looked_up = {ROOT_NAMESPACE, *self.namespaces, *(service.namespace for service in services)}
+        if item.key.namespace not in looked_up:
+            owners = ", ".join(sorted({service.namespace for service in services}))
+            message = f"nobody looks for rules about `{spec.host}` in the namespace {item.key.namespace}."
+            remedy = f"They hold where the caller is, where the service is ({owners}), or in {ROOT_NAMESPACE}."
+            yield _warning(item, ("metadata", "namespace"), message, remedy, "no-effect")
         serving = [
             workload
             for workload in self.view.workloads.values()
