@@ -9,7 +9,18 @@ import pytest
 
 from weft.api import parse
 from weft.api.references import dangling
-from weft.model import ConfigKey, Identity, Problem, Service, ServicePort, Severity, Snapshot, Workload, WorkloadPort
+from weft.model import (
+    ConfigKey,
+    Identity,
+    Problem,
+    Protocol,
+    Service,
+    ServicePort,
+    Severity,
+    Snapshot,
+    Workload,
+    WorkloadPort,
+)
 
 
 def service(name: str, *numbers: int) -> Service:
@@ -279,6 +290,62 @@ def test_a_subset_is_looked_for_where_each_caller_looks() -> None:
     assert "for calls from front" in problem.message
 
 
+def spoken(*protocols: Protocol, host: str = "reviews") -> dict[str, Service]:
+    ports = tuple(ServicePort(f"p-{number}", number, protocol) for number, protocol in enumerate(protocols, start=9080))
+    named = {item.hostname: item for item in SERVICES}
+    return {**named, f"{host}.default.svc.cluster.local": replace(service(host), ports=ports)}
+
+
+def rules_of(kind: str, more: str = "", hosts: str = "[reviews]") -> str:
+    spec = f"{{hosts: {hosts}, {kind}: [{{route: [{{destination: {{host: ratings}}}}]}}]{more}}}"
+    return f"kind: VirtualService\nmetadata: {{name: x}}\nspec: {spec}\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "protocols", "warned"),
+    [
+        ("http", (Protocol.HTTP,), False),
+        ("http", (Protocol.TCP, Protocol.GRPC), False),
+        ("http", (Protocol.TCP, Protocol.TLS), True),
+        ("tcp", (Protocol.HTTP, Protocol.HTTP2), True),
+        ("tcp", (Protocol.HTTP, Protocol.TCP), False),
+        ("tcp", (), False),
+    ],
+)
+def test_rules_for_what_no_port_speaks_warn(kind: str, protocols: tuple[Protocol, ...], warned: bool) -> None:
+    problems = dangling(replace(snapshot(rules_of(kind)), services=spoken(*protocols)))
+    assert [problem.code for problem in problems] == (["no-effect"] if warned else [])
+    for problem in problems:
+        assert (problem.path, str(problem.origin)) == (f"spec.{kind}", "f0:3:26")
+        assert all(protocol in problem.remedy for protocol in protocols)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        rules_of("tcp", ", gateways: [gw]", "[shop.example.com]"),
+        rules_of("tcp", ", gateways: [mesh, gw]", "[reviews, shop.example.com]"),
+        rules_of("tcp", "", "[reviews, api.example.com]"),
+        rules_of("tcp", "", '["*.default.svc.cluster.local"]'),
+    ],
+    ids=["at a gateway", "at a gateway too", "for a host outside the mesh", "for a wildcard"],
+)
+def test_rules_that_hold_elsewhere_or_for_others_do_not_warn(document: str) -> None:
+    view = replace(snapshot(GATEWAY, document), services=spoken(Protocol.TCP, host="other"))
+    assert [problem.code for problem in dangling(view) if problem.code == "no-effect"] == []
+
+
+def test_a_port_of_which_nobody_says_what_it_speaks_does_not_warn() -> None:
+    """Without workloads, a port of a Service document has the default's protocol, which says nothing yet."""
+    document = "kind: Service\nmetadata: {name: reviews}\nspec: {selector: {app: reviews}, ports: [{port: 9080}]}\n"
+    view = snapshot(document, rules_of("tcp"))
+    assert [problem.code for problem in dangling(view)] == []
+    serving = {
+        key: replace(each, ports=(WorkloadPort(9080),) if each.services else ()) for key, each in view.workloads.items()
+    }
+    assert [problem.code for problem in dangling(replace(view, workloads=serving))] == ["no-effect"]
+
+
 def test_two_virtual_services_for_one_host_warn_and_name_the_older() -> None:
     route = "{destination: {host: reviews}}"
     view = snapshot(
@@ -335,7 +402,11 @@ def test_tcp_routes_and_gateways_of_matches_are_looked_at() -> None:
         "  tcp: [{route: [{destination: {host: nobody}}]}]\n"
         "  http: [{match: [{gateways: [nowhere]}], route: [{destination: {host: reviews}}]}]\n"
     )
-    assert brief(dangling(view)) == [("f0:6:31", "dangling-gateway"), ("f0:5:33", "dangling-host")]
+    problems = dangling(replace(view, services=spoken(Protocol.HTTP, Protocol.TCP)))
+    assert [problem for problem in brief(problems) if problem[1].startswith("dangling")] == [
+        ("f0:6:31", "dangling-gateway"),
+        ("f0:5:33", "dangling-host"),
+    ]
 
 
 def peer_authentication(name: str, spec: str, namespace: str = "default") -> str:

@@ -21,7 +21,7 @@ from weft.api.precedence import Rule, exported, in_force
 from weft.api.rules.virtual_service import host_covers
 from weft.api.security import PeerAuthentication
 from weft.api.yaml import Path, dotted
-from weft.model import ROOT_NAMESPACE, ConfigKey, ConfigObject, Problem, Service, Severity, Workload
+from weft.model import ROOT_NAMESPACE, ConfigKey, ConfigObject, Problem, Service, ServicePort, Severity, Workload
 
 SENT = "requests sent there are answered with 503"
 COPIED = "no copy is sent"
@@ -68,6 +68,7 @@ class _Finder:
         self.rules: list[Rule] = sorted(rules, key=lambda rule: ("*" in rule[0], -len(rule[0])))
         self.namespaces = {workload.namespace for workload in view.workloads.values()}
         self.gateways = {_name(item): item for item in view.of_kind("Gateway")}
+        self.by_document = {view.hostname(item.key.name, item.key.namespace) for item in view.of_kind("Service")}
         self.virtual_services = list(view.of_kind("VirtualService"))
 
     def problems(self, item: ConfigObject) -> Iterator[Problem]:
@@ -87,6 +88,7 @@ class _Finder:
 
     def _virtual_service(self, item: ConfigObject, spec: VirtualService) -> Iterator[Problem]:
         yield from self._hosts(item, spec)
+        yield from self._protocols(item, spec)
         for index, name in enumerate(spec.gateways):
             yield from self._gateway_reference(item, ("spec", "gateways", index), name, spec)
         for index, http in enumerate(spec.http):
@@ -121,6 +123,45 @@ class _Finder:
                 message = f"no service is called `{host}`, so no sidecar applies these rules for it."
                 yield _warning(item, path, message, self._known_services(host, item.key.namespace), "dangling-host")
             yield from self._same_host(item, spec, path, host)
+
+    def _protocols(self, item: ConfigObject, spec: VirtualService) -> Iterator[Problem]:
+        """Rules of one kind for hosts whose ports all speak another; what is not known to speak anything is let be."""
+        if set(_gateways_of(item, spec)) != {MESH}:
+            return
+        ports: list[ServicePort] = []
+        for host in spec.hosts:
+            full = self.view.hostname(host, item.key.namespace)
+            named = [service for name, service in self.view.services.items() if host_covers(full, name)]
+            if not named or not all(map(self._declares, named)):
+                return
+            ports += (port for service in named for port in service.ports)
+        if not ports:
+            return
+        protocols = {port.protocol for port in ports}
+        hosts = ", ".join(f"`{host}`" for host in spec.hosts)
+        spoken = f"They speak {', '.join(sorted(protocols))}."
+        if spec.http and not any(protocol.is_http for protocol in protocols):
+            message = f"no port of {hosts} speaks HTTP, so these rules have no effect."
+            yield _warning(item, ("spec", "http"), message, f"{spoken} Write `tcp`.", "no-effect")
+        if spec.tcp and all(protocol.is_http for protocol in protocols):
+            message = f"every port of {hosts} speaks HTTP, so rules for TCP have no effect."
+            yield _warning(item, ("spec", "tcp"), message, f"{spoken} Write `http`.", "no-effect")
+
+    def _declares(self, service: Service) -> bool:
+        """
+        Whether it is known what the ports of *service* speak.
+
+        A port of a Service document may say nothing; it speaks what its workloads say, once there are any.
+        """
+        if service.hostname not in self.by_document:
+            return True
+        bound = {
+            port.number
+            for workload in self.view.workloads.values()
+            if service.hostname in workload.services
+            for port in workload.ports
+        }
+        return all(port.target in bound for port in service.ports)
 
     def _same_host(self, item: ConfigObject, spec: VirtualService, path: Path, host: str) -> Iterator[Problem]:
         full = self.view.hostname(host, item.key.namespace)
