@@ -34,6 +34,17 @@ does.
   Istio's default has gRPC's `unavailable` and `cancelled`, too, which a program answers that may have
   acted on the call already. Where that does not matter write them:
   `retryOn: connect-failure,refused-stream,reset-before-request,unavailable,cancelled`. The same default holds where no rule is.
+- A workload for which no PeerAuthentication says a mode is STRICT. Istio is PERMISSIVE there
+  ([mutual TLS](../concepts/mutual-tls.md)).
+- `connectionPool.http.h2UpgradePolicy` of a DestinationRule: where nothing is said, a weft-proxy speaks HTTP/2 to other
+  sidecars; Istio HTTP/1.1, and so does Envoy in weft ([decision 0012](../decisions/0012-http2-between-sidecars.md)).
+
+## Where DestinationRules are looked up
+
+As in Istio: in the caller's namespace, then in that of the service, then in `istio-system`. The first that has a rule
+for the host decides, there the rule for the most specific host, and several rules for the same host are merged. A rule
+in any other namespace has no effect, which `weft apply` warns about. Rules of `istio-system` come last for a gateway that
+runs there, too.
 """
 
 
