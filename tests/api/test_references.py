@@ -290,6 +290,22 @@ def test_a_subset_is_looked_for_where_each_caller_looks() -> None:
     assert "for calls from front" in problem.message
 
 
+def test_a_subset_for_the_mesh_is_not_looked_for_where_only_a_gateway_is() -> None:
+    """Istio's egress gateway: one VirtualService for both, whose rule for the mesh has the subset."""
+    to_gateway = virtual_service(
+        TO_V1 + "], match: [{gateways: [mesh]}", more=", gateways: [mesh, gw]", hosts="[shop.example.com]"
+    )
+    view = snapshot(elsewhere(SUBSETS, "front"), GATEWAY, to_gateway)
+    workloads = {
+        (namespace, each.name): replace(each, namespace=namespace)
+        for each in view.workloads.values()
+        for namespace in ["edge" if "istio" in each.labels else "front"]
+    }
+    assert [
+        problem for problem in dangling(replace(view, workloads=workloads)) if problem.code == "dangling-subset"
+    ] == []
+
+
 def spoken(*protocols: Protocol, host: str = "reviews") -> dict[str, Service]:
     ports = tuple(ServicePort(f"p-{number}", number, protocol) for number, protocol in enumerate(protocols, start=9080))
     named = {item.hostname: item for item in SERVICES}

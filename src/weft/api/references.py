@@ -238,7 +238,7 @@ class _Finder:
         rules = [(pattern, rule) for pattern, rule in self.rules if host_covers(pattern, full)]
         without: list[str] = []
         holding: list[ConfigObject] = []
-        for caller in self._callers(item):
+        for caller in self._callers(item, path):
             found = self._in_force(rules, caller, full, item.key.namespace)
             if not any(subset.name == name for rule in found for subset in rule.spec.subsets):
                 without.append(caller)
@@ -263,18 +263,30 @@ class _Finder:
             remedy = f"Apply a DestinationRule for `{host}` that defines it."
         yield _warning(item, (*path, "subset"), f"{message}: {gone}.", remedy, "dangling-subset")
 
-    def _callers(self, item: ConfigObject) -> list[str]:
-        """Return the namespaces whose proxies follow the VirtualService *item*; its own while nobody does."""
+    def _callers(self, item: ConfigObject, path: Path) -> list[str]:
+        """Return the namespaces whose proxies follow the rule at *path* of *item*; the item's own while nobody does."""
+        rule = item.spec.http[path[2]] if path[1] == "http" else item.spec.tcp[path[2]]
+        followed = _gateways_of(item, item.spec)
+        if rule.match and all(match.gateways for match in rule.match):
+            named = {name for match in rule.match for name in match.gateways}
+            followed = [name if name == MESH else "/".join(_gateway_key(name, item.key.namespace)) for name in named]
         found: set[str] = set()
-        for name in _gateways_of(item, item.spec):
+        for name in followed:
             if name == MESH:
-                found |= {namespace for namespace in self.namespaces if exported(item, namespace)}
+                found |= {each.namespace for each in self._sidecars() if exported(item, each.namespace)}
                 continue
             space, _, gateway_name = name.partition("/")
             if (gateway := self.gateways.get((space, gateway_name))) is not None:
                 workloads = self.view.workloads.values()
                 found |= {each.namespace for each in workloads if _carries(each.labels, gateway.spec.selector)}
         return sorted(found) or [item.key.namespace]
+
+    def _sidecars(self) -> Iterator[Workload]:
+        """Yield the workloads that no Gateway selects: what is for `mesh` is not for gateways."""
+        selectors = [gateway.spec.selector for gateway in self.gateways.values() if gateway.spec.selector]
+        for workload in self.view.workloads.values():
+            if not any(_carries(workload.labels, selector) for selector in selectors):
+                yield workload
 
     def _in_force(self, rules: Sequence[Rule], caller: str, full: str, namespace: str) -> list[ConfigObject]:
         """
