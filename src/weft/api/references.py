@@ -269,14 +269,13 @@ class _Finder:
         followed = _gateways_of(item, item.spec)
         if rule.match and all(match.gateways for match in rule.match):
             named = {name for match in rule.match for name in match.gateways}
-            followed = [name if name == MESH else "/".join(_gateway_key(name, item.key.namespace)) for name in named]
+            followed = [qualified_gateway(name, item.key.namespace) for name in named]
         found: set[str] = set()
         for name in followed:
             if name == MESH:
                 found |= {each.namespace for each in self._sidecars() if exported(item, each.namespace)}
                 continue
-            space, _, gateway_name = name.partition("/")
-            if (gateway := self.gateways.get((space, gateway_name))) is not None:
+            if (gateway := self.gateways.get(name)) is not None:
                 workloads = self.view.workloads.values()
                 found |= {each.namespace for each in workloads if _carries(each.labels, gateway.spec.selector)}
         return sorted(found) or [item.key.namespace]
