@@ -132,7 +132,7 @@ def test_one_that_dies_while_it_is_replaced_is_followed_by_its_successor(tmp_pat
         assert (await made.proxy.replace(patience=LIMIT_SECONDS, drain=1))[0] == new
         await until(lambda: not is_running(new))
         assert made.drained == [True]
-        assert [path.name for path in tmp_path.glob("*.sock*")] == [made.admin.name]
+        await until(lambda: [path.name for path in tmp_path.glob("*.sock*")] == [made.admin.name])
 
     check(tmp_path, body)
 

@@ -161,17 +161,30 @@ def test_the_gateway_serves_what_its_virtual_service_says(person: Person, mesh: 
     assert mesh.get("/nothing-there")[0] == 404
 
 
+def told(person: Person) -> dict[str, Any]:
+    """What each proxy has been told, by the name of its workload."""
+    names = [item["workload"] for item in person.json("status")]
+    return {name: [person.json("proxy-config", kind, name) for kind in ("listeners", "routes")] for name in names}
+
+
 def test_apply_names_exactly_the_affected_proxies_and_is_in_effect_at_once(
     person: Person, mesh: Mesh, samples: Path
 ) -> None:
     apply(person, readable(person, samples / "destination-rule-all.yaml"))
-    rule = readable(person, samples / "virtual-service-all-v1.yaml")
-    done = person.weft("apply", "-f", str(rule), "--wait", "-o", "json")
-    assert done.returncode == 0, done.stderr
-    receipt = json.loads(done.stdout)["receipt"]
-    assert receipt["silent"] == []
-    assert receipt["refused"] == []
-    assert sorted(receipt["affected"]) == sorted(receipt["acknowledged"])
+    before = told(person)
+    assert len(before) > 2
+    for sample in ("virtual-service-all-v1.yaml", "bookinfo-gateway.yaml"):
+        rule = readable(person, samples / sample)
+        done = person.weft("apply", "-f", str(rule), "--wait", "-o", "json")
+        assert done.returncode == 0, done.stderr
+        receipt = json.loads(done.stdout)["receipt"]
+        assert receipt["silent"] == []
+        assert receipt["refused"] == []
+        after = told(person)
+        changed = sorted(name for name in after if after[name] != before[name])
+        assert sorted(receipt["affected"]) == sorted(receipt["acknowledged"]) == changed
+        before = after
+    assert changed == ["ingressgateway-0"], "a rule of the gateway's is nobody else's"
     again = person.weft("apply", "-f", str(rule), "--wait", "-o", "json")
     assert json.loads(again.stdout)["affected"] == [], "nothing changed, so nobody is affected"
 
@@ -186,7 +199,7 @@ def test_apply_names_exactly_the_affected_proxies_and_is_in_effect_at_once(
             lines = iter(client.stdout or ())
             for asked, line in zip(lines, lines, strict=False):
                 seen.append((float(asked), "v3" if '"red"' in line else "other"))
-                if switched.is_set() and seen[-1][1] == "v3":
+                if switched.is_set() and float(asked) > returned + IN_EFFECT_SECONDS:
                     return
 
         watcher = threading.Thread(target=watch)
@@ -198,6 +211,7 @@ def test_apply_names_exactly_the_affected_proxies_and_is_in_effect_at_once(
         watcher.join(30)
         client.kill()
     late = [version for moment, version in seen if moment > returned + IN_EFFECT_SECONDS]
+    assert late, "the new version has answered"
     assert "other" not in late, f"the old version answered {IN_EFFECT_SECONDS} s after apply had returned"
 
 

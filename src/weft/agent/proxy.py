@@ -202,6 +202,7 @@ class Proxy:
             self._process, self._successor = new, None
             self._replaced.set()
             self._retiring = asyncio.create_task(self._see_off(old, left, drain))
+            await asyncio.sleep(0)  # what is cancelled before it has begun sees nobody off
             return old.pid, new.pid
 
     async def _put_back(self, old: subprocess.Popen[bytes], left: Path) -> bool:
