@@ -365,7 +365,10 @@ CASES = (
     Case(
         "the server's proxy dies before the answer", 503, "proxy-connection-broke", "proxy", "server-v1-0",
         mode="silent", request={"method": "POST", "body": b"x"}, arrivals=0, killed=True,
-        says=("The connection to the proxy of server-v1-0 broke", "Cause: the proxy of server-v1-0, or something that it could not tell of. Its word became the 503."),
+        says=(
+            "The connection to the proxy of server-v1-0 broke",
+            "Cause: the proxy of server-v1-0, or something that it could not tell of. Its word became the 503.",
+        ),
     ),
     Case(
         "the server's proxy dies within the answer", 200, "proxy-connection-broke", "proxy", "server-v1-0",
