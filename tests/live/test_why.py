@@ -978,6 +978,23 @@ async def tls_refusals(stage: Scene, home: Path) -> None:
         # Of what it is the cause of.
         assert ("Policy: weft's default, STRICT" in text) is (shown.code in MUTUAL_TLS), text
         assert "Refused by: the proxy of server-v1-0." in text, text
+    await refusals_of_then(stage, certificates(stage, home)[0])
+
+
+async def refusals_of_then(stage: Scene, shown: Shown) -> None:
+    """What was refused at some time is found however much has been since: of what came since then the first is told."""
+    began, starts = time.time() - 0.01, []
+    for _ in range(6):
+        before = time.time() - 0.01
+        await connect(stage, shown)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not (found := [it for it in await stage.refused() if it.start >= before]):
+                await asyncio.sleep(0.1)
+        starts.append(found[0].start)
+    for since, expected in ((began, starts[:2]), (starts[3], starts[3:5]), (time.time() + 60, [])):
+        query = {"limit": 2, "failed": 1, "log": "connections", "since": since}
+        told = (await stage.mesh.get("/v1/records", **query))["records"]
+        assert [record["start"] for record in reversed(told)] == expected
 
 
 async def last_failed(stage: Scene, workload: str, since: float) -> Hop:
