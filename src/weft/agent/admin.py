@@ -83,10 +83,11 @@ async def finish(
             for call in calls:
                 await _insisting(partial(ask, admin, call, method="POST"))
             looks = 0
-            while looks < LOOKS:
+            while True:
                 looks = 0 if await _insisting(partial(count_open, admin)) else looks + 1
+                if looks == LOOKS:
+                    return True
                 await asyncio.sleep(poll)
-            return True
     return False
 
 

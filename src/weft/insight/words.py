@@ -107,6 +107,8 @@ CHECK_OUTSIDE = "Check address and port from this machine, outside of the mesh: 
 TOO_SLOW_TO_CONNECT = "{upstream} did not answer within the time that a connection may take."
 CHECK_SILENCE = "The machine is away, or a firewall drops packets; `connectionPool.tcp.connectTimeout` sets the limit."
 CHECK_ANSWER = "Look at what serves it: `curl -v {url}` from this machine, outside of the mesh, shows whether it does so to others, too."
+ENDED_TUNNEL = "ended the connection, which had become that of another protocol (101: WebSocket, say)."
+END_OF_TUNNEL = "That is the end of every such connection; if it came too early, "
 LIMIT_REACHED = "A limit of {service} was reached (a circuit breaker), so the request was refused at once."
 RAISE_LIMIT = "Raise `trafficPolicy.connectionPool` of the DestinationRule, or send less at a time."
 CALL_HTTP = (
@@ -547,8 +549,8 @@ TABLE = (
     Row("outside-failed", NOT_MADE, CHECK_OUTSIDE, flags=frozenset({"UF"}), cluster=OUTSIDE),
     Row(
         "outside-broke",
-        "{destination}, outside of the mesh, ended the connection, which had become that of another protocol (101: WebSocket, say).",
-        "That is the end of every such connection; if it came too early, look at what serves it.",
+        "{destination}, outside of the mesh, " + ENDED_TUNNEL,
+        END_OF_TUNNEL + "look at what serves it.",
         flags=frozenset({"UC", "UR", "UPE"}),
         cluster=OUTSIDE,
         given=TUNNEL,
@@ -686,9 +688,8 @@ TABLE = (
     ),
     Row(
         "reset-in-tunnel",
-        "{peer} ended the connection, which had become that of another protocol (101: WebSocket, say).",
-        "That is the end of every such connection; if it came too early, look at the program's output (`weft logs --output`): "
-        "it may have crashed.",
+        "{peer} " + ENDED_TUNNEL,
+        END_OF_TUNNEL + "look at the program's output (`weft logs --output`): it may have crashed.",
         flags=frozenset({"UC", "UR", "UPE"}),
         given=TUNNEL,
     ),

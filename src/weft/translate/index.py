@@ -148,7 +148,7 @@ class Index:
     def _replace(
         self, contributor: Hashable, old: Iterable[Contribution], new: Iterable[Contribution], touched: set[Answered]
     ) -> None:
-        # Once for each part, though it may be contributed twice: hosts in two spellings are one host.
+        # Once for each part, though it may be contributed twice: hosts, or gateways, in two spellings are one.
         for table, key, rank in dict.fromkeys(part[:3] for part in old):
             del self._parts[table, key][rank, contributor]
             touched.add((table, key))
@@ -291,12 +291,11 @@ def age(item: ConfigObject) -> Rank:
 
 def _of_virtual_service(snapshot: Snapshot, item: ConfigObject, rank: Rank) -> Iterator[Contribution]:
     namespace = item.key.namespace
-    gateways = (qualified_gateway(name, namespace) for name in item.spec.gateways or (MESH,))
-    for gateway in dict.fromkeys(gateways):
-        if gateway != MESH:
+    for name in item.spec.gateways or (MESH,):
+        if (gateway := qualified_gateway(name, namespace)) != MESH:
             yield "gateway_virtual_services", gateway, rank, item
             continue
-        hosts = list(dict.fromkeys(snapshot.hostname(host, namespace) for host in item.spec.hosts))
+        hosts = [snapshot.hostname(host, namespace) for host in item.spec.hosts]
         for host in hosts:
             if "*" in host:
                 yield "wildcard_virtual_services", (), (-len(host), *rank, host), (host, item)

@@ -17,6 +17,7 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 
+from weft.api.names import MESH
 from weft.api.networking import RouteDestination, TCPRoute
 from weft.model import ConfigObject, Interception, Service
 from weft.translate import explicit, names
@@ -193,9 +194,7 @@ def _of_mesh(reading: Reading, hostname: str) -> list[ConfigObject]:
 def _tcp_rule(reading: Reading, service: Service, port: int) -> tuple[ConfigObject, int, TCPRoute] | None:
     for item in _of_mesh(reading, service.hostname):
         for index, rule in enumerate(item.spec.tcp):
-            if not rule.match or any(
-                for_this_proxy(reading, item, match, port, (names.MESH_GATEWAY,)) for match in rule.match
-            ):
+            if not rule.match or any(for_this_proxy(reading, item, match, port, (MESH,)) for match in rule.match):
                 return item, index, rule
     return None
 
@@ -205,7 +204,7 @@ def _add_tls_chains(reading: Reading, service: Service, port: int, message: Any)
     for item in _of_mesh(reading, service.hostname):
         for index, rule in enumerate(item.spec.tls):
             for match in rule.match:
-                if not for_this_proxy(reading, item, match, port, (names.MESH_GATEWAY,)):
+                if not for_this_proxy(reading, item, match, port, (MESH,)):
                     continue
                 chain = message.filter_chains.add()
                 chain.filter_chain_match.server_names.extend(match.sni_hosts)

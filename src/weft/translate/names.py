@@ -17,9 +17,6 @@ SDS_CLUSTER = "sds-grpc"
 CERTIFICATE = "default"
 TRUST_BUNDLE = "ROOTCA"
 
-MESH_GATEWAY = "mesh"
-"""The word in `gateways` that stands for all sidecars."""
-
 ALLOW_ANY = "allow_any"
 """Virtual host and route for hosts that the mesh does not know."""
 

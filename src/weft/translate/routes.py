@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 
+from weft.api.names import MESH
 from weft.api.networking import (
     ConsistentHashLB,
     Destination,
@@ -72,7 +73,7 @@ def _rules(reading: Reading, hostname: str, service: Service | None, port: int) 
     for item in _governing(reading, hostname):
         if first is not None and first.age < age(item):
             break
-        if routes := http_routes(reading, item, port, gateways=(names.MESH_GATEWAY,)):
+        if routes := http_routes(reading, item, port, gateways=(MESH,)):
             return routes, describe(item, "spec")
     if first is not None:
         return http_route.routes(reading, attached, port), describe(first.item, "spec")
@@ -85,7 +86,7 @@ def unserved_virtual_hosts(reading: Reading, port: int) -> tuple[VirtualHost, ..
     for host, item in reading.unserved_hosts(port):
         if host in seen or not visible(reading, item):
             continue
-        routes = http_routes(reading, item, port, gateways=(names.MESH_GATEWAY,))
+        routes = http_routes(reading, item, port, gateways=(MESH,))
         if not routes:
             continue
         seen.add(host)
@@ -374,9 +375,6 @@ def _default_route(reading: Reading, hostname: str, port: int) -> Any:
     return route
 
 
-_REDIRECT_CODES = http_route.REDIRECT_CODES
-
-
 def _redirect(redirect: HTTPRedirect, action: Any, port: int) -> None:
     action.SetInParent()
     action.host_redirect = redirect.authority
@@ -390,7 +388,7 @@ def _redirect(redirect: HTTPRedirect, action: Any, port: int) -> None:
     # The port that the scheme implies is written out only where the one in the request's own authority would stay.
     if number != default or (said and not redirect.authority):
         action.port_redirect = number
-    action.response_code = _REDIRECT_CODES[redirect.redirect_code or 301]
+    action.response_code = http_route.REDIRECT_CODES[redirect.redirect_code or 301]
 
 
 def _direct_response(response: HTTPDirectResponse, action: Any) -> None:

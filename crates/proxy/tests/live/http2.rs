@@ -124,16 +124,22 @@ fn a_cluster_that_names_its_version_does_not_ask_by_alpn() {
     }
 }
 
-#[test]
-fn a_stream_that_was_refused_is_tried_again() {
-    let upstream = Upstream::new();
-    let mesh = Mesh::start(&[upstream.address()], http2_upstream);
+/// A client of HTTP/1.1 and the upstream's end of the connection that its first request, `GET /1`, has made.
+fn after_one(mesh: &Mesh, upstream: &Upstream) -> (Peer, Wire) {
     let mut client = mesh.client();
     client.send("GET /1 HTTP/1.1\r\nhost: up\r\n\r\n");
     let mut server = Wire::server(upstream.accept(), &[]);
     server.expect(HEADERS, 1);
     server.answer(1, b"one");
     assert_eq!(client.message().text(), "one");
+    (client, server)
+}
+
+#[test]
+fn a_stream_that_was_refused_is_tried_again() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], http2_upstream);
+    let (mut client, mut server) = after_one(&mesh, &upstream);
     // A POST: not to be repeated, unless the upstream says that it has not looked at it.
     for (number, going_away) in [(2, false), (3, true)] {
         client.send(format!("POST /{number} HTTP/1.1\r\nhost: up\r\ncontent-length: 2\r\n\r\nhi"));
@@ -163,12 +169,7 @@ fn a_stream_that_was_refused_is_tried_again() {
 fn a_stream_that_was_reset_is_not_tried_again_without_a_policy() {
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], http2_upstream);
-    let mut client = mesh.client();
-    client.send("GET /1 HTTP/1.1\r\nhost: up\r\n\r\n");
-    let mut server = Wire::server(upstream.accept(), &[]);
-    server.expect(HEADERS, 1);
-    server.answer(1, b"one");
-    assert_eq!(client.message().text(), "one");
+    let (mut client, mut server) = after_one(&mesh, &upstream);
     client.send("GET /2 HTTP/1.1\r\nhost: up\r\n\r\n");
     server.expect(HEADERS, 3);
     server.send(RST_STREAM, 0, 3, &INTERNAL_ERROR.to_be_bytes());
@@ -640,12 +641,7 @@ fn keepalive() -> Http2ProtocolOptions {
 fn an_upstream_that_answers_no_ping_is_given_up() {
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], |setup| http2_upstream_with(setup, keepalive()));
-    let mut client = mesh.client();
-    client.send("GET /1 HTTP/1.1\r\nhost: up\r\n\r\n");
-    let mut server = Wire::server(upstream.accept(), &[]);
-    server.expect(HEADERS, 1);
-    server.answer(1, b"one");
-    assert_eq!(client.message().text(), "one");
+    let (mut client, mut server) = after_one(&mesh, &upstream);
     // As long as it answers the connection stays.
     for _ in 0..3 {
         let payload = server.ping();

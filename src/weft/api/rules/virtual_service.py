@@ -449,7 +449,7 @@ def _substitution(path: Path, regex: RegexRewrite) -> Iterator[Finding]:
     groups = capturing_groups(regex.match)
     for match in _ESCAPE.finditer(regex.rewrite):
         what = match[1]
-        if what == "\\" or (what in _DIGITS and what and int(what) <= groups):
+        if what == "\\" or (what.isascii() and what.isdigit() and int(what) <= groups):
             continue
         message = f"`{match[0]}` in `{regex.rewrite}` is neither a group of `match` nor a backslash."
         remedy = f"It has the groups `\\1` to `\\{min(groups, 9)}`" if groups > 1 else "It has the group `\\1`"
@@ -462,7 +462,6 @@ def _substitution(path: Path, regex: RegexRewrite) -> Iterator[Finding]:
 
 
 _ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
-_DIGITS = "0123456789"
 
 
 METHODS = IDEMPOTENT_METHODS | {"POST", "PATCH", "CONNECT"}
