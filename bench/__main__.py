@@ -14,6 +14,7 @@ from typing import Any
 
 from bench import peers, plot, report
 from bench.measure import OUT, Cores, Run, Table
+from bench.process import end_by_sigterm
 
 SCENARIOS = ("s1", "s2", "s3", "s4", "s5", "s6", "s9", "s10", "memory", "start", "demo", "latency", "growth")
 
@@ -29,6 +30,7 @@ def main() -> None:
     if unknown := [name for name in names if name not in peers.ALL]:
         parser.error(f"--peers: {unknown[0]} is none of {', '.join(peers.ALL)}")
 
+    end_by_sigterm()
     about: dict[str, Any] = {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",

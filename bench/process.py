@@ -12,6 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from weft.agent import syscalls
+
+
+def end_by_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: by an exception, on whose way out all that was started is ended."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
 
 def free_port() -> int:
     """Return a TCP port of the loopback that was free a moment ago."""
@@ -59,7 +66,8 @@ def running(
     """
     Run *command*, pinned to *cores* if given, with its output in *log*; end it and its children at the end.
 
-    *prepare* is called in the new process before it executes the command.
+    It ends with this process, too, if that is killed (its own children do not: nginx's worker). *prepare* is called in the
+    new process before it executes the command.
     """
 
     def begin() -> None:
@@ -67,6 +75,8 @@ def running(
             os.sched_setaffinity(0, cores)
         if prepare is not None:
             prepare()
+        # Last: what changes credentials or namespaces clears it.
+        syscalls.set_death_signal(signal.SIGKILL)
 
     with log.open("wb") as output:
         process = subprocess.Popen(

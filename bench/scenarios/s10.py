@@ -28,7 +28,7 @@ from bench.configurations import xds
 from bench.contest import WARM_UP_SECONDS, measured
 from bench.load import Load, wrk
 from bench.measure import CPU, Cores, Run, Series, Table, alternate, keep
-from bench.process import free_port, running, wait_for_port
+from bench.process import end_by_sigterm, free_port, running, wait_for_port
 from bench.role import Role
 from weft.agent import syscalls
 from weft.agent.namespaces import OUTBOUND_PORT, MeshNamespaces, ProgramNamespaces
@@ -62,10 +62,16 @@ def run(run: Run) -> list[Table]:
     names = [name for name in peers.DATA_PLANES if name in run.peers]
     command = [sys.executable, "-m", "bench.scenarios.s10", str(home), ",".join(names)]
     command += [str(run.rounds), str(run.seconds)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"interception ended with {done.returncode}: {done.stderr[-2000:]}")
-    samples: dict[str, dict[str, list[float]]] = json.loads(done.stdout)
+    log = home / "log"
+    with log.open("wb") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process:
+        try:
+            found = process.communicate()[0]
+        finally:
+            # It has started proxies and is to end them itself.
+            process.terminate()
+    if process.returncode:
+        raise RuntimeError(f"interception ended with {process.returncode}: {log.read_text()[-2000:]}")
+    samples: dict[str, dict[str, list[float]]] = json.loads(found)
     return [
         Table(f"s10.{key}", work.title, {name: Series(CPU, found) for name, found in samples[key].items()})
         for key, work in WORKS.items()
@@ -181,5 +187,6 @@ def _enter(namespace: int) -> None:
 
 
 if __name__ == "__main__":
+    end_by_sigterm()
     os.umask(0o022)
     print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3]), float(sys.argv[4]))))
