@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from bench import records
 from bench.configurations import haproxy as haproxy_configuration
 from bench.configurations import nginx as nginx_configuration
 from bench.configurations import xds
@@ -115,12 +116,13 @@ def relay(role: Role, home: Path, cores: set[int]) -> Iterator[Peer]:
 def haproxy(role: Role, home: Path, cores: set[int]) -> Iterator[Peer]:
     """HAProxy, `role.workers` threads."""
     port = free_port()
-    (home / "haproxy.cfg").write_text(haproxy_configuration.configuration(role, port, home))
-    keep(f"{home.parent.name}-{home.name}.cfg", (home / "haproxy.cfg").read_text())
-    started = _Started([program("haproxy"), "-f", home / "haproxy.cfg"], cores, home / "access.log")
-    made = lambda process: Peer("haproxy", port, process, home / "access.log", home / "admin.sock")  # noqa: E731
-    with _listening(made, started, port) as peer:
-        yield peer
+    with records.taken(home / "access.log", os.sched_getaffinity(0) - cores or cores) as taken:
+        (home / "haproxy.cfg").write_text(haproxy_configuration.configuration(role, port, home, taken))
+        keep(f"{home.parent.name}-{home.name}.cfg", (home / "haproxy.cfg").read_text())
+        started = _Started([program("haproxy"), "-f", home / "haproxy.cfg"], cores, home / "log")
+        made = lambda process: Peer("haproxy", port, process, home / "access.log", home / "admin.sock")  # noqa: E731
+        with _listening(made, started, port) as peer:
+            yield peer
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@ HAProxy's configuration of a role.
 
 It lacks histograms with labels, and knows DNS names in place of SPIFFE identities.
 Its limit of requests is a limit of connections over HTTP/1.1, because a connection carries one at a time.
+Its records go through a ring to a connection: those of a turn are sent at once, as the others gather theirs and write them at once. A
+log to a file or to standard output would be a system call for each record.
 """
 
 from __future__ import annotations
@@ -40,20 +42,31 @@ _SAMPLES = {
 """The product's record (weft.translate.access_log.RECORD) in HAProxy's words; where it has none, the nearest it has."""
 
 
-def configuration(role: Role, port: int, home: Path) -> str:
-    """Return haproxy.cfg of a proxy at *port* of the loopback; writes the map of host names that it reads to *home*."""
-    lines = [*_globals(role, home), *_frontend(role, port, home)]
+RING_BYTES = 4 * 1024 * 1024
+"""Records of a tenth of a second at full load; what does not fit because nobody reads is lost, and fails the run."""
+
+
+def configuration(role: Role, port: int, home: Path, records: int) -> str:
+    """
+    Return haproxy.cfg of a proxy at *port* of the loopback; writes the map of host names that it reads to *home*.
+
+    At the port *records* somebody takes its access records.
+    """
+    lines = [*_globals(role, home, records), *_frontend(role, port, home)]
     for name, targets, under_load in _backends(role):
         lines += _backend(role, name, targets, under_load=under_load)
     return "\n".join(lines) + "\n"
 
 
-def _globals(role: Role, home: Path) -> Iterator[str]:
+def _globals(role: Role, home: Path, records: int) -> Iterator[str]:
+    if role.has(Feature.ACCESS_RECORD):
+        yield from ("ring records", "  format raw", "  maxlen 4096", f"  size {RING_BYTES}")
+        yield from ("  timeout connect 5s", "  timeout server 600s", f"  server sink 127.0.0.1:{records}")
     yield from ("global", f"  nbthread {role.workers}", "  maxconn 9000")
     yield f"  stats socket {home}/admin.sock level admin"
     yield "  expose-experimental-directives"  # normalize-uri is one
     if role.has(Feature.ACCESS_RECORD):
-        yield "  log stdout len 4096 format raw local0 info"
+        yield "  log ring@records len 4096 format raw local0 info"
     yield from ("defaults", f"  mode {'tcp' if role.tcp else 'http'}")
     yield from (
         "  timeout client 600s",

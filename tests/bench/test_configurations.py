@@ -34,7 +34,7 @@ def roles(tmp_path):
 @pytest.mark.parametrize("name", ["bare", "mesh", "inbound", "tcp"])
 def test_haproxy_accepts_its_configuration(roles, name, tmp_path):
     file = tmp_path / "haproxy.cfg"
-    file.write_text(haproxy.configuration(roles[name], 1000, tmp_path))
+    file.write_text(haproxy.configuration(roles[name], 1000, tmp_path, 1010))
     done = subprocess.run([program("haproxy"), "-c", "-f", file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     # A rule that is never reached would be a feature that costs nothing.

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from bench import records
 
 BENCH = """
 import sys
@@ -43,3 +46,14 @@ def test_what_was_started_ends_with_the_bench(tmp_path: Path, number: signal.Sig
         # Readable once the process has ended.
         assert select.select([descriptor], [], [], 20)[0]
         os.close(descriptor)
+
+
+def test_records_that_are_sent_are_written_in_order(tmp_path: Path) -> None:
+    file = tmp_path / "access.log"
+    with records.taken(file, os.sched_getaffinity(0)) as port:
+        for sent in (b"one\ntwo\n", b"three\n"):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+                assert connection.recv(1) == b""
+        assert file.read_bytes() == b"one\ntwo\nthree\n"
