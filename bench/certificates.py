@@ -9,13 +9,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bench.role import Tls
+from bench.role import Callers, Tls
 
 IDENTITY = "spiffe://cluster.local/ns/shop/sa/{}"
+CALLER, CALLED, STRANGER = "caller", "called", "stranger"
+"""Service accounts: who calls in a scenario, who is called, and who has no part in it."""
 
 
 class Authority:
-    """Issues into a folder."""
+    """Issues into a folder: to the three of every scenario at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -27,8 +29,12 @@ class Authority:
         )
         self.roots = folder / "roots.pem"
         self.roots.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        self.caller = self._issue(CALLER, peer=CALLED)
+        self.called = self._issue(CALLED, peer=CALLER)
+        self.stranger = self._issue(STRANGER, peer=CALLED)
+        self.callers = Callers(self.caller, self.stranger)
 
-    def issue(self, who: str, *, peer: str) -> Tls:
+    def _issue(self, who: str, *, peer: str) -> Tls:
         """Return what *who* needs to speak with *peer*, both names of service accounts."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = [x509.UniformResourceIdentifier(IDENTITY.format(who)), x509.DNSName(who), x509.DNSName("localhost")]

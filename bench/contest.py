@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from bench.goals import US
 from bench.load import Load, wrk
 from bench.measure import CPU, Run, Series, alternate
 from bench.peers import Peer
-from bench.role import Role, Tls
+from bench.role import Role
 
 WARM_UP_SECONDS = 1.0
 Apply = Callable[[Peer, float], Load]
@@ -60,14 +61,13 @@ def contest(
     *,
     among: Iterable[str],
     behind: Role | None = None,
-    probe_tls: Tls | None = None,
-    probed: bool = True,
+    variants: Mapping[str, tuple[str, Role]] | None = None,
     counted: Callable[[Load], int] = lambda seen: seen.requests,
     unit: str = CPU,
     scale: float = 1e6,
 ) -> dict[str, Series]:
     """
-    Return what each peer cost in each round.
+    Return what each peer, and each variant, cost in each round.
 
     Args:
         run: Cores, rounds, and which peers at all.
@@ -76,30 +76,28 @@ def contest(
         apply: The load.
         among: Names of the peers that can do this.
         behind: See *role*.
-        probe_tls: What probes need to be let in.
-        probed: Whether features can be asked by HTTP.
+        variants: Further lines of the table: a peer with another role than *role*.
         counted: How many records and counts a load must leave behind; of TCP they are its connections.
         unit: What a sample counts: CPU seconds per request, times *scale*.
         scale: See *unit*.
     """
-    names = [each for each in among if each in run.peers]
-    result = {each: Series(unit) for each in names}
+    lines = {each: (each, role, run.folder(name)) for each in among}
+    for line, (each, other) in (variants or {}).items():
+        lines[line] = (each, other, run.folder("-".join([name, *re.findall(r"\w+", line)])))
+    lines = {line: what for line, what in lines.items() if what[0] in run.peers}
+    result = {line: Series(unit) for line in lines}
     with contextlib.ExitStack() as stack:
-        started = {each: stack.enter_context(_start(run, name, each, role, behind)) for each in names}
-        for peer in started.values():
-            # nginx's clear-text ports speak one version of HTTP only, and probes speak HTTP/1.1.
-            speaks = peer.name != "relay" and not (peer.name == "nginx" and role.downstream_http2)
-            if probed and speaks:
-                probes.check(peer, role, tls=probe_tls)
-                if behind is not None:
-                    # Through the first of the pair; what only the second has must act, too.
-                    probes.check(
-                        peer, Role(role.ports, behind.features - role.features, upstream_tls=role.upstream_tls)
-                    )
+        ways = {}
+        for line, (each, wanted, folder) in lines.items():
+            peer = stack.enter_context(_start(run, folder, each, wanted, behind))
+            probes.check(peer, wanted)
+            if behind is not None:
+                # Through the first of the pair; what only the second has must act, too.
+                features = behind.features - wanted.features
+                callers = behind.callers
+                probes.check(peer, Role(wanted.ports, features, upstream_tls=wanted.upstream_tls, callers=callers))
             apply(peer, WARM_UP_SECONDS)
-        ways = {
-            each: functools.partial(measured, peer, role, apply, run.seconds, counted) for each, peer in started.items()
-        }
+            ways[line] = functools.partial(measured, peer, wanted, apply, run.seconds, counted)
         for each, (seconds, seen) in alternate(run.rounds, ways):
             result[each].samples.append(seconds / seen.requests * scale)
             result[each].notes["requests per second"] = round(seen.requests / seen.seconds)
@@ -108,12 +106,12 @@ def contest(
     return result
 
 
-def _start(run: Run, name: str, peer: str, role: Role, behind: Role | None) -> AbstractContextManager[Peer]:
+def _start(run: Run, folder: Path, peer: str, role: Role, behind: Role | None) -> AbstractContextManager[Peer]:
     if peer != US:
         role = replace(role, upstream_default=False)
     if behind is None:
-        return peers.start(peer, role, run.folder(name), run.cores.proxy)
-    return peers.pair(peer, role, behind, run.folder(name), run.cores.proxy)
+        return peers.start(peer, role, folder, run.cores.proxy)
+    return peers.pair(peer, role, behind, folder, run.cores.proxy)
 
 
 def measured(

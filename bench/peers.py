@@ -140,7 +140,7 @@ def nginx(role: Role, home: Path, cores: set[int]) -> Iterator[Peer]:
 @contextlib.contextmanager
 def _over_xds(name: str, role: Role, home: Path, cores: set[int]) -> Iterator[Peer]:
     port = free_port()
-    published = xds.resources(role, port, home / "access.log")
+    published = xds.resources(role, port, home / "access.log", data_plane=name)
     keep(f"{home.parent.name}-{home.name}.json", xds.readable(published))
     with xds.serving(home, published) as bootstrap:
         (home / "bootstrap.json").write_text(json.dumps(bootstrap))

@@ -18,6 +18,9 @@ class Feature(StrEnum):
     REQUEST_ID = "request-id"
     ACCESS_RECORD = "access-record"
     METRICS = "metrics"
+    """Requests are counted, as each peer does it by itself."""
+    LABELS = "metric-labels"
+    """A counter and three histograms of requests with Istio's 25 labels. HAProxy and nginx have none and are let off."""
     VIRTUAL_HOSTS = "virtual-hosts"
     CANARY = "canary"
     RETRY = "retry"
@@ -28,12 +31,17 @@ class Feature(StrEnum):
     FAULT = "fault"
     CLIENT_CERTIFICATE = "client-certificate"
     RBAC = "rbac"
+    PRINCIPAL = "principal"
+    """Only one identity may call: by its SPIFFE ID where a peer knows those, else by the name of its certificate."""
+    PEER_IDENTITY = "peer-identity"
+    """Who is called must be who is meant, by its certificate."""
     CORS = "cors"
 
 
 BARE = frozenset({Feature.REQUEST_ID, Feature.ACCESS_RECORD, Feature.METRICS})
 
 OUTBOUND_MESH = BARE | {
+    Feature.LABELS,
     Feature.VIRTUAL_HOSTS,
     Feature.CANARY,
     Feature.RETRY,
@@ -47,7 +55,14 @@ OUTBOUND_MESH = BARE | {
 }
 """Of the sidecar beside the caller, which is also the only proxy of a scenario with one."""
 
-INBOUND_MESH = BARE | {Feature.PATH_NORMALISATION, Feature.FAULT, Feature.CLIENT_CERTIFICATE, Feature.RBAC}
+INBOUND_MESH = BARE | {
+    Feature.LABELS,
+    Feature.PATH_NORMALISATION,
+    Feature.FAULT,
+    Feature.CLIENT_CERTIFICATE,
+    Feature.RBAC,
+    Feature.PRINCIPAL,
+}
 """Of the sidecar beside the called program. Istio gives it one route without retries, and no outlier detection."""
 
 HOSTS = 50
@@ -63,7 +78,7 @@ CORS_ORIGIN = "https://shop.example"
 FORBIDDEN_PATH = "/forbidden"
 
 
-PROBED = ("echo", "faulty", "retried", "ejecting", "narrow")
+PROBED = ("echo", "faulty", "retried", "ejecting", "narrow", "uneven", "impostor", "stranger")
 """Services of the probes; see `Role`."""
 
 
@@ -92,13 +107,25 @@ def host(service: str) -> str:
 
 @dataclass(frozen=True)
 class Tls:
-    """Mutual TLS 1.3 with P-256 certificates. Key exchange is X25519 wherever a peer lets one choose."""
+    """
+    Mutual TLS 1.3 with P-256 certificates and key exchange by X25519 alone.
+
+    HAProxy's side that calls cannot be told the latter; it comes to the same, because who is called takes nothing else.
+    """
 
     chain: Path
     key: Path
     roots: Path
     peer: str
     """SPIFFE identity that the other side must have, where a peer can look at it."""
+
+
+@dataclass(frozen=True)
+class Callers:
+    """Whose certificates probes show to a proxy that terminates TLS: one who may call, and one whom PRINCIPAL keeps out."""
+
+    known: Tls
+    stranger: Tls | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +139,10 @@ class Ports:
     """Answers 500 to everything."""
     busy: int = 0
     """Answers 503 to everything."""
+    slow: int = 0
+    """Holds what comes until it is told to let go, and then echoes."""
+    impostor: int = 0
+    """Echoes over TLS, with the certificate of `stranger`."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +151,8 @@ class Role:
     One proxy's work.
 
     Services are called `service-0` ...; the probes' own are `echo`, `retried` (one endpoint of two answers 503),
-    `ejecting` (one of two answers 500), `narrow` (one request at a time) and `faulty`.
+    `ejecting` (one of two answers 500), `narrow` (one request at a time), `uneven` (one of two is slow), `faulty`, and
+    `impostor` and `stranger`: one server over TLS, which is taken for the service under load, and for who it is.
     """
 
     ports: Ports
@@ -135,6 +167,8 @@ class Role:
     endpoints: int = 0
     """Of each service; 0 is one for each port of `answer`. The others are never connected to."""
     downstream_tls: Tls | None = None
+    callers: Callers | None = None
+    """With *downstream_tls*: what probes need to be let in."""
     upstream_tls: Tls | None = None
     downstream_http2: bool = False
     upstream_http2: bool = False

@@ -1,7 +1,7 @@
 """
 HAProxy's configuration of a role.
 
-It lacks histograms with labels, and knows DNS names in place of SPIFFE identities.
+It lacks histograms with labels, and knows DNS names in place of SPIFFE identities (of its callers: the certificate's subject).
 Its limit of requests is a limit of connections over HTTP/1.1, because a connection carries one at a time.
 Its records go through a ring to a connection: those of a turn are sent at once, as the others gather theirs and write them at once. A
 log to a file or to standard output would be a system call for each record.
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench import role as what
+from bench.certificates import STRANGER
 from bench.role import Feature, Role, Tls
 from weft.translate.access_log import RECORD
 
@@ -111,6 +112,9 @@ def _frontend(role: Role, port: int, home: Path) -> Iterator[str]:
         yield "  http-request deny deny_status 403 if { method DELETE }"
         yield "  http-request deny deny_status 403 if { path_beg /admin } { method POST }"
         yield f"  http-request deny deny_status 403 if {{ path_beg {what.FORBIDDEN_PATH} }} {{ method GET }}"
+    if role.has(Feature.PRINCIPAL) and role.downstream_tls:
+        allowed = _name(role.downstream_tls)
+        yield f"  http-request deny deny_status 403 unless {{ ssl_c_s_dn(CN) -m str {allowed} }}"
     names = home / "hosts.map"
     served = _served(role)
     names.write_text("".join(f"{domain} {service}\n" for service in served for domain in what.domains(service)))
@@ -146,6 +150,9 @@ def _served(role: Role) -> list[str]:
         "retried": role.has(Feature.RETRY),
         "ejecting": role.has(Feature.OUTLIER_DETECTION),
         "narrow": role.has(Feature.CIRCUIT_BREAKER),
+        "uneven": role.has(Feature.LEAST_REQUEST),
+        "impostor": role.has(Feature.PEER_IDENTITY),
+        "stranger": role.has(Feature.PEER_IDENTITY),
     }
     return [*found, *(name for name, wanted in probes.items() if wanted)]
 
@@ -167,8 +174,10 @@ def _backends(role: Role) -> Iterator[tuple[str, list[int | str], bool]]:
     for name in _served(role):
         if name in {"echo", "faulty"}:
             yield name, list(ports.answer if through else ports.echo), through
-        elif name in {"retried", "ejecting", "narrow"}:
-            other = {"retried": [ports.busy], "ejecting": [ports.failing], "narrow": []}[name]
+        elif name in {"impostor", "stranger"}:
+            yield name, [ports.impostor], False
+        elif name in what.PROBED:
+            other = {"retried": [ports.busy], "ejecting": [ports.failing], "narrow": [], "uneven": [ports.slow]}[name]
             yield name, [ports.echo[0], *other], False
 
 
@@ -192,8 +201,15 @@ def _backend(role: Role, name: str, targets: list[int | str], *, under_load: boo
         options += _upstream_tls(role.upstream_tls, http2=role.upstream_http2)
     elif under_load and role.upstream_http2:
         options += " proto h2"
+    elif name in {"impostor", "stranger"} and role.upstream_tls:
+        options += _upstream_tls(role.upstream_tls, http2=False, name=STRANGER if name == "stranger" else "")
     for number, target in enumerate(targets):
         yield f"  server {number} {target if isinstance(target, str) else f'127.0.0.1:{target}'}{options}"
+
+
+def _name(tls: Tls) -> str:
+    """Return the name of who must be at the other side: in its certificate it is the subject, and a DNS name."""
+    return tls.peer.rpartition("/")[2]
 
 
 def _both(tls: Tls) -> Path:
@@ -207,8 +223,7 @@ def _downstream_tls(tls: Tls | None) -> str:
     return f" ssl crt {_both(tls)} ca-file {tls.roots} verify required {versions}"
 
 
-def _upstream_tls(tls: Tls, *, http2: bool) -> str:
-    name = tls.peer.rpartition("/")[2]
+def _upstream_tls(tls: Tls, *, http2: bool, name: str = "") -> str:
     # The server's certificate must be of the name that is asked for.
-    names = f"sni str({name}) alpn {'h2 proto h2' if http2 else 'http/1.1'} ssl-min-ver TLSv1.3"
+    names = f"sni str({name or _name(tls)}) alpn {'h2 proto h2' if http2 else 'http/1.1'} ssl-min-ver TLSv1.3"
     return f" ssl crt {_both(tls)} ca-file {tls.roots} verify required {names}"

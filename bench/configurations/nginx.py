@@ -86,6 +86,7 @@ def _http(role: Role, port: int, home: Path, access_log: Path) -> Iterator[str]:
     others["retried"] = (*ports.echo[:1], ports.busy) if role.has(Feature.RETRY) else ()
     others["ejecting"] = (*ports.echo[:1], ports.failing) if role.has(Feature.OUTLIER_DETECTION) else ()
     others["narrow"] = ports.echo[:1] if role.has(Feature.CIRCUIT_BREAKER) else ()
+    others["uneven"] = (*ports.echo[:1], ports.slow) if role.has(Feature.LEAST_REQUEST) else ()
     if role.downstream_http2:
         others = {}  # what it speaks with clear-text clients is HTTP/2 or HTTP/1.1 for each port, and probes speak the latter
     for name, targets in others.items():

@@ -1,7 +1,18 @@
 """
 One set of xDS resources for weft-proxy and Envoy alike, and the stream core that serves it to them.
 
-Settings are the product's own (src/weft/translate), which are Istio's without what only its build of Envoy has.
+Settings are the product's own (src/weft/translate), which are Istio's without what only its build of Envoy has. Beside what
+`bench.role.Feature` names, these of Istio's sidecar are on for both: least request, names of 25 labels in metrics, X-Forwarded-Client-Cert,
+the check of the other side's SPIFFE identity, both versions of HTTP by ALPN, no limit of a stream's idle time.
+
+Labels are the one difference. weft-proxy makes Istio's metrics by itself. Istio's Envoy does by the filter `istio.stats`, which stock
+Envoy has not; here it does by its own stats access logger, with the same names, labels and moment (the end of a request). That
+logger formats the labels for each of the four metrics anew, where Istio's filter does so once a request and keeps those that do not change,
+so it costs more than Istio's: S2 has a line for Envoy without any labels beside it, and Istio's own lies between the two.
+
+Left out for both: the listener filters that sniff TLS and HTTP (each port here speaks one), metadata exchange and `istio.alpn` (only in
+Istio's build), gRPC's count of messages (`grpc_stats`, which weft-proxy accepts and does nothing about), tracing, keys by SDS (they are
+inline), and automatic mutual TLS by `transport_socket_matches`.
 """
 
 from __future__ import annotations
@@ -10,6 +21,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +30,7 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.access_loggers.file.v3 import file_pb2  # noqa: F401 - named by type URL below, as all of these
+from envoy.extensions.access_loggers.stats.v3 import stats_pb2  # noqa: F401
 from envoy.extensions.filters.http.cors.v3 import cors_pb2  # noqa: F401
 from envoy.extensions.filters.http.fault.v3 import fault_pb2  # noqa: F401
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2  # noqa: F401
@@ -31,6 +44,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from bench import role as what
+from bench.certificates import IDENTITY, STRANGER
 from bench.role import Feature, Role, Tls
 from weft.agent.bootstrap import bootstrap
 from weft.translate.access_log import RECORD
@@ -53,9 +67,14 @@ def resource(message: Message, name: str, content: dict[str, Any]) -> tuple[str,
     return f"type.googleapis.com/{message.DESCRIPTOR.full_name}", name, version, value
 
 
-def resources(role: Role, port: int, access_log: Path) -> Resources:
-    """Return the resources of a proxy at *port* of the loopback."""
-    made = [resource(listener_pb2.Listener(), "bench", _listener(role, port, access_log))]
+def resources(role: Role, port: int, access_log: Path, *, data_plane: str) -> Resources:
+    """
+    Return the resources of a proxy at *port* of the loopback.
+
+    *data_plane* is who makes metrics with labels: weft-proxy by itself, `envoy` if it is told to.
+    """
+    asked = data_plane == "envoy" and role.has(Feature.LABELS)
+    made = [resource(listener_pb2.Listener(), "bench", _listener(role, port, access_log, asked_for_labels=asked))]
     if not role.tcp:
         made.append(resource(route_pb2.RouteConfiguration(), "bench", _routes(role)))
     for name, content, targets in _clusters(role):
@@ -91,8 +110,10 @@ def address(host: str, port: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- listener
 
 
-def _listener(role: Role, port: int, access_log: Path) -> dict[str, Any]:
+def _listener(role: Role, port: int, access_log: Path, *, asked_for_labels: bool) -> dict[str, Any]:
     logs = _access_log(role, access_log)
+    if asked_for_labels:
+        logs.append(_labelled_metrics(role))
     if role.tcp:
         proxy = {
             "@type": f"{EXTENSIONS}.filters.network.tcp_proxy.v3.TcpProxy",
@@ -114,7 +135,9 @@ def _listener(role: Role, port: int, access_log: Path) -> dict[str, Any]:
                 "require_client_certificate": True,
             },
         }
-    return {"name": "bench", "address": address("127.0.0.1", port), "filter_chains": [chain]}
+    direction = "INBOUND" if role.inbound else "OUTBOUND"
+    where = address("127.0.0.1", port)
+    return {"name": "bench", "address": where, "traffic_direction": direction, "filter_chains": [chain]}
 
 
 def _access_log(role: Role, path: Path) -> list[dict[str, Any]]:
@@ -128,6 +151,52 @@ def _access_log(role: Role, path: Path) -> list[dict[str, Any]]:
             "typed_config": {"@type": logger, "path": str(path), "log_format": {"json_format": fields}},
         }
     ]
+
+
+def _labelled_metrics(role: Role) -> dict[str, Any]:
+    """Return the access logger that makes Istio's metrics of HTTP; what Istio takes from a request is taken from it here."""
+    here, peer = ("destination", "source") if role.inbound else ("source", "destination")
+    identities = {"source": "%DOWNSTREAM_PEER_URI_SAN%", "destination": "%DOWNSTREAM_LOCAL_URI_SAN%"}
+    if not role.inbound:
+        identities = {"source": "%UPSTREAM_LOCAL_URI_SAN%", "destination": "%UPSTREAM_PEER_URI_SAN%"}
+    labels = {"reporter": here}
+    for end, name in ((here, "bench"), (peer, "unknown")):
+        labels |= {
+            f"{end}_workload": name,
+            f"{end}_workload_namespace": "shop",
+            f"{end}_principal": identities[end],
+            f"{end}_app": name,
+            f"{end}_version": "v1",
+            f"{end}_canonical_service": name,
+            f"{end}_canonical_revision": "v1",
+            f"{end}_cluster": "bench",
+        }
+    labels |= {
+        "destination_service": "%REQ(:AUTHORITY)%",
+        "destination_service_name": "%UPSTREAM_CLUSTER%",
+        "destination_service_namespace": "shop",
+        "request_protocol": "grpc" if role.upstream_http2 and role.downstream_http2 else "http",
+        "response_code": "%RESPONSE_CODE%",
+        "grpc_response_status": "%GRPC_STATUS_NUMBER%",
+        "response_flags": "%RESPONSE_FLAGS%",
+        "connection_security_policy": "mutual_tls" if role.downstream_tls else "unknown",
+    }
+    tags = [{"name": name, "value_format": value} for name, value in labels.items()]
+
+    def histogram(name: str, value: str, unit: str) -> dict[str, Any]:
+        return {"stat": {"name": name, "tags": tags}, "value_format": value, "unit": unit}
+
+    config = {
+        "@type": f"{EXTENSIONS}.access_loggers.stats.v3.Config",
+        "stat_prefix": "istio",
+        "counters": [{"stat": {"name": "requests_total", "tags": tags}, "value_fixed": 1}],
+        "histograms": [
+            histogram("request_duration_milliseconds", "%DURATION%", "Milliseconds"),
+            histogram("request_bytes", "%DOWNSTREAM_WIRE_BYTES_RECEIVED%", "Bytes"),
+            histogram("response_bytes", "%DOWNSTREAM_WIRE_BYTES_SENT%", "Bytes"),
+        ],
+    }
+    return {"name": "envoy.access_loggers.stats", "typed_config": config}
 
 
 def _manager(role: Role, logs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -154,6 +223,10 @@ def _http_filters(role: Role) -> list[dict[str, Any]]:
     filters = []
     if role.has(Feature.RBAC):
         filters.append(("envoy.filters.http.rbac", {"@type": f"{EXTENSIONS}.filters.http.rbac.v3.RBAC", **_rbac()}))
+    if role.has(Feature.PRINCIPAL) and role.downstream_tls:
+        # What is refused is asked first and what is allowed second, each by a filter of its own, as Istio has them.
+        allowed = {"@type": f"{EXTENSIONS}.filters.http.rbac.v3.RBAC", **_principal(role.downstream_tls.peer)}
+        filters.append(("envoy.filters.http.rbac", allowed))
     if role.has(Feature.FAULT):
         filters.append(("envoy.filters.http.fault", {"@type": f"{EXTENSIONS}.filters.http.fault.v3.HTTPFault"}))
     if role.has(Feature.CORS):
@@ -180,6 +253,12 @@ def _rbac() -> dict[str, Any]:
     return {"rules": {"action": "DENY", "policies": policies}}
 
 
+def _principal(identity: str) -> dict[str, Any]:
+    principal = {"authenticated": {"principal_name": {"exact": identity}}}
+    policy = {"permissions": [{"any": True}], "principals": [principal]}
+    return {"rules": {"action": "ALLOW", "policies": {"callers": policy}}}
+
+
 # ------------------------------------------------------------------------------------------------------------ routes
 
 
@@ -194,6 +273,10 @@ def _routes(role: Role) -> dict[str, Any]:
         hosts.append(_virtual_host(role, "ejecting", what.domains("ejecting")))
     if role.has(Feature.CIRCUIT_BREAKER):
         hosts.append(_virtual_host(role, "narrow", what.domains("narrow")))
+    if role.has(Feature.LEAST_REQUEST):
+        hosts.append(_virtual_host(role, "uneven", what.domains("uneven")))
+    if role.has(Feature.PEER_IDENTITY):
+        hosts += [_virtual_host(role, name, what.domains(name)) for name in ("impostor", "stranger")]
     if role.has(Feature.FAULT) and role.ports.echo:
         faulty = _virtual_host(role, "echo", what.domains("faulty"))
         faulty["name"] = "faulty"
@@ -284,6 +367,15 @@ def _clusters(role: Role) -> Iterator[tuple[str, dict[str, Any], list[_Target]]]
         narrow = _cluster(role, "narrow")
         narrow["circuit_breakers"]["thresholds"][0] |= {"max_requests": 1, "max_pending_requests": 1}
         yield "narrow", narrow, echo[:1]
+    if role.has(Feature.LEAST_REQUEST):
+        yield "uneven", _cluster(role, "uneven"), [*echo[:1], ("127.0.0.1", ports.slow)]
+    if role.has(Feature.PEER_IDENTITY) and role.upstream_tls:
+        for name, tls in (
+            ("impostor", role.upstream_tls),
+            ("stranger", replace(role.upstream_tls, peer=IDENTITY.format(STRANGER))),
+        ):
+            impostor = [("127.0.0.1", ports.impostor)]
+            yield name, {**_cluster(role, name), **_upstream_tls(tls, name, ["http/1.1"])}, impostor
 
 
 def _cluster(role: Role, name: str, *, under_load: bool = False) -> dict[str, Any]:
@@ -325,18 +417,20 @@ def _cluster(role: Role, name: str, *, under_load: bool = False) -> dict[str, An
         cluster["typed_extension_protocol_options"] = {HTTP_OPTIONS: options}
     if under_load and role.upstream_tls:
         offered = ["h2", "http/1.1"] if role.upstream_default else ["h2" if role.upstream_http2 else "http/1.1"]
-        context = _tls_context(role.upstream_tls, offered)
-        names = [{"san_type": "URI", "matcher": {"exact": role.upstream_tls.peer}}]
-        context["validation_context"]["match_typed_subject_alt_names"] = names
-        cluster["transport_socket"] = {
-            "name": "envoy.transport_sockets.tls",
-            "typed_config": {
-                "@type": f"{EXTENSIONS}.transport_sockets.tls.v3.UpstreamTlsContext",
-                "common_tls_context": context,
-                "sni": f"outbound_.80_._.{name}.shop.svc.cluster.local",
-            },
-        }
+        cluster |= _upstream_tls(role.upstream_tls, name, offered)
     return cluster
+
+
+def _upstream_tls(tls: Tls, name: str, alpn: list[str]) -> dict[str, Any]:
+    context = _tls_context(tls, alpn)
+    names = [{"san_type": "URI", "matcher": {"exact": tls.peer}}]
+    context["validation_context"]["match_typed_subject_alt_names"] = names
+    typed = {
+        "@type": f"{EXTENSIONS}.transport_sockets.tls.v3.UpstreamTlsContext",
+        "common_tls_context": context,
+        "sni": f"outbound_.80_._.{name}.shop.svc.cluster.local",
+    }
+    return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": typed}}
 
 
 def _http2() -> dict[str, Any]:
@@ -344,14 +438,13 @@ def _http2() -> dict[str, Any]:
 
 
 def _tls_context(tls: Tls, alpn: list[str]) -> dict[str, Any]:
-    """
-    Return a `CommonTlsContext`.
-
-    Key exchange cannot be named here: weft-proxy does not honour `ecdh_curves`. Both prefer X25519, which is
-    what their libraries offer first; no probe looks at what a handshake chose.
-    """
+    """Return a `CommonTlsContext` of TLS 1.3 and X25519."""
     return {
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+        "tls_params": {
+            "tls_minimum_protocol_version": "TLSv1_3",
+            "tls_maximum_protocol_version": "TLSv1_3",
+            "ecdh_curves": ["X25519"],
+        },
         "tls_certificates": [
             {
                 "certificate_chain": {"inline_string": tls.chain.read_text()},

@@ -10,7 +10,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Mapping
 
-from bench import backends, peers, role
+from bench import backends, peers, probes, role
 from bench.contest import WARM_UP_SECONDS, by_wrk, measured
 from bench.load import Load
 from bench.measure import CPU, Run, Series, Table, alternate
@@ -77,6 +77,8 @@ def _grown(run: Run, key: str, what: str, roles: Mapping[int, _Grown]) -> Table:
                 apply = by_wrk(run, run.work, length=BODY_BYTES, connections=CONNECTIONS, spread=spread)
                 cores = run.cores.proxy if wanted.workers == 1 else run.cores.proxy | run.cores.rest
                 peer = stack.enter_context(peers.start(name, wanted, run.folder(f"growth-{key}-{count}"), cores))
+                probes.check(peer, wanted)
+                probes.check_held(peer, wanted)
                 apply(peer, WARM_UP_SECONDS)
                 requests: Callable[[Load], int] = lambda seen: seen.requests  # noqa: E731
                 ways[f"{name}, {count:,}"] = functools.partial(measured, peer, wanted, apply, run.seconds, requests)

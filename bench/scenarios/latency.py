@@ -8,6 +8,7 @@ import functools
 from bench import backends, peers, probes, role
 from bench.load import Load, h2load
 from bench.measure import Run, Series, Table, alternate
+from bench.peers import Peer
 from bench.role import Role
 
 BODY_BYTES = 1024
@@ -21,14 +22,15 @@ def run(run: Run) -> list[Table]:
     names = [each for each in PEERS if each in run.peers]
     with backends.http(work, length=BODY_BYTES, cores=run.cores.rest) as ports, contextlib.ExitStack() as stack:
         mesh = Role(ports, role.OUTBOUND_MESH)
-        addresses = {"direct": ports.answer[0]}
+        started: dict[str, Peer | None] = {"direct": None}
         for each in names:
-            peer = stack.enter_context(peers.start(each, mesh, work, run.cores.proxy))
+            peer = started[each] = stack.enter_context(peers.start(each, mesh, work, run.cores.proxy))
             probes.check(peer, mesh)
-            addresses[each] = peer.port
 
-        def measure(port: int) -> Load:
-            return h2load.apply(
+        def measure(peer: Peer | None) -> Load:
+            counts = probes.Counts(peer, mesh) if peer else None
+            port = peer.port if peer else ports.answer[0]
+            seen = h2load.apply(
                 f"http://127.0.0.1:{port}/",
                 requests=round(PER_SECOND * run.seconds),
                 per_second=PER_SECOND,
@@ -39,10 +41,13 @@ def run(run: Run) -> list[Table]:
                 headers=(f":authority: {role.host(mesh.target)}",),
                 log=work / "times",
             )
+            if counts:
+                counts.check(seen.requests)
+            return seen
 
-        found: dict[str, list[Load]] = {each: [] for each in addresses}
+        found: dict[str, list[Load]] = {each: [] for each in started}
         for each, seen in alternate(
-            run.rounds, {each: functools.partial(measure, port) for each, port in addresses.items()}
+            run.rounds, {each: functools.partial(measure, peer) for each, peer in started.items()}
         ):
             found[each].append(seen)
     tables = []

@@ -78,9 +78,9 @@ def run(run: Run) -> list[Table]:
     ]
 
 
-def resources(wanted: Role, port: int, namespace: Path, access_log: Path) -> xds.Resources:
+def resources(wanted: Role, port: int, namespace: Path, access_log: Path, data_plane: str) -> xds.Resources:
     """Return those of *wanted* at *port*, and a listener in the client's namespace in front of the same filter chain."""
-    explicit, *others = xds.resources(wanted, port, access_log)
+    explicit, *others = xds.resources(wanted, port, access_log, data_plane=data_plane)
     caught = listener_pb2.Listener.FromString(explicit[3])
     caught.name = f"0.0.0.0_{PORT}"
     caught.address.socket_address.address = "0.0.0.0"
@@ -170,7 +170,7 @@ def measure(work: Path, names: list[str], rounds: int, seconds: float) -> dict[s
 def _start(name: str, wanted: Role, home: Path, namespace: Path, cores: set[int]) -> Any:
     home.mkdir()
     port = free_port()
-    published = resources(wanted, port, namespace, home / "access.log")
+    published = resources(wanted, port, namespace, home / "access.log", name)
     keep(f"s10-{name}.json", xds.readable(published))
     with xds.serving(home, published) as bootstrap:
         (home / "bootstrap.json").write_text(json.dumps(bootstrap))

@@ -24,7 +24,6 @@ def run(run: Run) -> list[Table]:
                 Role(ports, FEATURES, tcp=True),
                 by_wrk(run, work, length=length, connections=connections),
                 among=("weft-proxy", "envoy", "haproxy", "relay"),
-                probed=False,
                 counted=lambda _, connections=connections: connections,
                 unit=unit,
                 scale=scale,

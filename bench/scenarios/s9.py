@@ -23,14 +23,13 @@ PEERS = ("weft-proxy", "envoy", "haproxy", "nginx")
 def run(run: Run) -> list[Table]:
     work = run.folder("s9")
     authority = Authority(run.folder("certificates"))
-    client, called = authority.issue("caller", peer="called"), authority.issue("called", peer="caller")
     with backends.http(work, length=BODY_BYTES, cores=run.cores.rest) as ports:
         plain = by_wrk(run, work, length=BODY_BYTES, connections=CONNECTIONS, headers=("Connection: close",))
 
         def mtls(peer: Peer, seconds: float) -> Load:
             return handshakes.apply(
                 peer.port,
-                client,
+                authority.caller,
                 seconds=seconds,
                 cores=run.cores.rest,
                 length=BODY_BYTES,
@@ -39,7 +38,7 @@ def run(run: Run) -> list[Table]:
             )
 
         bare = Role(ports, role.BARE)
-        terminating = Role(ports, role.BARE, inbound=True, downstream_tls=called)
+        terminating = Role(ports, role.BARE, inbound=True, downstream_tls=authority.called, callers=authority.callers)
         return [
             Table(
                 "s9.plain",
@@ -49,6 +48,6 @@ def run(run: Run) -> list[Table]:
             Table(
                 "s9.mtls",
                 "S9: a full mTLS handshake for each request",
-                contest(run, "s9-mtls", terminating, mtls, among=PEERS, probe_tls=client),
+                contest(run, "s9-mtls", terminating, mtls, among=PEERS),
             ),
         ]

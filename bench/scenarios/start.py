@@ -1,4 +1,4 @@
-"""Milliseconds from before exec to the first connection accepted, and to the first request answered."""
+"""Milliseconds from before exec to the first connection accepted, and to the first request answered; then features are probed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import socket
 import time
 
-from bench import backends, peers, role
+from bench import backends, peers, probes, role
 from bench.measure import Run, Series, Table
 from bench.role import Role
 
@@ -23,10 +23,15 @@ def run(run: Run) -> list[Table]:
     with backends.http(work, length=BODY_BYTES, cores=run.cores.rest) as ports:
         for _ in range(run.rounds):
             for name in names:
-                with peers.start(name, Role(ports, role.BARE), work, run.cores.proxy) as peer:
+                bare = Role(ports, role.BARE)
+                with peers.start(name, bare, work, run.cores.proxy) as peer:
                     answered = _first_answer(peer.port)
                     listening[name].samples.append((peer.listened - peer.began) * 1e3)
                     answering[name].samples.append((answered - peer.began) * 1e3)
+                    probes.check(peer, bare)
+                    counts = probes.Counts(peer, bare)
+                    _first_answer(peer.port)
+                    counts.check(1)
     return [
         Table("start.listening", "Start, from exec until a connection is accepted", listening),
         Table("start.answering", "Start, from exec until a request is answered", answering),
