@@ -14,6 +14,9 @@ T = TypeVar("T")
 CPU = "CPU us per request"
 CPU_PER_GIB = "CPU ms per GiB"
 OUT = Path(__file__).parent / "out"
+KEPT = OUT / "configurations"
+WORK_PREFIX = "weft-bench-"
+"""Of the folder in which a run has its files."""
 
 
 @dataclass
@@ -86,8 +89,12 @@ def alternate(rounds: int, ways: Mapping[str, Callable[[], T]]) -> Iterator[tupl
             yield name, ways[name]()
 
 
-def keep(name: str, content: str) -> None:
-    """Keep *content* as bench/out/configurations/*name*: what a peer was given in this run."""
-    folder = OUT / "configurations"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(content)
+def keep(name: str, content: str, home: Path) -> None:
+    """
+    Keep *content* as bench/out/configurations/*name*: what a peer was given in this run.
+
+    Its folder of this run, *home*, and that of the whole run are named by what they are for.
+    """
+    KEPT.mkdir(parents=True, exist_ok=True)
+    work = next(each for each in home.parents if each.name.startswith(WORK_PREFIX))
+    (KEPT / name).write_text(content.replace(str(home), "HOME").replace(str(work), "WORK"))

@@ -101,6 +101,13 @@ class _Started:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+def _kept(home: Path, ending: str) -> str:
+    """Return the name of the configuration of who lives in *home*: `s2-envoy.json`, of a pair `s3-h2-in-envoy.json`."""
+    scenario = home.parent
+    before = f"{scenario.parent.name}-" if scenario.name in PARTS else ""
+    return f"{before}{scenario.name}-{home.name}.{ending}"
+
+
 @contextlib.contextmanager
 def relay(role: Role, home: Path, cores: set[int]) -> Iterator[Peer]:
     """The floor: bytes copied, nothing understood."""
@@ -118,7 +125,7 @@ def haproxy(role: Role, home: Path, cores: set[int]) -> Iterator[Peer]:
     port = free_port()
     with records.taken(home / "access.log", os.sched_getaffinity(0) - cores or cores) as taken:
         (home / "haproxy.cfg").write_text(haproxy_configuration.configuration(role, port, home, taken))
-        keep(f"{home.parent.name}-{home.name}.cfg", (home / "haproxy.cfg").read_text())
+        keep(_kept(home, "cfg"), (home / "haproxy.cfg").read_text(), home)
         started = _Started([program("haproxy"), "-f", home / "haproxy.cfg"], cores, home / "log")
         made = lambda process: Peer("haproxy", port, process, home / "access.log", home / "admin.sock")  # noqa: E731
         with _listening(made, started, port) as peer:
@@ -130,7 +137,7 @@ def nginx(role: Role, home: Path, cores: set[int]) -> Iterator[Peer]:
     """nginx, `role.workers` processes beside the one that watches them."""
     port = free_port()
     (home / "nginx.conf").write_text(nginx_configuration.configuration(role, port, home, home / "access.log"))
-    keep(f"{home.parent.name}-{home.name}.conf", (home / "nginx.conf").read_text())
+    keep(_kept(home, "conf"), (home / "nginx.conf").read_text(), home)
     started = _Started([program("nginx"), "-c", home / "nginx.conf"], cores, home / "log")
     made = lambda process: Peer("nginx", port, process, home / "access.log", home / "admin.sock")  # noqa: E731
     with _listening(made, started, port) as peer:
@@ -141,7 +148,7 @@ def nginx(role: Role, home: Path, cores: set[int]) -> Iterator[Peer]:
 def _over_xds(name: str, role: Role, home: Path, cores: set[int]) -> Iterator[Peer]:
     port = free_port()
     published = xds.resources(role, port, home / "access.log", data_plane=name)
-    keep(f"{home.parent.name}-{home.name}.json", xds.readable(published))
+    keep(_kept(home, "json"), xds.readable(published), home)
     with xds.serving(home, published) as bootstrap:
         (home / "bootstrap.json").write_text(json.dumps(bootstrap))
         whole: list[str | Path] = [*command(name, role.workers), "-c", home / "bootstrap.json"]
@@ -166,6 +173,9 @@ ALL: dict[str, Callable[[Role, Path, set[int]], AbstractContextManager[Peer]]] =
     "relay": relay,
 }
 
+PARTS = ("in", "out")
+"""Of a pair: who is called, and who calls."""
+
 DATA_PLANES = ("weft-proxy", "envoy")
 """Those that can stand beside the programs of a mesh."""
 
@@ -183,9 +193,8 @@ def start(name: str, role: Role, folder: Path, cores: set[int]) -> Iterator[Peer
 @contextlib.contextmanager
 def pair(name: str, outbound: Role, inbound: Role, folder: Path, cores: set[int]) -> Iterator[Peer]:
     """Run two: one with *inbound*, and in front of it one with *outbound*, whose answers come from the first."""
-    for part in ("in", "out"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    with start(name, inbound, folder / "in", cores) as behind:
+    called, calling = (folder / part for part in PARTS)
+    with start(name, inbound, called, cores) as behind:
         role = replace(outbound, ports=replace(outbound.ports, answer=(behind.port,)))
-        with start(name, role, folder / "out", cores) as before:
+        with start(name, role, calling, cores) as before:
             yield replace(before, behind=(behind,))

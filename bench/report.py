@@ -1,4 +1,8 @@
-"""What a run prints: a table for each comparison, the goals, and README.md's section."""
+"""
+What a run prints: a table for each comparison, the goals, and README.md's section.
+
+All but the first are made of the run's result in JSON (`as_json`), so that they can be made again of one that was kept.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.goals import judged
-from bench.measure import Table
+from bench.measure import Series, Table
 
 NAMES = {"weft-proxy": "weft-proxy", "envoy": "Envoy", "haproxy": "HAProxy", "nginx": "nginx", "relay": "byte relay"}
+WITHOUT_LABELS = "envoy, metrics without labels"
+"""A line of S2's tables (bench/scenarios/s2.py)."""
 AGAINST = ("envoy", "haproxy", "nginx", "direct")
 
 README_COLUMNS = (
@@ -58,17 +64,18 @@ def table(one: Table) -> str:
 
 
 def goals(tables: Sequence[Table]) -> str:
-    """Return the table of goals that these tables can judge."""
+    """Return the table of goals that these tables can judge; empty if there are none."""
     rows = [[title, goal, measured, "met" if met else "**missed**"] for title, goal, measured, met in judged(tables)]
-    return f"### Goals\n\n{_markdown(['scenario', 'goal', 'measured', ''], rows)}" if rows else ""
+    return _markdown(["scenario", "goal", "measured", ""], rows) if rows else ""
 
 
-def readme(tables: Sequence[Table], rounds: int, seconds: float) -> str:
-    """Return README.md's tables from this run: a line for each scenario, with our ratio to each peer."""
+def readme(result: dict[str, Any]) -> str:
+    """Return README.md's tables: a line for each scenario, with our ratio to each peer; and where and how it was measured."""
+    tables = tables_of(result)
     by_key = {one.key: one for one in tables}
     peers = [name for name in NAMES if any(name in one.series for one in tables)]
     parts = []
-    for columns, unit in ((README_COLUMNS, "CPU us per request"), (README_OTHERS, "else")):
+    for columns, unit in ((README_COLUMNS, "CPU us per request"), (README_OTHERS, "")):
         rows = []
         for key, heading in columns:
             if key not in by_key:
@@ -84,8 +91,38 @@ def readme(tables: Sequence[Table], rounds: int, seconds: float) -> str:
         if rows:
             head = [unit, *(NAMES[name] for name in peers), "x Envoy", "x HAProxy"]
             parts.append(_markdown(head, rows))
-    note = f"Medians of {rounds} rounds of {seconds:g} s (`python -m bench --rounds {rounds} --seconds {seconds:g}`)."
-    return "\n\n".join([*parts, note])
+    return "\n\n".join([*parts, _note(result, by_key)])
+
+
+def _note(result: dict[str, Any], by_key: dict[str, Table]) -> str:
+    machine, versions = result["machine"], result["versions"]
+    found = list(judged(list(by_key.values())))
+    named = ", ".join(f"{NAMES[name]} {versions[name]}" for name in NAMES if name in versions)
+    sentences = [
+        f"Medians of {result['rounds']} rounds of {result['seconds']:g} s, {result['when'][:10]}, on {machine['cores']} cores of "
+        f"{machine['processor']} with {machine['kernel']}: {named}.",
+        f"{sum(met for *_, met in found)} of {len(found)} goals are met.",
+    ]
+    mesh = by_key.get("s2.1")
+    if mesh and WITHOUT_LABELS in mesh.series and "envoy" in mesh.series:
+        sentences.append(
+            f"Of Envoy's {_number(mesh.series['envoy'].median)} us with mesh features, labels on its metrics, which stock Envoy makes by its "
+            f"access logger for statistics, are what it does not need without them: {_number(mesh.series[WITHOUT_LABELS].median)} us."
+        )
+    sentences.append("Every sample, and what S2 and S3 gave to each peer, is in [bench/results](bench/results).")
+    return "\n".join(sentences)
+
+
+def tables_of(result: dict[str, Any]) -> list[Table]:
+    """Return the tables of which `as_json` made *result*."""
+    return [
+        Table(
+            key,
+            scenario["title"],
+            {name: Series(found["unit"], found["samples"]) for name, found in scenario["peers"].items()},
+        )
+        for key, scenario in result["scenarios"].items()
+    ]
 
 
 def as_json(tables: Sequence[Table], about: dict[str, Any]) -> str:

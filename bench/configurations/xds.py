@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,7 @@ from weft.translate.access_log import RECORD
 EXTENSIONS = "type.googleapis.com/envoy.extensions"
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 RETRY_ON = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
+PEM = re.compile(r"-----BEGIN ([A-Z ]+)-----")
 UNBOUNDED = 2**32 - 1
 """Istio's for limits that nobody set."""
 
@@ -88,7 +90,7 @@ def resources(role: Role, port: int, access_log: Path, *, data_plane: str) -> Re
 
 
 def readable(published: Resources) -> str:
-    """Return *published* as JSON, for people."""
+    """Return *published* as JSON, a line for each, for people; what stands in for certificates and keys changes with each run."""
     kinds = (
         listener_pb2.Listener,
         route_pb2.RouteConfiguration,
@@ -96,11 +98,28 @@ def readable(published: Resources) -> str:
         endpoint_pb2.ClusterLoadAssignment,
     )
     types = {f"type.googleapis.com/{kind.DESCRIPTOR.full_name}": kind for kind in kinds}
-    content = [
-        {"type_url": url, **json_format.MessageToDict(types[url].FromString(value), preserving_proto_field_name=True)}
+    lines = (
+        json.dumps(
+            {
+                "@type": url,
+                **_without_secrets(
+                    json_format.MessageToDict(types[url].FromString(value), preserving_proto_field_name=True)
+                ),
+            }
+        )
         for url, _, _, value in published
-    ]
-    return json.dumps(content, indent=1) + "\n"
+    )
+    return "[\n" + ",\n".join(lines) + "\n]\n"
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_secrets(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(each) for each in value]
+    if isinstance(value, str) and (found := PEM.match(value)):
+        return f"({found[1].lower()}, made for the run)"
+    return value
 
 
 def address(host: str, port: int) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def _start(name: str, wanted: Role, home: Path, namespace: Path, cores: set[int]
     home.mkdir()
     port = free_port()
     published = resources(wanted, port, namespace, home / "access.log", name)
-    keep(f"s10-{name}.json", xds.readable(published))
+    keep(f"s10-{name}.json", xds.readable(published), home)
     with xds.serving(home, published) as bootstrap:
         (home / "bootstrap.json").write_text(json.dumps(bootstrap))
         command = [*peers.command(name, 1), "-c", str(home / "bootstrap.json")]

@@ -12,11 +12,11 @@ from dataclasses import replace
 from bench import backends, role
 from bench.contest import by_wrk, contest
 from bench.measure import Run, Table
+from bench.report import WITHOUT_LABELS
 from bench.role import Feature, Role
 
 BODY_BYTES = 1024
 CONNECTIONS = 64
-WITHOUT_LABELS = "envoy, metrics without labels"
 
 BROWSER_HEADERS = (
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",

@@ -1,5 +1,6 @@
 """The bench's configurations are what their peers accept, and its verdicts follow from its figures."""
 
+import json
 import subprocess
 from dataclasses import replace
 
@@ -11,14 +12,15 @@ from envoy.extensions.access_loggers.stats.v3 import stats_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 
-from bench import role
+from bench import measure, role
 from bench.certificates import Authority
 from bench.configurations import haproxy, nginx, xds
 from bench.goals import judged
 from bench.measure import Series, Table
 from bench.process import program
-from bench.report import readme
+from bench.report import as_json, readme
 from bench.role import Feature, Ports, Role
+from tests.bench import ABOUT
 
 PORTS = Ports((1001, 1002), canary=1003, echo=(1004, 1005), failing=1006, busy=1007, slow=1008, impostor=1009)
 
@@ -113,6 +115,18 @@ def test_envoy_is_told_to_make_istios_metrics_and_weft_proxy_is_not(roles, name,
     }
 
 
+def test_what_is_published_of_a_configuration_has_no_secret_and_no_path_of_this_machine(roles, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "KEPT", tmp_path / "kept")
+    home = tmp_path / f"{measure.WORK_PREFIX}x" / "s3" / "in" / "envoy"
+    made = xds.resources(roles["inbound"], 1000, home / "access.log", data_plane="envoy")
+    measure.keep("one.json", xds.readable(made), home)
+    text = (tmp_path / "kept" / "one.json").read_text()
+    assert '"path": "HOME/access.log"' in text
+    assert str(tmp_path) not in text
+    assert "BEGIN" not in text
+    assert {one["@type"].rpartition(".")[2] for one in json.loads(text)} >= {"Listener", "Cluster"}
+
+
 def test_goals_are_judged_by_the_medians_of_one_table():
     series = {"weft-proxy": Series("us", [1, 30, 31]), "envoy": Series("us", [100]), "haproxy": Series("us", [35])}
     found = {goal: (measured, met) for _, goal, measured, met in judged([Table("s1", "S1", series)])}
@@ -121,4 +135,4 @@ def test_goals_are_judged_by_the_medians_of_one_table():
 
 def test_the_readme_shows_what_was_not_measured_as_such():
     table = Table("s1", "S1", {"weft-proxy": Series("us", [10]), "haproxy": Series("us", [20])})
-    assert "| bare HTTP/1.1 | 10.0 | 20.0 | - | 0.50 |" in readme([table], 3, 2)
+    assert "| bare HTTP/1.1 | 10.0 | 20.0 | - | 0.50 |" in readme(json.loads(as_json([table], ABOUT)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from xml.etree import ElementTree
 
 from bench import plot, report
 from bench.measure import CPU, Series, Table
+from tests.bench import ABOUT
 
 
 def table(key: str, **medians: float) -> Table:
@@ -32,6 +34,6 @@ def test_what_was_measured_without_envoy_is_not_in_the_picture() -> None:
 
 
 def test_readmes_table_has_a_line_for_each_scenario_that_was_run() -> None:
-    lines = report.readme(TABLES, 5, 3).splitlines()
+    lines = report.readme(json.loads(report.as_json(TABLES, ABOUT))).splitlines()
     assert "| bare HTTP/1.1 | 25.0 | 100.0 | 50.0 | - | 0.25 | 0.50 |" in lines
     assert any(re.match(r"\| TCP, 1 KiB \| 12.0 \| - \| - \| 11.0 \|", line) for line in lines)
