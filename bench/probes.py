@@ -113,11 +113,13 @@ def check_held(peer: Peer, role: Role) -> None:
     """
     wanted = len(role.services)
     if peer.name == "haproxy":
-        rows = _statistics(peer)
-        held = {row["pxname"] for row in rows if row["svname"] not in {"FRONTEND", "BACKEND"}}
+        held = {row["pxname"] for row in _statistics(peer) if row["svname"] not in {"FRONTEND", "BACKEND"}}
+    elif peer.name == "envoy":
+        # Its list of 10,000 clusters would be of many megabytes.
+        shown = _ask_admin(peer, "/stats?filter=membership_total")
+        held = set(re.findall(r"^cluster\.(\S+)\.membership_total: [1-9]", shown, re.MULTILINE))
     else:
-        text = _ask_admin(peer, "/clusters?format=json")
-        held = {one["name"] for one in json.loads(text)["cluster_statuses"] if one.get("host_statuses")}
+        held = {one["name"] for one in json.loads(_ask_admin(peer, "/clusters?format=json")) if one["endpoints"]}
     if missing := set(role.services) - held:
         raise FeatureDoesNotActError(
             f"{peer.name}: expected {wanted:,} clusters with endpoints, {len(missing):,} are missing"
@@ -159,16 +161,12 @@ def _request_id(peer: Peer, role: Role) -> str:
 
 
 def _virtual_hosts(peer: Peer, role: Role) -> str:
-    found = {
-        ask(peer, service, role.path, tls=_shown(role)).status
-        for service in (role.services[0], role.target, role.services[-1])
-    }
+    # With endpoints that are never connected to, one service alone can answer.
+    services = [role.target] if role.endpoints else [role.services[0], role.target, role.services[-1]]
+    found = {ask(peer, service, role.path, tls=_shown(role)).status for service in services}
     nobody = ask(peer, "nobody", tls=_shown(role)).status
-    return (
-        ""
-        if found == {200} and nobody == 404
-        else f"expected 200 of services and 404 of others, came {found}, {nobody}"
-    )
+    good = found == {200} and nobody == 404
+    return "" if good else f"expected 200 of services and 404 of others, came {found}, {nobody}"
 
 
 def _canary(peer: Peer, role: Role) -> str:
