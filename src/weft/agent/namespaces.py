@@ -38,6 +38,12 @@ RESERVED_PORTS = frozenset({OUTBOUND_PORT, DNS_PORT})
 MESH_CIDRS = ("10.244.0.0/16", "10.245.0.0/16", "172.30.0.0/16", "10.99.0.0/16", "198.18.0.0/16", "100.96.0.0/16")
 """Where workload addresses may come from, in order of preference; 198.18.0.0/15 (RFC 2544) is nobody's network."""
 
+WIDEST_NETWORK = 8
+"""
+Prefix length of the widest range that is somebody's network: 10.0.0.0/8 (RFC 1918). What is wider is a default route:
+VPNs take all traffic by 0.0.0.0/1 and 128.0.0.0/1, and so leave the route alone that leads to their server.
+"""
+
 _OWN_NETWORK = "/proc/thread-self/ns/net"
 _LOOPBACK_INDEX = 1  # of every network namespace
 _INTERFACE = "eth0"
@@ -61,7 +67,7 @@ def choose_cidr(candidates: Sequence[str] = MESH_CIDRS) -> IPv4Network:
         ModeUnavailable: Every one of them overlaps a route.
     """
     with netlink.Netlink(netlink.NETLINK_ROUTE) as route:
-        taken = netlink.ipv4_routes(route)
+        taken = [other for other in netlink.ipv4_routes(route) if other.prefixlen >= WIDEST_NETWORK]
     for candidate in candidates:
         network = IPv4Network(candidate)
         if not any(network.overlaps(other) for other in taken):

@@ -239,7 +239,7 @@ def add_local_route(
 
 
 def ipv4_routes(netlink: Netlink) -> list[IPv4Network]:
-    """Destinations of all IPv4 routes of all tables, without default routes."""
+    """Destinations of all IPv4 routes of all tables, without those that lead everywhere (0.0.0.0/0)."""
     found = []
     for _kind, payload in netlink.dump(Message(_RTM_GETROUTE, 0, struct.pack("=BBBBBBBBI", socket.AF_INET, *[0] * 8))):
         family, length = payload[0], payload[1]
