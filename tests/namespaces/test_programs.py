@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import resource
@@ -182,6 +183,18 @@ async def test_the_hosts_files_are_as_they_were_and_the_programs_are_not(mesh: M
     assert hosts.splitlines()[0].split() == ["10.244.0.7", "cart-v1-0", socket.gethostname()]
     assert "hosts: files dns" in nsswitch.splitlines()
     assert {path: Path(path).read_text() for path in before} == before
+
+
+@in_mesh
+async def test_a_hosts_file_of_megabytes_is_seen_whole(mesh: Mesh) -> None:
+    """Lists of names that are to be blocked have such sizes."""
+    from weft.agent import mounts
+
+    blocked = "".join(f"0.0.0.0\tads-{number:06}.example\n" for number in range(131_072))
+    assert len(blocked) > 3 << 20
+    mounts.view = functools.partial(mounts.view, read=lambda path: blocked if path == mounts.HOSTS else "")
+    source = "text = open('/etc/hosts').read(); print(text.count('ads-'), text.splitlines()[-1].split())"
+    assert (await mesh.python(source)).output == "131072 ['::1', 'localhost']\n"
 
 
 def ignored_signals() -> list[int]:

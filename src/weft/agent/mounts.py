@@ -31,6 +31,8 @@ NAME_SERVICE_SOCKETS = (
 )
 """Where resolvers of the host answer for the host; a program that asked there would not see the mesh's names."""
 
+_ROOM_BYTES = 1 << 20  # of a directory's replacement, beside what is laid out in it: each file takes whole pages
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -93,9 +95,12 @@ def apply(view: View) -> None:
     if staging is None:
         raise FileNotFoundError(f"none of the mesh's directories exists: {', '.join(view.hidden)}")
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    # A hosts file that blocks advertisers has megabytes, and what is laid out stays there.
+    room = _ROOM_BYTES + sum(len(content) for _path, content in view.files)
     for directory in view.hidden:
         if os.path.isdir(directory):
-            syscalls.mount("weft", directory, "tmpfs", flags, "mode=0755,size=1m")
+            size = room if directory == staging else _ROOM_BYTES
+            syscalls.mount("weft", directory, "tmpfs", flags, f"mode=0755,size={size}")
     for path, content in view.files:
         _cover(path, content, staging)
     for path in view.silenced:
@@ -123,11 +128,9 @@ def _cover(path: str, content: bytes, staging: str) -> None:
         return
     source = os.path.join(staging, "cover")
     descriptor = os.open(source, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
+    with open(descriptor, "wb") as file:  # which writes all of it, or says why not
         os.fchmod(descriptor, 0o644)  # whatever the umask
-        os.write(descriptor, content)
-    finally:
-        os.close(descriptor)
+        file.write(content)
     try:
         syscalls.mount(source, path, "", syscalls.MS_BIND)
         flags = syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY
