@@ -66,6 +66,21 @@ def test_without_hosts_there_is_a_localhost_and_without_ipv6_no_ipv6_address() -
     ]
 
 
+@pytest.mark.parametrize("named", ["localhost", "localhost.localdomain", "LocalHost", "build.localhost"])
+def test_on_a_host_that_is_called_localhost_that_means_the_loopback(
+    monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """What nobody has named is called so; a program that binds localhost is not to be found by others."""
+    monkeypatch.setattr(socket, "gethostname", lambda: named)
+    host = "127.0.0.1 localhost localhost.localdomain\n::1 localhost\n"
+    assert made({mounts.HOSTS: host})[mounts.HOSTS] == [
+        "10.244.0.7 cart-v1-0",
+        "fd77:ef7::7 cart-v1-0",
+        "127.0.0.1 localhost localhost.localdomain",
+        "::1 localhost",
+    ]
+
+
 def test_nsswitch_asks_files_and_dns_for_hosts_and_is_otherwise_the_hosts() -> None:
     host = "passwd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] files myhostname dns\n hosts : wins\nnetworks: files\n"
     inside = made({mounts.NSSWITCH: host})[mounts.NSSWITCH]

@@ -63,14 +63,15 @@ def view(
     The view of a program, made from the host's files as they are now.
 
     Args:
-        own_names: Names that mean the program's own address: its workload name; the host's name is added.
+        own_names: Names that mean the program's own address: its workload name; the host's name is added, unless it is
+            one of the loopback's, as hosts that nobody has named have it.
         address6: May be empty.
         hidden: `MeshPaths.masked`.
         namespace: The mesh namespace whose services are found by their first label.
         read: Returns a file's text, "" if there is none; the host's files by default.
     """
     text = read or _text
-    names = [*own_names, socket.gethostname()]
+    names = [name for name in (*own_names, socket.gethostname()) if not _is_loopback(name)]
     files = (
         (RESOLV_CONF, _resolv_conf(text(RESOLV_CONF), namespace)),
         (HOSTS, _hosts(text(HOSTS), names, address, address6)),
@@ -157,14 +158,21 @@ def _search(host: str, namespace: str) -> list[str]:
     return search
 
 
+def _is_loopback(name: str) -> bool:
+    """Whether *name* means the loopback: by RFC 6761 6.3, or as hosts files have it."""
+    lowered = name.lower()
+    return lowered in ("localhost", "localhost.localdomain") or lowered.endswith(".localhost")
+
+
 def _hosts(host: str, names: Sequence[str], address: str, address6: str) -> str:
     """The host's entries without *names*, which mean the program itself here; `localhost` even if the host forgot it."""
     own = dict.fromkeys(names)
-    lines = [f"{value}\t{' '.join(own)}" for value in (address, address6) if value]
+    lines = [f"{value}\t{' '.join(own)}" for value in (address, address6) if value and own]
     known = set()
+    lowered = {name.lower() for name in own}
     for line in host.splitlines():
         words = line.split("#", 1)[0].split()
-        kept = [word for word in words[1:] if word.lower() not in {name.lower() for name in own}]
+        kept = [word for word in words[1:] if word.lower() not in lowered]
         if kept:
             lines.append(f"{words[0]}\t{' '.join(kept)}")
             known.update(kept)
