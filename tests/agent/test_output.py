@@ -176,6 +176,20 @@ def test_the_last_lines_are_of_the_last_run(tmp_path: Path) -> None:
     assert "first run" in (tmp_path / "output.log").read_text()
 
 
+def test_a_last_line_that_never_ended_is_the_run_that_wrote_it(tmp_path: Path) -> None:
+    log = opened(tmp_path / "output.log")
+    log.feed(b"fatal")
+    log.end_line()
+    assert log.last == ["fatal"]
+    log.begin()
+    log.feed(b"x\ncut")
+    log.begin()
+    log.feed(b"y\n")
+    log.close()
+    lines = (tmp_path / "output.log").read_text().splitlines()
+    assert [line.partition(" ")[2] for line in lines] == ["fatal", "x", "cut", "y"]
+
+
 def test_history_ends_a_line_only_where_the_program_did(tmp_path: Path) -> None:
     """A form feed, a carriage return and U+2028 are part of a line; a log that was set aside is no different."""
     path = tmp_path / "output.log"

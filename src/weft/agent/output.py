@@ -62,7 +62,8 @@ class OutputLog:
         return list(self._last)
 
     def begin(self) -> None:
-        """Another run of the program begins: `last` tells of this one only."""
+        """Another run of the program begins: `last` tells of this one only, and its lines are its own."""
+        self.end_line()
         self._last.clear()
 
     def feed(self, data: bytes) -> None:
@@ -74,11 +75,15 @@ class OutputLog:
         if whole:
             self._write(whole)
 
-    def close(self) -> None:
-        """Write what is left, even if its line never ended."""
+    def end_line(self) -> None:
+        """Write what is left of a line that will not end any more: who wrote it has ended."""
         if self._partial:
             self._write([self._partial])
             self._partial = b""
+
+    def close(self) -> None:
+        """Write what is left, even if its line never ended."""
+        self.end_line()
         self._file.close()
 
     def _write(self, lines: list[bytes]) -> None:

@@ -160,8 +160,9 @@ class Capture:
         return self._nothing, self._write_end, self._write_end
 
     def drain(self) -> None:
-        """Take what is in the pipe now; called when the program has ended, before its last lines are shown."""
+        """Take what is in the pipe now, all of it; called when the program has ended, before its last lines are shown."""
         self._take()
+        self.log.end_line()
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._read_end)
