@@ -366,6 +366,37 @@ def test_a_silent_resolver_is_passed_over() -> None:
     assert resolving(lambda query: [], lambda query: [reply(query)]) == reply(QUERY)
 
 
+def failure(query: bytes, code: int) -> bytes:
+    return query[:2] + struct.pack("!5H", 0x8180 | code, 1, 0, 0, 0) + query[12:]
+
+
+@pytest.mark.parametrize("code", [2, 4, 5], ids=["SERVFAIL", "NOTIMP", "REFUSED"])
+def test_a_resolver_that_fails_is_passed_over(code: int) -> None:
+    """It may serve one network only; glibc goes on, too."""
+    assert resolving(lambda query: [failure(query, code)], lambda query: [reply(query)]) == reply(QUERY)
+
+
+def test_that_there_is_no_such_name_is_an_answer() -> None:
+    assert resolving(lambda query: [failure(query, 3)], lambda query: [reply(query)]) == failure(QUERY, 3)
+
+
+def test_when_all_resolvers_fail_the_first_failure_is_the_answer_and_nobody_is_asked_twice() -> None:
+    async def body() -> None:
+        async with (
+            standing(lambda query: [failure(query, 2)]) as (first, one),
+            standing(lambda query: [failure(query, 5)]) as (second, two),
+        ):
+            answer = await edge._Resolvers([("127.0.0.1", one), ("127.0.0.1", two)]).ask(QUERY)
+            assert answer == failure(QUERY, 2)
+            assert len(first.asked) == len(second.asked) == 1
+
+    asyncio.run(body())
+
+
+def test_a_failure_is_an_answer_where_the_other_resolver_is_silent() -> None:
+    assert resolving(lambda query: [failure(query, 2)], lambda query: []) == failure(QUERY, 2)
+
+
 def test_a_forged_answer_is_not_taken() -> None:
     """Wrong id, wrong question, a query instead of an answer, and too short; then the real one."""
 

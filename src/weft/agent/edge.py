@@ -43,6 +43,7 @@ _RESOLVE_ROUNDS = 2
 _BACKLOG = 1024
 _REST_SECONDS = 0.1  # before an edge that is not there is asked again
 _DNS_PORT = 53
+_FAILURES = frozenset({2, 4, 5})  # SERVFAIL, NOTIMP, REFUSED: RFC 1035 4.1.1
 _DEFAULT_SERVER = ("127.0.0.1", _DNS_PORT)  # resolv.conf(5): what holds if the file names none
 
 Server = tuple[str, int]
@@ -405,7 +406,7 @@ async def _is_host_listening(port: int) -> bool:
 
 
 class _Resolvers:
-    """The host's resolvers: UDP first, TCP when the answer does not fit, the next server when one is silent."""
+    """The host's resolvers: UDP first, TCP when the answer does not fit, the next server when one is silent or fails."""
 
     def __init__(self, fixed: Sequence[Server] | None) -> None:
         self._fixed = tuple(fixed) if fixed is not None else None
@@ -425,6 +426,10 @@ class _Resolvers:
 
     async def ask(self, query: bytes) -> bytes:
         """
+        Return the first answer that tells something of the name; if there is none, the first failure that was answered.
+
+        As with glibc a failure is that server's own: one that serves another network refuses what the next one knows.
+
         Raises:
             EdgeRefused: `malformed`, or `no_answer` when every server was silent or unreachable.
         """
@@ -432,15 +437,22 @@ class _Resolvers:
             raise EdgeRefused("malformed", "not a DNS message")
         started = time.monotonic()
         problems: dict[str, str] = {}
+        failures: list[bytes] = []
         for _round in range(_RESOLVE_ROUNDS):
             for server in self.servers():
                 try:
                     async with asyncio.timeout(_RESOLVE_SECONDS):
-                        return await _ask_server(server, query)
+                        answer = await _ask_server(server, query)
                 except TimeoutError:
                     problems[server[0]] = "silent"
                 except OSError as error:
                     problems[server[0]] = error.strerror or str(error)
+                else:
+                    if answer[3] & 0x0F not in _FAILURES:
+                        return answer
+                    failures.append(answer)
+            if failures:  # who asked again would be told the same, and later
+                return failures[0]
         seconds = time.monotonic() - started
         listed = ", ".join(f"{server}: {problem}" for server, problem in problems.items())
         raise EdgeRefused("no_answer", f"no resolver of the host answered within {seconds:.1f} s ({listed})")
@@ -478,6 +490,8 @@ async def _ask_server(server: Server, query: bytes) -> bytes:
             await loop.sock_sendall(stream, struct.pack("!H", len(asked)) + asked)
             (length,) = struct.unpack("!H", await _exactly(stream, 2))
             reply = await _exactly(stream, length)
+        if len(reply) < 12:
+            raise OSError(errno.EBADMSG, "not a DNS message")
     return query[:2] + reply[2:]
 
 
