@@ -51,6 +51,7 @@ _MESSAGE_BYTES = 4096
 _SETTLE_SECONDS = 0.05  # between a program's stop and ours: a stop of the whole group, and its end, reach us both ways
 _FAILED_BEFORE_EXEC = 127
 _END_SECONDS = 1.0  # for the processes below a guardian to die of SIGKILL; who does not is of another user
+_END_POLL_SECONDS = 0.005
 _FOR_THE_GROUP = frozenset({signal.SIGTSTP, signal.SIGCONT, signal.SIGHUP})
 
 
@@ -427,7 +428,7 @@ def _reap(child: int, channel: socket.socket) -> int | None:
 
 
 def _end_descendants(child: int) -> int:
-    """Kill every process below this one until there is none; returns the code of *child* if it is among them."""
+    """Kill every process below this one until there is none, or none that dies; returns *child*'s code if it is among them."""
     code = -signal.SIGKILL
     deadline = time.monotonic() + _END_SECONDS
     while (left := sockets.descendants(os.getpid())) and time.monotonic() < deadline:
@@ -435,9 +436,10 @@ def _end_descendants(child: int) -> int:
             with contextlib.suppress(OSError):  # gone, or of another user: then it cannot be ended by us
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
-            found = os.waitid(os.P_ALL, 0, os.WEXITED)
-            if found is not None and found.si_pid == child and found.si_code == os.CLD_EXITED:
-                code = found.si_status
+            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
+                if found.si_pid == child and found.si_code == os.CLD_EXITED:
+                    code = found.si_status
+        select.select([], [], [], _END_POLL_SECONDS)  # nobody who lives on keeps us from looking at the time
     return code
 
 
