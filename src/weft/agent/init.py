@@ -431,16 +431,18 @@ def _end_descendants(child: int) -> int:
     """Kill every process below this one until there is none, or none that dies; returns *child*'s code if it is among them."""
     code = -signal.SIGKILL
     deadline = time.monotonic() + _END_SECONDS
-    while (left := sockets.descendants(os.getpid())) and time.monotonic() < deadline:
-        for pid in left:
-            with contextlib.suppress(OSError):  # gone, or of another user: then it cannot be ended by us
-                os.kill(pid, signal.SIGKILL)
+    while True:
         with contextlib.suppress(ChildProcessError):
             while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
                 if found.si_pid == child and found.si_code == os.CLD_EXITED:
                     code = found.si_status
-        select.select([], [], [], _END_POLL_SECONDS)  # nobody who lives on keeps us from looking at the time
-    return code
+        left = sockets.descendants(os.getpid())
+        if not left or time.monotonic() > deadline:
+            return code
+        for pid in left:
+            with contextlib.suppress(OSError):  # gone, or of another user: then it cannot be ended by us
+                os.kill(pid, signal.SIGKILL)
+        select.select([], [], [], _END_POLL_SECONDS)
 
 
 def _reap_until(child: int, channel: socket.socket) -> int:
