@@ -147,6 +147,32 @@ def test_a_program_that_listens_on_another_port_is_told(person: Person, bookinfo
         ended(process)
 
 
+def test_that_a_program_listens_on_another_port_is_taken_back_when_it_listens_on_its_own(
+    person: Person, bookinfo: Mesh, server: Path
+) -> None:
+    """A port for debugging may be open long before the one that is declared."""
+    go = person.home / "debugged"
+    os.mkfifo(go)
+    os.chown(go, person.uid, person.uid)
+    both = f"python3 {server} 9229 & exec python3 {server} 8000 {go}"
+    with person.start("run", "--name", "slow", "--port", "8000", "--", "sh", "-c", both) as process:
+        eventually(lambda: "listens-elsewhere" in person.notices("code"), "it is told")
+        go.write_text("go")
+        eventually(lambda: "listens-elsewhere" not in person.notices("code"), "it is taken back")
+        process.terminate()
+        assert process.communicate(timeout=20)[1] == ""
+
+
+def test_a_port_of_the_host_is_not_where_a_slow_program_listens(person: Person, bookinfo: Mesh, server: Path) -> None:
+    options = ("--name", "slow", "--port", "8000", "--host-port", "5432")
+    late = f"sleep 2; exec python3 {server} 8000"  # longer than a program may listen elsewhere unnoticed
+    with person.start("run", *options, "--", "sh", "-c", late) as process:
+        eventually(lambda: bookinfo.programs().get("slow-v1-0", {}).get("ready"), "it is ready")
+        assert "listens-elsewhere" not in person.notices("code")
+        process.terminate()
+        assert process.communicate(timeout=20)[1] == ""
+
+
 def test_a_proxy_that_was_killed_is_not_blamed_on_its_program(person: Person, bookinfo: Mesh) -> None:
     """The request that was under way is lost; its program has done nothing."""
     slow = (

@@ -312,6 +312,23 @@ async def test_a_database_on_the_hosts_localhost_is_reached_when_said(mesh: Mesh
 
 
 @in_mesh
+async def test_the_hosts_ports_are_none_of_the_programs(mesh: Mesh) -> None:
+    """The proxy has them on the program's loopback; what the program itself binds there is another address."""
+    network = mesh.make_workload(host_ports=[5432, 6379])
+
+    def stand(*places: tuple[str, int]) -> list[socket.socket]:
+        families = [socket.AF_INET6 if ":" in address else socket.AF_INET for address, _ in places]
+        return [socket.create_server(place, family=family) for place, family in zip(places, families, strict=True)]
+
+    proxys = network.run(lambda: stand(("127.0.0.1", 5432), ("::1", 5432), ("127.0.0.1", 6379)))
+    assert network.listening() == {}
+    programs = network.run(lambda: stand(("127.0.0.1", 8000), (network.address, 6379)))
+    assert network.listening() == {8000: "127.0.0.1", 6379: network.address}
+    for listener in (*proxys, *programs):
+        listener.close()
+
+
+@in_mesh
 async def test_a_database_on_the_hosts_localhost_is_hinted_at_when_not_said(mesh: Mesh) -> None:
     from weft.agent import edge
 

@@ -15,7 +15,7 @@ import functools
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -207,9 +207,9 @@ class Member:
             self.around.report("notice", text=text, code=code, count=count)
 
     def over(self, text: str, code: str) -> None:
-        """Take back what was said under *code*, and say *text* to whoever started us, who has read it."""
+        """Take back what was said under *code*, and say *text* to whoever started us, who may have read it."""
         if self.stream.over(code):
-            self.around.report("notice", text=text, code=code, count=0)
+            self.around.report("notice", text=text, code=code, count=0, over=True)
 
 
 async def withdraw(stream: AgentStream) -> None:
@@ -567,13 +567,19 @@ async def watch_ports(member: Member, look: Callable[[], Mapping[int, Where]]) -
     elsewhere_since, told = 0.0, False
     while True:
         found = look()
-        elsewhere = sorted(found.keys() - declared) if not found.keys() >= declared else []
+        missing = sorted(declared - found.keys())
+        elsewhere = sorted(found.keys() - declared) if missing else []
         moment = asyncio.get_running_loop().time()
         elsewhere_since = (elsewhere_since or moment) if elsewhere else 0.0
         # A program may open its ports one after the other.
         if elsewhere and not told and moment - elsewhere_since > ODD_SECONDS:
             told = True
-            member.note(elsewhere_text(elsewhere, sorted(declared - found.keys())), "listens-elsewhere")
+            member.note(elsewhere_text(elsewhere, missing), "listens-elsewhere")
+        elif told and not missing:
+            told = False
+            member.over(
+                f"the program listens on all ports now that it declares: {ports_text(declared)}", "listens-elsewhere"
+            )
         now = {number: found[number] for number in declared if number in found}
         for number in known.keys() | now.keys():
             if known.get(number) != now.get(number):
@@ -591,7 +597,7 @@ async def watch_ports(member: Member, look: Callable[[], Mapping[int, Where]]) -
 
 def elsewhere_text(found: Sequence[int], missing: Sequence[int]) -> str:
     """Return what to say of a program that listens on other ports than those that it declares."""
-    here, there = (", ".join(map(str, ports)) for ports in (found, missing))
+    here, there = ports_text(found), ports_text(missing)
     return (
         f"the program listens on port {here}, and not on {there}, which it declares: nobody can call it there. Declare the"
         f" port that it listens on (`ports` in weft.yaml, `--port`), or have it listen on {there}."
@@ -600,9 +606,8 @@ def elsewhere_text(found: Sequence[int], missing: Sequence[int]) -> str:
 
 def lacks_text(service: str, ports: Sequence[int]) -> str:
     """Return what to say of a program that joins *service*, and does not serve all of its ports."""
-    numbers = ", ".join(map(str, ports))
     return (
-        f"the service {service} has port {numbers} too, which this program does not serve: it gets none of the calls there."
+        f"the service {service} has port {ports_text(ports)} too, which this program does not serve: it gets none of the calls there."
         " If it is to stand for the others, give it their ports (`--port`)."
     )
 
@@ -614,6 +619,11 @@ class Refusals:
         self._member, self._network = member, network
         self._udp = RefusedUdp(network)
         self._asked: set[int] = set()
+def ports_text(ports: Iterable[int]) -> str:
+    """Return *ports* as a sentence has them."""
+    return ", ".join(map(str, sorted(ports)))
+
+
 
     async def watch(self) -> None:
         """Look from time to time."""

@@ -265,6 +265,7 @@ class ProgramNamespaces:
     def __init__(self, workload: str, path: Path, address: str, address6: str) -> None:
         """Use `create`."""
         self.workload = workload
+        self._host_ports: frozenset[int] = frozenset()
         self.path = path
         self.address = address
         self.address6 = address6
@@ -295,7 +296,8 @@ class ProgramNamespaces:
         try:
             syscalls.unshare(syscalls.CLONE_NEWNET)
             try:
-                made._furnish(frozenset(host_ports))
+                made._host_ports = frozenset(host_ports)
+                made._furnish()
             finally:
                 _return_to(home)
         except (OSError, WeftError):
@@ -325,7 +327,7 @@ class ProgramNamespaces:
                 self.address6 or None,
                 outbound_port=OUTBOUND_PORT,
                 dns_port=DNS_PORT,
-                host_ports=sorted(host_ports),
+                host_ports=sorted(self._host_ports),
             )
         self._rules = netlink.Netlink(netlink.NETLINK_NETFILTER)
         self._sockets = netlink.Netlink(netlink.NETLINK_SOCK_DIAG)
@@ -341,6 +343,8 @@ class ProgramNamespaces:
     def listening(self) -> dict[int, str]:
         """
         TCP ports on which the program listens, each with the address to dial from inside: 127.0.0.1 for a wildcard, ::1 for an
+            if listener.port in self._host_ports and str(listener.address) in ("127.0.0.1", "::1"):
+                continue
         IPv6-only one, otherwise the address it bound. Weft's own listeners are left out.
 
         An address that is neither loopback nor the program's own is let through from here on (a program that bound its service's name).

@@ -8,7 +8,7 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -160,12 +160,15 @@ async def _serve(mesh: MeshPaths, spec: WorkloadSpec, holder: int, *, explicit: 
 
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
-    notices: dict[str, int] = {}
+    notices: dict[str, tuple[object, int]] = {}  # text -> code, count
     ended_by = 0
 
-    def report(event: str, **facts: object) -> None:
-        if event == "notice" and facts["code"] not in LEAVE_NOTICES:
-            notices[str(facts["text"])] = int(str(facts["count"]))
+    def report(event: str, **facts: Any) -> None:
+        if event == "notice" and facts.get("over"):
+            for text in [text for text, (code, _) in notices.items() if code == facts["code"]]:
+                del notices[text]
+        elif event == "notice" and facts["code"] not in LEAVE_NOTICES:
+            notices[facts["text"]] = facts["code"], facts["count"]
         elif event == "program" and facts.get("again"):
             click.echo(f"weft: {spec.argv[0]} {facts['how']}; starting it again", err=True)
 
@@ -191,7 +194,7 @@ async def _serve(mesh: MeshPaths, spec: WorkloadSpec, holder: int, *, explicit: 
 
     def mesh_ended() -> None:
         loop.remove_reader(holder)
-        notices[f"The mesh {mesh.mesh!r} has ended, and {spec.argv[0]} with it."] = 0
+        notices[f"The mesh {mesh.mesh!r} has ended, and {spec.argv[0]} with it."] = "mesh-ended", 0
         ending.set()
 
     control = Control()
@@ -204,7 +207,7 @@ async def _serve(mesh: MeshPaths, spec: WorkloadSpec, holder: int, *, explicit: 
         signals.close()
         loop.remove_reader(holder)
     # Only now: the terminal was the program's until here.
-    for text, count in notices.items():
+    for text, (_, count) in notices.items():
         often = f" ({plural(count, 'time', 'times')})" if count else ""
         click.echo(f"weft: {text}{often}", err=True)
     return -ended_by if ended_by else code
