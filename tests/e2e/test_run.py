@@ -699,6 +699,29 @@ def test_a_program_that_dies_is_started_again_as_its_policy_says(person: Person,
     assert "weft: sh exited with code 4; starting it again" in done.stderr
 
 
+@pytest.mark.parametrize("policy", ["on-failure", "always"])
+def test_a_program_that_is_asked_to_end_is_not_started_again(
+    person: Person, bookinfo: Mesh, server: Path, policy: str
+) -> None:
+    options = ("--name", "asked", "--port", "8000", "--restart", policy)
+    with person.start("run", *options, "--", "python3", str(server), "8000") as process:
+        eventually(lambda: bookinfo.programs().get("asked-v1-0", {}).get("ready"), "it is ready")
+        process.terminate()
+        assert process.communicate(timeout=5) == ("", "")
+        assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.any_data_plane
+def test_a_client_that_is_interrupted_is_not_started_again(person: Person, bookinfo: Mesh) -> None:
+    argv = ("run", "--restart", "always", "--", "sh", "-c", "echo up; exec sleep 4949")
+    with person.start(*argv) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=5) == ("", "")
+        assert process.returncode == -signal.SIGINT
+
+
 def test_exec_runs_where_a_program_runs(person: Person, bookinfo: Mesh) -> None:
     done = person.weft("exec", "ratings-v1-0", "--", "curl", "-s", "http://localhost:9080/ratings/0")
     assert json.loads(done.stdout)["ratings"] == {"Dorothea": 5, "Edward": 3}

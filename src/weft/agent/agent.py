@@ -79,14 +79,16 @@ class Control:
     """
     The running program, for whoever may signal it; and whether it has ever been started.
 
-    `withdraw` has its endpoints withdrawn, for whoever is about to end it. `changed` is set when it starts or ends, for
-    whoever looks at its ports: those of a dead program must be withdrawn before the next poll.
+    `withdraw` has its endpoints withdrawn, for whoever is about to end it. `final` is set by whoever has asked it to end:
+    whatever its restart policy says, it is not started again. `changed` is set when it starts or ends, for whoever looks
+    at its ports: those of a dead program must be withdrawn before the next poll.
     """
 
     program: Program | None = None
     started: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     withdraw: Callable[[], Awaitable[None]] | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -534,7 +536,13 @@ async def run_program(
         if state == "exited" and code is not None:
             on_end(code, list(facts["last"]))  # type: ignore[call-overload]
 
-    life = Life(start, spec.restart, own_session=not around.attached, on_state=on_state)
+    life = Life(
+        start,
+        spec.restart,
+        own_session=not around.attached,
+        on_state=on_state,
+        is_final=lambda: around.control.final,
+    )
     running = asyncio.create_task(life.run())
     try:
         if await ends_before(around.ending, asyncio.shield(running)):

@@ -33,6 +33,8 @@ MAY_BE_EMPTY = ("--workload", "--service-account")
 """Options of which nothing, as a script may pass it, means the default."""
 LEAVE_NOTICES = frozenset({"limit"})
 """Notices that a person who runs a program need not read each time; `weft status` has them."""
+STOPS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
+"""Who sends one of these wants the program to end, and not to begin again."""
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES, context_settings={"allow_interspersed_args": False})
@@ -188,9 +190,10 @@ async def _serve(mesh: MeshPaths, spec: WorkloadSpec, holder: int, *, explicit: 
                 control.program.pass_on(number)
             else:
                 control.program.send_signal(number)
-        elif number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        elif number in STOPS:
             ended_by = number  # there is no program yet, or none any more
             ending.set()
+        control.final |= number in STOPS
 
     def mesh_ended() -> None:
         loop.remove_reader(holder)
