@@ -722,6 +722,27 @@ def test_a_client_that_is_interrupted_is_not_started_again(person: Person, booki
         assert process.returncode == -signal.SIGINT
 
 
+@pytest.mark.any_data_plane
+def test_a_program_that_is_about_to_join_can_be_interrupted(person: Person, bookinfo: Mesh) -> None:
+    """The control plane may be away for long, and Ctrl-C is for now."""
+    control_plane = bookinfo.pids()["control-plane"]
+    os.kill(control_plane, signal.SIGSTOP)
+    try:
+        with person.start("run", "--", "true") as process:
+            eventually(lambda: reads(process.pid, signal.SIGINT), "it hears the signal")
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=5) == ("", "")
+            assert process.returncode == -signal.SIGINT
+    finally:
+        os.kill(control_plane, signal.SIGCONT)
+
+
+def reads(pid: int, number: int) -> bool:
+    """Whether process *pid* takes the signal from a descriptor: for that it is blocked."""
+    status = Path(f"/proc/{pid}/status").read_text("ascii")
+    return bool(int(re.findall(r"^SigBlk:\s+(\w+)$", status, re.MULTILINE)[0], 16) >> (number - 1) & 1)
+
+
 def test_exec_runs_where_a_program_runs(person: Person, bookinfo: Mesh) -> None:
     done = person.weft("exec", "ratings-v1-0", "--", "curl", "-s", "http://localhost:9080/ratings/0")
     assert json.loads(done.stdout)["ratings"] == {"Dorothea": 5, "Edward": 3}

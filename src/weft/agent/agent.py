@@ -17,7 +17,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from weft.agent import dns, edge, explicit, host_ports, hot_restart, init, limits, mounts, sockets
 from weft.agent.capabilities import grantable_here
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from weft.agent.init import Program
+
+Result = TypeVar("Result")
 
 JOIN_SECONDS = 15.0
 """For a control plane that is still starting. When `weft up` runs on a busy machine this takes a few seconds."""
@@ -133,7 +135,9 @@ async def serve(mesh: MeshPaths, spec: WorkloadSpec, around: Surroundings) -> in
         registration = spec.registration(credential.local_caller() if credential else None)
         stream = AgentStream(mesh.agents_socket, registration, on_names=names.replace)
         stack.push_async_callback(stream.close)
-        registered = await stream.register(patience=JOIN_SECONDS)
+        registered = await unless_ending(around.ending, stream.register(patience=JOIN_SECONDS))
+        if registered is None:
+            return 0
         member = Member(mesh, spec, around, stream, registered, mesh.workload(registered.workload))
         member.files.make()
         around.control.withdraw = functools.partial(withdraw, stream)
@@ -146,7 +150,9 @@ async def serve(mesh: MeshPaths, spec: WorkloadSpec, around: Surroundings) -> in
         network = None if spec.gateway or place else make_network(member)
         if network:
             stack.callback(network.close)
-        secrets = await stack.enter_async_context(serving_secrets(member))
+        secrets = await unless_ending(around.ending, stack.enter_async_context(serving_secrets(member)))
+        if secrets is None:
+            return 0
         stream.on_bundle, stream.on_renew = secrets.replace_bundle, secrets.renew_soon
         stream.on_connected = lambda there: secrets.retry() if there else None
         if network:
@@ -742,6 +748,12 @@ def background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]
 
 async def ends_before(ending: asyncio.Event, work: Awaitable[Any]) -> bool:
     """Wait for *work* or the end, whichever comes first; return whether it was the end. *work* is cancelled then."""
+async def unless_ending(ending: asyncio.Event, work: Awaitable[Result]) -> Result | None:
+    """Return what *work* returns, or None if the end comes first; *work* is cancelled then. Raises as *work* does."""
+    working = asyncio.ensure_future(work)
+    return None if await ends_before(ending, working) else working.result()
+
+
     working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(ending.wait())
     try:
         await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
