@@ -323,6 +323,15 @@ def test_a_program_that_does_not_exist_ends_as_in_a_shell(person: Person, bookin
 
 @pytest.mark.parametrize("how", [("run",), ("exec", "ratings")], ids=lambda how: how[0])
 @pytest.mark.any_data_plane
+def test_a_script_without_its_interpreter_says_so(person: Person, bookinfo: Mesh, how: tuple[str, ...]) -> None:
+    script = person.write("ported.sh", "#!/no/such/shell\n")
+    script.chmod(0o755)
+    done = person.weft(*how, "--", str(script))
+    assert (done.returncode, done.stderr) == (127, f"weft: {script}: /no/such/shell: No such file or directory\n")
+
+
+@pytest.mark.parametrize("how", [("run",), ("exec", "ratings")], ids=lambda how: how[0])
+@pytest.mark.any_data_plane
 def test_a_directory_is_no_program_as_in_a_shell(person: Person, bookinfo: Mesh, how: tuple[str, ...]) -> None:
     done = person.weft(*how, "--", "/etc")
     assert (done.returncode, done.stderr) == (126, "weft: /etc: Is a directory\n")

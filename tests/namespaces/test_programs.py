@@ -282,6 +282,11 @@ async def test_what_cannot_be_executed_says_why(mesh: Mesh) -> None:
         await mesh.run("true", directory="/no/such/directory")
     assert caught.value.filename == "/no/such/directory"
     script = mesh.place / "script"
+    script.write_text("#!/no/such/interpreter -x\n")
+    script.chmod(0o755)
+    with pytest.raises(FileNotFoundError) as caught:
+        await mesh.run("./script")
+    assert caught.value.filename == "/no/such/interpreter"
     script.write_text("echo no first line")
     script.chmod(0o755)
     assert (await mesh.run("./script")).output == "no first line\n", "as execvp(3) and every shell"

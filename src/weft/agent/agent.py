@@ -88,9 +88,9 @@ class Control:
 
     program: Program | None = None
     started: bool = False
+    final: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     withdraw: Callable[[], Awaitable[None]] | None = None
-    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -525,9 +525,11 @@ async def run_program(
         around.control.started |= life.program is not None
         around.control.changed.set()
         pid = life.program.pid if life.program else 0
-        how = ""
-        if code is not None:
-            how = f"cannot be started: {life.failure.strerror}: {spec.argv[0]}" if life.failure else describe(code)
+        how = "" if code is None else describe(code)
+        failure: dict[str, object] = {}  # of the start, which is why there was none
+        if code is not None and (error := life.failure):
+            failure = {"errno": error.errno, "filename": error.filename or spec.argv[0]}
+            how = f"cannot be started: {error.strerror}: {failure['filename']}"
         member.stream.program(pid=pid, state=state, code=code, restarts=life.restarts.count, how=how)
         facts: dict[str, object] = {"state": state, "pid": pid, "restarts": life.restarts.count}
         if state == "exited" and code is not None:
@@ -537,7 +539,7 @@ async def run_program(
             last = capture.log.last if capture else []
             if hint := capability_hint(spec, code, last):
                 member.note(hint, "capability-hint")
-            facts |= {"code": code, "how": how, "again": again, "last": last}
+            facts |= {"code": code, "how": how, "again": again, "last": last, "failure": failure}
         around.report("program", **facts)
         if state == "exited" and code is not None:
             on_end(code, list(facts["last"]))  # type: ignore[call-overload]
@@ -618,6 +620,11 @@ def elsewhere_text(found: Sequence[int], missing: Sequence[int]) -> str:
     )
 
 
+def ports_text(ports: Iterable[int]) -> str:
+    """Return *ports* as a sentence has them."""
+    return ", ".join(map(str, sorted(ports)))
+
+
 def lacks_text(service: str, ports: Sequence[int]) -> str:
     """Return what to say of a program that joins *service*, and does not serve all of its ports."""
     return (
@@ -633,11 +640,6 @@ class Refusals:
         self._member, self._network = member, network
         self._udp = RefusedUdp(network)
         self._asked: set[int] = set()
-def ports_text(ports: Iterable[int]) -> str:
-    """Return *ports* as a sentence has them."""
-    return ", ".join(map(str, sorted(ports)))
-
-
 
     async def watch(self) -> None:
         """Look from time to time."""
@@ -746,14 +748,14 @@ def background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]
     stack.push_async_callback(end)
 
 
-async def ends_before(ending: asyncio.Event, work: Awaitable[Any]) -> bool:
-    """Wait for *work* or the end, whichever comes first; return whether it was the end. *work* is cancelled then."""
 async def unless_ending(ending: asyncio.Event, work: Awaitable[Result]) -> Result | None:
     """Return what *work* returns, or None if the end comes first; *work* is cancelled then. Raises as *work* does."""
     working = asyncio.ensure_future(work)
     return None if await ends_before(ending, working) else working.result()
 
 
+async def ends_before(ending: asyncio.Event, work: Awaitable[Any]) -> bool:
+    """Wait for *work* or the end, whichever comes first; return whether it was the end. *work* is cancelled then."""
     working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(ending.wait())
     try:
         await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)

@@ -220,6 +220,8 @@ class Program:
     def _abandon(self) -> None:
         self.kill()
         os.waitpid(self.init_pid, 0)
+        if self._follows_stops:
+            terminal.take_back()  # it may have been given to who then could not become the program
         self._channel.close()
         for descriptor in (self._init, self._program):
             if descriptor >= 0:
@@ -508,7 +510,7 @@ def _execute(argv: list[str], environment: dict[str, str]) -> NoReturn:
     Execute as a shell would: what is nowhere in PATH does not exist, even if a directory of PATH may not be searched.
 
     Raises:
-        OSError: `filename` is `argv[0]` as it was given.
+        OSError: `filename` is `argv[0]` as it was given, or the script's interpreter if it is that which is missing.
     """
     name, path = argv[0], argv[0]
     if "/" not in name:
@@ -519,9 +521,19 @@ def _execute(argv: list[str], environment: dict[str, str]) -> NoReturn:
         os.execve(path, argv, environment)
     except OSError as error:
         if error.errno != errno.ENOEXEC:
-            raise OSError(error.errno, error.strerror, name) from error
+            missing = _interpreter(path) if error.errno == errno.ENOENT else ""
+            raise OSError(error.errno, error.strerror, missing or name) from error
     # A script without a first line that names its interpreter: execvp(3).
     os.execve("/bin/sh", ["/bin/sh", path, *argv[1:]], environment)
+
+
+def _interpreter(path: str) -> str:
+    """The interpreter that the script *path* names in its first line; "" if there is no such script."""
+    with contextlib.suppress(OSError), open(path, "rb") as script:
+        first = script.readline(256)  # as far as the kernel reads: BINPRM_BUF_SIZE
+        if first.startswith(b"#!") and (words := first[2:].split()):
+            return os.fsdecode(words[0])
+    return ""
 
 
 def _report(channel: socket.socket, **report: object) -> None:

@@ -14,7 +14,7 @@ import click
 from weft.cli.capabilities import cap_add_option
 from weft.cli.main import ExampleCommand, unknown
 from weft.cli.output import mesh_option
-from weft.cli.run import not_runnable
+from weft.cli.run import not_runnable, not_started
 from weft.errors import NotFound
 
 EXAMPLES = """
@@ -67,7 +67,7 @@ def enter(mesh: str | None, name: str, argv: Sequence[str], capabilities: Sequen
             click.echo(f"weft: {hint}", err=True)
     except OSError as exc:
         # execve(2) has one error for a directory and for what may not be executed; shells tell them apart.
-        said = ("command not found", 127) if isinstance(exc, FileNotFoundError) else (exc.strerror, 126)
+        said = not_started(argv[0], exc.filename, exc.errno or 0), 127 if isinstance(exc, FileNotFoundError) else 126
         text, code = not_runnable(argv[0], environment.get("PATH")) or said
         click.echo(f"weft: {argv[0]}: {text}", err=True)
     init.end_like(code)

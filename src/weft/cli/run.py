@@ -136,6 +136,12 @@ def not_runnable(program: str, path: str | None) -> tuple[str, int] | None:
 
 def run(mesh: MeshPaths, spec: WorkloadSpec) -> NoReturn:
     """Enter the mesh, run the program, and end as it ended."""
+def not_started(program: str, filename: str, errno: int) -> str:
+    """Return why *program* was not started, as shells have it: error *errno* of *filename*, which may be another file."""
+    reason = os.strerror(errno)
+    return reason if filename == program else f"{filename}: {reason}"
+
+
     import asyncio
 
     from weft.agent import init, paths
@@ -175,6 +181,8 @@ async def _serve(mesh: MeshPaths, spec: WorkloadSpec, holder: int, *, explicit: 
             click.echo(f"weft: {spec.argv[0]} {facts['how']}; starting it again", err=True)
 
     async def terminate() -> None:
+        elif event == "program" and (failure := facts.get("failure")):
+            click.echo(f"weft: {spec.argv[0]}: {not_started(spec.argv[0], **failure)}", err=True)
         """Hand SIGTERM on once nobody sends requests any more, so that none meets a program that has just ended."""
         if control.withdraw is not None:
             await control.withdraw()
