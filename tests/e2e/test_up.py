@@ -324,6 +324,25 @@ def test_a_program_that_cannot_be_started_is_reported(person: Person) -> None:
         process.communicate(timeout=20)
 
 
+def test_what_depends_on_a_program_that_has_ended_is_said_not_to_be_started(person: Person) -> None:
+    """And what does not is ready: nobody waits for a readiness that cannot come."""
+    text = """\
+    mesh: halted
+    programs:
+      db: {command: "echo no disk; exit 3", ports: [{number: 5432, protocol: TCP}], restart: never}
+      shop: {command: sleep 600, depends_on: [other, db]}
+      page: {command: sleep 600, depends_on: [shop]}
+      migrate: {command: "true", restart: never}
+      other: {command: sleep 600, depends_on: [migrate]}
+    """
+    directory = person.write("halted/weft.yaml", text).parent
+    with person.mesh(str(directory)) as mesh:
+        said = [" ".join(line.split()[2:]) for line in mesh.output().splitlines() if " is not started: " in line]
+        assert said == ["shop-0 is not started: db-0 has ended", "page-0 is not started: shop-0 is not started"]
+        states = {name: program["state"] for name, program in mesh.programs().items()}
+        assert states == {"db-0": "exited", "migrate-0": "exited", "other-0": "running"}
+
+
 @pytest.mark.parametrize("name", ["control-plane", "edge"])
 def test_a_part_of_the_mesh_that_dies_is_started_again(person: Person, name: str) -> None:
     directory = person.write(

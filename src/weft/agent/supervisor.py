@@ -209,8 +209,10 @@ class Supervisor:
         self._claim: socket.socket | None = None
         self._failure: WeftError | None = None
         self._ready: dict[str, asyncio.Event] = {item.identifier: asyncio.Event() for item in plan.workloads}
-        # Ready once, or ended for good: what is waited for before all of it is called ready.
+        # Ready once, or given up: what is waited for before all of it is called ready.
         self._settled: dict[str, asyncio.Event] = {item.identifier: asyncio.Event() for item in plan.workloads}
+        # Ended for good, or not started for want of one that has: it becomes ready only if somebody helps.
+        self._given_up: dict[str, asyncio.Event] = {item.identifier: asyncio.Event() for item in plan.workloads}
         self._alive: set[str] = set()
         self._all_gone = asyncio.Event()
         self._pauses: dict[str, float] = {}
@@ -369,10 +371,11 @@ class Supervisor:
     async def _start(self, planned: Planned) -> None:
         """Start one program or gateway once those it depends on are ready."""
         for identifier in planned.after:
-            await self._ready[identifier].wait()
+            await self._await_dependency(identifier, planned)
         if self._stopping.is_set():
             return
         self._screen("starting", {"id": planned.identifier})
+        self._given_up[planned.identifier].clear()
         self._alive.add(planned.identifier)
         self._started[planned.identifier] = time.monotonic()
         self._early.commands.send(start=planned.identifier, spec=planned.spec.to_json())
@@ -386,6 +389,17 @@ class Supervisor:
             reason = f"it does not listen on port {ports}" if ports else "its proxy has no configuration yet"
             facts = {"id": planned.identifier, "seconds": planned.ready_seconds, "reason": reason}
             self._screen("late", facts)
+
+    async def _await_dependency(self, identifier: str, planned: Planned) -> None:
+        """Wait until *identifier* is ready; if that cannot be expected any more, say so, and do not hold up the others."""
+        ready = self._ready[identifier]
+        await first_of(ready.wait(), self._given_up[identifier].wait())
+        if not ready.is_set():
+            reason = f"{identifier} {'has ended' if identifier in self._started else 'is not started'}"
+            self._screen("not-started", {"id": planned.identifier, "reason": reason})
+            self._given_up[planned.identifier].set()
+            self._settled[planned.identifier].set()
+            await ready.wait()
 
     async def _announce_ready(self) -> None:
         for event in self._settled.values():
@@ -503,8 +517,10 @@ class Supervisor:
             case "ready":
                 self._ready[identifier].set()
                 self._settled[identifier].set()
+                self._given_up[identifier].clear()
             case "program" if message["state"] == "exited" and not message["again"]:
                 self._settled[identifier].set()
+                self._given_up[identifier].set()
             case "unready":
                 self._ready[identifier].clear()
             case "agent-ended":

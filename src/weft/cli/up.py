@@ -306,6 +306,9 @@ class Screen:
     def on_late(self, facts: Mapping[str, Any]) -> None:
         self._line(facts["id"], f"is not ready after {facts['seconds']:.0f} s: {facts['reason']}", bad=True)
 
+    def on_not_started(self, facts: Mapping[str, Any]) -> None:
+        self._line(facts["id"], f"is not started: {facts['reason']}", bad=True)
+
     def on_all_ready(self, facts: Mapping[str, Any]) -> None:
         seconds = time.monotonic() - self._started
         click.echo(click.style(f"ready in {seconds:.1f} s", bold=True, fg="green"))
