@@ -31,5 +31,5 @@ def test_workloads_get_addresses_that_are_nobodys_network(
 
 def test_where_every_range_is_a_network_of_the_host_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netlink, "ipv4_routes", lambda _: list(map(IPv4Network, namespaces.MESH_CIDRS)))
-    with pytest.raises(ModeUnavailable, match="meets a route of this host; name a free one in weft.yaml"):
+    with pytest.raises(ModeUnavailable, match="meets a route of this host; name a free one"):
         namespaces.choose_cidr()

@@ -278,6 +278,31 @@ MISTAKES = {
         "already",
     ),
     "host port": (f"{P}, host_ports: [70000]}}}}", (1, 41, "programs.a.host_ports[0]", "bad-port"), "not 70000"),
+    "host port that is the program's own": (
+        f"{P}, ports: [80, {{number: 81, target_port: 5432}}], host_ports: [81, 5432]}}}}",
+        (1, 91, "programs.a.host_ports[1]", "conflict"),
+        "listens, at line 1, column 40",
+    ),
+    "port that is asked for names": (
+        f"{P}, ports: [53]}}}}",
+        (1, 36, "programs.a.ports[0].number", "bad-port"),
+        "programs ask for names",
+    ),
+    "port of weft's own": (
+        f"{P}, ports: [{{number: 80, target_port: 15053}}]}}}}",
+        (1, 62, "programs.a.ports[0].target_port", "bad-port"),
+        "weft's own",
+    ),
+    "host port that is asked for names": (
+        f"{P}, host_ports: [53]}}}}",
+        (1, 41, "programs.a.host_ports[0]", "bad-port"),
+        "the host's resolvers are asked",
+    ),
+    "port of the HTTP proxy": (
+        f"interception: explicit\n{P}, ports: [15001]}}}}",
+        (2, 36, "programs.a.ports[0].number", "bad-port"),
+        "weft's own",
+    ),
     "proxy": ("proxy: {kind: nginx}\n", (1, 15, "proxy.kind", "unknown-value"), "weft-proxy"),
     "proxy as a word": ("proxy: nginx\n", (1, 8, "proxy", "wrong-type"), "`envoy`"),
     "proxy as a number": ("proxy: 3\n", (1, 8, "proxy", "wrong-type"), "weft-proxy"),
@@ -319,6 +344,17 @@ def test_a_mistake_is_said_with_its_place(text: str, expected: tuple[int, int, s
     found = mistakes(text)
     assert [item[:4] for item in found] == [expected]
     assert words in found[0][4]
+
+
+@pytest.mark.parametrize("ports", ["ports: [53, 15053]", "ports: [5432], host_ports: [5432, 53]"])
+def test_explicit_mode_has_no_ports_of_its_own_in_the_way(ports: str) -> None:
+    """A program's localhost is the host's there; the mode is the file's, or that of the command line."""
+    text = f"{P}, {ports}}}}}\n"
+    assert mesh(f"interception: explicit\n{text}")
+    assert parse_mesh("weft.yaml", text, directory_name="shop").problems
+    assert not parse_mesh("weft.yaml", text, directory_name="shop", interception="explicit").problems
+    explicit = f"interception: explicit\n{text}"
+    assert parse_mesh("weft.yaml", explicit, directory_name="shop", interception="auto").problems
 
 
 def test_all_mistakes_are_said_at_once() -> None:

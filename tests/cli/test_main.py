@@ -16,7 +16,7 @@ from weft.cli.kinds import parse_references, plural, resolve
 from weft.cli.main import COMMANDS, ExampleCommand, cli
 from weft.cli.output import columns, duration
 from weft.cli.problems import render, render_all
-from weft.cli.run import label, named, not_runnable
+from weft.cli.run import host_port, label, named, not_runnable, port
 from weft.cli.up import read_plan
 from weft.errors import UsageError
 from weft.model import Origin, Problem, Severity
@@ -206,3 +206,21 @@ def test_the_control_plane_is_told_the_namespace_of_weft_yaml(tmp_path: Path, mo
     (tmp_path / "weft.yaml").write_text("namespace: shop\n")
     plan, _ = read_plan(tmp_path, mesh=None, fresh=False)
     assert plan.declaration["namespace"] == "shop"
+
+
+def test_ports_at_which_nobody_could_be_called_are_refused() -> None:
+    """In explicit mode programs' networks are the host's, and weft has a port at its own address only."""
+    for text in ("53", "15053/tcp"):
+        with pytest.raises(UsageError, match=rf"^--port {text}: port .* Use another"):
+            port(text, explicit=False)
+        assert port(text, explicit=True)[0] == int(text.partition("/")[0])
+    with pytest.raises(UsageError, match="weft's own"):
+        port("15001", explicit=True)
+
+
+def test_a_port_of_the_host_is_none_of_the_programs_own() -> None:
+    assert host_port(5432, [(8000, "HTTP")]) == 5432
+    with pytest.raises(UsageError, match=r"^--host-port 8000: the program itself listens on that port \(--port\)"):
+        host_port(8000, [(8000, "HTTP")])
+    with pytest.raises(UsageError, match=r"^--host-port 53: port 53 is where programs ask for names"):
+        host_port(53, [])

@@ -256,7 +256,7 @@ class Mesh:
 
 def transparent_listener(family: int) -> socket.socket:
     """A listening socket as weft-proxy makes one for the outbound listener, in the calling thread's namespace."""
-    from weft.agent.namespaces import OUTBOUND_PORT
+    from weft.model.reserved import OUTBOUND_PORT
 
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
-from weft.agent.namespaces import DNS_PORT
+from weft.model.reserved import DNS_PORT
 
 if TYPE_CHECKING:
     from weft.agent.namespaces import ProgramNamespaces

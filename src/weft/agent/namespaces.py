@@ -20,20 +20,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from weft.agent import capabilities, netlink, nftables, sockets, syscalls
 from weft.errors import MeshNotRunning, ModeUnavailable, WeftError
+from weft.model.reserved import DNS_PORT, OUTBOUND_PORT, RESERVED_PORTS
 
 if TYPE_CHECKING:
     from weft.agent.paths import MeshPaths
 
 Result = TypeVar("Result")
-
-OUTBOUND_PORT = 15001
-"""Where the proxy's outbound listener stands in a program's namespace, transparent, on 0.0.0.0 and [::]."""
-
-DNS_PORT = 15053
-"""Where the agent's DNS server stands in a program's namespace, UDP and TCP, transparent, on 0.0.0.0 and [::]."""
-
-RESERVED_PORTS = frozenset({OUTBOUND_PORT, DNS_PORT})
-"""Ports of a program's namespace that weft uses itself."""
 
 MESH_CIDRS = ("10.244.0.0/16", "10.245.0.0/16", "172.30.0.0/16", "10.99.0.0/16", "198.18.0.0/16", "100.96.0.0/16")
 """Where workload addresses may come from, in order of preference; 198.18.0.0/15 (RFC 2544) is nobody's network."""
@@ -265,7 +257,6 @@ class ProgramNamespaces:
     def __init__(self, workload: str, path: Path, address: str, address6: str) -> None:
         """Use `create`."""
         self.workload = workload
-        self._host_ports: frozenset[int] = frozenset()
         self.path = path
         self.address = address
         self.address6 = address6
@@ -274,6 +265,7 @@ class ProgramNamespaces:
         self._rules: netlink.Netlink | None = None
         self._sockets: netlink.Netlink | None = None
         self._admitted: set[tuple[str, int]] = set()
+        self._host_ports: frozenset[int] = frozenset()
 
     @classmethod
     def create(
@@ -307,7 +299,7 @@ class ProgramNamespaces:
             os.close(home)
         return made
 
-    def _furnish(self, host_ports: frozenset[int]) -> None:
+    def _furnish(self) -> None:
         """Everything that is done inside the new namespace."""
         self.descriptor = os.open(_OWN_NETWORK, os.O_RDONLY | os.O_CLOEXEC)
         limits = list(_write_sysctls(_PROGRAM_SYSCTLS))
@@ -343,15 +335,15 @@ class ProgramNamespaces:
     def listening(self) -> dict[int, str]:
         """
         TCP ports on which the program listens, each with the address to dial from inside: 127.0.0.1 for a wildcard, ::1 for an
-            if listener.port in self._host_ports and str(listener.address) in ("127.0.0.1", "::1"):
-                continue
-        IPv6-only one, otherwise the address it bound. Weft's own listeners are left out.
+        IPv6-only one, otherwise the address it bound. Weft's own listeners are left out, the proxy's for the host's ports too.
 
         An address that is neither loopback nor the program's own is let through from here on (a program that bound its service's name).
         """
         found: dict[int, str] = {}
         for listener in self._listeners():
             if listener.port in RESERVED_PORTS:
+                continue
+            if listener.port in self._host_ports and str(listener.address) in ("127.0.0.1", "::1"):
                 continue
             address = sockets.dialled(listener)
             if not self._is_own(address) and (address, listener.port) not in self._admitted:

@@ -78,9 +78,12 @@ class LoadedMesh:
     warnings: Sequence[Problem]
 
 
-def load_mesh(path: Path) -> LoadedMesh:
+def load_mesh(path: Path, *, interception: str | None = None) -> LoadedMesh:
     """
     Return the mesh that the file at *path*, or in the directory at *path*, describes.
+
+    Args:
+        interception: The mode, if not what the file says.
 
     Raises:
         InvalidConfiguration: Something is wrong with it, with a document that it applies, or a file or directory that
@@ -95,7 +98,7 @@ def load_mesh(path: Path) -> LoadedMesh:
     if isinstance(text, Problem):
         raise InvalidConfiguration([text], NOTHING_STARTED)
     directory = file.resolve().parent
-    result = parse_mesh(str(file), text, directory_name=directory.name)
+    result = parse_mesh(str(file), text, directory_name=directory.name, interception=interception)
     documents, unreadable = _applied(result, file.absolute().parent)
     namespace = result.mesh.namespace if result.mesh is not None else "default"
     parsed = parse(documents, default_namespace=namespace)

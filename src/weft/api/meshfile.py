@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from pydantic_core import PydanticCustomError
 
 from weft.api.check import Finding, check
-from weft.api.names import is_address, label_fault, port_fault
+from weft.api.names import is_address, label_fault, port_fault, reserved_port_fault
 from weft.api.nearest import did_you_mean
 from weft.api.rules import shared
 from weft.api.values import Duration
@@ -27,6 +27,7 @@ from weft.api.yaml import Document, Path, read
 from weft.data_plane import ENVOY, WEFT_PROXY
 from weft.model import Origin, Problem, Published, Severity
 from weft.model.capability import GRANTABLE, canonical, capability_fault
+from weft.model.reserved import NAMES_PORT
 
 FILE_NAME = "weft.yaml"
 READY_TIMEOUT = timedelta(seconds=30)
@@ -222,8 +223,14 @@ class MeshResult:
     document: Document | None = field(default=None, repr=False)
 
 
-def parse_mesh(file: str, text: str, *, directory_name: str) -> MeshResult:
-    """Return the mesh that *text* describes. *directory_name* is that of the file's directory: the default name."""
+def parse_mesh(file: str, text: str, *, directory_name: str, interception: str | None = None) -> MeshResult:
+    """
+    Return the mesh that *text* describes.
+
+    Args:
+        directory_name: Of the file's directory: the default name.
+        interception: The mode, if not what the text says.
+    """
     documents, problems = read(file, text)
     if problems and not documents:
         return MeshResult(None, tuple(problems))
@@ -238,12 +245,15 @@ def parse_mesh(file: str, text: str, *, directory_name: str) -> MeshResult:
     document = documents[0]
     checked = check(Mesh, document.value, document, kind=FILE_NAME)
     found = [*problems, *checked.problems]
-    if checked.value is not None:
-        found += checked.admit(_findings(checked.value), document, ())
+    described = checked.value
+    if described is not None:
+        if interception is not None:
+            described = described.model_copy(update={"interception": interception})
+        found += checked.admit(_findings(described), document, ())
     found.sort(key=lambda problem: problem.origin)
-    if checked.value is None or any(problem.severity is Severity.ERROR for problem in found):
+    if described is None or any(problem.severity is Severity.ERROR for problem in found):
         return MeshResult(None, tuple(found), document)
-    return MeshResult(_completed(checked.value, directory_name), tuple(found), document)
+    return MeshResult(_completed(described, directory_name), tuple(found), document)
 
 
 def _completed(mesh: Mesh, directory_name: str) -> Mesh:
@@ -272,6 +282,10 @@ def mesh_name(directory_name: str) -> str:
 
 
 # What must hold between the parts
+
+
+_MODE: tuple[Path, ...] = (("interception",),)
+"""On which it hangs what a program's own network is."""
 
 
 def _findings(mesh: Mesh) -> Iterator[Finding]:
@@ -334,8 +348,9 @@ def _program(path: Path, name: str, program: Program, mesh: Mesh) -> Iterator[Fi
     if not program.command or not program.command[-1].strip():
         message = "`command` is empty."
         yield Finding((*path, "command"), message, "Write `[python3, app.py]`, say.", "missing-field", at_value=True)
-    yield from _ports((*path, "ports"), program.ports)
-    yield from _host_ports((*path, "host_ports"), program.host_ports)
+    explicit = mesh.interception == "explicit"
+    yield from _ports((*path, "ports"), program.ports, explicit=explicit)
+    yield from _host_ports(path, program, explicit=explicit)
     for index, capability in enumerate(program.capabilities):
         place = (*path, "capabilities", index)
         if (fault := capability_fault(capability)) is not None:
@@ -369,7 +384,7 @@ def _program(path: Path, name: str, program: Program, mesh: Mesh) -> Iterator[Fi
             yield Finding(place, f"`{other}` is in this list already.", "Keep one.", "duplicate-entry", at_value=True)
 
 
-def _ports(path: Path, ports: Sequence[Port]) -> Iterator[Finding]:
+def _ports(path: Path, ports: Sequence[Port], *, explicit: bool) -> Iterator[Finding]:
     numbers: dict[int, int] = {}
     names: dict[str, int] = {}
     for index, port in enumerate(ports):
@@ -377,6 +392,9 @@ def _ports(path: Path, ports: Sequence[Port]) -> Iterator[Finding]:
             value = getattr(port, name)
             if (name == "number" or value) and (fault := port_fault(value)) is not None:
                 yield Finding((*path, index, name), fault, code="bad-port", at_value=True)
+            elif (fault := reserved_port_fault(value, explicit=explicit)) is not None:
+                place = (*path, index, name)
+                yield Finding(place, fault, "Choose another.", "bad-port", at_value=True, hinges=_MODE)
         if port.number in numbers:
             message = f"port {port.number} stands already at {{first}}."
             first = (*path, numbers[port.number])
@@ -394,13 +412,24 @@ def _ports(path: Path, ports: Sequence[Port]) -> Iterator[Finding]:
         names.setdefault(port.name, index)
 
 
-def _host_ports(path: Path, numbers: Sequence[int]) -> Iterator[Finding]:
-    for index, number in enumerate(numbers):
+def _host_ports(path: Path, program: Program, *, explicit: bool) -> Iterator[Finding]:
+    """In explicit mode the program's localhost is the host's, and nothing is in anything's way."""
+    own = {port.target_port or port.number: index for index, port in reversed([*enumerate(program.ports)])}
+    for index, number in enumerate(program.host_ports):
+        place = (*path, "host_ports", index)
         if (fault := port_fault(number)) is not None:
-            yield Finding((*path, index), fault, code="bad-port", at_value=True)
-        elif number in numbers[:index]:
+            yield Finding(place, fault, code="bad-port", at_value=True)
+        elif not explicit and (fault := reserved_port_fault(number)) is not None:
+            remedy = "Leave it out: the host's resolvers are asked." if number == NAMES_PORT else "Choose another."
+            yield Finding(place, fault, remedy, "bad-port", at_value=True, hinges=_MODE)
+        elif not explicit and number in own:
+            message = f"port {number} is the one on which the program itself listens, at {{first}}."
+            remedy = "Leave one of them out, or have the program listen on another (`target_port`)."
+            first = (*path, "ports", own[number])
+            yield Finding(place, message, remedy, "conflict", at_value=True, first=first, hinges=_MODE)
+        elif number in program.host_ports[:index]:
             message = f"port {number} is in this list already."
-            yield Finding((*path, index), message, "Keep one of them.", "duplicate-port", at_value=True)
+            yield Finding(place, message, "Keep one of them.", "duplicate-port", at_value=True)
 
 
 def _cycles(programs: Mapping[str, Program]) -> Iterator[Finding]:

@@ -11,6 +11,9 @@ from __future__ import annotations
 import ipaddress
 import re
 
+from weft.model.loopback import FORWARD_PROXY_PORT
+from weft.model.reserved import NAMES_PORT, RESERVED_PORTS
+
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?\Z")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9]*[A-Za-z0-9])?\Z")
 _WILDCARD_LABEL = re.compile(r"(?:\*|(?:\*|\*-)?[A-Za-z0-9](?:[-A-Za-z0-9]*[A-Za-z0-9])?)\Z")
@@ -114,6 +117,15 @@ def is_address(text: str) -> bool:
 def port_fault(number: int) -> str | None:
     """A TCP port."""
     return None if 1 <= number <= 65535 else f"a port is 1 to 65535, not {number}."
+
+
+def reserved_port_fault(number: int, *, explicit: bool = False) -> str | None:
+    """A TCP port at which a program can be called, or can call the host; *explicit* is the mode."""
+    if number == NAMES_PORT and not explicit:
+        return "port 53 is where programs ask for names, and weft answers whatever is sent there."
+    if number in RESERVED_PORTS and (number == FORWARD_PROXY_PORT or not explicit):
+        return f"port {number} is weft's own beside each program."
+    return None
 
 
 def header_name_fault(name: str) -> str | None:

@@ -97,6 +97,8 @@ def command(
     from weft.data_plane import WEFT_PROXY
 
     found = paths.find(mesh)
+    explicit = paths.is_explicit(found)
+    serves = tuple(port(text, explicit=explicit) for text in ports)
     declaration = paths.read_declaration(found)
     spec = WorkloadSpec(
         service=named("--name", name, "a service's name") or service_name(argv[0]),
@@ -105,8 +107,8 @@ def command(
         namespace=named("--namespace", namespace, "a namespace") or declaration.get("namespace") or "default",
         service_account=named("--service-account", service_account, "a service account"),
         labels=dict(label(text) for text in labels),
-        ports=tuple(port(text) for text in ports),
-        host_ports=tuple(host_ports),
+        ports=serves,
+        host_ports=tuple(number if explicit else host_port(number, serves) for number in host_ports),
         argv=tuple(argv),
         environment=dict(os.environ) | dict(pair(text, "--env") for text in variables),
         directory=str(Path.cwd()),
@@ -134,14 +136,14 @@ def not_runnable(program: str, path: str | None) -> tuple[str, int] | None:
     return "command not found", 127
 
 
-def run(mesh: MeshPaths, spec: WorkloadSpec) -> NoReturn:
-    """Enter the mesh, run the program, and end as it ended."""
 def not_started(program: str, filename: str, errno: int) -> str:
     """Return why *program* was not started, as shells have it: error *errno* of *filename*, which may be another file."""
     reason = os.strerror(errno)
     return reason if filename == program else f"{filename}: {reason}"
 
 
+def run(mesh: MeshPaths, spec: WorkloadSpec) -> NoReturn:
+    """Enter the mesh, run the program, and end as it ended."""
     import asyncio
 
     from weft.agent import init, paths
@@ -179,10 +181,10 @@ async def _serve(mesh: MeshPaths, spec: WorkloadSpec, holder: int, *, explicit: 
             notices[facts["text"]] = facts["code"], facts["count"]
         elif event == "program" and facts.get("again"):
             click.echo(f"weft: {spec.argv[0]} {facts['how']}; starting it again", err=True)
-
-    async def terminate() -> None:
         elif event == "program" and (failure := facts.get("failure")):
             click.echo(f"weft: {spec.argv[0]}: {not_started(spec.argv[0], **failure)}", err=True)
+
+    async def terminate() -> None:
         """Hand SIGTERM on once nobody sends requests any more, so that none meets a program that has just ended."""
         if control.withdraw is not None:
             await control.withdraw()
@@ -191,6 +193,7 @@ async def _serve(mesh: MeshPaths, spec: WorkloadSpec, holder: int, *, explicit: 
 
     def received(number: int, from_terminal: bool) -> None:
         nonlocal ended_by
+        control.final |= number in STOPS
         if control.program is not None:
             if number == signal.SIGTERM and spec.ports:
                 tasks.add(asyncio.create_task(terminate()))
@@ -201,7 +204,6 @@ async def _serve(mesh: MeshPaths, spec: WorkloadSpec, holder: int, *, explicit: 
         elif number in STOPS:
             ended_by = number  # there is no program yet, or none any more
             ending.set()
-        control.final |= number in STOPS
 
     def mesh_ended() -> None:
         loop.remove_reader(holder)
@@ -264,18 +266,41 @@ def label(text: str) -> tuple[str, str]:
     return key, value
 
 
-def port(text: str) -> tuple[int, str]:
+def host_port(number: int, serves: Sequence[tuple[int, str]]) -> int:
     """
-    Read `8080` or `3306/tcp`.
+    Return *number* if that port of the host can be on the localhost of a program that itself *serves*.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: It cannot.
     """
+    from weft.api.names import reserved_port_fault
+
+    if fault := reserved_port_fault(number):
+        raise UsageError(f"--host-port {number}: {fault} Leave it out.")
+    if number in dict(serves):
+        raise UsageError(
+            f"--host-port {number}: the program itself listens on that port (--port). Leave one of them out, or have the"
+            " program listen on another."
+        )
+    return number
+
+
+def port(text: str, *, explicit: bool) -> tuple[int, str]:
+    """
+    Read `8080` or `3306/tcp`. *explicit* is whether the mesh runs in that mode.
+
+    Raises:
+        UsageError: It is neither, or a port at which nobody could call the program.
+    """
+    from weft.api.names import reserved_port_fault
+
     number, _, protocol = text.partition("/")
     if not number.isdigit() or not 1 <= int(number) <= 65535:
         raise UsageError(
             f"--port {text}: {number!r} is not a port; use 1 to 65535, as in --port 8080 or --port 3306/tcp."
         )
+    if fault := reserved_port_fault(int(number), explicit=explicit):
+        raise UsageError(f"--port {text}: {fault} Use another, as in --port 8080.")
     if (protocol := protocol.upper() or "HTTP") not in PROTOCOLS:
         raise UsageError(f"--port {text}: there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
     return int(number), protocol

@@ -122,7 +122,7 @@ def read_plan(
     from weft.api.files import load_mesh
 
     try:
-        loaded = load_mesh(path)
+        loaded = load_mesh(path, interception=interception)
     except UsageError as exc:
         raise UsageError(f"{exc} `weft up` runs what a weft.yaml describes; give its directory.") from exc
     read, directory = loaded.mesh, loaded.directory
@@ -146,7 +146,7 @@ def read_plan(
         mesh=mesh or read.mesh,
         declaration=declaration,
         cidr=read.addresses.workloads,
-        interception=interception or read.interception,
+        interception=read.interception,
         workloads=[
             *(planned_gateway(read, name, gateway, found) for name, gateway in read.gateways.items()),
             *(

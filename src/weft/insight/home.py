@@ -14,10 +14,8 @@ from typing import Any
 from weft.insight.decision import Decision
 from weft.insight.mutual_tls import Refusal
 from weft.model import loopback
+from weft.model.reserved import NAMES_PORT
 from weft.translate import names
-
-DNS_PORT = 53
-"""Caught before anything else, whatever the address (docs/concepts/interception.md)."""
 
 OWN_NAMES = ("localhost", "127.0.0.1", "::1")
 """What NO_PROXY holds in explicit mode (`weft.agent.explicit`)."""
@@ -54,9 +52,9 @@ def not_caught(source: Json, host: str, address: str, port: int, *, granted: boo
         granted: The port is one of the program's `host_ports`.
     """
     name = source["workload"]
-    if port == DNS_PORT:
+    if port == NAMES_PORT:  # caught before anything else, whatever the address (docs/concepts/interception.md)
         return Refusal(
-            f"The mesh's DNS server takes every TCP connection to port {DNS_PORT}, whatever its address, and does not"
+            f"The mesh's DNS server takes every TCP connection to port {NAMES_PORT}, whatever its address, and does not"
             " speak HTTP.",
             "Let the server listen on another port.",
         )

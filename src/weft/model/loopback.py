@@ -16,6 +16,8 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Address, IPv4Network
 
+from weft.model.reserved import OUTBOUND_PORT
+
 LOOPBACK = IPv4Network("127.0.0.0/8")
 
 RANGE_PREFIX = 16
@@ -29,7 +31,7 @@ PROGRAM_OFFSET = 254
 SERVICE_CIDR = "240.240.0.0/24"
 """Of service addresses in explicit mode: their last byte is the last byte of the address that is called."""
 
-FORWARD_PROXY_PORT = 15001
+FORWARD_PROXY_PORT = OUTBOUND_PORT
 """Of the HTTP proxy at the workload's address; the port that catches connections where there is interception."""
 
 

@@ -20,6 +20,7 @@ from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from weft.api.names import MESH
 from weft.api.networking import RouteDestination, TCPRoute
 from weft.model import ConfigObject, Interception, Service
+from weft.model.reserved import OUTBOUND_PORT
 from weft.translate import explicit, names
 from weft.translate.clusters import fill_address
 from weft.translate.destinations import port_number, visible
@@ -36,9 +37,6 @@ from weft.translate.index import matches
 from weft.translate.matching import for_this_proxy
 from weft.translate.origin import annotate, describe, describe_default
 from weft.translate.resource import LISTENER, Resource, resource, serialise
-
-OUTBOUND_PORT = 15001
-"""Where interception sends the program's connections (docs/reference/interfaces.md, 3)."""
 
 HTTP_INSPECTOR = "envoy.filters.listener.http_inspector"
 TLS_INSPECTOR = "envoy.filters.listener.tls_inspector"
