@@ -716,7 +716,7 @@ def test_a_program_that_is_asked_to_end_is_not_started_again(
     with person.start("run", *options, "--", "python3", str(server), "8000") as process:
         eventually(lambda: bookinfo.programs().get("asked-v1-0", {}).get("ready"), "it is ready")
         process.terminate()
-        assert process.communicate(timeout=5) == ("", "")
+        assert process.communicate(timeout=20) == ("", "")
         assert process.returncode == -signal.SIGTERM
 
 
@@ -727,7 +727,7 @@ def test_a_client_that_is_interrupted_is_not_started_again(person: Person, booki
         assert process.stdout
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=5) == ("", "")
+        assert process.communicate(timeout=20) == ("", "")
         assert process.returncode == -signal.SIGINT
 
 
@@ -740,7 +740,7 @@ def test_a_program_that_is_about_to_join_can_be_interrupted(person: Person, book
         with person.start("run", "--", "true") as process:
             eventually(lambda: reads(process.pid, signal.SIGINT), "it hears the signal")
             process.send_signal(signal.SIGINT)
-            assert process.communicate(timeout=5) == ("", "")
+            assert process.communicate(timeout=20) == ("", "")
             assert process.returncode == -signal.SIGINT
     finally:
         os.kill(control_plane, signal.SIGCONT)

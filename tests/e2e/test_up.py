@@ -339,7 +339,7 @@ def test_what_depends_on_a_program_that_has_ended_is_said_not_to_be_started(pers
     with person.mesh(str(directory)) as mesh:
         said = [" ".join(line.split()[2:]) for line in mesh.output().splitlines() if " is not started: " in line]
         assert said == ["shop-0 is not started: db-0 has ended", "page-0 is not started: shop-0 is not started"]
-        states = {name: program["state"] for name, program in mesh.programs().items()}
+        states = {item["workload"]: item["state"] for item in person.json("ps", "--mesh", "halted")}
         assert states == {"db-0": "exited", "migrate-0": "exited", "other-0": "running"}
 
 
