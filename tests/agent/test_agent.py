@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -51,3 +52,18 @@ def test_a_program_that_listens_elsewhere_is_told_until_it_listens_where_it_decl
 
 def test_nothing_is_taken_back_that_was_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(monkeypatch, [set(), {8000}, {8000, 9229}, set()], {8000}) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "final"),
+    [
+        ([], -15, False),
+        ([signal.SIGTERM], -15, True),
+        ([signal.SIGINT], 130, True),
+        ([signal.SIGHUP], 1, False),
+        ([signal.SIGHUP], -1, True),
+        ([signal.SIGHUP, signal.SIGTERM], 0, True),
+    ],
+)
+def test_whoever_asked_for_an_end_has_it_and_a_reload_is_none(asked: list[int], code: int, *, final: bool) -> None:
+    assert agent.Control(asked=set(asked)).is_final(code) is final

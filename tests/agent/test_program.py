@@ -105,7 +105,11 @@ def test_stopping_asks_the_whole_group_and_does_not_start_it_again() -> None:
 def test_an_end_that_was_asked_for_is_the_last() -> None:
     """Whoever signals the program by us has not called `stop`: it may take its time."""
     life = Life(
-        lambda: Child("exit 3"), Restart.ALWAYS, own_session=True, on_state=lambda *_: None, is_final=lambda: True
+        lambda: Child("exit 3"),
+        Restart.ALWAYS,
+        own_session=True,
+        on_state=lambda *_: None,
+        is_final=lambda code: code == 3,
     )  # type: ignore[arg-type, return-value]
     assert asyncio.run(life.run()) == 3
     assert life.restarts.count == 0

@@ -81,14 +81,20 @@ class Control:
     """
     The running program, for whoever may signal it; and whether it has ever been started.
 
-    `withdraw` has its endpoints withdrawn, for whoever is about to end it. `final` is set by whoever has asked it to end:
-    whatever its restart policy says, it is not started again. `changed` is set when it starts or ends, for whoever looks
-    at its ports: those of a dead program must be withdrawn before the next poll.
+    `withdraw` has its endpoints withdrawn, for whoever is about to end it. `asked` are the signals by which somebody has
+    asked it to end. `changed` is set when it starts or ends, for whoever looks at its ports: those of a dead program must
+    be withdrawn before the next poll.
     """
 
     program: Program | None = None
     started: bool = False
-    final: bool = False
+    asked: set[int] = field(default_factory=set)
+
+    def is_final(self, code: int) -> bool:
+        """Say whether the end with *code* was asked for, so that it is not started again whatever its restart policy says."""
+        # At SIGHUP daemons read their configuration anew: it asks for an end only where it brings one.
+        return bool(self.asked - {signal.SIGHUP}) or -code in self.asked
+
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     withdraw: Callable[[], Awaitable[None]] | None = None
 
@@ -549,7 +555,7 @@ async def run_program(
         spec.restart,
         own_session=not around.attached,
         on_state=on_state,
-        is_final=lambda: around.control.final,
+        is_final=around.control.is_final,
     )
     running = asyncio.create_task(life.run())
     try:

@@ -71,7 +71,7 @@ class Life:
         start: Starts it; raises OSError if it cannot be executed, which counts as an end with code 127 or 126.
         own_session: Whether the program leads a session, so that the whole group can be asked to end.
         on_state: Called with `starting`, `running`, `exited`, and after `exited` its code and whether it starts again.
-        is_final: Whether the end that has come is the last one, whatever the policy says.
+        is_final: Whether the end that has come, with this code, is the last one, whatever the policy says.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Life:
         *,
         own_session: bool,
         on_state: Callable[[str, int | None, bool], None],
-        is_final: Callable[[], bool] = lambda: False,
+        is_final: Callable[[int], bool] = lambda code: False,
     ) -> None:
         self._start, self._on_state, self._own_session, self._is_final = start, on_state, own_session, is_final
         self.restarts = Restarts(policy)
@@ -96,7 +96,7 @@ class Life:
             started = loop.time()
             self._on_state("starting", None, True)
             code = await self._once()
-            final = self._stopping.is_set() or self._is_final()
+            final = self._stopping.is_set() or self._is_final(code)
             pause = None if final else self.restarts.after(code, loop.time() - started)
             self._on_state("exited", code, pause is not None)
             if pause is None:

@@ -34,7 +34,7 @@ MAY_BE_EMPTY = ("--workload", "--service-account")
 LEAVE_NOTICES = frozenset({"limit"})
 """Notices that a person who runs a program need not read each time; `weft status` has them."""
 STOPS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
-"""Who sends one of these wants the program to end, and not to begin again."""
+"""Who sends one of these asks the program to end (`Control.is_final`)."""
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES, context_settings={"allow_interspersed_args": False})
@@ -193,7 +193,8 @@ async def _serve(mesh: MeshPaths, spec: WorkloadSpec, holder: int, *, explicit: 
 
     def received(number: int, from_terminal: bool) -> None:
         nonlocal ended_by
-        control.final |= number in STOPS
+        if number in STOPS:
+            control.asked.add(number)
         if control.program is not None:
             if number == signal.SIGTERM and spec.ports:
                 tasks.add(asyncio.create_task(terminate()))
