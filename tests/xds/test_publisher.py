@@ -217,6 +217,33 @@ def test_a_new_control_plane_sends_nothing_to_a_proxy_that_has_everything(socket
     run(socket, test)
 
 
+def test_a_proxy_of_two_processes_has_what_both_have(socket: Path) -> None:
+    """A hot restart: the old process is slow, the new one has everything; then the new one goes."""
+
+    async def test(bench: Bench) -> None:
+        bench.publisher.publish({"a": [(CLUSTER, "x", b"1")]}, 1)
+        async with stream(socket, "a") as old:
+            await old.subscribe(CLUSTER)
+            await old.take()
+            assert (await bench.publisher.wait(1, timeout=LIMIT)).acknowledged == {"a"}
+            async with stream(socket, "a") as new:
+                await new.subscribe(CLUSTER)
+                await new.take()
+                assert (await bench.publisher.wait(1, timeout=LIMIT)).acknowledged == {"a"}
+                bench.publisher.publish({"a": [(CLUSTER, "x", b"2")]}, 2)
+                held = await old.receive()
+                await new.take()
+                await bench.until(Synced, 3)
+                receipt = bench.publisher.receipt(2)
+                assert (receipt.silent, receipt.complete) == ({"a"}, False)
+                await old.answer(held)
+                assert (await bench.publisher.wait(2, timeout=LIMIT)).acknowledged == {"a"}
+        await bench.until(Disconnected)
+        assert bench.publisher.proxies()["a"].acknowledged == 2
+
+    run(socket, test)
+
+
 def test_the_published_resources_can_be_read_back(socket: Path) -> None:
     async def test(bench: Bench) -> None:
         bench.publisher.publish({"a": [(ROUTE, "r", b"1"), (CLUSTER, "y", b"2"), (CLUSTER, "x", b"3")]}, 1)

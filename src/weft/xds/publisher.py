@@ -176,13 +176,13 @@ class Publisher:
                 _, stream, view, revision = event
                 # A report that crossed the withdrawal of its view, or its stream's end, is about nobody.
                 if self._streams.get(stream) == view:
-                    self._ledger.synced(view, revision)
+                    self._ledger.synced(view, stream, revision)
                     self._observe(Synced(view, revision))
             elif event[0] == "refused":
                 _, stream, view, *refused = event
                 if self._streams.get(stream) == view:
                     resource = RefusedResource(*refused)
-                    self._ledger.refused(view, resource)
+                    self._ledger.refused(view, stream, resource)
                     self._observe(Refused(view, resource))
             else:
                 self._closed(event[1])

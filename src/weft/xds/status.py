@@ -63,7 +63,7 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """A proxy has everything of this revision, but what it refused."""
+    """A proxy has said on a stream that it has everything of this revision, but what it refused."""
 
     node_id: str
     revision: int
@@ -86,7 +86,8 @@ class ProxyStatus:
     Attributes:
         connected: Whether a stream is open.
         published: The last revision that changed anything for this proxy.
-        acknowledged: The last revision of which it has everything but what it refused; None if it has not said yet.
+        acknowledged: The last revision of which it has everything but what it refused, by each of its streams; None if
+            one has not said yet.
         refused: What it refused and is still published.
     """
 
@@ -144,17 +145,42 @@ class Receipt:
 
 
 @dataclass(slots=True)
+class _Stream:
+    """What was said on one stream: the last revision of which it has everything but what it refused, and that."""
+
+    acknowledged: int | None = None
+    refused: dict[tuple[str, str], RefusedResource] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class _Proxy:
-    """What is published to one proxy and what it said."""
+    """
+    What is published to one proxy and what it said.
+
+    During a hot restart it is two processes, each with a stream: it has what both have, and refuses what one of them does.
+    """
 
     resources: dict[tuple[str, str], PublishedResource]
     introduced: dict[tuple[str, str, str], int]
     """At which revision each version (type URL, name, version) came: of the present ones, and of those before them to
     which an answer may be on its way."""
     published: int
-    streams: set[int] = field(default_factory=set)
-    acknowledged: int | None = None
-    refused: dict[tuple[str, str], RefusedResource] = field(default_factory=dict)
+    streams: dict[int, _Stream] = field(default_factory=dict)
+    """Those that are open."""
+    last: _Stream = field(default_factory=_Stream)
+    """What holds while none is open: that of the last one that was."""
+
+    @property
+    def said(self) -> tuple[_Stream, ...]:
+        """What counts of what was said; never empty."""
+        return tuple(self.streams.values()) or (self.last,)
+
+    @property
+    def acknowledged(self) -> int | None:
+        """The last revision of which all of it has everything but what it refused; None if a part has not said yet."""
+        revisions = [stream.acknowledged for stream in self.said]
+        known = [revision for revision in revisions if revision is not None]
+        return min(known) if len(known) == len(revisions) else None
 
     def publishes(self, item: RefusedResource | NotedRefusal) -> bool:
         """Whether the version that was refused is still published."""
@@ -163,7 +189,8 @@ class _Proxy:
 
     def still_refused(self) -> tuple[RefusedResource, ...]:
         """What was refused and is still published in that version."""
-        return tuple(refused for _, refused in sorted(self.refused.items()) if self.publishes(refused))
+        refused = {key: item for stream in self.said for key, item in stream.refused.items() if self.publishes(item)}
+        return tuple(item for _, item in sorted(refused.items()))
 
 
 class Ledger:
@@ -246,9 +273,10 @@ class Ledger:
         earlier = {version: at for version, at in proxy.introduced.items() if proxy.streams and at > self._revisions[0]}
         proxy.introduced = earlier | present
         proxy.published = revision
-        if proxy.acknowledged is not None and proxy.acknowledged >= revision:
-            # Changed once more under the same number: what was acknowledged is not this.
-            proxy.acknowledged = revision - 1
+        for stream in proxy.said:
+            if stream.acknowledged is not None and stream.acknowledged >= revision:
+                # Changed once more under the same number: what was acknowledged is not this.
+                stream.acknowledged = revision - 1
         return True
 
     def _supersede(self, node_id: str, revision: int) -> None:
@@ -273,23 +301,25 @@ class Ledger:
         self._proxies.pop(node_id, None)
 
     def connected(self, node_id: str, stream: int) -> None:
-        """A stream of a proxy was opened. What it has is not known until it says so, even if it said so before."""
+        """A stream of a proxy was opened. What it has is not known until it says so, even if it said so on another."""
         if proxy := self._proxies.get(node_id):
-            proxy.streams.add(stream)
-            proxy.acknowledged = None
-            proxy.refused.clear()
+            proxy.streams[stream] = _Stream()
 
     def disconnected(self, node_id: str, stream: int) -> None:
-        """A stream of a proxy was closed. What it had acknowledged, it still has."""
-        if proxy := self._proxies.get(node_id):
-            proxy.streams.discard(stream)
+        """A stream of a proxy was closed. What others have still holds; what the last one had, the proxy still has."""
+        if (proxy := self._proxies.get(node_id)) and stream in proxy.streams:
+            proxy.last = proxy.streams.pop(stream)
+            self._settle(node_id, proxy)
 
-    def synced(self, node_id: str, revision: int) -> None:
-        """A proxy has everything of *revision* but what it refused."""
-        if (proxy := self._proxies.get(node_id)) is None:
-            return
-        proxy.acknowledged = max(revision, proxy.acknowledged or 0)
-        if proxy.acknowledged < proxy.published:
+    def synced(self, node_id: str, stream: int, revision: int) -> None:
+        """A proxy has said on a stream that it has everything of *revision* but what it refused."""
+        if (proxy := self._proxies.get(node_id)) and (said := proxy.streams.get(stream)):
+            said.acknowledged = max(revision, said.acknowledged or 0)
+            self._settle(node_id, proxy)
+
+    def _settle(self, node_id: str, proxy: _Proxy) -> None:
+        """Note what a proxy that has answered everything has of what it had refused."""
+        if proxy.acknowledged is None or proxy.acknowledged < proxy.published:
             return
         proxy.introduced = {
             version: proxy.introduced[version]
@@ -301,11 +331,11 @@ class Ledger:
             if not refusal.taken and (refusal.type_url, refusal.name) not in refused:
                 self._note(refusal._replace(taken=True))
 
-    def refused(self, node_id: str, resource: RefusedResource) -> None:
-        """A proxy will not have this version of a resource."""
-        if (proxy := self._proxies.get(node_id)) is None:
+    def refused(self, node_id: str, stream: int, resource: RefusedResource) -> None:
+        """A proxy has said on a stream that it will not have this version of a resource."""
+        if (proxy := self._proxies.get(node_id)) is None or (said := proxy.streams.get(stream)) is None:
             return
-        proxy.refused[resource.type_url, resource.name] = resource
+        said.refused[resource.type_url, resource.name] = resource
         revision = proxy.introduced.get((resource.type_url, resource.name, resource.version))
         if revision is not None:
             self._note(NotedRefusal(node_id, revision, *resource))
