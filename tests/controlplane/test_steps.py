@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +67,17 @@ def test_what_remains_begins_with_the_step_that_was_under_way() -> None:
     assert remaining(old, new, 3) == steps(old, new)
     assert remaining(old, new, 2) == steps(old, new)[1:]
     assert remaining(new, new, 2) == (WHOLE,)
+
+
+@pytest.mark.parametrize(("before", "after"), [("STRICT", "DISABLE"), ("DISABLE", "STRICT")])
+def test_a_replica_that_joins_in_the_middle_of_a_change_accepts_both(before: str, after: str) -> None:
+    """It is called from the moment it is ready, by clients of either configuration."""
+    old, new = mesh_in(before), mesh_in(after)
+    widen, move, last = steps(old, new)
+    replica = workload(REVIEWS, 1, "10.244.0.8")
+    joined = replace(new, workloads={**new.workloads, (replica.namespace, replica.name): replica})
+    both = {**PORT, ("default", "reviews-v1-1"): frozenset({9080})}
+    assert [step.show(joined).accepting_both for step in (widen, move, last)] == [both, both, {}]
 
 
 def test_a_workload_that_was_not_there_needs_no_order() -> None:

@@ -16,7 +16,7 @@ Pure. `change.py` walks the steps; what is told while it waits is there, too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from weft.model import ConfigKey, ConfigObject, Snapshot
 from weft.translate.peer_authentication import Mode, modes
@@ -29,18 +29,23 @@ class Step:
 
     Attributes:
         config: The objects in force during it; None for those of the snapshot that is shown.
-        accepting_both: As in `Snapshot`.
+        before: The objects before the change: ports of which they say another mode than the snapshot that is shown
+            accept both. None: no port does.
         what: What its proxies confirm, for people.
     """
 
     config: Mapping[ConfigKey, ConfigObject] | None = None
-    accepting_both: Mapping[tuple[str, str], frozenset[int]] = field(default_factory=dict)
+    before: Mapping[ConfigKey, ConfigObject] | None = None
     what: str = "the change"
 
     def show(self, snapshot: Snapshot) -> Snapshot:
-        """Return *snapshot* as proxies are to see it in this step."""
+        """Return *snapshot* as proxies are to see it in this step; what has joined since the step before, too."""
         config = snapshot.config if self.config is None else self.config
-        return replace(snapshot, config=config, accepting_both=self.accepting_both)
+        both: dict[tuple[str, str], frozenset[int]] = {}
+        if self.before is not None:
+            for namespace, workload, port in _changing(replace(snapshot, config=self.before), snapshot):
+                both[namespace, workload] = both.get((namespace, workload), frozenset()) | {port}
+        return replace(snapshot, config=config, accepting_both=both)
 
 
 WHOLE = Step()
@@ -49,19 +54,19 @@ WHOLE = Step()
 
 def steps(before: Snapshot, after: Snapshot) -> tuple[Step, ...]:
     """Return the publications that lead from *before* to *after*, in order; the last one is `WHOLE`."""
-    old, new = modes(before), modes(after)
-    changing = [port for port, mode in new.items() if old.get(port, mode) is not mode]
-    if not changing:
-        return (WHOLE,)
-    both: dict[tuple[str, str], frozenset[int]] = {}
-    for namespace, workload, port in changing:
-        both[namespace, workload] = both.get((namespace, workload), frozenset()) | {port}
+    changing = _changing(before, after)
     found = []
-    if any(old[port] is not Mode.PERMISSIVE for port in changing):
-        found.append(Step(before.config, both, "that it accepts mutual TLS and plain text"))
-    if any(new[port] is not Mode.PERMISSIVE for port in changing):
-        found.append(Step(None, both, "that it sends what the new mode asks for"))
+    if any(old is not Mode.PERMISSIVE for old, _ in changing.values()):
+        found.append(Step(before.config, before.config, "that it accepts mutual TLS and plain text"))
+    if any(new is not Mode.PERMISSIVE for _, new in changing.values()):
+        found.append(Step(None, before.config, "that it sends what the new mode asks for"))
     return (*found, WHOLE)
+
+
+def _changing(before: Snapshot, after: Snapshot) -> dict[tuple[str, str, int], tuple[Mode, Mode]]:
+    """Return the mode before and after of each port, by namespace, workload and port, that is in both and has another one."""
+    old, new = modes(before), modes(after)
+    return {port: (old[port], mode) for port, mode in new.items() if old.get(port, mode) is not mode}
 
 
 def remaining(before: Snapshot, after: Snapshot, count: int) -> tuple[Step, ...]:
