@@ -2,7 +2,7 @@
 Rotation of the authority's keys: the order between the CA's files and what proxies trust and hold.
 
     trust      every proxy trusts the root that will sign; it was made at the rotation before, so this is nearly always so
-    sign       that root signs a new intermediate, and the next standby is made
+    sign       the next standby is made, and that root signs a new intermediate
     publish    the new bundle goes to every agent, and each is asked to renew
     retire     once the last leaf of the old root has expired, nobody trusts that root any more
 

@@ -10,11 +10,11 @@ The mesh's own certificate authority: a root that may be taken offline, an inter
         lock                         held while files are made
 
 Each file appears whole or not at all, and in an order in which every prefix is a good state: a root's key before its
-certificate, the roots before the intermediate. So a process may be killed at any moment. Once the intermediate is there,
+certificate, the roots, and the standby after the one that will sign, before the intermediate. So a process may be killed at any moment. Once the intermediate is there,
 a root's key may be moved to a safe place; it is asked for when it must sign again.
 
-Two roots are trusted at all times. A rotation of the root lets the standby sign, which every proxy trusts by then, and
-makes the next standby; `weft.controlplane.rotation` sees to the order between that and the proxies.
+Two roots are trusted at all times. A rotation of the root makes the next standby and lets the present one sign, which
+every proxy trusts by then; `weft.controlplane.rotation` sees to the order between that and the proxies.
 
 ECDSA on P-256 throughout. Source of the certificates' form: X509-SVID.md of github.com/spiffe/spiffe; RFC 5280.
 """
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -46,6 +47,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from weft.errors import WeftError
 from weft.identity.spiffe import InvalidSpiffeId, check_trust_domain, parse
+
+log = logging.getLogger(__name__)
 
 ROOT_LIFETIME = timedelta(days=3650)
 INTERMEDIATE_LIFETIME = timedelta(days=365)
@@ -97,6 +100,31 @@ class _Intermediate:
     key: ec.EllipticCurvePrivateKey
 
 
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """
+    What is in the directory, at one moment. It is replaced as a whole: a rotation runs in a thread of its own, and nobody
+    is to see one half of it, least of all when the other half fails.
+
+    Attributes:
+        roots: In order of their numbers; one of them has signed the intermediate, and one that is above it stands by.
+    """
+
+    roots: tuple[_Root, ...]
+    intermediate: _Intermediate
+
+    @property
+    def signing(self) -> _Root:
+        """The root that has signed the intermediate."""
+        return next(root for root in self.roots if _signed(self.intermediate.certificate, root.certificate))
+
+    @property
+    def standby(self) -> _Root:
+        """The root that signs after the next rotation: the first above the signing one."""
+        signing = self.signing.number
+        return next(root for root in self.roots if root.number > signing)
+
+
 def system_time() -> datetime:
     """Return the time of day."""
     return datetime.now(UTC)
@@ -128,15 +156,15 @@ class Authority:
         self._leaf_lifetime = leaf_lifetime
         self._now = now
         with self._locked():
-            self._roots = self._load_roots() or (self._make_root(1),)
-            self._intermediate = self._load_intermediate() or self._make_intermediate(self._roots[0])
-            self._check()
-            self._ensure_standby()
+            roots = self._load_roots() or (self._make_root(1),)
+            intermediate = self._load_intermediate() or self._make_intermediate(roots[0])
+            signing = self._checked(roots, intermediate)
+            self._keys = _Keys(self._with_root_above(signing, roots), intermediate)
 
     def bundle(self) -> str:
         """Return the trust bundle: every root that has not expired, oldest first, PEM."""
         now = self._now()
-        live = (root.certificate for root in self._roots if root.certificate.not_valid_after_utc > now)
+        live = (root.certificate for root in self._keys.roots if root.certificate.not_valid_after_utc > now)
         return "".join(_pem(certificate) for certificate in live)
 
     def sign(self, csr: str, identity: str) -> Issued:
@@ -151,7 +179,8 @@ class Authority:
         Raises:
             SigningRefused: The request is malformed, does not prove possession of its key, its key is too weak, or
                 the identity is not of this trust domain.
-            AuthorityUnavailable: The intermediate has expired, and the root that could renew it is offline.
+            AuthorityUnavailable: The intermediate has expired, or is not valid yet, and cannot be renewed: the root that
+                could is offline, or the files cannot be written.
         """
         spiffe_id = _identity(identity, self._trust_domain)
         public_key = _public_key(csr)
@@ -182,55 +211,59 @@ class Authority:
     @property
     def standby(self) -> str:
         """The fingerprint of the root that signs after the next rotation."""
-        return fingerprint(self._standby().certificate)
+        return fingerprint(self._keys.standby.certificate)
 
     def renew_intermediate(self) -> None:
         """
         Let the signing root sign a new intermediate, with a new key. What the old one signed stays good.
 
         Raises:
-            AuthorityUnavailable: That root's key is offline.
+            AuthorityUnavailable: That root's key is offline, or the files cannot be written. Nothing has changed.
         """
         with self._locked():
-            self._roots = self._load_roots()
-            self._intermediate = self._make_intermediate(self._signing())
+            keys = self._loaded()
+            self._keys = _Keys(keys.roots, self._make_intermediate(keys.signing))
 
     def rotate_root(self, last_leaf: datetime | None = None) -> None:
         """
-        Let the standby root sign from now on, and make the next standby. Every proxy must trust the standby by now.
+        Make the next standby, and let the present one sign from now on. Every proxy must trust the standby by now.
 
         Args:
             last_leaf: When the last certificate expires that may be in use; at least the lifetime of leaves from now.
 
         Raises:
-            AuthorityUnavailable: The standby's key is offline, or the files cannot be written.
+            AuthorityUnavailable: The standby's key is offline, or the files cannot be written. Nothing has changed.
         """
         with self._locked():
-            self._roots = self._load_roots()
-            before, after = self._signing(), self._standby()
+            keys = self._loaded()
+            before, after = keys.signing, keys.standby
+            if after.key is None:
+                raise self._offline(after)
+            # Before it signs: where there is no space for the next one, the mesh is to go on with the two that it has.
+            roots = self._with_root_above(after, keys.roots)
             until = self._now() + self._leaf_lifetime
             until = max(until, last_leaf or until) + STILL_SIGNED
             self._write(f"root-{before.number}.until", until.isoformat())
-            self._intermediate = self._make_intermediate(after)
-            self._ensure_standby()
+            self._keys = _Keys(roots, self._make_intermediate(after))
 
     def retire(self) -> bool:
         """Trust no longer the roots that signed before and whose last leaf has expired; return whether there was one."""
         with self._locked():
-            signing = self._signing()
-            over = [root for root in self._roots if root.number < signing.number and self._until(root) <= self._now()]
+            keys = self._loaded()
+            signing = keys.signing
+            over = [root for root in keys.roots if root.number < signing.number and self._until(root) <= self._now()]
             for root in over:
                 path = self._directory / f"root-{root.number}.pem"
                 path.rename(self._directory / f"retired-root-{root.number}.pem")
                 path.with_suffix(".key").unlink(missing_ok=True)
                 path.with_suffix(".until").unlink(missing_ok=True)
-            self._roots = self._load_roots()
+            self._keys = self._loaded() if over else keys
             return bool(over)
 
     def describe(self) -> dict[str, Any]:
         """Return what people may know: roots, intermediate, lifetimes; JSON values, times in RFC 3339."""
-        signing, standby = self._signing(), self._standby()
-        intermediate = self._intermediate.certificate
+        keys = self._keys
+        signing, intermediate = keys.signing, keys.intermediate.certificate
         return {
             "trust_domain": self._trust_domain,
             "directory": str(self._directory),
@@ -240,11 +273,11 @@ class Authority:
                     "number": root.number,
                     "fingerprint": fingerprint(root.certificate),
                     "not_after": _rfc3339(root.certificate.not_valid_after_utc),
-                    "state": "signing" if root == signing else "standby" if root == standby else "retiring",
+                    "state": _state(root, signing),
                     "until": _rfc3339(self._until(root)) if root.number < signing.number else None,
                     "key": "online" if root.key is not None else "offline",
                 }
-                for root in self._roots
+                for root in keys.roots
             ],
             "intermediate": {
                 "fingerprint": fingerprint(intermediate),
@@ -254,16 +287,9 @@ class Authority:
             },
         }
 
-    def _signing(self) -> _Root:
-        return next(root for root in self._roots if _signed(self._intermediate.certificate, root.certificate))
-
-    def _standby(self) -> _Root:
-        signing = self._signing().number
-        return next(root for root in self._roots if root.number > signing)
-
-    def _ensure_standby(self) -> None:
-        if self._roots[-1].number == self._signing().number:
-            self._roots = (*self._roots, self._make_root(self._roots[-1].number + 1))
+    def _with_root_above(self, root: _Root, roots: tuple[_Root, ...]) -> tuple[_Root, ...]:
+        """Return *roots*, the last of which is above *root*: another one is made if there is none."""
+        return roots if roots[-1].number > root.number else (*roots, self._make_root(root.number + 1))
 
     def _until(self, root: _Root) -> datetime:
         """Return until when a root that signed before is trusted."""
@@ -276,33 +302,43 @@ class Authority:
             raise AuthorityUnavailable(f"{path} holds no time: {exc}") from exc
 
     def _fresh_intermediate(self) -> _Intermediate:
-        certificate = self._intermediate.certificate
-        end = certificate.not_valid_after_utc
-        left = (end - self._now()) / (end - certificate.not_valid_before_utc)
-        if left < INTERMEDIATE_RENEWED_AT:
-            with self._locked():
-                self._roots = self._load_roots()
-                issuer = next((root for root in self._roots if _signed(certificate, root.certificate)), None)
-                if issuer is not None and issuer.key is not None:
-                    self._intermediate = self._make_intermediate(issuer)
-                elif left <= 0:
-                    raise AuthorityUnavailable(
-                        f"the intermediate certificate expired at {end:%Y-%m-%d %H:%M:%S} UTC; put the root's key back "
-                        f"into {self._directory} to renew it"
-                    )
-        return self._intermediate
+        """Return the intermediate, renewed if its end is near, or its beginning lies ahead: a clock was, and is not now."""
+        intermediate, now = self._keys.intermediate, self._now()
+        begin, end = intermediate.certificate.not_valid_before_utc, intermediate.certificate.not_valid_after_utc
+        if begin <= now and (end - now) / (end - begin) >= INTERMEDIATE_RENEWED_AT:
+            return intermediate
+        try:
+            self.renew_intermediate()
+        except AuthorityUnavailable as exc:
+            if begin <= now < end:
+                log.warning("the intermediate certificate expires at %s and cannot be renewed yet: %s", _rfc3339(end), exc)
+                return intermediate
+            what = (
+                f"expired at {_rfc3339(end)}"
+                if begin <= now
+                else f"is valid from {_rfc3339(begin)} on only (a clock was ahead when it was made)"
+            )
+            raise AuthorityUnavailable(f"the intermediate certificate {what} and cannot be renewed: {exc}") from exc
+        return self._keys.intermediate
 
-    def _check(self) -> None:
-        """Check that the parts belong together."""
+    def _checked(self, roots: Sequence[_Root], intermediate: _Intermediate) -> _Root:
+        """Check that the parts belong together; return the root that has signed the intermediate."""
         expected = f"spiffe://{self._trust_domain}"
-        for root in self._roots:
+        for root in roots:
             if (found := _uri(root.certificate)) != expected:
                 raise AuthorityUnavailable(
                     f"the CA in {self._directory} is for {found}, the mesh for {expected}: "
                     "a mesh keeps its trust domain"
                 )
-        if not any(_signed(self._intermediate.certificate, root.certificate) for root in self._roots):
-            raise AuthorityUnavailable(f"the intermediate in {self._directory} was signed by none of the roots there")
+        for root in roots:
+            if _signed(intermediate.certificate, root.certificate):
+                return root
+        raise AuthorityUnavailable(f"the intermediate in {self._directory} was signed by none of the roots there")
+
+    def _offline(self, root: _Root) -> AuthorityUnavailable:
+        return AuthorityUnavailable(
+            f"the key of root {root.number} is not in {self._directory}; put the root's key back to have it sign"
+        )
 
     # --- certificates ---
 
@@ -323,7 +359,7 @@ class Authority:
 
     def _make_intermediate(self, root: _Root) -> _Intermediate:
         if root.key is None:
-            raise AuthorityUnavailable(f"the key of root {root.number} is not in {self._directory}")
+            raise self._offline(root)
         key = ec.generate_private_key(ec.SECP256R1())
         name = _name(f"weft intermediate {secrets.token_hex(4)}")
         now = self._now()
@@ -377,6 +413,13 @@ class Authority:
         finally:
             os.close(directory)
 
+    def _loaded(self) -> _Keys:
+        """Return the intermediate that signs with the roots as their files are now: keys come and go."""
+        intermediate = self._keys.intermediate
+        roots = self._load_roots()
+        signing = self._checked(roots, intermediate)
+        return _Keys(self._with_root_above(signing, roots), intermediate)
+
     def _load_roots(self) -> tuple[_Root, ...]:
         found = (match for path in self._directory.iterdir() if (match := _ROOT_FILE.fullmatch(path.name)))
         return tuple(self._load_root(number) for number in sorted(int(match[1]) for match in found))
@@ -399,6 +442,12 @@ class Authority:
         if key.public_key() != certificate.public_key():
             raise AuthorityUnavailable(f"key and certificate in {path} do not belong together")
         return _Intermediate(certificate, key)
+
+
+def _state(root: _Root, signing: _Root) -> str:
+    if root.number == signing.number:
+        return "signing"
+    return "retiring" if root.number < signing.number else "standby"
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
