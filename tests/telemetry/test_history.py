@@ -56,6 +56,30 @@ def test_the_next_process_knows_it_and_a_restart_is_no_change(tmp_path: Path) ->
     history.close()
 
 
+def test_one_that_a_crash_of_the_machine_has_damaged_is_begun_anew(tmp_path: Path) -> None:
+    """Whichever page holds zeros: the control plane starts, and what is asked of it is answered."""
+    clock = Clock()
+    path = tmp_path / "history.db"
+    history = History(path, clock)
+    for revision in range(1, 60):
+        publish(history, clock, revision, published=revision, acknowledged=revision)
+    many = [("CDS", f"cluster-{number}", f"many-{number}", b"x" * 99) for number in range(200)]
+    history.published("another", 60, many)  # more than a page
+    history.close()
+    content, anew = path.read_bytes(), 0
+    size = int.from_bytes(content[16:18], "big")
+    for at in range(0, len(content), size):
+        path.write_bytes(content[:at] + bytes(size) + content[at + size :])
+        history = History(path, clock)
+        known = [len(history.at(node, 100)) for node in ("node", "another")]
+        assert known in ([2, 1], [0, 0]), at
+        anew += known == [0, 0]
+        publish(history, clock, 61, published=200, acknowledged=201)
+        assert history.revision("node", 300) == 61
+        history.close()
+    assert anew > 10
+
+
 def test_a_clock_that_is_set_back_does_not_hide_what_is_in_force(tmp_path: Path) -> None:
     clock = Clock()
     history = History(tmp_path / "history.db", clock)

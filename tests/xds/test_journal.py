@@ -57,6 +57,29 @@ def test_a_file_that_is_no_journal_is_begun_anew(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_one_that_a_crash_of_the_machine_has_damaged_is_begun_anew(tmp_path: Path) -> None:
+    """Whichever page holds zeros: it is used whole, or not at all, and the control plane starts."""
+    path = tmp_path / "receipts.db"
+    journal = Journal(path)
+    for revision in range(1, 301):
+        journal.published(revision, {f"node-{number}" for number in range(9)}, oldest=0)
+        journal.refused(REFUSAL._replace(revision=revision, message="no" * 20))
+    journal.published(301, {f"node-{number}" for number in range(2000)}, oldest=0)  # more than a page
+    journal.close()
+    content, anew = path.read_bytes(), 0
+    size = int.from_bytes(content[16:18], "big")
+    for at in range(0, len(content), size):
+        path.write_bytes(content[:at] + bytes(size) + content[at + size :])
+        journal = Journal(path, last=301)
+        found = len(journal.publications()), len(journal.refusals())
+        assert found in ((302, 300), (1, 0)), at
+        anew += found == (1, 0)
+        journal.published(302, {"a"}, oldest=0)
+        assert journal.publications()[-1] == (302, {"a"})
+        journal.close()
+    assert anew > 10
+
+
 def test_where_there_can_be_no_file_it_lives_as_long_as_the_process(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "missing" / "receipts.db", last=3)
     journal.published(4, {"a"}, oldest=3)

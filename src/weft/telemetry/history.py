@@ -221,7 +221,15 @@ def _open(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = OFF")
         db.executescript(SCHEMA)
+        _check(db)
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _check(db: sqlite3.Connection) -> None:
+    """Raise unless everything in the file can be read: after a crash of the machine there may be zeros for any page of it."""
+    (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok" or db.execute("SELECT 1 FROM configurations WHERE NOT json_valid(content) LIMIT 1").fetchone():
+        raise sqlite3.DatabaseError(found if found != "ok" else "a configuration in it is no JSON")

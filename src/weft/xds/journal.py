@@ -72,14 +72,11 @@ class Journal:
 
     def publications(self) -> list[tuple[int, frozenset[str]]]:
         """Return each publication and the node ids that it affected, oldest first; up to the first one nothing is known."""
-        rows = self._db.execute("SELECT revision, affected FROM publications ORDER BY revision")
-        return [(revision, frozenset(json.loads(affected))) for revision, affected in rows]
+        return _publications(self._db)
 
     def refusals(self) -> list[NotedRefusal]:
         """Return every refusal that is kept, oldest first."""
-        columns = ", ".join(NotedRefusal._fields)
-        rows = self._db.execute(f"SELECT {columns} FROM refusals ORDER BY revision")
-        return [NotedRefusal._make((*row[:-1], bool(row[-1]))) for row in rows]
+        return _refusals(self._db)
 
     def published(self, revision: int, affected: Iterable[str], *, oldest: int) -> None:
         """Note a publication, and forget those before *oldest*."""
@@ -123,7 +120,7 @@ def _usable(path: Path, last: int) -> sqlite3.Connection:
     try:
         path.touch(mode=0o600, exist_ok=True)
         return _open(path, last)
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, ValueError, TypeError) as error:
         log.warning("%s cannot be used (%s): receipts begin anew", path, error)
     try:
         for part in ("", "-wal"):
@@ -143,6 +140,7 @@ def _open(path: Path | str, last: int) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = OFF")
         db.executescript(SCHEMA)
+        _check(db)
         with db:
             db.execute("DELETE FROM publications WHERE revision > ?", (last,))
             db.execute("DELETE FROM refusals WHERE revision > ?", (last,))
@@ -153,6 +151,26 @@ def _open(path: Path | str, last: int) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _check(db: sqlite3.Connection) -> None:
+    """Raise unless everything in the file can be read: after a crash of the machine there may be zeros for any page of it."""
+    (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
+    _publications(db)
+    _refusals(db)
+
+
+def _publications(db: sqlite3.Connection) -> list[tuple[int, frozenset[str]]]:
+    rows = db.execute("SELECT revision, affected FROM publications ORDER BY revision")
+    return [(revision, frozenset(json.loads(affected))) for revision, affected in rows]
+
+
+def _refusals(db: sqlite3.Connection) -> list[NotedRefusal]:
+    columns = ", ".join(NotedRefusal._fields)
+    rows = db.execute(f"SELECT {columns} FROM refusals ORDER BY revision")
+    return [NotedRefusal._make((*row[:-1], bool(row[-1]))) for row in rows]
 
 
 def _begin(db: sqlite3.Connection, last: int) -> None:
