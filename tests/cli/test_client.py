@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from weft.agent import paths
+from weft.cli import delete
+from weft.cli.apply import send
 from weft.cli.client import Client
+from weft.cli.documents import Sources
 from weft.errors import MeshNotRunning, WeftError
 
-ANSWER = b'HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{"revision": 7}'
+OUTCOME = {"revision": 7, "results": [], "affected": []}
+ANSWER = f"HTTP/1.1 200 OK\r\ncontent-length: {len(json.dumps(OUTCOME))}\r\n\r\n{json.dumps(OUTCOME)}".encode()
 
 
 @pytest.fixture
@@ -23,10 +30,60 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "api.sock"
 
 
+@contextmanager
+def serving(place: Path, answer: Callable[[socket.socket], None]) -> Iterator[None]:
+    """Serve one call at *place*: its request is read, then *answer* has its connection."""
+
+    def serve() -> None:
+        with server.accept()[0] as call:
+            request = b""
+            while not request.endswith(b"}"):
+                request += call.recv(65536)
+            answer(call)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(place))
+        server.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
 def refusing(place: Path) -> None:
     """Leave a socket at *place* to which nobody listens, as a process does that was killed."""
     with closing(socket.socket(socket.AF_UNIX)) as left:
         left.bind(str(place))
+
+
+@pytest.mark.parametrize("call", ["apply", "delete"])
+def test_an_edit_is_waited_for_as_long_as_it_takes(place: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Behind other edits, and with proxies that are silent, that is longer than for any other answer."""
+    monkeypatch.setitem(Client.post.__kwdefaults__, "timeout", 0.05)
+    patient: list[bool] = []
+
+    def answer(connection: socket.socket) -> None:
+        connection.settimeout(0.3)
+        try:
+            patient.append(bool(connection.recv(1)))
+        except TimeoutError:
+            patient.append(True)
+            connection.sendall(ANSWER)
+
+    with serving(place, answer):
+        if call == "apply":
+            assert send(Client(place), "/v1/apply", Sources({"a.yaml": "..."})) == OUTCOME
+        else:
+            monkeypatch.setattr(delete, "connect", lambda _: Client(place))
+            monkeypatch.setattr(delete, "mesh_namespace", lambda _: "default")
+            monkeypatch.setattr(Client, "get", lambda *_, **__: [])
+            assert CliRunner().invoke(delete.command, ["vs", "a"]).exception is None
+    assert patient == [True]
+
+
+def test_an_edit_that_is_not_answered_may_have_been_made(place: Path) -> None:
+    with serving(place, lambda _: None), pytest.raises(WeftError, match="`weft get` shows what is in force"):
+        send(Client(place), "/v1/apply", Sources({"a.yaml": "..."}))
 
 
 def test_a_control_plane_that_comes_back_is_waited_for(place: Path) -> None:
@@ -47,7 +104,7 @@ def test_a_control_plane_that_comes_back_is_waited_for(place: Path) -> None:
 
     back = threading.Timer(0.2, come_back)
     back.start()
-    assert Client(place, "shop", patience=20.0).post("/v1/apply", {}) == {"revision": 7}
+    assert Client(place, "shop", patience=20.0).post("/v1/apply", {}) == OUTCOME
     back.join()
     assert len(asked) == 1
 

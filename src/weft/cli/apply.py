@@ -111,7 +111,7 @@ def send(client: Client, call: str, sources: Sources, **more: object) -> Any:
     if sources.unreadable:
         more |= {"dry_run": True}  # it is refused already; what else is wrong is to be said with it
     try:
-        answer = client.post(call, {"documents": documents, **more})
+        answer = client.edit(call, {"documents": documents, **more})
     except InvalidConfiguration as error:
         raise Refused([*sources.unreadable, *error.problems], sources.texts) from error
     except NotFound:

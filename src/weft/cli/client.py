@@ -19,7 +19,7 @@ from weft.cli.problems import from_json
 from weft.errors import InvalidConfiguration, MeshNotRunning, NotFound, UsageError, WeftError
 
 TIMEOUT_SECONDS = 30.0
-"""For one answer. Applying a thousand documents takes seconds; a call that waits adds its own time to this."""
+"""For one answer; a call that waits adds its own time to this. An edit has no limit, see `Client.edit`."""
 
 RETURN_SECONDS = 5.0
 """How long a command waits for a control plane that died: `weft up` starts another within a second or two."""
@@ -32,6 +32,10 @@ PROXY_SECONDS = 5.0
 
 LONGEST_WAIT_SECONDS = 600.0
 """What one call may ask the control plane to wait (docs/reference/interfaces.md, 4.3)."""
+
+
+class Unanswered(WeftError):
+    """The control plane was asked and did not answer: what it was asked for may be done, or not."""
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -93,6 +97,18 @@ class Client:
         """Call `POST path` with *body* as JSON."""
         return self._call("POST", path, body, timeout)
 
+    def edit(self, path: str, body: object) -> Any:
+        """
+        Call `POST path`, which changes the configuration, and wait for as long as that takes.
+
+        The control plane bounds it, and nobody else can know the bound: an edit waits for those before it, and each step
+        of one (`weft.controlplane.change`) for proxies that are silent. Who no longer waits takes nothing back.
+        """
+        try:
+            return self._call("POST", path, body, None)
+        except Unanswered as error:
+            raise WeftError(f"{error} The change may be made all the same: `weft get` shows what is in force.") from error
+
     def events(self, path: str = "/v1/events", **query: object) -> Iterator[dict[str, Any]]:
         """Yield the events of a stream of JSON lines until the server ends it."""
         with closing(UnixConnection(self._path, None)) as connection:
@@ -103,13 +119,13 @@ class Client:
                 if line.strip():
                     yield json.loads(line)
 
-    def _call(self, method: str, target: str, body: object, timeout: float) -> Any:
+    def _call(self, method: str, target: str, body: object, timeout: float | None) -> Any:
         with closing(UnixConnection(self._path, timeout)) as connection:
             answer = self._send(connection, method, target, body)
             try:
                 content = answer.read()
             except (OSError, http.client.HTTPException) as exc:
-                raise WeftError(f"The control plane's answer to {method} {target} broke off: {exc}") from exc
+                raise Unanswered(f"The control plane's answer to {method} {target} broke off: {exc}.") from exc
         if answer.status >= 400:
             raise _error(answer.status, content)
         return json.loads(content)
@@ -122,9 +138,9 @@ class Client:
             connection.request(method, target, payload, headers)
             return connection.getresponse()
         except TimeoutError as exc:
-            raise WeftError(f"The control plane did not answer {method} {target} in time.") from exc
+            raise Unanswered(f"The control plane did not answer {method} {target} in time.") from exc
         except (OSError, http.client.HTTPException) as exc:
-            raise WeftError(f"The control plane did not answer {method} {target}: {exc}") from exc
+            raise Unanswered(f"The control plane did not answer {method} {target}: {exc}.") from exc
 
     def _connect(self, connection: UnixConnection) -> None:
         from weft.agent import paths  # the one home of every path

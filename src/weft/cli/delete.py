@@ -72,7 +72,7 @@ def command(
             keys = [key for key in there if any(means(kind, key) for kind, _ in references)]
         else:
             keys = [key for kind, name in references for key in _meant(kind, str(name), namespace, there)]
-        answer = client.post("/v1/delete", {"keys": keys, **more})
+        answer = client.edit("/v1/delete", {"keys": keys, **more})
     receipt = None
     if wait and not trial and answer["affected"]:
         receipt = await_receipt(client, answer["revision"], timeout)
