@@ -76,10 +76,9 @@ def command(
     receipt = None
     if wait and not trial and answer["affected"]:
         receipt = await_receipt(client, answer["revision"], timeout)
-    if output == NAME:
-        lines = [full_name(result) for result in answer["results"]]
-    else:
-        lines = [describe(result, dry_run=trial) for result in answer["results"]] or ["Nothing to delete."]
+    if not answer["results"]:
+        click.echo("Nothing to delete.", err=True)
+    lines = [full_name(it) if output == NAME else describe(it, dry_run=trial) for it in answer["results"]]
     emit({**answer, "receipt": receipt}, output, lambda: "\n".join(lines))
     if receipt is not None:
         check_receipt(receipt, timeout)

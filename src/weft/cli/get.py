@@ -105,18 +105,20 @@ def _show(
     namespace: str | None,
 ) -> None:
     """Print the objects *found* for *references* in *namespace*, or in every one."""
-    if output == NAME:
-        click.echo("\n".join(full_name(item) for item in found))
-        return
+    if not found and output not in ("json", "yaml"):
+        # On standard error, as kubectl has it: what reads the other one reads objects.
+        where = "any namespace" if namespace is None else f"namespace {namespace}"
+        click.echo(f"No objects found in {where}.", err=True)
     manifests = [item["manifest"] for item in found]
     single = len(references) == 1 and references[0][1] is not None and len(manifests) == 1
     data = manifests[0] if single else {"apiVersion": "v1", "kind": "List", "items": manifests}
-    where = "any namespace" if namespace is None else f"namespace {namespace}"
-    emit(
-        data,
-        output,
-        lambda: table(found, wide=output == "wide", namespaces=namespace is None) or f"No objects found in {where}.",
-    )
+
+    def text() -> str:
+        if output == NAME:
+            return "\n".join(full_name(item) for item in found)
+        return table(found, wide=output == "wide", namespaces=namespace is None)
+
+    emit(data, output, text)
 
 
 def _watch(

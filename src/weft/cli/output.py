@@ -53,13 +53,13 @@ def place(origin: str) -> str:
 
 
 def emit(data: Any, output: str, table: Callable[[], str]) -> None:
-    """Print *data* as *output* says: `json`, `yaml`, or the text that *table* returns."""
+    """Print *data* as *output* says: `json`, `yaml`, or the text that *table* returns; of an empty one no line."""
     if output == "json":
         click.echo(json.dumps(data, indent=2, ensure_ascii=False))
     elif output == "yaml":
         click.echo(to_yaml(data), nl=False)
-    else:
-        click.echo(table())
+    elif text := table():
+        click.echo(text)
 
 
 def to_yaml(data: Any) -> str:
