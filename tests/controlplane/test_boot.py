@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
+import pytest
+
 from tests.controlplane.peers import Mesh, until
 
 RULE = """\
@@ -151,5 +153,53 @@ def test_a_followed_directory_is_taken_in_as_it_changes_and_owns_its_objects(tmp
 
         file.unlink()
         until(lambda: timeouts(mesh) == {})
+    finally:
+        mesh.close()
+
+
+INVALID = RULE.format(name="reviews", timeout="soon").encode()
+NO_TEXT = b"\xff"
+
+
+@pytest.mark.parametrize("wrong", [INVALID, NO_TEXT], ids=["invalid", "no text"])
+def test_a_directory_that_is_wrong_does_not_keep_a_control_plane_down(tmp_path: Path, wrong: bytes) -> None:
+    """One that is started again goes on with what was good last, tells, and follows; a new `weft up` is refused."""
+    file = tmp_path / "reviews.yaml"
+    file.write_text(RULE.format(name="reviews", timeout="1s"))
+    mesh = Mesh({"config_dir": str(tmp_path)})
+    try:
+        up(mesh, ratings="1s")
+        assert timeouts(mesh) == {"reviews": "1s", "ratings": "1s"}
+        mesh.kill()
+        file.write_bytes(wrong)
+        mesh.start()
+        told = next(event for event in mesh.client.events(replay=100) if event["type"] in ("invalid", "failed"))
+        assert f"{file}" in str(told)
+        assert timeouts(mesh) == {"reviews": "1s", "ratings": "1s"}
+        file.write_text(RULE.format(name="reviews", timeout="2s"))
+        until(lambda: timeouts(mesh) == {"reviews": "2s", "ratings": "1s"})
+        file.write_bytes(wrong)
+        assert mesh.stop() == 0
+        mesh.declaration["boot"] = "next"
+        mesh.start(ready=False)
+        assert mesh.process is not None
+        assert mesh.process.wait(20) in (3, 8)
+        assert f"{file}:" in mesh.errors.read_text()
+    finally:
+        mesh.close()
+
+
+def test_a_file_that_cannot_be_read_is_told_and_what_was_there_stays(tmp_path: Path) -> None:
+    file = tmp_path / "reviews.yaml"
+    file.write_text(RULE.format(name="reviews", timeout="1s"))
+    mesh = Mesh({"config_dir": str(tmp_path)})
+    try:
+        mesh.start()
+        file.write_bytes(NO_TEXT)
+        failed = next(event for event in mesh.client.events(replay=100) if event["type"] == "failed")
+        assert f"{file}:1:1" in failed["text"]
+        assert timeouts(mesh) == {"reviews": "1s"}
+        file.write_text(RULE.format(name="reviews", timeout="2s"))
+        until(lambda: timeouts(mesh) == {"reviews": "2s"})
     finally:
         mesh.close()

@@ -50,6 +50,17 @@ def test_what_was_committed_is_loaded_by_the_next_process(tmp_path: Path) -> Non
     )
 
 
+def test_the_followed_directory_is_kept_as_it_was_good_last(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    assert store.load().directory == {}
+    store.commit(Changes(directory={"a.yaml": "one", "b.yaml": "two"}), summary="", time=0)
+    store.commit(Changes(), summary="", time=0)
+    assert store.load().directory == {"a.yaml": "one", "b.yaml": "two"}
+    store.commit(Changes(directory={"a.yaml": "three"}), summary="", time=0)
+    assert store.load().directory == {"a.yaml": "three"}
+    store.close()
+
+
 def test_a_change_that_is_not_over_is_kept_until_it_is(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "store.db")
     before = {stored("a").key: stored("a", created=1), stored("b").key: None}

@@ -169,6 +169,9 @@ class ControlPlane:
         self.configuration = self._reload(content.objects)
         self._transition = content.transition or Transition(0)
         """What is stored of the steps that are left."""
+        self.directory = content.directory
+        """The followed directory as it was when it was good last: file name -> text."""
+        self._stored_directory = content.directory
         self._unfinished = content.transition
         """A change in steps that the control plane before this one began; taken up at the first turn."""
         registry.adopt(_services(self.configuration))
@@ -206,7 +209,8 @@ class ControlPlane:
         """Bring in an edit, step by step where it needs an order across proxies."""
         async with self._editing:
             if self._unfinished is not None and edit.boot in (None, self.boot):
-                await self._turn_once(Edit())
+                # Not without the followed directory: its objects are nowhere else, and proxies would lose them.
+                await self._turn_once(Edit(directory=edit.directory))
             await self._walk(Outcome(self.revision))  # what an earlier edit could not finish
             return await self._walk(await self._turn_once(edit))
 
@@ -312,7 +316,8 @@ class ControlPlane:
             outcome = Outcome(
                 self.revision, merged.results, news, before=self.configuration, after=merged.configuration
             )
-            changes = self._changes(merged.changes, view)
+            followed = self.directory if edit.directory is None else {it.file: it.text for it in edit.directory}
+            changes = self._changes(merged.changes, view, followed)
             same_configuration = merged.configuration == self.configuration
             behind = continues or self._unpublished
             same = view == self._view and same_configuration and not behind
@@ -327,7 +332,7 @@ class ControlPlane:
             if edit.dry_run:
                 detail = self._differences(views, view)
                 return replace(outcome, resources=detail, affected=tuple(sorted(detail)))
-            if self._unfinished is not None and not edit.asks:
+            if self._unfinished is not None and edit == Edit(directory=edit.directory):
                 publications = self._taken_up(self._unfinished, snapshot)
             elif same_configuration:
                 publications = self._steps[1:] if continues else self._steps
@@ -363,6 +368,8 @@ class ControlPlane:
             gone = {proxy.node_id for proxy in self._view.proxies.values()} - {p.node_id for p in view.proxies.values()}
             self.snapshot, self.configuration, self._steps = snapshot, merged.configuration, publications
             self._transition, self._unfinished = transition, None
+            self.directory = followed
+            self._stored_directory = self._stored_directory if changes.directory is None else changes.directory
             self._registry.adopt(_services(self.configuration))
             self._view, self._warnings = view, warnings
             self._found, self._looked_at = statuses, looked_at
@@ -504,7 +511,7 @@ class ControlPlane:
             for key, status in statuses.items()
         }
 
-    def _changes(self, changes: Changes, view: View) -> Changes:
+    def _changes(self, changes: Changes, view: View, directory: Mapping[str, str]) -> Changes:
         addresses = {service.hostname: service.address for service in view.services.values()}
         leases = {(lease.namespace, lease.name): lease for lease in self._leases()}
         return replace(
@@ -515,6 +522,7 @@ class ControlPlane:
             leases=tuple(
                 lease for key, lease in (self._idle_leases() | leases).items() if self._stored_leases.get(key) != lease
             ),
+            directory=directory if directory != self._stored_directory else None,
         )
 
     def _idle_leases(self) -> dict[tuple[str, str], Lease]:

@@ -34,7 +34,7 @@ from weft.controlplane.change import ControlPlane
 from weft.controlplane.edit import Document, Edit, key_to_json, problem_to_json
 from weft.controlplane.events import Events
 from weft.controlplane.rotation import Rotation
-from weft.errors import InvalidConfiguration, WeftError
+from weft.errors import InvalidConfiguration, StoreError, WeftError
 from weft.identity import Authority, attest
 from weft.identity.ca import LEAF_LIFETIME
 from weft.model import MESH_CIDR, SERVICE_CIDR, Interception, loopback
@@ -190,13 +190,11 @@ async def _start(
     if returning and not plane.settled.is_set():
         log.info("waiting for %d workloads that were here before", len(returning))
         asyncio.get_running_loop().call_later(SETTLE_SECONDS, plane.settled.set)
-    await _boot(plane, declaration, events)
+    source = FileSource(Path(declaration["config_dir"])) if declaration.get("config_dir") else None
+    known = await _boot(plane, declaration, source, events)
     _spawn(stack, plane.follow())
-    if declaration.get("config_dir"):
-        source = FileSource(Path(declaration["config_dir"]))
-        found = source.load()
-        await plane.change(Edit(directory=_documents(found)))
-        _spawn(stack, _follow(plane, source, found, events))
+    if source is not None:
+        _spawn(stack, _follow(plane, source, known, events))
     rotation = Rotation(authority, agents, events)
     _spawn(stack, rotation.run())
     api = Api(
@@ -219,30 +217,67 @@ async def _start(
     return plane
 
 
-async def _boot(plane: ControlPlane, declaration: Mapping[str, Any], events: Events) -> None:
-    """Apply what weft.yaml declares, once for each `weft up`."""
-    boot = declaration.get("boot")
+async def _boot(
+    plane: ControlPlane, declaration: Mapping[str, Any], source: FileSource | None, events: Events
+) -> Mapping[str, str]:
+    """
+    Take the first turn: what weft.yaml declares, once for each `weft up`, with what the followed directory holds.
+
+    Returns:
+        The content of that directory as far as it was told of.
+
+    Raises:
+        InvalidConfiguration, StoreError: At a new `weft up` something of it is wrong. A control plane that is started
+            again tells it, and goes on with the directory as it was when it was good last.
+    """
+    boot = declaration.get("boot") or ""
     if boot and boot == plane.boot:
-        return
+        return await _take_up(plane, source, events) if source is not None else {}
+    found = source.load() if source is not None else {}
     documents = tuple(Document(item["file"], item["text"]) for item in declaration.get("documents") or ())
     fresh = bool(declaration.get("fresh"))
-    await plane.change(Edit(documents=documents, author=Author.DECLARATION, fresh=fresh, boot=boot or ""))
+    await plane.change(
+        Edit(documents=documents, directory=_documents(found), author=Author.DECLARATION, fresh=fresh, boot=boot)
+    )
     stored = plane.configuration.stored
     if kept := [key for key, item in stored.items() if item.author is Author.USER]:
         events.emit("kept", keys=[key_to_json(key) for key in kept])
+    return found
+
+
+async def _take_up(plane: ControlPlane, source: FileSource, events: Events) -> Mapping[str, str]:
+    """Take in the followed directory after a restart; while it is wrong, the last good content stays."""
+    good = plane.directory
+    try:
+        found = source.load()
+    except StoreError:
+        found = good  # who follows it will tell
+    try:
+        await plane.change(Edit(directory=_documents(found)))
+    except WeftError as error:
+        if found == good:
+            raise
+        _tell(error, events)
+        await plane.change(Edit(directory=_documents(good)))
+    return found
 
 
 async def _follow(plane: ControlPlane, source: FileSource, known: Mapping[str, str], events: Events) -> None:
     """Take in the followed directory each time it changes; while it is wrong, the last good content stays."""
-    async for found in source.watch(known):
+    async for found in source.watch(known, lambda error: _tell(error, events)):
         try:
             await plane.change(Edit(directory=_documents(found)))
-        except InvalidConfiguration as error:
-            events.emit("invalid", problems=[problem_to_json(problem) for problem in error.problems])
-            log.error("%s", error)
         except WeftError as error:
-            events.emit("failed", text=str(error))
-            log.error("%s", error)
+            _tell(error, events)
+
+
+def _tell(error: WeftError, events: Events) -> None:
+    """Tell why the followed directory is not taken in as it is."""
+    if isinstance(error, InvalidConfiguration):
+        events.emit("invalid", problems=[problem_to_json(problem) for problem in error.problems])
+    else:
+        events.emit("failed", text=str(error))
+    log.error("%s", error)
 
 
 def _documents(found: Mapping[str, str]) -> tuple[Document, ...]:

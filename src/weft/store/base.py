@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from weft.errors import StoreError
 from weft.model import ConfigKey
 
 
@@ -83,9 +84,9 @@ class Transition:
 @dataclass(frozen=True, slots=True)
 class Changes:
     """
-    What one commit writes, all of it or nothing. `boot` and `transition` None leave what is there.
+    What one commit writes, all of it or nothing. `boot`, `transition` and `directory` None leave what is there.
 
-    `statuses` is what stands under `status` of each object where that is another one now; None if there is none any more.
+    `directory` is the followed directory, file name -> text. `statuses` is what stands under `status` of each object where that is another one now; None if there is none any more.
     """
 
     put: tuple[StoredObject, ...] = ()
@@ -95,13 +96,14 @@ class Changes:
     boot: str | None = None
     transition: Transition | None = None
     statuses: Mapping[ConfigKey, Mapping[str, Any] | None] = field(default_factory=dict)
+    directory: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
     """
-    All that a store holds: the last revision, objects by key and their statuses, service addresses by hostname, leases, and
-    the change that is not over.
+    All that a store holds: the last revision, objects by key and their statuses, service addresses by hostname, leases,
+    the change that is not over, and the followed directory (file name -> text) as it was when it was good last.
 
     `boot` names the `weft up` that last used it, which tells a restart within one from the next one.
     """
@@ -113,6 +115,7 @@ class Content:
     boot: str = ""
     transition: Transition | None = None
     statuses: Mapping[ConfigKey, Mapping[str, Any]] = field(default_factory=dict)
+    directory: Mapping[str, str] = field(default_factory=dict)
 
 
 class Store(Protocol):
@@ -149,6 +152,12 @@ class Source(Protocol):
         """Return file name -> text of everything there is now."""
         ...
 
-    def watch(self, known: Mapping[str, str]) -> AsyncIterator[Mapping[str, str]]:
-        """Yield the whole content each time it differs from what was yielded last, at first from *known*."""
+    def watch(
+        self, known: Mapping[str, str], tell: Callable[[StoreError], None]
+    ) -> AsyncIterator[Mapping[str, str]]:
+        """
+        Yield the whole content each time it differs from what was yielded last, at first from *known*.
+
+        *tell* is called while it cannot be read, once until something changes.
+        """
         ...

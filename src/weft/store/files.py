@@ -8,10 +8,11 @@ every file system (inotify is silent on network and shared folders), and finds a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from weft.errors import StoreError
+from weft.model import Problem, decode
 
 POLL_SECONDS = 0.25
 """How late a change may be noticed; a person who saves a file does not feel it."""
@@ -33,12 +34,18 @@ class FileSource:
 
     def load(self) -> Mapping[str, str]:
         try:
-            return {str(path): path.read_text(encoding="utf-8") for path in self._files()}
-        except (OSError, UnicodeDecodeError) as exc:
+            texts = {str(path): decode(str(path), path.read_bytes()) for path in self._files()}
+        except OSError as exc:
             raise StoreError(f"{self._directory}: {exc}") from exc
+        if mistakes := [str(text) for text in texts.values() if isinstance(text, Problem)]:
+            raise StoreError("\n".join(mistakes))
+        return {file: text for file, text in texts.items() if isinstance(text, str)}
 
-    async def watch(self, known: Mapping[str, str]) -> AsyncIterator[Mapping[str, str]]:
+    async def watch(
+        self, known: Mapping[str, str], tell: Callable[[StoreError], None]
+    ) -> AsyncIterator[Mapping[str, str]]:
         stamp, last, content = None, None, known
+        failed, told = None, None
         while True:
             now = await asyncio.to_thread(self._stamp)
             # Read only what has been still for one poll: an editor that truncates and then writes is not caught
@@ -46,10 +53,16 @@ class FileSource:
             if now != stamp and now == last:
                 try:
                     found = await asyncio.to_thread(self.load)
-                except StoreError:
-                    found = content  # a file went away between listing and reading; what is there then is seen next
+                except StoreError as error:
+                    found = content
+                    # A file that went away between listing and reading is no news: what is there then is seen next. What
+                    # stays is tried again, for a permission that is given changes no time.
+                    if now == failed != told:
+                        tell(error)
+                        told = now
+                    failed = now
                 else:
-                    stamp = now
+                    stamp, failed, told = now, None, None
                 if found != content:
                     content = found
                     yield content

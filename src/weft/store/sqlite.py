@@ -73,6 +73,9 @@ CREATE TABLE IF NOT EXISTS statuses (
 """
 """Beside `SCHEMA`: files of the same layout were made before there was any, and who knows nothing of it may use them still."""
 
+FOLLOWED = "CREATE TABLE IF NOT EXISTS followed (file TEXT PRIMARY KEY, text TEXT NOT NULL) STRICT"
+"""As `STATUSES`."""
+
 
 class SqliteStore:
     """
@@ -124,7 +127,8 @@ class SqliteStore:
                     "SELECT kind, namespace, name, status FROM statuses"
                 )
             }
-            return Content(self._revision(), objects, addresses, leases, boot, transition, statuses)
+            directory = dict(self._db.execute("SELECT file, text FROM followed"))
+            return Content(self._revision(), objects, addresses, leases, boot, transition, statuses, directory)
 
     def commit(self, changes: Changes, *, summary: str, time: float, at_least: int = 0) -> int:
         with self._translated(), self._transaction():
@@ -153,6 +157,9 @@ class SqliteStore:
                 if transition.remaining:
                     row = (transition.remaining, _before_to_json(transition))
                     self._db.execute("INSERT INTO transitions VALUES (1, ?, ?)", row)
+            if changes.directory is not None:
+                self._db.execute("DELETE FROM followed")
+                self._db.executemany("INSERT INTO followed VALUES (?, ?)", list(changes.directory.items()))
             for key, status in changes.statuses.items():
                 if status is None:
                     self._db.execute("DELETE FROM statuses WHERE kind = ? AND namespace = ? AND name = ?", tuple(key))
@@ -198,6 +205,7 @@ class SqliteStore:
             elif version != SCHEMA_VERSION:
                 raise StoreError(f"{self._path} has layout {version}, and this weft knows {SCHEMA_VERSION} only.")
             self._db.execute(STATUSES)
+            self._db.execute(FOLLOWED)
 
     def _revision(self) -> int:
         (revision,) = self._db.execute("SELECT coalesce(max(revision), 0) FROM revisions").fetchone()
