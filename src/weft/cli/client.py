@@ -107,7 +107,9 @@ class Client:
         try:
             return self._call("POST", path, body, None)
         except Unanswered as error:
-            raise WeftError(f"{error} The change may be made all the same: `weft get` shows what is in force.") from error
+            raise WeftError(
+                f"{error} The change may be made all the same: `weft get` shows what is in force."
+            ) from error
 
     def events(self, path: str = "/v1/events", **query: object) -> Iterator[dict[str, Any]]:
         """Yield the events of a stream of JSON lines until the server ends it."""

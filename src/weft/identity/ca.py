@@ -10,8 +10,9 @@ The mesh's own certificate authority: a root that may be taken offline, an inter
         lock                         held while files are made
 
 Each file appears whole or not at all, and in an order in which every prefix is a good state: a root's key before its
-certificate, the roots, and the standby after the one that will sign, before the intermediate. So a process may be killed at any moment. Once the intermediate is there,
-a root's key may be moved to a safe place; it is asked for when it must sign again.
+certificate, the roots, and a standby after the one that will sign, before the intermediate. So a process may be killed
+at any moment. Once the intermediate is there, a root's key may be moved to a safe place; it is asked for when it must
+sign again.
 
 Two roots are trusted at all times. A rotation of the root makes the next standby and lets the present one sign, which
 every proxy trusts by then; `weft.controlplane.rotation` sees to the order between that and the proxies.
@@ -311,7 +312,9 @@ class Authority:
             self.renew_intermediate()
         except AuthorityUnavailable as exc:
             if begin <= now < end:
-                log.warning("the intermediate certificate expires at %s and cannot be renewed yet: %s", _rfc3339(end), exc)
+                log.warning(
+                    "the intermediate certificate expires at %s and cannot be renewed yet: %s", _rfc3339(end), exc
+                )
                 return intermediate
             what = (
                 f"expired at {_rfc3339(end)}"

@@ -86,7 +86,8 @@ class Changes:
     """
     What one commit writes, all of it or nothing. `boot`, `transition` and `directory` None leave what is there.
 
-    `directory` is the followed directory, file name -> text. `statuses` is what stands under `status` of each object where that is another one now; None if there is none any more.
+    `directory` is the followed directory, file name -> text. `statuses` is what stands under `status` of each object
+    where that is another one now; None if there is none any more.
     """
 
     put: tuple[StoredObject, ...] = ()
@@ -152,9 +153,7 @@ class Source(Protocol):
         """Return file name -> text of everything there is now."""
         ...
 
-    def watch(
-        self, known: Mapping[str, str], tell: Callable[[StoreError], None]
-    ) -> AsyncIterator[Mapping[str, str]]:
+    def watch(self, known: Mapping[str, str], tell: Callable[[StoreError], None]) -> AsyncIterator[Mapping[str, str]]:
         """
         Yield the whole content each time it differs from what was yielded last, at first from *known*.
 
