@@ -200,6 +200,8 @@ impl Task {
                     let Some(verdict) = self.subscriptions.receive(response, receiver) else { continue };
                     self.send_changes(&mut stream, &mut node)?;
                     stream.send(self.subscriptions.answer(verdict), &mut node)?;
+                    // Of the state of the world, what had to wait for the answer.
+                    self.send_changes(&mut stream, &mut node)?;
                 }
                 command = self.commands.recv() => {
                     self.subscriptions.apply(command.ok_or(Error::Abandoned)?);

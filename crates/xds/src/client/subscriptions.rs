@@ -4,6 +4,7 @@
 //! and how a response is read; both are here side by side.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 
 use bytes::Bytes;
 use prost::Message;
@@ -75,6 +76,8 @@ struct TypeState {
     is_open: bool,
     /// `None` until the first request for this type was sent on the present stream.
     told: Option<BTreeSet<String>>,
+    /// Of those in `told`: what was given up since, and so is not here. If it is wanted again, the server is to send it again.
+    given_up: BTreeSet<String>,
     versions: BTreeMap<String, String>,
     /// State of the world: the version of the last response that was accepted whole.
     accepted: String,
@@ -121,6 +124,9 @@ impl Subscriptions {
                     state.wanted.remove(&name);
                     if !state.takes_all() {
                         state.versions.remove(&name);
+                        if state.told.as_ref().is_some_and(|told| told.contains(&name)) {
+                            state.given_up.insert(name);
+                        }
                     }
                 }
             }
@@ -131,20 +137,20 @@ impl Subscriptions {
     pub(super) fn first_requests(&mut self) -> Vec<Request> {
         for state in self.types.values_mut() {
             state.told = None;
+            state.given_up.clear();
             state.nonce.clear();
             state.is_unanswered = false;
         }
         self.changes()
     }
 
-    /// One request for each type whose wanted names differ from what the server knows.
+    /// The requests for each type whose wanted names differ from what the server knows: one, or two where a name is to go and
+    /// to come again and a request can only say what there is.
     pub(super) fn changes(&mut self) -> Vec<Request> {
         let protocol = self.protocol;
-        let change = |(url, state): (&String, &mut TypeState)| match protocol {
-            Protocol::Delta => state.delta_change(url).map(Request::Delta),
-            Protocol::StateOfTheWorld => state.world_change(url).map(Request::World),
-        };
-        let mut requests: Vec<_> = self.types.iter_mut().filter_map(change).collect();
+        let types = self.types.iter_mut();
+        let mut requests: Vec<_> =
+            types.flat_map(|(url, state)| iter::from_fn(move || state.change(protocol, url))).collect();
         requests.sort_by_key(|request| rank(request.type_url()));
         requests
     }
@@ -258,25 +264,37 @@ impl TypeState {
         self.is_open || self.wanted.contains(WILDCARD)
     }
 
-    /// The request that makes the server's knowledge equal to `wanted`, or nothing if it is.
+    /// The next request that makes the server's knowledge equal to `wanted`, or nothing if it is.
+    fn change(&mut self, protocol: Protocol, type_url: &str) -> Option<Request> {
+        match protocol {
+            Protocol::Delta => self.delta_change(type_url).map(Request::Delta),
+            Protocol::StateOfTheWorld => self.world_change(type_url).map(Request::World),
+        }
+    }
+
+    /// The change where a request says what is new and what goes.
     fn delta_change(&mut self, type_url: &str) -> Option<DeltaDiscoveryRequest> {
         let mut request = DeltaDiscoveryRequest { type_url: type_url.to_owned(), ..Default::default() };
         match &self.told {
             None if self.wanted.is_empty() && !self.is_open => return None,
             None => {
-                request.resource_names_subscribe = self.names();
+                request.resource_names_subscribe = names(&self.wanted);
                 let all = self.takes_all();
                 let here = self.versions.iter().filter(|(name, _)| all || self.wanted.contains(*name));
                 request.initial_resource_versions =
                     here.map(|(name, version)| (name.clone(), version.clone())).collect();
             }
-            Some(told) if *told == self.wanted => return None,
+            Some(told) if self.is_known(told) => return None,
             Some(told) => {
-                request.resource_names_subscribe = self.wanted.difference(told).cloned().collect();
+                // What is subscribed again is sent again: its client may have dropped it and want it again before it had
+                // said so (discovery.proto, `resource_names_subscribe`).
+                let missing = self.wanted.iter().filter(|name| !told.contains(*name) || self.given_up.contains(*name));
+                request.resource_names_subscribe = missing.cloned().collect();
                 request.resource_names_unsubscribe = told.difference(&self.wanted).cloned().collect();
             }
         }
         self.told = Some(self.wanted.clone());
+        self.given_up.clear();
         Some(request)
     }
 
@@ -284,27 +302,36 @@ impl TypeState {
     fn world_change(&mut self, type_url: &str) -> Option<DiscoveryRequest> {
         let is_same = match &self.told {
             None => self.wanted.is_empty(),
-            Some(told) => *told == self.wanted,
+            Some(told) => self.is_known(told),
         };
         (!is_same && !self.is_unanswered).then(|| self.world_request(type_url))
     }
 
+    /// Whether the server, which was told *told*, knows what is wanted and not here.
+    fn is_known(&self, told: &BTreeSet<String>) -> bool {
+        *told == self.wanted && self.given_up.is_disjoint(&self.wanted)
+    }
+
     fn world_request(&mut self, type_url: &str) -> DiscoveryRequest {
-        self.told = Some(self.wanted.clone());
+        // What was given up is left out once, and is news to the server with the next request.
+        let told: BTreeSet<String> = self.wanted.difference(&self.given_up).cloned().collect();
+        let resource_names = names(&told);
+        self.told = Some(told);
+        self.given_up.clear();
         self.is_unanswered = false;
         DiscoveryRequest {
             version_info: self.accepted.clone(),
-            resource_names: self.names(),
+            resource_names,
             type_url: type_url.to_owned(),
             response_nonce: self.nonce.clone(),
             ..Default::default()
         }
     }
+}
 
-    /// The wanted names. The wildcard alone is no name at all: older servers know no other form.
-    fn names(&self) -> Vec<String> {
-        if self.wanted.iter().eq([WILDCARD]) { Vec::new() } else { self.wanted.iter().cloned().collect() }
-    }
+/// *wanted* as a request says it. The wildcard alone is no name at all: older servers know no other form.
+fn names(wanted: &BTreeSet<String>) -> Vec<String> {
+    if wanted.iter().eq([WILDCARD]) { Vec::new() } else { wanted.iter().cloned().collect() }
 }
 
 /// A resource of the state of the world with its name and version. It may come in a wrapper that says both; by itself it says its name

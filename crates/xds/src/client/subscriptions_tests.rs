@@ -154,3 +154,36 @@ fn resources_may_come_wrapped_and_of_a_wrong_type() {
     let unasked = response(type_url::ROUTE_CONFIGURATION, "1", vec![]);
     assert!(subscriptions.receive(unasked, &mut notes).is_none());
 }
+
+#[test]
+fn what_is_given_up_and_wanted_again_at_once_is_asked_for_again() {
+    let again = |subscriptions: &mut Subscriptions| {
+        subscriptions.apply(Command::Unsubscribe(type_url::SECRET.into(), vec!["one".into()]));
+        subscriptions.apply(subscribe(type_url::SECRET, &["one"]));
+    };
+    let mut subscriptions = Subscriptions::new(Protocol::Delta);
+    subscriptions.apply(subscribe(type_url::SECRET, &["one", "two"]));
+    subscriptions.first_requests();
+    again(&mut subscriptions);
+    // Not given up in the same request: whichever a server reads first, the other would undo it.
+    let wanted = DeltaDiscoveryRequest {
+        type_url: type_url::SECRET.into(),
+        resource_names_subscribe: vec!["one".into()],
+        ..Default::default()
+    };
+    assert_eq!(subscriptions.changes(), [Request::Delta(wanted)]);
+    assert_eq!(subscriptions.changes(), []);
+
+    let mut subscriptions = Subscriptions::new(Protocol::StateOfTheWorld);
+    subscriptions.apply(subscribe(type_url::SECRET, &["one", "two"]));
+    subscriptions.first_requests();
+    again(&mut subscriptions);
+    assert_eq!(lines(&subscriptions.changes()), [r#"Secret v"" n"" two"#, r#"Secret v"" n"" one,two"#]);
+    assert_eq!(subscriptions.changes(), []);
+    let secrets = ["one", "two"].map(|name| resource(type_url::SECRET, name, "good")).into();
+    let verdict = subscriptions.receive(response(type_url::SECRET, "1", secrets), &mut Notes::default()).unwrap();
+    again(&mut subscriptions);
+    assert_eq!(subscriptions.changes(), [], "it would be an ACK");
+    assert_eq!(line(&subscriptions.answer(verdict)), r#"Secret v"1" n"nonce of 1" two"#);
+    assert_eq!(lines(&subscriptions.changes()), [r#"Secret v"1" n"nonce of 1" one,two"#]);
+}
