@@ -525,8 +525,9 @@ impl Subscription {
             }
         } else {
             for resource in &others {
-                // The client may have taken it all the same (Envoy does), so it counts when the resource goes.
-                self.has.entry(resource.name.clone()).or_insert(Held { version: None, resource: None });
+                // The client may have taken it all the same (Envoy does), so it counts when the resource goes, and
+                // what it had before is news when the view goes back to that.
+                self.has.entry(resource.name.clone()).or_insert(Held { version: None, resource: None }).version = None;
             }
             let (first, second) = others.split_at(others.len() / 2);
             for half in [second, first] {

@@ -463,6 +463,21 @@ fn what_was_left_behind_before_a_worse_version_is_removed() {
 }
 
 #[test]
+fn what_a_refused_response_may_have_brought_is_taken_back() {
+    let mut peer = Peer::new(Variant::Delta);
+    peer.show(1, "c/a=1 c/b=1");
+    peer.subscribe(CLUSTER, &[]);
+    peer.settle();
+    peer.show(2, "c/a=2 c/b=2");
+    let got = peer.one();
+    peer.show(3, "c/a=1 c/b=1");
+    // The client may have taken either; both are as they were before.
+    peer.answer(&got, &[], Some(Status { code: 3, ..Default::default() }));
+    assert_eq!(peer.settle(), ["c: a=1", "c: b=1"]);
+    assert_eq!(peer.synced().last(), Some(&3));
+}
+
+#[test]
 fn unsubscribed_names_are_not_followed() {
     let mut peer = settled();
     peer.request(DeltaDiscoveryRequest {
@@ -649,7 +664,8 @@ quickcheck! {
                     revision += 1;
                     let key = (if byte & 4 == 0 { "c" } else { "e" }.to_owned(), name(byte));
                     if byte & 8 == 0 {
-                        view.insert(key, revision.to_string());
+                        // Few, so that contents come back; one of them is bad.
+                        view.insert(key, ["1", "2", "7"][byte as usize / 16 % 3].to_owned());
                     } else {
                         view.remove(&key);
                     }
