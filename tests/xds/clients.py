@@ -27,9 +27,9 @@ SDS = "/envoy.service.secret.v3.SecretDiscoveryService/"
 class Stream:
     """One stream. `delta` chooses between the two protocols; both look alike from outside."""
 
-    def __init__(self, call: Any, node: str, *, delta: bool) -> None:
+    def __init__(self, call: Any, node: Node, *, delta: bool) -> None:
         self._call = call
-        self._node: Node | None = Node(id=node)
+        self._node: Node | None = node
         self._request = DeltaDiscoveryRequest if delta else DiscoveryRequest
         self._delta = delta
         self._names: dict[str, list[str]] = {}
@@ -71,7 +71,9 @@ class Stream:
 
 
 @asynccontextmanager
-async def stream(path: Path, node: str = "", *, delta: bool = True, service: str = ADS) -> AsyncIterator[Stream]:
+async def stream(
+    path: Path, node: str = "", *, delta: bool = True, service: str = ADS, user_agent: str = ""
+) -> AsyncIterator[Stream]:
     """Open a stream to the server at *path*."""
     kind = {ADS: "AggregatedResources", SDS: "Secrets"}[service]
     method = f"{service}{'Delta' if delta else 'Stream'}{kind}"
@@ -89,7 +91,7 @@ async def stream(path: Path, node: str = "", *, delta: bool = True, service: str
             method, request_serializer=request.SerializeToString, response_deserializer=response.FromString
         )(wait_for_ready=True)
         try:
-            yield Stream(call, node, delta=delta)
+            yield Stream(call, Node(id=node, user_agent_name=user_agent), delta=delta)
         finally:
             call.cancel()
 

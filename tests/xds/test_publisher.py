@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from envoy.config.cluster.v3.cluster_pb2 import Cluster
 
 from tests.xds.clients import bodies, names, stream
 from weft.xds import (
@@ -26,6 +27,8 @@ from weft.xds import (
 )
 
 CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+ENDPOINTS = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+LISTENER = "type.googleapis.com/envoy.config.listener.v3.Listener"
 ROUTE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 LIMIT = 10.0
 
@@ -240,6 +243,31 @@ def test_a_proxy_of_two_processes_has_what_both_have(socket: Path) -> None:
                 assert (await bench.publisher.wait(2, timeout=LIMIT)).acknowledged == {"a"}
         await bench.until(Disconnected)
         assert bench.publisher.proxies()["a"].acknowledged == 2
+
+    run(socket, test)
+
+
+@pytest.mark.parametrize("delta", [True, False], ids=["delta", "state of the world"])
+def test_envoy_that_comes_back_is_sent_its_endpoints_once(socket: Path, delta: bool) -> None:
+    """Its cluster may still wait for them, though it says that it has them; for it that is no change."""
+    cluster = Cluster(name="x", type=Cluster.EDS).SerializeToString()
+
+    async def test(bench: Bench) -> None:
+        bench.publisher.publish({"a": [(CLUSTER, "x", cluster), (ENDPOINTS, "x", b"")]}, 1)
+        versions = {item.type_url: item.version for item in bench.publisher.resources("a") or ()}
+        async with stream(socket, "a", delta=delta, user_agent="envoy") as proxy:
+            await proxy.subscribe(CLUSTER, versions={"x": versions[CLUSTER]})
+            if not delta:  # which cannot say what it has
+                assert (await proxy.take()).type_url == CLUSTER
+            await proxy.subscribe(ENDPOINTS, "x", versions={"x": versions[ENDPOINTS]})
+            response = await proxy.receive()
+            assert response.type_url == ENDPOINTS
+            assert len(response.resources) == 1
+            assert bench.publisher.proxies()["a"].acknowledged is None
+            await proxy.answer(response)
+            await proxy.subscribe(LISTENER)
+            assert (await proxy.take()).type_url == LISTENER, "and not the endpoints again"
+            assert (await bench.publisher.wait(1, timeout=LIMIT)).acknowledged == {"a"}
 
     run(socket, test)
 

@@ -427,6 +427,7 @@ impl Stream {
         if !self.connected {
             self.connected = true;
             let node = Box::new(node.unwrap_or_default());
+            self.session.introduce(&node.user_agent_name);
             self.shared.tell(Event::Connected { stream: self.id, node, peer_pid: self.peer_pid });
         }
     }

@@ -180,15 +180,17 @@ impl Session {
         std::mem::take(&mut self.reports)
     }
 
+    /// Take note of what the client is (`Node.user_agent_name`), which the first request of its stream says and no other.
+    pub(crate) fn introduce(&mut self, user_agent_name: &str) {
+        self.warms_clusters = user_agent_name == ENVOY;
+    }
+
     pub(crate) fn delta(&mut self, request: DeltaDiscoveryRequest) -> Result<(), RequestError> {
         let type_url = request.type_url;
         if type_url.is_empty() {
             return Err(RequestError::NoType);
         }
         self.acknowledge(&type_url, &request.response_nonce, request.error_detail.as_ref());
-        if let Some(node) = request.node {
-            self.warms_clusters = node.user_agent_name == ENVOY;
-        }
         let first = !self.types.contains_key(&type_url);
         let is_waited_for = type_url == CLUSTER_LOAD_ASSIGNMENT && self.warms_clusters;
         // Of virtual hosts such a request says that there may be others (Envoy waits for an answer, too).

@@ -8,7 +8,6 @@ use prost::Message;
 use quickcheck::quickcheck;
 use weft_protos::envoy::config::cluster::v3::Cluster;
 use weft_protos::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
-use weft_protos::envoy::config::core::v3::Node;
 use weft_protos::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
@@ -312,16 +311,15 @@ fn names_that_come_back_with_their_versions_are_not_sent_again() {
 fn envoy_that_comes_back_is_sent_the_endpoints_that_it_says_it_has_once() {
     let mut peer = Peer::new(Variant::Delta);
     peer.show(1, "c/a=1 e/a=1");
-    let has = |type_url: &str, node: Option<Node>| DeltaDiscoveryRequest {
+    let has = |type_url: &str| DeltaDiscoveryRequest {
         type_url: type_url.into(),
         resource_names_subscribe: vec!["a".into()],
         initial_resource_versions: [("a".into(), "1".into())].into(),
-        node,
         ..Default::default()
     };
-    // Like Envoy it says who it is with its first request only.
-    peer.request(has(CLUSTER, Some(Node { user_agent_name: "envoy".into(), ..Default::default() })));
-    peer.request(has(CLUSTER_LOAD_ASSIGNMENT, None));
+    peer.session.introduce("envoy");
+    peer.request(has(CLUSTER));
+    peer.request(has(CLUSTER_LOAD_ASSIGNMENT));
     assert_eq!(peer.settle(), ["e: a=1"], "its cluster may wait for them");
     assert_eq!(peer.synced(), [1]);
 }
