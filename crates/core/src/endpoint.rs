@@ -11,7 +11,7 @@ use weft_protos::google::protobuf::value::Kind;
 
 use crate::address::{PeerAddress, compile_peer};
 use crate::compile::{Compiled, Context, Problems, Strictness};
-use crate::metadata::Metadata;
+use crate::metadata::{Metadata, to_json_value};
 
 /// What discovery says about an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum Health {
     Unhealthy,
 }
 
-/// Keys and values that choose a transport socket, sorted by key.
+/// Keys and values that choose a transport socket, sorted by key. Values as JSON: `true` is not `"true"`.
 pub type Labels = Box<[(Box<str>, Box<str>)]>;
 
 /// One endpoint.
@@ -199,10 +199,11 @@ pub(crate) fn described(
         hash_key: endpoint
             .metadata
             .as_ref()
-            .and_then(|metadata| metadata.filter_metadata.get("envoy.lb"))
-            .and_then(|metadata| labels(metadata).into_iter().find(|(name, _)| **name == *"hash_key"))
-            .map(|(_, key)| key)
-            .filter(|key| !key.is_empty()),
+            .and_then(|metadata| metadata.filter_metadata.get("envoy.lb")?.fields.get("hash_key"))
+            .and_then(|value| match &value.kind {
+                Some(Kind::StringValue(key)) if !key.is_empty() => Some(key.as_str().into()),
+                _ => None,
+            }),
         metadata: Metadata::compile(endpoint.metadata.as_ref()),
     }
 }
@@ -221,14 +222,7 @@ fn check_of(context: &mut Context, config: &proto::endpoint::HealthCheckConfig) 
     }
 }
 
-/// The entries of a struct that are strings.
+/// The entries of a struct, whatever they are: one that was left out would make a match of those that have it one of all.
 pub(crate) fn labels(metadata: &Struct) -> Labels {
-    metadata
-        .fields
-        .iter()
-        .filter_map(|(key, value)| match &value.kind {
-            Some(Kind::StringValue(text)) => Some((key.as_str().into(), text.as_str().into())),
-            _ => None,
-        })
-        .collect()
+    metadata.fields.iter().map(|(key, value)| (key.as_str().into(), to_json_value(value).into())).collect()
 }

@@ -2,8 +2,6 @@
 
 mod support;
 
-use std::sync::Arc;
-
 use support::any;
 use weft_core::cluster::{Cluster, Discovery, LbPolicy, ProxyProtocolVersion, UpstreamProtocol};
 use weft_core::compile::Strictness;
@@ -22,35 +20,39 @@ use weft_protos::envoy::extensions::transport_sockets::proxy_protocol::v3::Proxy
 use weft_protos::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use weft_protos::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use weft_protos::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
-use weft_protos::google::protobuf::{Struct, UInt32Value, Value, value::Kind};
+use weft_protos::google::protobuf::{ListValue, Struct, UInt32Value, Value, value::Kind};
 
 const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 fn labels(mode: &str) -> Struct {
-    Struct { fields: [("tlsMode".to_owned(), Value { kind: Some(Kind::StringValue(mode.into())) })].into() }
+    label("tlsMode", Kind::StringValue(mode.into()))
+}
+
+fn label(key: &str, value: Kind) -> Struct {
+    Struct { fields: [(key.to_owned(), Value { kind: Some(value) })].into() }
 }
 
 fn socket(name: &str, message: &impl weft_protos::Message) -> Option<Socket> {
     Some(Socket { name: "s".into(), config_type: Some(transport_socket::ConfigType::TypedConfig(any(name, message))) })
 }
 
-fn endpoint(mode: Option<&str>) -> eds::LbEndpoint {
+fn endpoint(labels: Option<Struct>) -> eds::LbEndpoint {
     let pipe = Address { address: Some(AddressKind::Pipe(Pipe { path: "/run/app.sock".into(), mode: 0 })) };
     eds::LbEndpoint {
         host_identifier: Some(eds::lb_endpoint::HostIdentifier::Endpoint(eds::Endpoint {
             address: Some(pipe),
             ..Default::default()
         })),
-        metadata: mode.map(|mode| Metadata {
-            filter_metadata: [("envoy.transport_socket_match".to_owned(), labels(mode))].into(),
+        metadata: labels.map(|labels| Metadata {
+            filter_metadata: [("envoy.transport_socket_match".to_owned(), labels)].into(),
             ..Default::default()
         }),
         ..Default::default()
     }
 }
 
-#[test]
-fn mutual_tls_is_chosen_by_the_labels_of_the_endpoint() {
+/// Which of the endpoints with these labels are spoken to in TLS by a cluster that does so where *wanted* matches.
+fn in_tls(wanted: Struct, endpoints: Vec<Option<Struct>>) -> Vec<bool> {
     let tls = UpstreamTlsContext { sni: "mesh".into(), ..Default::default() };
     let matched = |name: &str, labels, socket| proto::cluster::TransportSocketMatch {
         name: name.into(),
@@ -60,13 +62,9 @@ fn mutual_tls_is_chosen_by_the_labels_of_the_endpoint() {
     let resource = proto::Cluster {
         name: "c".into(),
         transport_socket_matches: vec![
+            matched("tls", Some(wanted), socket("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", &tls)),
             matched(
-                "tlsMode-istio",
-                Some(labels("istio")),
-                socket("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", &tls),
-            ),
-            matched(
-                "tlsMode-disabled",
+                "plain",
                 Some(Struct::default()),
                 socket("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer", &RawBuffer {}),
             ),
@@ -76,18 +74,50 @@ fn mutual_tls_is_chosen_by_the_labels_of_the_endpoint() {
     let cluster = Cluster::compile(&resource, Strictness::Refuse).expect("honoured").value;
     let assignment = eds::ClusterLoadAssignment {
         endpoints: vec![eds::LocalityLbEndpoints {
-            lb_endpoints: vec![endpoint(Some("istio")), endpoint(Some("other")), endpoint(None)],
+            lb_endpoints: endpoints.into_iter().map(endpoint).collect(),
             ..Default::default()
         }],
         ..Default::default()
     };
     let assignment = LoadAssignment::compile(&assignment, Strictness::Refuse).expect("honoured").value;
-    let sni: Vec<Option<Arc<str>>> = assignment.localities[0]
-        .endpoints
-        .iter()
-        .map(|endpoint| cluster.transport_for(endpoint).tls.as_ref().and_then(|tls| tls.sni.clone()))
-        .collect();
-    assert_eq!(sni, [Some(Arc::from("mesh")), None, None]);
+    let endpoints = assignment.localities[0].endpoints.iter();
+    endpoints.map(|endpoint| cluster.transport_for(endpoint).tls.is_some()).collect()
+}
+
+#[test]
+fn mutual_tls_is_chosen_by_the_labels_of_the_endpoint() {
+    let found = in_tls(labels("istio"), vec![Some(labels("istio")), Some(labels("other")), None]);
+    assert_eq!(found, [true, false, false]);
+}
+
+#[test]
+fn labels_of_all_kinds_choose_and_kinds_are_told_apart() {
+    let accepts = |value| label("acceptMTLS", value);
+    let text = |text: &str| Kind::StringValue(text.into());
+    let list = |items: &[Kind]| {
+        let values = items.iter().map(|kind| Value { kind: Some(kind.clone()) }).collect();
+        Kind::ListValue(ListValue { values })
+    };
+    let kinds = [
+        Kind::BoolValue(true),
+        Kind::BoolValue(false),
+        Kind::NullValue(0),
+        Kind::NumberValue(1.0),
+        Kind::NumberValue(1.5),
+        Kind::StructValue(labels("istio")),
+        list(&[text("a"), Kind::NumberValue(1.0)]),
+        list(&[text("a")]),
+        text("true"),
+        text("null"),
+        text("1"),
+        text("[\"a\"]"),
+        text(""),
+    ];
+    let endpoints = || kinds.iter().map(|kind| Some(accepts(kind.clone()))).chain([None]).collect::<Vec<_>>();
+    for (index, kind) in kinds.iter().enumerate() {
+        let expected: Vec<bool> = (0..=kinds.len()).map(|other| other == index).collect();
+        assert_eq!(in_tls(accepts(kind.clone()), endpoints()), expected, "{kind:?}");
+    }
 }
 
 #[test]
