@@ -134,6 +134,18 @@ fn in_panic_health_is_ignored_unless_panic_is_off() {
     assert_eq!(picker.pick(None, &mut Fixed(0.0), 1, |_| false).unwrap_err(), PickError::Empty);
 }
 
+/// A cluster that divides by the weights of localities.
+fn locality_weighted() -> Cluster {
+    cluster(|cluster| {
+        cluster.common_lb_config = Some(CommonLbConfig {
+            locality_config_specifier: Some(common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(
+                common_lb_config::LocalityWeightedLbConfig {},
+            )),
+            ..Default::default()
+        });
+    })
+}
+
 #[test]
 fn localities_share_by_weight_only_if_the_cluster_says_so() {
     let localities = || {
@@ -142,16 +154,48 @@ fn localities_share_by_weight_only_if_the_cluster_says_so() {
             locality(0, 1, vec![endpoint(2, 1, Healthy), endpoint(3, 1, Healthy)]),
         ]
     };
-    let weighted = cluster(|cluster| {
-        cluster.common_lb_config = Some(CommonLbConfig {
-            locality_config_specifier: Some(common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(
-                common_lb_config::LocalityWeightedLbConfig {},
-            )),
-            ..Default::default()
-        });
-    });
-    assert_eq!(shares(&weighted, localities()), [(1, 75), (2, 13), (3, 13)].into());
+    assert_eq!(shares(&locality_weighted(), localities()), [(1, 75), (2, 13), (3, 13)].into());
     assert_eq!(shares(&cluster(|_| ()), localities()), [(1, 33), (2, 33), (3, 33)].into());
+}
+
+#[test]
+fn without_any_weight_localities_share_by_their_endpoints() {
+    let weighted = locality_weighted();
+    let unweighted = |state| {
+        vec![
+            eds::LocalityLbEndpoints { load_balancing_weight: None, ..locality(0, 1, vec![endpoint(1, 1, Healthy)]) },
+            locality(0, 0, vec![endpoint(2, 1, Healthy), endpoint(3, 2, Healthy)]),
+            locality(1, 0, vec![endpoint(4, 1, state)]),
+        ]
+    };
+    assert_eq!(shares(&weighted, unweighted(Healthy)), [(1, 25), (2, 25), (3, 50)].into());
+    // The one with a weight has nobody who works; the others have none.
+    let failing = vec![
+        locality(0, 3, vec![endpoint(1, 1, Unhealthy)]),
+        locality(0, 0, vec![endpoint(2, 1, Healthy), endpoint(3, 1, Healthy)]),
+    ];
+    assert_eq!(shares(&weighted, failing), [(2, 50), (3, 50)].into());
+    // Degraded ones are split by themselves.
+    let degraded = vec![
+        locality(0, 3, vec![endpoint(1, 1, Healthy), endpoint(2, 1, Unhealthy)]),
+        locality(0, 0, vec![endpoint(3, 1, Degraded), endpoint(4, 3, Degraded)]),
+    ];
+    assert_eq!(shares(&weighted, degraded), [(1, 35), (3, 16), (4, 49)].into());
+}
+
+#[test]
+fn in_panic_localities_do_not_count() {
+    let failing = |ports: std::ops::RangeInclusive<u32>| ports.map(|port| endpoint(port, 1, Unhealthy)).collect::<Vec<_>>();
+    let one_of_seven = || {
+        let most = [vec![endpoint(2, 1, Healthy)], failing(3..=7)].concat();
+        vec![locality(0, 3, failing(1..=1)), locality(0, 1, most)]
+    };
+    let seventh = |port: u32| (port, 14);
+    assert_eq!(shares(&locality_weighted(), one_of_seven()), (1..=7).map(seventh).collect());
+    // One priority panics, and the other does not: what works carries 20 % and 70 %.
+    let below = locality(1, 1, vec![endpoint(8, 1, Healthy), endpoint(9, 1, Unhealthy)]);
+    let found = shares(&locality_weighted(), [one_of_seven(), vec![below]].concat());
+    assert_eq!(found, (1..=7).map(|port| (port, 3)).chain([(8, 77)]).collect());
 }
 
 #[test]

@@ -119,10 +119,26 @@ impl Drawn {
     ) -> Self {
         let mut groups = Vec::new();
         for (load, priority, wanted) in distribute(members, rules) {
-            let chosen =
-                members[priority].iter().filter(|host| wanted.is_none_or(|state| host.state() == state)).copied();
             let all = &members[priority];
-            groups.extend(by_locality(chosen, all, locality_weights, rules, load, seed));
+            let chosen: Vec<_> = all
+                .iter()
+                .filter(|host| wanted.is_none_or(|state| host.state() == state))
+                .map(|host| Arc::clone(host))
+                .collect();
+            if chosen.is_empty() {
+                continue;
+            }
+            // In panic the endpoints of a priority are all as good as each other, wherever they are (Envoy).
+            let split = if rules.locality_weighted && wanted.is_some() {
+                by_locality(&chosen, all, locality_weights, rules, load, seed)
+            } else {
+                Vec::new()
+            };
+            if split.is_empty() {
+                groups.push((load * LOCALITY_SCALE, Group::new(chosen, seed)));
+            } else {
+                groups.extend(split);
+            }
         }
         groups.retain(|(load, _)| *load > 0);
         Self {
@@ -135,22 +151,16 @@ impl Drawn {
 /// Loads are spoken of in percent; finer within localities.
 const LOCALITY_SCALE: u64 = 1 << 20;
 
-/// Split one priority's load by locality weight, or leave it whole.
-fn by_locality<'h>(
-    chosen: impl Iterator<Item = &'h Arc<Host>>,
-    all: &[&'h Arc<Host>],
+/// Split one priority's load by locality weight; empty: no locality with an endpoint that is *chosen* has a weight, so that weights say nothing
+/// (Envoy).
+fn by_locality(
+    chosen: &[Arc<Host>],
+    all: &[&Arc<Host>],
     locality_weights: &[(u32, usize)],
     rules: Rules,
     load: u64,
     seed: u64,
 ) -> Vec<(u64, Group)> {
-    let chosen: Vec<_> = chosen.cloned().collect();
-    if chosen.is_empty() {
-        return Vec::new();
-    }
-    if !rules.locality_weighted {
-        return vec![(load * LOCALITY_SCALE, Group::new(chosen, seed))];
-    }
     let mut localities: Vec<usize> = chosen.iter().map(|host| host.locality).collect();
     localities.sort_unstable();
     localities.dedup();
@@ -158,7 +168,7 @@ fn by_locality<'h>(
     let effective = |locality: usize| {
         let working = chosen.iter().filter(|host| host.locality == locality).count() as f64;
         let total = all.iter().filter(|host| host.locality == locality && rules.counts(host)).count() as f64;
-        // None that count, or fewer than work: in panic all are chosen.
+        // Nobody may count, though one works.
         let availability = (working / total * f64::from(rules.overprovisioning_factor) / 100.0).min(1.0);
         f64::from(locality_weights[locality].0) * availability
     };
