@@ -279,6 +279,35 @@ def pings(wire: Wire, answer: int) -> tuple[int, list[Frame]]:
     return count, more
 
 
+def talk(*wires: Wire) -> None:
+    """Say something again and again, for longer than anybody waits for the answer to a PING, and answer none."""
+    began = time.monotonic()
+
+    def is_enough() -> bool:
+        for wire in wires:
+            wire.send(PING, 0, 0, bytes(8))
+        return time.monotonic() - began > 3 * (INTERVAL_SECONDS + PATIENCE_SECONDS)
+
+    until("it was asked in vain", is_enough)
+
+
+def test_who_says_something_else_than_the_answer_to_a_ping_stays(proxy: Static, upstreams: dict[str, Upstream]) -> None:
+    """The answer may wait behind what else there is to say. Who falls silent is given up all the same."""
+    with way(proxy, "keepalive", upstreams) as it:
+        it.client.get(1)
+        server = it.accept()
+        first = server.next(HEADERS).stream
+        talk(it.client, server)
+        server.answer(first, b"x")
+        assert answered(it.client, 1) == (200, b"x")
+        it.client.get(3)
+        server.answer(server.next(HEADERS).stream, b"y")
+        assert answered(it.client, 3) == (200, b"y")
+        for wire in (it.client, server):
+            for _ in wire.rest():
+                pass
+
+
 def test_a_client_that_answers_no_ping_is_given_up(proxy: Static) -> None:
     """Not before it has had its time; one that answers stays."""
     with Wire.client(proxy.ports["keepalive"]) as client:

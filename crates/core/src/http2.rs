@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use weft_protos::envoy::config::core::v3 as proto;
-use weft_protos::google::protobuf::UInt32Value;
+use weft_protos::google::protobuf::{self, UInt32Value};
 
 use crate::compile::Context;
 
@@ -46,8 +46,13 @@ pub struct FloodLimits {
 pub struct Http2Keepalive {
     /// Between PINGs.
     pub interval: Duration,
-    /// For the answer.
+    /// For the answer, or for anything else that shows that the peer is there.
     pub timeout: Duration,
+}
+
+impl Http2Keepalive {
+    /// Envoy's bound of both. None at all would have PINGs sent as fast as the processor can.
+    const LEAST: Duration = Duration::from_millis(1);
 }
 
 impl Http2Options {
@@ -69,8 +74,16 @@ impl Http2Options {
         );
         let keepalive = options.connection_keepalive.as_ref().and_then(|keepalive| {
             context.at("connection_keepalive", |context| {
-                let interval = context.duration("interval", keepalive.interval.as_ref());
-                let timeout = context.duration("timeout", keepalive.timeout.as_ref());
+                let mut bounded = |field: &str, value: Option<&protobuf::Duration>, reason: &str| {
+                    let value = context.duration(field, value);
+                    if value.is_some_and(|value| value < Http2Keepalive::LEAST) {
+                        context.refuse_at(field, reason);
+                    }
+                    value
+                };
+                let reason = "must be 1 ms or more; leave it out where no PINGs are to be sent";
+                let interval = bounded("interval", keepalive.interval.as_ref(), reason);
+                let timeout = bounded("timeout", keepalive.timeout.as_ref(), "must be 1 ms or more");
                 match (interval, timeout) {
                     (_, None) => {
                         context.refuse_at("timeout", "required");

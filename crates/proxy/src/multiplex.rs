@@ -19,6 +19,10 @@ use crate::codec::h2::{Body, Breach, ByStream, Code, Connection, Event, Limits, 
 use crate::codec::{Framing, Head};
 use crate::io::Io;
 
+mod keepalive;
+
+pub use keepalive::KeepAlive;
+
 /// Interim responses of one stream that may wait to be taken. Flow control does not hold heads back.
 const MOST_WAITING_HEADS: usize = 16;
 /// Output memory that is kept between turns.
@@ -73,6 +77,8 @@ pub struct Session {
     output_bytes: usize,
     /// Requests that were sent or received on it.
     requests: Cell<u32>,
+    /// When something of the peer's was taken in last.
+    heard: Cell<Instant>,
 }
 
 impl Session {
@@ -113,6 +119,11 @@ impl Session {
 
     pub fn requests(&self) -> u32 {
         self.requests.get()
+    }
+
+    /// When something came from the peer last, or the connection began.
+    pub fn heard(&self) -> Instant {
+        self.heard.get()
     }
 
     /// A stream for a request that is about to be sent.
@@ -432,6 +443,7 @@ pub struct Driver {
 impl Driver {
     /// Begin a connection; nothing is sent before the first poll.
     pub fn new(role: Role, limits: Limits, secure: bool) -> Driver {
+        let began = Instant::now();
         let session = Rc::new(Session {
             codec: RefCell::new(Connection::new(role, limits)),
             inboxes: RefCell::default(),
@@ -445,10 +457,11 @@ impl Driver {
             secure,
             output_bytes: limits.output_bytes,
             requests: Cell::new(0),
+            heard: Cell::new(began),
         });
         Driver {
             session,
-            began: Instant::now(),
+            began,
             head: Head::default(),
             writing: Vec::new(),
             written: 0,
@@ -549,8 +562,11 @@ impl Driver {
             };
             let awaits_head = codec.awaits_head();
             drop(codec);
-            if used > 0 && !awaits_head {
-                self.owed_since = None;
+            if used > 0 {
+                session.heard.set(now);
+                if !awaits_head {
+                    self.owed_since = None;
+                }
             }
             let Some(event) = event else {
                 buffer.consume(used);

@@ -15,7 +15,7 @@ use weft_core::http2::Http2Options;
 use crate::alarm::Alarm;
 use crate::codec::h2::{Body, Floods, Limits, Role};
 use crate::identify::Ends;
-use crate::multiplex::{ConnectionEnd, Driver, Session, Turn};
+use crate::multiplex::{ConnectionEnd, Driver, KeepAlive, Session, Turn};
 use crate::plan::WorkerUpstream;
 use crate::tls::session::Session as TlsSession;
 
@@ -223,9 +223,7 @@ pub fn http2_limits(options: &Http2Options, heads: &HeadLimits) -> Limits {
 async fn keep(mut driver: Driver, mut connection: Connection, cluster: Arc<Cluster>) {
     let http = &cluster.http;
     let mut alarm = Alarm::default();
-    let interval = http.http2.keepalive.map(|keepalive| keepalive.interval);
-    let mut next_ping = interval.map(|interval| connection.since + interval);
-    let mut answer: Option<Instant> = None;
+    let mut keepalive = KeepAlive::new(http.http2.keepalive, connection.since);
     let (mut idle_since, mut requests, mut was_busy) = (connection.since, 0, false);
     let idle_timeout = connection.key.idle_timeout(&cluster);
     let worn = http.max_connection_duration.map(|most| connection.since + most);
@@ -258,13 +256,13 @@ async fn keep(mut driver: Driver, mut connection: Connection, cluster: Arc<Clust
             }
             let idle = idle_timeout.filter(|_| is_idle).map(|most| idle_since + most);
             let worn = worn.filter(|_| !session.is_worn());
-            let deadline = [idle, worn, next_ping, answer].into_iter().flatten().min();
+            let deadline = [idle, worn, keepalive.deadline(session)].into_iter().flatten().min();
             alarm.poll(context, deadline).map(|_| None)
         })
         .await;
         let now = Instant::now();
         match turn {
-            Some(Turn::Pong(_)) => answer = None,
+            Some(Turn::Pong(_)) => keepalive.note_answer(),
             Some(Turn::Over(_)) => {
                 // The streams learn that they are gone after this.
                 let alert = connection.io.with_session(TlsSession::alert).flatten();
@@ -272,14 +270,8 @@ async fn keep(mut driver: Driver, mut connection: Connection, cluster: Arc<Clust
                 return driver.session.note_tls_refusal(text);
             }
             Some(Turn::Request { .. } | Turn::Malformed) => {}
-            None if answer.is_some_and(|answer| answer <= now) => return,
-            None if next_ping.is_some_and(|next| next <= now) => {
-                next_ping = interval.map(|interval| now + interval);
-                if answer.is_none() {
-                    answer = http.http2.keepalive.map(|keepalive| now + keepalive.timeout);
-                    driver.ping(*b"alive?\0\0");
-                }
-            }
+            None if keepalive.is_over(&driver.session, now) => return,
+            None if keepalive.ask(&mut driver, now) => {}
             None => driver.go_away(),
         }
     }

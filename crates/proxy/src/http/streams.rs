@@ -14,7 +14,7 @@ use weft_core::respond::Cause;
 use crate::alarm::Alarm;
 use crate::codec::h2::{Code, Limits, Role};
 use crate::connect::http2_limits;
-use crate::multiplex::{ConnectionEnd, Driver, Stream, Turn};
+use crate::multiplex::{ConnectionEnd, Driver, KeepAlive, Stream, Turn};
 use crate::serve::{Downstream, Scratch, Socket};
 use crate::worker::Registration;
 
@@ -24,9 +24,8 @@ use super::{Exchange, Next, earliest};
 
 /// How long a client has to hear that the connection is going to close, before its requests are not taken any more.
 const GRACE: Duration = Duration::from_secs(1);
-/// Payloads by which our PINGs are told apart.
+/// By which the PING that goes with our GOAWAY is told apart.
 const GOING_AWAY: [u8; 8] = *b"go away\0";
-const KEEPALIVE: [u8; 8] = *b"alive?\0\0";
 
 /// How far the end of a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,18 +44,12 @@ enum Event {
     Leave,
     /// The client had its time to hear of it.
     Settled,
-    KeepAlive,
+    /// The client was asked whether it is there.
+    Asked,
     /// The client takes too long for what it began.
     Slow,
     /// The last stream of a connection that is leaving has ended.
     Finished,
-}
-
-/// Keep-alive PINGs of a connection.
-struct KeepAlive {
-    next: Option<Instant>,
-    /// The answer to a PING must come before.
-    answer: Option<Instant>,
 }
 
 /// Serve a connection whose client speaks HTTP/2.
@@ -69,8 +62,7 @@ pub async fn serve(down: Downstream, mut socket: Socket, manager: &HttpManager, 
     let worn = manager.max_connection_duration.map(|limit| opened + limit);
     let (mut idle_since, mut was_busy) = (opened, false);
     let patience = head_timeout(manager);
-    let interval = manager.http2.keepalive.map(|keepalive| keepalive.interval);
-    let mut keepalive = KeepAlive { next: interval.map(|interval| opened + interval), answer: None };
+    let mut keepalive = KeepAlive::new(manager.http2.keepalive, opened);
     loop {
         let event = {
             let Socket { io, buffer, alarm } = &mut socket;
@@ -85,7 +77,7 @@ pub async fn serve(down: Downstream, mut socket: Socket, manager: &HttpManager, 
                 }
                 let idle = manager.idle_timeout.filter(|_| is_idle).map(|limit| idle_since + limit);
                 let slow = patience.and_then(|limit| Some(driver.owed_since()? + limit));
-                let mut deadline = earliest(slow, earliest(keepalive.next, keepalive.answer));
+                let mut deadline = earliest(slow, keepalive.deadline(&driver.session));
                 match leaving {
                     Leaving::No if down.worker.sends_clients_away() => return Poll::Ready(Event::Leave),
                     Leaving::No => deadline = earliest(deadline, earliest(idle, worn)),
@@ -98,8 +90,8 @@ pub async fn serve(down: Downstream, mut socket: Socket, manager: &HttpManager, 
                 let has_come = |limit: Option<Instant>| limit.is_some_and(|limit| limit <= now);
                 Poll::Ready(match leaving {
                     _ if has_come(slow) => Event::Slow,
-                    _ if has_come(keepalive.answer) => Event::Turn(Turn::Over(ConnectionEnd::Closed)),
-                    _ if has_come(keepalive.next) => Event::KeepAlive,
+                    _ if keepalive.is_over(&driver.session, now) => Event::Turn(Turn::Over(ConnectionEnd::Closed)),
+                    _ if keepalive.ask(driver, now) => Event::Asked,
                     Leaving::Announced(until) if until <= now => Event::Settled,
                     _ => Event::Leave,
                 })
@@ -122,7 +114,7 @@ pub async fn serve(down: Downstream, mut socket: Socket, manager: &HttpManager, 
                 leaving = Leaving::Final;
                 driver.go_away();
             }
-            Event::Turn(Turn::Pong(_)) => keepalive.answer = None,
+            Event::Turn(Turn::Pong(_)) => keepalive.note_answer(),
             Event::Turn(Turn::Malformed) => down.worker.metrics.counters().protocol_errors.add(1),
             Event::Turn(Turn::Over(ConnectionEnd::Closed)) => return,
             Event::Turn(Turn::Over(ConnectionEnd::Broken)) => {
@@ -133,14 +125,7 @@ pub async fn serve(down: Downstream, mut socket: Socket, manager: &HttpManager, 
                 leaving = Leaving::Announced(Instant::now() + GRACE);
                 driver.announce_go_away(GOING_AWAY);
             }
-            Event::KeepAlive => {
-                let now = Instant::now();
-                keepalive.next = interval.map(|interval| now + interval);
-                if keepalive.answer.is_none() {
-                    keepalive.answer = manager.http2.keepalive.map(|keepalive| now + keepalive.timeout);
-                    driver.ping(KEEPALIVE);
-                }
-            }
+            Event::Asked => {}
             Event::Slow => {
                 // What may follow is the middle of a block: nothing of it could be understood without the rest (RFC 9113 6.10).
                 driver.fail(Code::ENHANCE_YOUR_CALM, "a head, or the beginning of the connection, takes too long");
