@@ -257,7 +257,7 @@ impl Cluster {
                 .as_ref()
                 .is_some_and(|config| config.use_hostname_for_hashing),
             connect_timeout: context
-                .duration("connect_timeout", cluster.connect_timeout.as_ref())
+                .positive_duration("connect_timeout", cluster.connect_timeout.as_ref())
                 .unwrap_or(Self::DEFAULT_CONNECT_TIMEOUT),
             limits: limits(context, cluster),
             outlier: cluster.outlier_detection.as_ref().map(|detection| {

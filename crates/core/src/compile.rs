@@ -162,6 +162,15 @@ impl Context {
         }
     }
 
+    /// The same, where Envoy refuses no time at all.
+    pub fn positive_duration(&mut self, field: &str, value: Option<&protobuf::Duration>) -> Option<Duration> {
+        let value = self.duration(field, value)?;
+        if value.is_zero() {
+            self.refuse_at(field, "must be more than zero");
+        }
+        Some(value)
+    }
+
     /// Check where a resource comes from: weft-proxy waits for it as long as it takes, so a limit to waiting cannot be honoured.
     pub fn config_source(&mut self, source: Option<&ConfigSource>) {
         let limit = source.and_then(|source| source.initial_fetch_timeout.as_ref());

@@ -341,8 +341,13 @@ impl OutlierDetection {
             )
             .then_some(failure),
         };
-        let base = context.duration("base_ejection_time", detection.base_ejection_time.as_ref());
+        let base = context.positive_duration("base_ejection_time", detection.base_ejection_time.as_ref());
         let base_ejection_time = base.unwrap_or(Duration::from_secs(30));
+        let most = context.positive_duration("max_ejection_time", detection.max_ejection_time.as_ref());
+        if most.is_some_and(|most| !most.is_zero() && most < base_ejection_time) {
+            context.refuse_at("max_ejection_time", "is less than base_ejection_time (30 s where that is not set)");
+        }
+        let interval = context.positive_duration("interval", detection.interval.as_ref());
         Self {
             consecutive_5xx,
             consecutive_gateway_failure,
@@ -350,12 +355,9 @@ impl OutlierDetection {
             split_local_origin: detection.split_external_local_origin_errors,
             rates,
             local_rates: if detection.split_external_local_origin_errors { local_rates } else { Rates::default() },
-            interval: context.duration("interval", detection.interval.as_ref()).unwrap_or(Duration::from_secs(10)),
+            interval: interval.unwrap_or(Duration::from_secs(10)),
             base_ejection_time,
-            max_ejection_time: context
-                .duration("max_ejection_time", detection.max_ejection_time.as_ref())
-                .unwrap_or(Duration::from_secs(300))
-                .max(base_ejection_time),
+            max_ejection_time: most.unwrap_or(Duration::from_secs(300)).max(base_ejection_time),
             max_ejection_percent: read(&detection.max_ejection_percent, 10).min(100),
             always_eject_one: detection.always_eject_one_host.as_ref().is_some_and(|always| always.value),
             check_unejects: detection

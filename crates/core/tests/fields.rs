@@ -429,3 +429,31 @@ fn a_duration_longer_than_protobuf_knows_is_refused() {
         assert_eq!(compile(seconds).unwrap_err().0[0].path, "Cluster.connect_timeout", "{seconds}");
     }
 }
+
+#[test]
+fn times_that_envoy_refuses_are_refused_with_what_would_be_right() {
+    let problem = |more: Value| told(type_url::CLUSTER, &with(json!({"name": "c"}), more)).err().unwrap_or_default();
+    let detection = |field: &str| json!({"outlier_detection": {field: "0s"}});
+    assert_eq!(problem(json!({"connect_timeout": "0s"})), "Cluster.connect_timeout: must be more than zero");
+    for field in ["base_ejection_time", "interval", "max_ejection_time"] {
+        let expected = format!("Cluster.outlier_detection.{field}: must be more than zero");
+        assert_eq!(problem(detection(field)), expected);
+    }
+    let ejection = |base: &str, most: &str| {
+        problem(json!({"outlier_detection": {"base_ejection_time": base, "max_ejection_time": most}}))
+    };
+    let path = "Cluster.outlier_detection.max_ejection_time: is less than base_ejection_time";
+    assert!(ejection("30s", "10s").starts_with(path));
+    assert_eq!(ejection("10s", "10s"), "");
+    let keepalive = |interval: &str, timeout: &str| {
+        let settings = json!({"interval": interval, "timeout": timeout});
+        problem(json!({"http2_protocol_options": {"connection_keepalive": settings}}))
+    };
+    assert_eq!(keepalive("0.001s", "0.001s"), "");
+    for (interval, timeout, field) in
+        [("0s", "1s", "interval"), ("0.000999s", "1s", "interval"), ("1s", "0s", "timeout"), ("1s", "0.0009s", "timeout")]
+    {
+        let found = keepalive(interval, timeout);
+        assert!(found.contains(&format!("connection_keepalive.{field}: must be 1 ms or more")), "{found}");
+    }
+}
