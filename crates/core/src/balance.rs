@@ -301,7 +301,7 @@ impl Balancer {
             return false;
         }
         let ejected = self.hosts.iter().filter(|host| host.is_ejected()).count();
-        if !rules.may_eject(ejected, self.hosts.len()) || !state.eject(now) {
+        if !rules.may_eject(ejected, self.hosts.len()) || !state.eject(rules, now) {
             return false;
         }
         self.rebuild();
@@ -319,7 +319,7 @@ impl Balancer {
         let mut ejected = states.iter().filter(|state| state.is_ejected()).count();
         let mut out = 0;
         for index in outliers {
-            if rules.may_eject(ejected, self.hosts.len()) && states[index].eject(now) {
+            if rules.may_eject(ejected, self.hosts.len()) && states[index].eject(rules, now) {
                 ejected += 1;
                 out += 1;
             }

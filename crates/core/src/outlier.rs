@@ -163,11 +163,15 @@ impl OutlierState {
     }
 
     /// Mark as ejected. Returns false if another worker did so already.
-    pub(crate) fn eject(&self, now: Duration) -> bool {
+    pub(crate) fn eject(&self, rules: &OutlierDetection, now: Duration) -> bool {
         let stamp = millis(now) + 1;
         let ejected = self.ejected_at.compare_exchange(0, stamp, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if ejected {
-            self.ejections.fetch_add(1, Ordering::Relaxed);
+            let ejections = self.ejections.load(Ordering::Relaxed);
+            // What makes the time no longer is not counted (Envoy): an endpoint that has failed for days is to be forgiven in minutes.
+            if rules.base_ejection_time.saturating_mul(ejections) < rules.max_ejection_time + rules.base_ejection_time {
+                self.ejections.store(ejections + 1, Ordering::Relaxed);
+            }
             self.reset();
         }
         ejected

@@ -573,6 +573,28 @@ fn an_ejection_lasts_no_longer_than_the_longest_one() {
 }
 
 #[test]
+fn what_makes_an_ejection_no_longer_has_not_to_be_forgiven() {
+    let rules = ejecting(|detection| {
+        detection.max_ejection_time = Some(weft_protos::google::protobuf::Duration { seconds: 25, nanos: 0 });
+    });
+    let balancer = Balancer::new(&rules, &four(), None, 0);
+    let fail = |now: Duration| (0..3).any(|_| balancer.observe(&balancer.hosts()[0], Observation::Status(500), now));
+    // How long an ejection at this second lasts.
+    let length = |began: u32| {
+        assert!(fail(SECOND * began));
+        (1_u32..).find(|seconds| balancer.tick(SECOND * (began + seconds)) == 1)
+    };
+    let lengths: Vec<_> = (0..10).map(|turn| length(100 * turn)).collect();
+    assert_eq!(lengths[..3], [Some(10), Some(20), Some(25)]);
+    assert_eq!(lengths[3..], [Some(25); 7]);
+    // Four ejections count: 40 s are more than the longest by one base. Each whole interval forgives one.
+    (1..=3).for_each(|interval| {
+        balancer.tick(SECOND * (2000 + interval));
+    });
+    assert_eq!(length(3000), Some(20));
+}
+
+#[test]
 fn a_priority_carries_as_much_as_its_factor_of_what_works_there() {
     let shares = |factor: Option<u32>| {
         let assignment = eds::ClusterLoadAssignment {
