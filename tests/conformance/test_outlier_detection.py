@@ -46,14 +46,21 @@ RULES: dict[str, dict[str, Any]] = {
 COMMON = {"interval": "1s", "base_ejection_time": "300s", "max_ejection_percent": 40}
 
 
+CALL = {"content-type": "application/grpc"}
+
+
 class Endpoint(BaseHTTPRequestHandler):
-    """Answers 503 or 200, as its server says."""
+    """Answers 503 or 200, as its server says; in gRPC it says so in a head that is all."""
 
     protocol_version = "HTTP/1.1"
     server: Server
 
     def do_GET(self) -> None:
-        self.send_response(503 if self.server.fails() else 200)
+        fails, is_call = self.server.fails(), self.headers["content-type"] == CALL["content-type"]
+        self.send_response(503 if fails and not is_call else 200)
+        if is_call:
+            self.send_header("content-type", CALL["content-type"])
+            self.send_header("grpc-status", "14" if fails else "0")
         self.send_header("content-length", "0")
         self.end_headers()
 
@@ -100,8 +107,9 @@ def cluster(name: str, ports: list[int]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("headers", [{}, CALL], ids=["HTTP", "gRPC"])
 @pytest.mark.parametrize("kind", [ENVOY, WEFT_PROXY])
-def test_who_fails_more_often_than_the_others_is_ejected(tmp_path: Path, kind: str) -> None:
+def test_who_fails_more_often_than_the_others_is_ejected(tmp_path: Path, kind: str, headers: dict[str, str]) -> None:
     """By each of the rules, as `weft proxy-config endpoints` shows it; who fails now and then stays."""
     with servers(0, 1, 3) as ports:
         listening = {name: free_port() for name in RULES}
@@ -116,7 +124,7 @@ def test_who_fails_more_often_than_the_others_is_ejected(tmp_path: Path, kind: s
 
                 def out(name: str = name) -> set[int]:
                     for _ in range(30):
-                        proxy.get(name)
+                        proxy.get(name, **headers)
                     return proxy.found(name, "EJECTED")
 
                 assert out() <= {ports[2]}

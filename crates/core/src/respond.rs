@@ -537,6 +537,25 @@ pub fn grpc_status(status: u16) -> u8 {
     }
 }
 
+/// The HTTP status that says what a *status* of gRPC says, to who counts failures by statuses of HTTP; Envoy's table, which is that of
+/// `google.rpc.Code`. Of one that there is not, too.
+pub fn http_status(status: u32) -> u16 {
+    match status {
+        0 => 200,          // OK
+        1 => 499,          // CANCELLED
+        3 | 9 | 11 => 400, // INVALID_ARGUMENT, FAILED_PRECONDITION, OUT_OF_RANGE
+        4 => 504,          // DEADLINE_EXCEEDED
+        5 => 404,          // NOT_FOUND
+        6 | 10 => 409,     // ALREADY_EXISTS, ABORTED
+        7 => 403,          // PERMISSION_DENIED
+        8 => 429,          // RESOURCE_EXHAUSTED
+        12 => 501,         // UNIMPLEMENTED
+        14 => 503,         // UNAVAILABLE
+        16 => 401,         // UNAUTHENTICATED
+        _ => 500,          // UNKNOWN, INTERNAL, DATA_LOSS
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -41,6 +41,7 @@ use crate::worker::Worker;
 
 use super::attempt::is_idempotent;
 use super::server::Server;
+use super::tries::observation;
 use super::{Exchange, earliest};
 
 /// A copy in which nothing moves for so long is over, whatever the route says: there is no client that could give it up.
@@ -180,7 +181,7 @@ impl Copy {
         };
         match &end {
             End::Answered { .. } => {
-                tcp::observe(&self.upstream, &destination, Observation::Status(outcome.status));
+                tcp::observe(&self.upstream, &destination, observation(&scratch.request, &scratch.response));
             }
             End::Failed(_) | End::Stale => tcp::observe(&self.upstream, &destination, Observation::LocalFailure),
             End::Abandoned => {}

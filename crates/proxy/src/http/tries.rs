@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use weft_core::access_log::End;
+use weft_core::access_log::{End, GRPC_STATUS};
 use weft_core::breaker::Resource;
 use weft_core::cluster::Cluster;
 use weft_core::decide::Decision;
 use weft_core::hash_policy::{self, Hashed};
 use weft_core::outlier::Observation;
-use weft_core::respond::{Cause, Flags, LocalReply, ResponseFlag};
+use weft_core::respond::{Cause, Flags, LocalReply, ResponseFlag, http_status};
 use weft_core::retry::{RetryPolicy, TryResult, timeout_of_a_try};
 use weft_core::route::Forward;
 use weft_core::upgrade::Upgrade;
@@ -25,6 +25,7 @@ use crate::logging;
 use crate::pick::{self, Tried};
 use crate::plan::{WorkerPlan, WorkerUpstream};
 use crate::record::{self, Entry, Outcome, Subject};
+use crate::respond::is_grpc;
 use crate::route::View;
 use crate::tcp;
 
@@ -182,7 +183,8 @@ impl Exchange<'_> {
                 Attempt::Answered(server) => {
                     drop(retry_permit.take());
                     let status = self.scratch.response.status;
-                    tcp::observe(upstream, &destination, Observation::Status(status));
+                    let seen = observation(&self.scratch.request, &self.scratch.response);
+                    tcp::observe(upstream, &destination, seen);
                     self.heed_health(upstream, &destination);
                     self.record_try(trying, Ok(status));
                     match self.response_result(policy) {
@@ -397,6 +399,16 @@ impl Exchange<'_> {
     pub(super) async fn pause(&mut self, wait: Duration) -> bool {
         self.unless_gone(Some(Instant::now() + wait), pending::<()>()).await.is_some()
     }
+}
+
+/// What outlier detection makes of an answer. A call of gRPC that failed before its first message is told with the head, whose status is 200;
+/// nobody waits for what trailers say (Envoy).
+pub(super) fn observation(request: &Head, response: &Head) -> Observation {
+    let in_head = response.get(GRPC_STATUS.as_bytes()).is_some_and(|status| !status.is_empty());
+    if in_head && is_grpc(request) {
+        return Observation::Status(record::grpc_status_of(response).map_or(500, http_status));
+    }
+    Observation::Status(response.status)
 }
 
 /// Whether only the number of retries forbids another one.

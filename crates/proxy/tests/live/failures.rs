@@ -1,5 +1,6 @@
 //! What goes wrong: status and body for the client, flags and details in the record.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use weft_protos::envoy::config::cluster::v3 as cluster;
@@ -503,6 +504,60 @@ fn a_request_waits_for_a_connection_and_only_so_many_wait() {
     assert_eq!(waiting.message().text(), "two");
 }
 
+fn at_the_first_failure() -> cluster::OutlierDetection {
+    cluster::OutlierDetection {
+        consecutive_5xx: number(1),
+        base_ejection_time: Some(seconds(1000.0)),
+        max_ejection_percent: number(100),
+        enforcing_success_rate: number(0),
+        ..Default::default()
+    }
+}
+
+/// Answers calls of gRPC to `/NUMBER` with that status, in a head that is all.
+fn failing_calls() -> SocketAddr {
+    Upstream::answering(|request| {
+        let status = request.start_line().split(['/', ' ']).nth(2).unwrap_or_default();
+        let head = format!("content-type: application/grpc\r\ngrpc-status: {status}\r\ncontent-length: 0");
+        format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n").into_bytes()
+    })
+}
+
+#[test]
+fn a_call_of_grpc_that_fails_in_its_head_is_a_failure_of_the_endpoint() {
+    let mesh = Mesh::start(&[failing_calls()], |setup| {
+        setup.cluster.outlier_detection = Some(at_the_first_failure());
+    });
+    let mut client = mesh.client();
+    let mut is_ejected_after = |kind: &str, status: &str| {
+        let fields = format!("host: up\r\ncontent-type: {kind}\r\ncontent-length: 0");
+        client.send(format!("POST /{status} HTTP/1.1\r\n{fields}\r\n\r\n"));
+        assert_eq!(client.message().status(), 200);
+        mesh.endpoints()[0]["ejected"] == true
+    };
+    for (kind, status, expected) in [
+        // To who does not speak gRPC it is any header, and 404 is no failure.
+        ("text/plain", "14", false),
+        ("application/grpc-web", "14", false),
+        ("application/grpc", "0", false),
+        ("application/grpc", "5", false),
+        ("application/grpc+proto", "14", true),
+    ] {
+        assert_eq!(is_ejected_after(kind, status), expected, "{kind} {status}");
+    }
+}
+
+#[test]
+fn so_is_what_is_no_status_of_grpc() {
+    let mesh = Mesh::start(&[failing_calls()], |setup| {
+        setup.cluster.outlier_detection = Some(at_the_first_failure());
+    });
+    let mut client = mesh.client();
+    client.send("POST /well HTTP/1.1\r\nhost: up\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n");
+    assert_eq!(client.message().status(), 200);
+    assert_eq!(mesh.endpoints()[0]["ejected"], true);
+}
+
 #[test]
 fn a_limit_of_the_cluster_is_no_failure_of_an_endpoint() {
     let upstream = Upstream::new();
@@ -511,13 +566,7 @@ fn a_limit_of_the_cluster_is_no_failure_of_an_endpoint() {
             limits.max_connections = number(1);
             limits.max_pending_requests = number(1);
         });
-        setup.cluster.outlier_detection = Some(cluster::OutlierDetection {
-            consecutive_5xx: number(1),
-            base_ejection_time: Some(seconds(1000.0)),
-            max_ejection_percent: number(100),
-            enforcing_success_rate: number(0),
-            ..Default::default()
-        });
+        setup.cluster.outlier_detection = Some(at_the_first_failure());
     });
     let mut first = mesh.client();
     first.send("GET /first HTTP/1.1\r\nhost: up\r\n\r\n");
