@@ -34,8 +34,8 @@ pub enum TrustSource {
     Inline(Arc<[u8]>),
 }
 
-/// A secret and who serves it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// A secret and who serves it. Two servers may each have one of the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SecretName {
     /// `default`, `ROOTCA`
     pub name: Arc<str>,

@@ -170,7 +170,7 @@ impl Configurator {
         // One by one and in the file's order: clusters come before listeners.
         for (type_url, resource) in resources {
             let name = resource.name.clone();
-            refused.extend(self.accept(type_url, vec![resource], Vec::new()).0);
+            refused.extend(self.accept(None, type_url, vec![resource], Vec::new()).0);
             self.holdings.fix(type_url, name);
         }
         if refused.is_empty() {
@@ -211,7 +211,7 @@ impl Configurator {
             });
             let resources = resources.collect();
             self.holdings.note_arrival(type_url);
-            for refusal in self.accept(type_url, resources, Vec::new()).0 {
+            for refusal in self.accept(None, type_url, resources, Vec::new()).0 {
                 refused.insert((type_url, refusal.name));
             }
         }
@@ -223,10 +223,16 @@ impl Configurator {
         entries.into_iter().filter(|entry| !is_refused(entry)).collect()
     }
 
-    fn accept(&mut self, type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> (Vec<Refusal>, bool) {
+    fn accept(
+        &mut self,
+        source: Option<&Arc<str>>,
+        type_url: &str,
+        resources: Vec<Resource>,
+        removed: Vec<String>,
+    ) -> (Vec<Refusal>, bool) {
         let draining = self.is_draining();
         let sockets = &mut self.sockets;
-        let outcome = self.holdings.accept(type_url, resources, removed, |listener| {
+        let outcome = self.holdings.accept(source, type_url, resources, removed, |listener| {
             if draining { Ok(()) } else { sockets.open(listener).map_err(|error| error.to_string()) }
         });
         let kind = type_url.rsplit('.').next().unwrap_or(type_url);
@@ -242,12 +248,18 @@ impl Configurator {
         (outcome.refusals, outcome.changed)
     }
 
-    fn update(&mut self, type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> Result<(), Vec<Refusal>> {
+    fn update(
+        &mut self,
+        source: Option<&Arc<str>>,
+        type_url: &str,
+        resources: Vec<Resource>,
+        removed: Vec<String>,
+    ) -> Result<(), Vec<Refusal>> {
         // Versions belong on the disk even where the content is the same.
         let to_save = type_url != type_url::SECRET && !(resources.is_empty() && removed.is_empty());
-        let is_first = self.holdings.note_arrival(type_url);
-        let spoken_of = SpokenOf::of(type_url, &resources, &removed);
-        let (refusals, changed) = self.accept(type_url, resources, removed);
+        let is_first = source.is_none() && self.holdings.note_arrival(type_url);
+        let spoken_of = SpokenOf::of(type_url, &resources, &removed).filter(|_| source.is_none());
+        let (refusals, changed) = self.accept(source, type_url, resources, removed);
         if changed || is_first {
             self.settle();
         }
@@ -427,7 +439,7 @@ impl Configurator {
         }
         let place = self.clusters.get(&**cluster)?.clone();
         let (client, task) = self.client(&place, Service::Secrets, Protocol::Delta);
-        spawn_local(follow(task, self.me.upgrade()?, Source::Secrets(place)));
+        spawn_local(follow(task, self.me.upgrade()?, Source::Secrets(Arc::clone(cluster), place)));
         self.secret_streams.insert(Arc::clone(cluster), client.clone());
         Some(client)
     }
@@ -521,17 +533,27 @@ impl SpokenOf {
     }
 }
 
-/// Which stream it is, for the log.
+/// Which stream it is.
 enum Source {
     ControlPlane(Place),
-    Secrets(Place),
+    /// With the cluster that names it.
+    Secrets(Arc<str>, Place),
+}
+
+impl Source {
+    fn cluster(&self) -> Option<&Arc<str>> {
+        match self {
+            Source::ControlPlane(_) => None,
+            Source::Secrets(cluster, _) => Some(cluster),
+        }
+    }
 }
 
 impl std::fmt::Display for Source {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (what, place) = match self {
             Source::ControlPlane(place) => ("the control plane", place),
-            Source::Secrets(place) => ("the server of secrets", place),
+            Source::Secrets(_, place) => ("the server of secrets", place),
         };
         match place {
             Place::Unix(path) => write!(out, "{what} at {}", path.display()),
@@ -575,7 +597,7 @@ impl Receiver for Stream {
             log::debug!(target: logging::XDS, "{kind} {} removed by {}", removed.join(", "), self.source);
         }
         let count = resources.len();
-        let result = self.configurator.borrow_mut().update(type_url, resources, removed);
+        let result = self.configurator.borrow_mut().update(self.source.cluster(), type_url, resources, removed);
         let verdict = if result.is_ok() { "ACK" } else { "NACK" };
         log::debug!(target: logging::XDS, "{verdict} of {count} {kind} to {}", self.source);
         result

@@ -147,7 +147,7 @@ pub struct Holdings {
     /// What is known of the names of clusters, of the newest version of each.
     resolutions: BTreeMap<Name, Resolution>,
     secrets: Secrets,
-    secret_marks: BTreeMap<Name, SecretMark>,
+    secret_marks: BTreeMap<SecretName, SecretMark>,
     /// Seals the session tickets of all listeners, whatever becomes of their contexts.
     ticket_keys: Arc<KeyRing>,
     listeners_at_work: BTreeMap<Name, ListenerAtWork>,
@@ -156,8 +156,8 @@ pub struct Holdings {
     clusters_in_check: BTreeMap<Name, ClusterAtWork>,
     /// By type URL and name: why the newest version is not at work.
     obstacles: BTreeMap<(&'static str, Name), Obstacle>,
-    /// By type URL and name: version and reason of what was refused last.
-    refused: BTreeMap<(String, String), (String, String)>,
+    /// By type URL, name and the cluster whose server sent it: version and reason of what was refused last.
+    refused: BTreeMap<(String, String, Option<Name>), (String, String)>,
     /// Reasons of what is not applied that were told.
     told: HashSet<String>,
     wanted: Wanted,
@@ -180,17 +180,24 @@ impl Holdings {
         Holdings { seed, static_clusters: static_clusters.into_iter().collect(), ..Holdings::default() }
     }
 
-    /// Take a response in. *open* opens the sockets of a listener; one that cannot be opened is refused.
+    /// Take a response in. *source*: the cluster whose server of secrets sent it, if it is not of the control plane. *open* opens the sockets
+    /// of a listener; one that cannot be opened is refused.
     pub fn accept(
         &mut self,
+        source: Option<&Name>,
         type_url: &str,
         resources: Vec<Resource>,
         removed: Vec<String>,
         mut open: impl FnMut(&Listener) -> Result<(), String>,
     ) -> Outcome {
+        if source.is_some() && type_url != type_url::SECRET {
+            let reason = "a server of secrets serves nothing else";
+            let refusal = |resource: Resource| Refusal { name: resource.name, reason: reason.into() };
+            return Outcome { refusals: resources.into_iter().map(refusal).collect(), ..Outcome::default() };
+        }
         let mut changed = false;
         for name in removed {
-            self.refused.remove(&(type_url.to_owned(), name.clone()));
+            self.refused.remove(&(type_url.to_owned(), name.clone(), source.cloned()));
             changed |= self.remove(type_url, name.as_str().into());
         }
         let mut claimed = self.claimed_sockets(type_url, &resources);
@@ -198,15 +205,16 @@ impl Holdings {
         let mut not_applied = Vec::new();
         for resource in resources {
             let Resource { name, version, .. } = resource.clone();
-            match self.accept_one(type_url, resource, &mut claimed, &mut open) {
+            let key = (type_url.to_owned(), name.clone(), source.cloned());
+            match self.accept_one(source, type_url, resource, &mut claimed, &mut open) {
                 Ok((new, passed_over)) => {
                     changed |= new;
                     let first = passed_over.into_iter().filter(|problem| self.told.insert(problem.reason.clone()));
                     not_applied.extend(first.map(|problem| (name.clone(), problem)));
-                    self.refused.remove(&(type_url.to_owned(), name));
+                    self.refused.remove(&key);
                 }
                 Err(reason) => {
-                    self.refused.insert((type_url.to_owned(), name.clone()), (version, reason.clone()));
+                    self.refused.insert(key, (version, reason.clone()));
                     refusals.push(Refusal { name, reason });
                 }
             }
@@ -297,13 +305,14 @@ impl Holdings {
     /// Compile one resource and keep it; whether it differs from what was here, and what of it is not applied.
     fn accept_one(
         &mut self,
+        source: Option<&Name>,
         type_url: &str,
         resource: Resource,
         claimed: &mut HashMap<SocketKey, Name>,
         open: &mut impl FnMut(&Listener) -> Result<(), String>,
     ) -> Result<(bool, Vec<Problem>), String> {
         if type_url == type_url::SECRET {
-            return self.accept_secret(resource).map(|new| (new, Vec::new()));
+            return self.accept_secret(source, resource).map(|new| (new, Vec::new()));
         }
         if type_url == type_url::VIRTUAL_HOST {
             let base = self.routes.get(table_of(&resource.name)).map(|stored| &*stored.value);
@@ -358,7 +367,7 @@ impl Holdings {
         Ok((new, not_applied))
     }
 
-    fn accept_secret(&mut self, resource: Resource) -> Result<bool, String> {
+    fn accept_secret(&mut self, source: Option<&Name>, resource: Resource) -> Result<bool, String> {
         let problems = honoured::walk(type_url::SECRET, &resource.body);
         if !problems.is_empty() {
             return Err(Problems(problems).to_string());
@@ -369,10 +378,10 @@ impl Holdings {
         }
         let secret = secrets::read(&secret).map_err(|error| error.to_string())?;
         log::debug!(target: logging::TLS, "{} is now {secret}", resource.name);
-        let name: Name = resource.name.as_str().into();
+        let name = SecretName { name: resource.name.as_str().into(), cluster: source.cloned() };
         self.next_mark += 1;
         let mark = SecretMark { version: resource.version, mark: self.next_mark };
-        self.secrets.insert(Arc::clone(&name), secret);
+        self.secrets.insert(name.clone(), secret);
         self.secret_marks.insert(name, mark);
         Ok(true)
     }
@@ -410,9 +419,12 @@ impl Holdings {
         self.routes.retain(|name, _| self.wanted.routes.contains(name));
         self.virtual_hosts.settle(|name| self.routes.get(name).map(|stored| &stored.value));
         self.assignments.retain(|name, _| self.wanted.assignments.contains(name));
-        let secret_is_wanted = |name: &Name| self.wanted.secrets.values().any(|names| names.contains(name));
-        self.secrets.retain(|name, _| secret_is_wanted(name));
-        self.secret_marks.retain(|name, _| secret_is_wanted(name));
+        let is_wanted = |secret: &SecretName| {
+            let names = self.wanted.secrets.get(&secret.cluster);
+            names.is_some_and(|names| names.contains(&secret.name))
+        };
+        self.secrets.retain(|secret, _| is_wanted(secret));
+        self.secret_marks.retain(|secret, _| is_wanted(secret));
         let waiting = self.obstacles.values().any(|obstacle| matches!(obstacle, Obstacle::Missing(_)));
         self.live |= self.got_listeners && self.got_clusters && !waiting;
         self.generation(previous)
@@ -575,7 +587,7 @@ impl Holdings {
         needs
             .iter()
             .map(|secret| {
-                let mark = self.secret_marks.get(&secret.name).map(|mark| mark.mark);
+                let mark = self.secret_marks.get(secret).map(|mark| mark.mark);
                 mark.ok_or_else(|| ContextError::Missing(Arc::clone(&secret.name)).into())
             })
             .collect()

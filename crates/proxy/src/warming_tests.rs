@@ -1,5 +1,4 @@
 use super::*;
-use crate::tls::secrets::Secret;
 use weft_protos::envoy::config::cluster::v3 as cluster;
 use weft_protos::envoy::config::core::v3 as core;
 use weft_protos::envoy::config::endpoint::v3 as endpoint;
@@ -105,6 +104,10 @@ fn rds_listener(name: &str, port: u16, routes: &str) -> listener::Listener {
     }
 }
 
+/// Two servers of secrets.
+const AGENT: &str = "sds-grpc";
+const OTHER: &str = "other-sds";
+
 /// Holdings with the generation that they led to.
 struct Proxy {
     holdings: Holdings,
@@ -113,14 +116,30 @@ struct Proxy {
 
 impl Proxy {
     fn new() -> Proxy {
-        Proxy { holdings: Holdings::new(7, ["sds-grpc".to_owned()]), active: Active::default() }
+        Proxy { holdings: Holdings::new(7, [AGENT, OTHER].map(str::to_owned)), active: Active::default() }
     }
 
-    /// Take a response in and settle; the refused names.
+    /// Take a response of the control plane in and settle; the refused names.
     fn receive(&mut self, type_url: &str, resources: Vec<Resource>, removed: &[&str]) -> Vec<String> {
-        let removed = removed.iter().map(|&name| name.to_owned()).collect();
         let is_first = self.holdings.note_arrival(type_url);
-        let outcome = self.holdings.accept(type_url, resources, removed, |_| Ok(()));
+        self.receive_from(None, type_url, resources, removed, is_first)
+    }
+
+    /// Take in what a server of secrets sends.
+    fn secrets(&mut self, server: &str, secrets: Vec<Resource>) -> Vec<String> {
+        self.receive_from(Some(&server.into()), type_url::SECRET, secrets, &[], false)
+    }
+
+    fn receive_from(
+        &mut self,
+        source: Option<&Name>,
+        type_url: &str,
+        resources: Vec<Resource>,
+        removed: &[&str],
+        is_first: bool,
+    ) -> Vec<String> {
+        let removed = removed.iter().map(|&name| name.to_owned()).collect();
+        let outcome = self.holdings.accept(source, type_url, resources, removed, |_| Ok(()));
         if outcome.changed || is_first {
             self.active = self.holdings.settle(&self.active);
         }
@@ -145,6 +164,12 @@ impl Proxy {
     fn routes(&mut self, name: &str) {
         let resources = vec![resource(name, "1", &routes(name))];
         assert_eq!(self.receive(type_url::ROUTE_CONFIGURATION, resources, &[]), [""; 0]);
+    }
+
+    /// When the certificate ends that an active cluster shows.
+    fn shown_until(&self, name: &str) -> Option<String> {
+        let context = self.upstream(name)?.tls.values().next()?;
+        crate::tls::san::not_after(&context.identity.as_ref()?.key.cert[0])
     }
 
     fn upstream(&self, name: &str) -> Option<&Arc<Upstream>> {
@@ -274,7 +299,7 @@ fn what_did_not_change_is_shared_between_generations() {
     drop(busy);
     // The same bytes under another version change nothing.
     let same = vec![resource("a", "2", &eds_cluster("a", "a"))];
-    let outcome = proxy.holdings.accept(type_url::CLUSTER, same, Vec::new(), |_| Ok(()));
+    let outcome = proxy.holdings.accept(None, type_url::CLUSTER, same, Vec::new(), |_| Ok(()));
     assert!(!outcome.changed);
 }
 
@@ -377,7 +402,7 @@ fn a_listener_whose_socket_cannot_be_opened_is_refused_and_the_old_one_stays() {
     proxy.listeners(&[rds_listener("l", 1000, "r")]);
     proxy.routes("r");
     let new = vec![resource("l", "2", &rds_listener("l", 2000, "r"))];
-    let outcome = proxy.holdings.accept(type_url::LISTENER, new, Vec::new(), |_| Err("in use".into()));
+    let outcome = proxy.holdings.accept(None, type_url::LISTENER, new, Vec::new(), |_| Err("in use".into()));
     assert_eq!(outcome.refusals, [Refusal { name: "l".into(), reason: "in use".into() }]);
     assert!(!outcome.changed);
     assert_eq!(proxy.listening(), [1000]);
@@ -456,21 +481,19 @@ fn tls_cluster(name: &str, server: &str) -> cluster::Cluster {
 #[test]
 fn a_cluster_waits_for_its_secrets_and_a_rotation_keeps_its_endpoints() {
     let mut proxy = Proxy::new();
-    proxy.clusters(&[tls_cluster("a", "sds-grpc")]);
+    proxy.clusters(&[tls_cluster("a", AGENT)]);
     proxy.endpoints("a", &[80]);
     assert!(proxy.upstream("a").is_none());
-    let from_agent = &proxy.holdings.wanted().secrets[&Some("sds-grpc".into())];
+    let from_agent = &proxy.holdings.wanted().secrets[&Some(AGENT.into())];
     assert_eq!(*from_agent, BTreeSet::from(["ROOTCA".into(), "default".into()]));
-    assert_eq!(proxy.receive(type_url::SECRET, secrets(2071), &[]), [""; 0]);
+    assert_eq!(proxy.secrets(AGENT, secrets(2071)), [""; 0]);
     let before = Arc::clone(proxy.upstream("a").unwrap());
-    proxy.receive(type_url::SECRET, secrets(2072), &[]);
+    proxy.secrets(AGENT, secrets(2072));
     let after = Arc::clone(proxy.upstream("a").unwrap());
     assert!(Arc::ptr_eq(before.balancer.as_ref().unwrap(), after.balancer.as_ref().unwrap()));
     let contexts = |upstream: &Upstream| upstream.tls.values().map(address_of).collect::<Vec<_>>();
     assert_ne!(contexts(&before), contexts(&after));
-    let Secret::Identity(identity) = &proxy.holdings.secrets()["default"] else { panic!("not a certificate") };
-    let end = crate::tls::san::not_after(&identity.key.cert[0]);
-    assert_eq!(end.as_deref(), Some("20720203000000Z"));
+    assert_eq!(proxy.shown_until("a").as_deref(), Some("20720203000000Z"));
     // Secrets never go to the disk, and are forgotten with the last cluster that names them.
     assert!(proxy.holdings.entries().iter().all(|entry| entry.type_url != type_url::SECRET));
     proxy.receive(type_url::CLUSTER, Vec::new(), &["a"]);
@@ -478,17 +501,59 @@ fn a_cluster_waits_for_its_secrets_and_a_rotation_keeps_its_endpoints() {
 }
 
 #[test]
+fn secrets_of_one_name_from_two_servers_are_two() {
+    let mut proxy = Proxy::new();
+    proxy.clusters(&[tls_cluster("a", AGENT), tls_cluster("b", OTHER)]);
+    proxy.endpoints("a", &[80]);
+    proxy.endpoints("b", &[80]);
+    proxy.secrets(AGENT, secrets(2071));
+    assert!(proxy.upstream("a").is_some() && proxy.upstream("b").is_none());
+    // Nobody has asked the control plane for any.
+    proxy.receive(type_url::SECRET, secrets(2075), &[]);
+    proxy.secrets(OTHER, secrets(2072));
+    proxy.secrets(OTHER, secrets(2073));
+    let ends = ["a", "b"].map(|name| proxy.shown_until(name).unwrap_or_default());
+    assert_eq!(ends, ["20710203000000Z", "20730203000000Z"]);
+    let shown = |proxy: &Proxy| {
+        let rows = proxy.holdings.shown();
+        let secrets = rows.iter().filter(|row| row.type_url == type_url::SECRET && row.name == "default");
+        secrets.map(|row| (row.source.unwrap_or_default().to_owned(), row.state)).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&proxy), [(OTHER.to_owned(), State::Active), (AGENT.to_owned(), State::Active)]);
+    // What one refuses or gives up is not the other's.
+    let bad = Resource { body: Bytes::from_static(b"\xff\xff"), ..secrets(2074).remove(0) };
+    assert_eq!(proxy.secrets(OTHER, vec![bad]), ["default"]);
+    proxy.secrets(AGENT, secrets(2074));
+    assert!(shown(&proxy).contains(&(OTHER.to_owned(), State::Refused)));
+    proxy.receive(type_url::CLUSTER, Vec::new(), &["b"]);
+    assert_eq!(proxy.shown_until("a").as_deref(), Some("20740203000000Z"));
+    assert_eq!(proxy.holdings.secrets().len(), 2);
+}
+
+#[test]
+fn a_server_of_secrets_serves_nothing_else() {
+    let mut proxy = Proxy::new();
+    proxy.clusters(&[]);
+    let sent = vec![resource("a", "1", &eds_cluster("a", "a"))];
+    assert_eq!(proxy.receive_from(Some(&AGENT.into()), type_url::CLUSTER, sent, &[], false), ["a"]);
+    proxy.clusters(&[eds_cluster("b", "b")]);
+    proxy.endpoints("b", &[80]);
+    assert_eq!(proxy.receive_from(Some(&AGENT.into()), type_url::CLUSTER, Vec::new(), &["b"], false), [""; 0]);
+    assert!(proxy.upstream("a").is_none() && proxy.upstream("b").is_some());
+}
+
+#[test]
 fn secrets_of_the_wrong_kind_or_from_nowhere_refuse_the_cluster() {
     let mut proxy = Proxy::new();
     let unknown = vec![resource("a", "1", &tls_cluster("a", "nobody"))];
     assert_eq!(proxy.receive(type_url::CLUSTER, unknown, &[]), ["a"]);
-    proxy.clusters(&[tls_cluster("b", "sds-grpc")]);
+    proxy.clusters(&[tls_cluster("b", AGENT)]);
     proxy.endpoints("b", &[80]);
     let mut swapped = secrets(2071);
     let (first, second) = swapped.split_at_mut(1);
     std::mem::swap(&mut first[0].body, &mut second[0].body);
-    assert_eq!(proxy.receive(type_url::SECRET, swapped, &[]), ["default", "ROOTCA"]);
-    proxy.receive(type_url::SECRET, secrets(2071), &[]);
+    assert_eq!(proxy.secrets(AGENT, swapped), ["default", "ROOTCA"]);
+    proxy.secrets(AGENT, secrets(2071));
     assert!(proxy.upstream("b").is_some());
 }
 

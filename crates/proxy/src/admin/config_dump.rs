@@ -154,10 +154,13 @@ struct States<'h> {
     refused: Option<&'h Shown<'h>>,
 }
 
-fn by_name<'h>(rows: impl Iterator<Item = &'h Shown<'h>>) -> BTreeMap<(&'h str, &'h str), States<'h>> {
+/// Type URL, name, and the server that sent it: two servers of secrets may each have one of the same name.
+type Key<'h> = (&'h str, &'h str, Option<&'h str>);
+
+fn by_name<'h>(rows: impl Iterator<Item = &'h Shown<'h>>) -> BTreeMap<Key<'h>, States<'h>> {
     let mut named: BTreeMap<_, States> = BTreeMap::new();
     for row in rows {
-        let states = named.entry((row.type_url, row.name)).or_default();
+        let states = named.entry((row.type_url, row.name, row.source)).or_default();
         match row.state {
             State::Active => states.active = Some(row),
             State::Warming => states.warming = Some(row),
@@ -171,12 +174,12 @@ impl Section {
     fn items<'n>(
         &'n self,
         part: Part,
-        named: &'n BTreeMap<(&'n str, &'n str), States<'n>>,
+        named: &'n BTreeMap<Key<'n>, States<'n>>,
     ) -> impl Iterator<Item = Map<String, Value>> + use<'n> {
         named
             .iter()
-            .filter(|((type_url, _), _)| *type_url == self.type_url)
-            .filter_map(move |((_, name), states)| self.item(part, name, states))
+            .filter(|((type_url, ..), _)| *type_url == self.type_url)
+            .filter_map(move |((_, name, _), states)| self.item(part, name, states))
     }
 
     fn item(&self, part: Part, name: &str, states: &States) -> Option<Map<String, Value>> {
@@ -248,6 +251,7 @@ mod tests {
     const EMPTY: Shown = Shown {
         type_url: type_url::CLUSTER,
         name: "up",
+        source: None,
         version: "1",
         state: State::Active,
         is_static: false,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use weft_core::balance::Host;
 use weft_core::endpoint::Health;
+use weft_core::tls::SecretName;
 
 use super::answer::Answer;
 use super::question::Query;
@@ -58,8 +59,8 @@ fn endpoint(host: &Host) -> Value {
 pub fn certificates(admin: &Admin) -> Value {
     let configurator = admin.configurator.borrow();
     let mut secrets: Vec<_> = configurator.holdings.secrets().iter().collect();
-    secrets.sort_by_key(|(name, _)| Arc::clone(name));
-    let row = |(name, secret): (&Arc<str>, &Secret)| match secret {
+    secrets.sort_unstable_by_key(|(secret, _)| *secret);
+    let row = |(SecretName { name, .. }, secret): (&SecretName, &Secret)| match secret {
         Secret::Identity(identity) => json!({
             "name": **name,
             "uri": identity.uri,

@@ -27,8 +27,8 @@ use super::verify::PeerVerifier;
 /// for it.
 const NOT_SPOKEN: &[&[u8]] = &[b"h3"];
 
-/// The secrets that have arrived, by name.
-pub type Secrets = HashMap<Arc<str>, Secret>;
+/// The secrets that have arrived.
+pub type Secrets = HashMap<SecretName, Secret>;
 
 /// Why there is no context yet, or never.
 #[derive(Debug, thiserror::Error)]
@@ -270,7 +270,7 @@ fn spoken(tls: &TlsCommon) -> Vec<Vec<u8>> {
 }
 
 fn find<'a>(secrets: &'a Secrets, name: &SecretName) -> Result<&'a Secret, ContextError> {
-    secrets.get(&name.name).ok_or_else(|| ContextError::Missing(Arc::clone(&name.name)))
+    secrets.get(name).ok_or_else(|| ContextError::Missing(Arc::clone(&name.name)))
 }
 
 fn identities(tls: &TlsCommon, secrets: &Secrets) -> Result<Vec<Arc<Identity>>, ContextError> {

@@ -19,6 +19,8 @@ pub enum State {
 pub struct Shown<'h> {
     pub type_url: &'h str,
     pub name: &'h str,
+    /// The cluster whose server sent it, if it is not of the control plane or the bootstrap.
+    pub source: Option<&'h str>,
     pub version: &'h str,
     pub state: State,
     /// It came by the bootstrap.
@@ -34,7 +36,8 @@ pub struct Shown<'h> {
 impl<T> Stored<T> {
     fn shown<'h>(&'h self, type_url: &'h str, name: &'h str) -> Shown<'h> {
         let Stored { version, body, not_applied, .. } = self;
-        Shown { type_url, name, version, state: State::Active, is_static: false, body, not_applied, reason: "" }
+        let state = State::Active;
+        Shown { type_url, name, source: None, version, state, is_static: false, body, not_applied, reason: "" }
     }
 }
 
@@ -55,6 +58,7 @@ impl Holdings {
         let nothing = |type_url, name, version| Shown {
             type_url,
             name,
+            source: None,
             version,
             state: State::Active,
             is_static: false,
@@ -67,11 +71,15 @@ impl Holdings {
             not_applied: &held.not_applied,
             ..nothing(type_url::VIRTUAL_HOST, name, &held.version)
         }));
-        rows.extend(self.secret_marks.iter().map(|(name, mark)| nothing(type_url::SECRET, name, &mark.version)));
+        rows.extend(self.secret_marks.iter().map(|(secret, mark)| Shown {
+            source: secret.cluster.as_deref(),
+            ..nothing(type_url::SECRET, &*secret.name, &mark.version)
+        }));
         for row in &mut rows {
             row.is_static = self.is_fixed(row.type_url, row.name);
         }
-        rows.extend(self.refused.iter().map(|((type_url, name), (version, reason))| Shown {
+        rows.extend(self.refused.iter().map(|((type_url, name, source), (version, reason))| Shown {
+            source: source.as_deref(),
             state: State::Refused,
             reason,
             ..nothing(type_url, name, version)
