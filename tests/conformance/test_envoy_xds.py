@@ -29,7 +29,8 @@ from google.protobuf.message import Message
 
 from weft.agent.bootstrap import bootstrap
 from weft.agent.data_planes import DATA_PLANES
-from weft.data_plane import ENVOY
+from tests.ports import free_port
+from weft.data_plane import ENVOY, WEFT_PROXY
 from weft.xds import Publisher
 
 pytestmark = pytest.mark.conformance
@@ -46,13 +47,19 @@ def resource(name: str, message: Message) -> Resource:
     return f"type.googleapis.com/{message.DESCRIPTOR.full_name}", name, message.SerializeToString(deterministic=True)
 
 
-def cluster(name: str, *, connect_timeout: str = "1s", policy: str = "ROUND_ROBIN") -> Resource:
+def ads(**more: str) -> dict[str, Any]:
+    """The source of what comes by the one stream."""
+    return {"ads": {}, "resource_api_version": "V3", **more}
+
+
+def cluster(name: str, *, connect_timeout: str = "1s", policy: str = "ROUND_ROBIN", **source: str) -> Resource:
+    """A cluster of EDS; *source* adds to where its endpoints come from."""
     content = {
         "name": name,
         "type": "EDS",
         "connect_timeout": connect_timeout,
         "lb_policy": policy,
-        "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3"}},
+        "eds_cluster_config": {"eds_config": ads(**source)},
     }
     return resource(name, ParseDict(content, Cluster()))
 
@@ -63,12 +70,13 @@ def endpoints(name: str, port: int) -> Resource:
     return resource(name, ParseDict(content, ClusterLoadAssignment()))
 
 
-def listener(name: str, *, route: str = "web", port: int = 0) -> Resource:
+def listener(name: str, *, route: str = "web", port: int = 0, **source: str) -> Resource:
+    """A listener of HTTP; *source* adds to where its routes come from."""
     manager: dict[str, Any] = {
         "@type": "type.googleapis.com/"
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": name,
-        "rds": {"config_source": {"ads": {}, "resource_api_version": "V3"}, "route_config_name": route},
+        "rds": {"config_source": ads(**source), "route_config_name": route},
         "http_filters": [
             {
                 "name": "router",
@@ -321,6 +329,39 @@ def test_envoy_connects_from_the_workloads_address(envoy: Follower, tmp_path: Pa
             await mesh.apply(cluster("a"), endpoints("a", one), listener("in"), route("web", "a"))
             assert await asyncio.to_thread(get, envoy.port("in")) == (200, "one")
         assert callers == {SOURCE}
+        mesh.publisher.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("kind", [ENVOY, WEFT_PROXY])
+def test_what_does_not_come_in_time_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    """A cluster whose endpoints do not come has none, routes that do not come lead nowhere; both come late all the same."""
+
+    async def test() -> None:
+        mesh = Mesh(tmp_path)
+        limit = {"initial_fetch_timeout": "0.2s"}
+        ports = {name: free_port() for name in ("with", "without")}
+
+        def answers(name: str, expected: tuple[int, str]) -> bool:
+            with contextlib.suppress(ConnectionError):
+                return get(ports[name]) == expected
+            return False
+
+        async with upstream("one") as one:
+            # Of the state of the world nobody is told that something does not exist.
+            follower = Follower(tmp_path, "GRPC", kind)
+            try:
+                names = (cluster("a", **limit), listener("with", route="a", port=ports["with"], **limit))
+                rest = (route("a", "a"), listener("without", route="b", port=ports["without"], **limit))
+                mesh.publish(*names, *rest)
+                await until(lambda: answers("without", (404, "")))
+                await until(lambda: get(ports["with"])[0] == 503)
+                mesh.publish(*names, *rest, endpoints("a", one), route("b", "a"))
+                for name in ports:
+                    await until(lambda name=name: answers(name, (200, "one")))
+            finally:
+                follower.stop()
         mesh.publisher.close()
 
     run(test())

@@ -41,8 +41,13 @@ pub use lb_policy::{HashFunction, LbPolicy};
 pub enum Discovery {
     /// The cluster itself.
     Static(Arc<LoadAssignment>),
-    /// EDS, under this name.
-    Eds(Arc<str>),
+    /// EDS.
+    Eds {
+        /// Under this name.
+        name: Arc<str>,
+        /// How long the first ones are waited for before there are none; `None`: as long as it takes. Default 15 s.
+        initial_fetch_timeout: Option<Duration>,
+    },
     /// Names that are resolved again and again.
     Dns(Arc<Dns>),
     /// The original destination of the downstream connection.
@@ -338,8 +343,12 @@ fn discovery(context: &mut Context, cluster: &proto::Cluster) -> Discovery {
             Ok(DiscoveryType::Eds) => {
                 let service = cluster.eds_cluster_config.as_ref().map_or("", |config| &config.service_name);
                 let source = cluster.eds_cluster_config.as_ref().and_then(|config| config.eds_config.as_ref());
-                context.at("eds_cluster_config.eds_config", |context| context.ads_source(source));
-                Discovery::Eds(if service.is_empty() { cluster.name.as_str() } else { service }.into())
+                let initial_fetch_timeout = context.at("eds_cluster_config.eds_config", |context| {
+                    context.ads_source(source);
+                    context.initial_fetch_timeout(source)
+                });
+                let name = if service.is_empty() { cluster.name.as_str() } else { service }.into();
+                Discovery::Eds { name, initial_fetch_timeout }
             }
             Ok(DiscoveryType::OriginalDst) => Discovery::OriginalDst,
             Ok(DiscoveryType::StrictDns) => Discovery::Dns(Arc::new(Dns::read(context, cluster, DnsKind::Strict))),

@@ -57,6 +57,9 @@ impl Problems {
 /// Ten thousand years, the longest duration that protobuf knows.
 const MOST_SECONDS: u64 = 315_576_000_000;
 
+/// Envoy's default.
+const DEFAULT_INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// What happens to a thing that weft does not implement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Strictness {
@@ -171,7 +174,14 @@ impl Context {
         Some(value)
     }
 
-    /// Check where a resource comes from: weft-proxy waits for it as long as it takes, so a limit to waiting cannot be honoured.
+    /// How long a resource that comes from *source* is waited for before it counts as absent; `None`: as long as it takes.
+    pub fn initial_fetch_timeout(&mut self, source: Option<&ConfigSource>) -> Option<Duration> {
+        let limit = source.and_then(|source| source.initial_fetch_timeout.as_ref());
+        let limit = self.duration("initial_fetch_timeout", limit).unwrap_or(DEFAULT_INITIAL_FETCH_TIMEOUT);
+        (!limit.is_zero()).then_some(limit)
+    }
+
+    /// Check where a resource comes from that weft-proxy waits for as long as it takes, so that a limit to waiting cannot be honoured.
     pub fn config_source(&mut self, source: Option<&ConfigSource>) {
         let limit = source.and_then(|source| source.initial_fetch_timeout.as_ref());
         if limit.is_some_and(|limit| limit.seconds != 0 || limit.nanos != 0) {
@@ -179,9 +189,8 @@ impl Context {
         }
     }
 
-    /// The same for what weft-proxy follows by ADS only.
+    /// Check where what weft-proxy follows by ADS only comes from.
     pub fn ads_source(&mut self, source: Option<&ConfigSource>) {
-        self.config_source(source);
         if source.is_some_and(|source| !matches!(source.config_source_specifier, Some(ConfigSourceSpecifier::Ads(_)))) {
             self.refuse("only `ads: {}` is supported: one stream for everything, in order");
         }

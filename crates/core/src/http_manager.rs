@@ -45,8 +45,13 @@ pub enum Codec {
 /// Where the routes are.
 #[derive(Debug, Clone)]
 pub enum RouteSource {
-    /// A route configuration of this name, by RDS.
-    Named(Arc<str>),
+    /// A route configuration, by RDS.
+    Named {
+        /// Of this name.
+        name: Arc<str>,
+        /// How long the first one is waited for before there are no routes; `None`: as long as it takes. Default 15 s.
+        initial_fetch_timeout: Option<Duration>,
+    },
     /// In the listener.
     Inline(Arc<RouteTable>),
 }
@@ -277,8 +282,11 @@ impl HttpManager {
     pub(crate) fn compile(context: &mut Context, manager: &proto::HttpConnectionManager) -> Option<Self> {
         let routes = match &manager.route_specifier {
             Some(RouteSpecifier::Rds(rds)) => {
-                context.at("rds.config_source", |context| context.ads_source(rds.config_source.as_ref()));
-                Some(RouteSource::Named(rds.route_config_name.as_str().into()))
+                let initial_fetch_timeout = context.at("rds.config_source", |context| {
+                    context.ads_source(rds.config_source.as_ref());
+                    context.initial_fetch_timeout(rds.config_source.as_ref())
+                });
+                Some(RouteSource::Named { name: rds.route_config_name.as_str().into(), initial_fetch_timeout })
             }
             Some(RouteSpecifier::RouteConfig(configuration)) => {
                 if configuration.vhds.is_some() {

@@ -125,7 +125,7 @@ impl Plan {
     pub fn routes_of<'p>(&'p self, manager: &'p HttpManager) -> Option<&'p Arc<RouteTable>> {
         match &manager.routes {
             RouteSource::Inline(table) => Some(table),
-            RouteSource::Named(name) => self.routes.get(name),
+            RouteSource::Named { name, .. } => self.routes.get(name),
         }
     }
 
@@ -134,7 +134,7 @@ impl Plan {
     pub fn assignment_of<'p>(&'p self, cluster: &'p Cluster) -> Option<&'p Arc<LoadAssignment>> {
         match &cluster.discovery {
             crate::cluster::Discovery::Static(assignment) => Some(assignment),
-            crate::cluster::Discovery::Eds(name) => self.assignments.get(name),
+            crate::cluster::Discovery::Eds { name, .. } => self.assignments.get(name),
             crate::cluster::Discovery::Dns(_) | crate::cluster::Discovery::OriginalDst => None,
         }
     }

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{Fixed, HeaderList, OnlyProtocol, request};
-use weft_core::cluster::{Cluster, LbPolicy};
+use weft_core::cluster::{Cluster, Discovery, LbPolicy};
 use weft_core::compile::{Compiled, Problems, Strictness};
 use weft_core::decide::decide;
 use weft_core::health_check::Probe;
 use weft_core::honoured::json::encode;
 use weft_core::http2::FloodLimits;
+use weft_core::http_manager::RouteSource;
 use weft_core::listener::{Listener, NetworkFilter};
 use weft_core::plan::{Plan, Resource};
 use weft_core::route::{Action, RouteTable};
@@ -456,4 +457,38 @@ fn times_that_envoy_refuses_are_refused_with_what_would_be_right() {
         let found = keepalive(interval, timeout);
         assert!(found.contains(&format!("connection_keepalive.{field}: must be 1 ms or more")), "{found}");
     }
+}
+
+#[test]
+fn endpoints_and_routes_are_waited_for_as_long_as_their_source_says() {
+    let source = |limit: Option<&str>| match limit {
+        None => json!({"ads": {}}),
+        Some(limit) => json!({"ads": {}, "initial_fetch_timeout": limit}),
+    };
+    let eds = |limit| json!({"type": "EDS", "eds_cluster_config": {"eds_config": source(limit)}});
+    let of_endpoints = |limit| match &cluster_of(eds(limit)).discovery {
+        Discovery::Eds { initial_fetch_timeout, .. } => *initial_fetch_timeout,
+        other => unreachable!("endpoints come by EDS, not by {other:?}"),
+    };
+    let of_routes = |limit| {
+        let mut manager = http(json!({}), &[]);
+        let config = manager[0]["typed_config"].as_object_mut().expect("an object");
+        config.remove("route_config");
+        config.insert("rds".into(), json!({"config_source": source(limit), "route_config_name": "r"}));
+        match &listener_of(&listener(json!({"filters": manager}), json!({}))).filter_chains[0].filter {
+            NetworkFilter::Http(manager) => match &manager.routes {
+                RouteSource::Named { initial_fetch_timeout, .. } => *initial_fetch_timeout,
+                other => unreachable!("routes come by RDS, not by {other:?}"),
+            },
+            other => unreachable!("the filter is HTTP, it is no {other:?}"),
+        }
+    };
+    for (limit, expected) in [(None, Some(15_000)), (Some("0s"), None), (Some("0.5s"), Some(500))] {
+        let expected = expected.map(Duration::from_millis);
+        assert_eq!((of_endpoints(limit), of_routes(limit)), (expected, expected), "{limit:?}");
+    }
+    // Of virtual hosts that come by themselves each request decides.
+    let table = json!({"name": "r", "vhds": {"config_source": source(Some("1s"))}});
+    let problems = told(type_url::ROUTE_CONFIGURATION, &table).expect_err("a limit is not honoured");
+    assert!(problems.starts_with("RouteConfiguration.vhds.config_source.initial_fetch_timeout: "), "{problems}");
 }

@@ -27,9 +27,10 @@ use crate::health_check::Checks;
 use crate::listen::Sockets;
 use crate::logging;
 use crate::on_demand::{Answer, Ask, Asked, Change};
+use crate::patience::Patience;
 use crate::plan::Active;
 use crate::state::{self, Entry};
-use crate::warming::{Holdings, Wanted};
+use crate::warming::{Holdings, Key, Wanted};
 use crate::worker::{Command, Draining};
 
 /// How long the first listeners wait for the first clusters. Long enough for a control plane and an agent that have
@@ -71,6 +72,8 @@ pub struct Configurator {
     pub followers: Followers,
     /// Whose endpoints are checked.
     pub checks: Checks,
+    /// What is waited for.
+    patience: Patience,
     /// What is to be done is being gathered.
     is_gathering: bool,
     /// The next generation is to be made.
@@ -113,6 +116,7 @@ impl Configurator {
                 ads_is_connected: false,
                 followers: Followers::default(),
                 checks,
+                patience: Patience::default(),
                 is_gathering: false,
                 is_unsettled: false,
                 unbalanced: BTreeSet::new(),
@@ -290,6 +294,16 @@ impl Configurator {
         }
     }
 
+    /// A resource has not come in the time that whoever names it allows.
+    pub fn do_without(&mut self, key: &Key, limit: Duration) {
+        if self.holdings.do_without(key) {
+            let (type_url, name) = key;
+            let kind = type_url.rsplit('.').next().unwrap_or(type_url);
+            log::warn!(target: logging::XDS, "{kind} {name} has not come within {limit:?}: going on without");
+            self.settle();
+        }
+    }
+
     /// A request waits for a virtual host.
     pub fn ask(&mut self, ask: Ask) {
         let answer = if self.holdings.has_virtual_host(&ask.table, &ask.entry) {
@@ -405,6 +419,7 @@ impl Configurator {
         self.subscribe_hosts();
         self.followers.follow(&wanted.names, &self.me);
         self.checks.follow(self.holdings.checked(), &self.me);
+        self.patience.follow(&wanted.missing, &self.me);
         let sources: BTreeSet<_> = before.secrets.keys().chain(wanted.secrets.keys()).cloned().collect();
         for source in sources {
             let old = before.secrets.get(&source).unwrap_or(&nothing);

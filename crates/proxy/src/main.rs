@@ -51,6 +51,7 @@ mod netns;
 mod normalise;
 mod on_demand;
 mod overload;
+mod patience;
 mod pick;
 mod plan;
 mod profile;

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A cluster is warm when its endpoints and secrets are here (of one that is found by DNS: when something was heard of its
-//! names) and its health check, if it has one, has looked at each endpoint once; a listener when its routes and secrets are. At the start no listener goes to work before the first clusters are
+//! names) and its health check, if it has one, has looked at each endpoint once; a listener when its routes and secrets are. Endpoints and
+//! routes that do not come in time (`initial_fetch_timeout`) are none. At the start no listener goes to work before the first clusters are
 //! warm, or requests would be answered with "no such cluster".
 //!
 //! Removal of a listener or cluster takes effect at once. Routes and endpoints stay as long as something at work names
@@ -14,6 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use weft_core::access_log::Sink;
@@ -49,6 +51,9 @@ pub use shown::{Shown, State};
 
 type Name = Arc<str>;
 
+/// A resource: type URL and name.
+pub type Key = (&'static str, Arc<str>);
+
 /// One accepted resource.
 struct Stored<T> {
     value: Arc<T>,
@@ -57,6 +62,24 @@ struct Stored<T> {
     needs: Box<[SecretName]>,
     /// What of it is accepted although nothing is done about it.
     not_applied: Box<[Problem]>,
+}
+
+impl<T> Stored<T> {
+    /// What stands for a resource that is not there.
+    fn absent(value: T) -> Stored<T> {
+        Stored {
+            value: Arc::new(value),
+            body: Bytes::new(),
+            version: String::new(),
+            needs: Box::default(),
+            not_applied: Box::default(),
+        }
+    }
+
+    /// One that is there has a body, which names it.
+    fn is_absent(&self) -> bool {
+        self.body.is_empty()
+    }
 }
 
 /// What is kept beside a compiled resource.
@@ -121,6 +144,8 @@ pub struct Wanted {
     pub names: BTreeMap<Name, Arc<Dns>>,
     /// By the cluster that serves them, `None` for ADS.
     pub secrets: BTreeMap<Option<Name>, BTreeSet<Name>>,
+    /// Of routes and assignments those that have not come, and how long they are waited for, if not without end.
+    pub missing: BTreeMap<Key, Duration>,
 }
 
 /// What became of one response.
@@ -155,7 +180,7 @@ pub struct Holdings {
     /// Versions that lack nothing but the first checks of their endpoints.
     clusters_in_check: BTreeMap<Name, ClusterAtWork>,
     /// By type URL and name: why the newest version is not at work.
-    obstacles: BTreeMap<(&'static str, Name), Obstacle>,
+    obstacles: BTreeMap<Key, Obstacle>,
     /// By type URL, name and the cluster whose server sent it: version and reason of what was refused last.
     refused: BTreeMap<(String, String, Option<Name>), (String, String)>,
     /// Reasons of what is not applied that were told.
@@ -164,7 +189,7 @@ pub struct Holdings {
     /// Clusters of the bootstrap, where secrets may come from and records may go to.
     static_clusters: HashSet<String>,
     /// By type URL and name: resources of the bootstrap, which no control plane replaces or removes.
-    fixed: HashSet<(&'static str, Name)>,
+    fixed: HashSet<Key>,
     got_listeners: bool,
     got_clusters: bool,
     /// Listeners may go to work.
@@ -267,22 +292,27 @@ impl Holdings {
             }
             type_url::VIRTUAL_HOST => self.virtual_hosts.remove(&name),
             // "Does not exist" is an answer: a cluster that waits for it has no endpoints.
+            type_url::CLUSTER_LOAD_ASSIGNMENT => self.do_without(&(type_url::CLUSTER_LOAD_ASSIGNMENT, name)),
+            _ => false,
+        }
+    }
+
+    /// Wait no longer for something that others name: endpoints are none then, and routes lead nowhere. Returns whether it was waited for.
+    pub fn do_without(&mut self, (type_url, name): &Key) -> bool {
+        match *type_url {
             type_url::CLUSTER_LOAD_ASSIGNMENT
-                if self.wanted.assignments.contains(&name) && !self.assignments.contains_key(&name) =>
+                if self.wanted.assignments.contains(name) && !self.assignments.contains_key(name) =>
             {
                 let empty = LoadAssignment {
-                    name: Arc::clone(&name),
+                    name: Arc::clone(name),
                     localities: Box::default(),
                     overprovisioning_factor: LoadAssignment::DEFAULT_OVERPROVISIONING,
                 };
-                let stored = Stored {
-                    value: Arc::new(empty),
-                    body: Bytes::new(),
-                    version: String::new(),
-                    needs: Box::default(),
-                    not_applied: Box::default(),
-                };
-                self.assignments.insert(name, stored);
+                self.assignments.insert(Arc::clone(name), Stored::absent(empty));
+                true
+            }
+            type_url::ROUTE_CONFIGURATION if self.wanted.routes.contains(name) && !self.routes.contains_key(name) => {
+                self.routes.insert(Arc::clone(name), Stored::absent(RouteTable::empty(name)));
                 true
             }
             _ => false,
@@ -519,7 +549,7 @@ impl Holdings {
         let cluster = &stored.value;
         let assignment = match &cluster.discovery {
             Discovery::Static(assignment) => Some(Arc::clone(assignment)),
-            Discovery::Eds(name) => match self.assignments.get(name) {
+            Discovery::Eds { name, .. } => match self.assignments.get(name) {
                 Some(stored) => Some(Arc::clone(&stored.value)),
                 None => return Err(Obstacle::Missing(format!("endpoints {name} have not arrived"))),
             },
@@ -568,7 +598,7 @@ impl Holdings {
         if !self.clusters_are_warm {
             return Err(Obstacle::Missing("the first clusters are not all warm".into()));
         }
-        if let Some(name) = route_names(&stored.value).find(|name| !self.routes.contains_key(*name)) {
+        if let Some((name, _)) = route_names(&stored.value).find(|(name, _)| !self.routes.contains_key(*name)) {
             return Err(Obstacle::Missing(format!("routes {name} have not arrived")));
         }
         let marks = self.marks(&stored.needs)?;
@@ -617,16 +647,31 @@ impl Holdings {
         let clusters = self.clusters.values().chain(self.clusters_at_work.values().map(|cluster| &cluster.stored));
         let listeners = self.listeners.values().chain(self.listeners_at_work.values().map(|listener| &listener.stored));
         let mut secrets: Vec<&SecretName> = Vec::new();
+        let mut missing: BTreeMap<Key, Option<Duration>> = BTreeMap::new();
+        // Who waits longest for something decides.
+        let mut miss = |key: Key, limit: Option<Duration>| {
+            let known = missing.entry(key).or_insert(limit);
+            *known = known.zip(limit).map(|(one, other)| one.max(other));
+        };
         for stored in clusters {
-            if let Discovery::Eds(name) = &stored.value.discovery {
+            if let Discovery::Eds { name, initial_fetch_timeout } = &stored.value.discovery {
+                if !self.assignments.contains_key(name) {
+                    miss((type_url::CLUSTER_LOAD_ASSIGNMENT, Arc::clone(name)), *initial_fetch_timeout);
+                }
                 wanted.assignments.insert(Arc::clone(name));
             }
             secrets.extend(&stored.needs);
         }
         for stored in listeners {
-            wanted.routes.extend(route_names(&stored.value).cloned());
+            for (name, initial_fetch_timeout) in route_names(&stored.value) {
+                if !self.routes.contains_key(name) {
+                    miss((type_url::ROUTE_CONFIGURATION, Arc::clone(name)), initial_fetch_timeout);
+                }
+                wanted.routes.insert(Arc::clone(name));
+            }
             secrets.extend(&stored.needs);
         }
+        wanted.missing = missing.into_iter().filter_map(|(key, limit)| Some((key, limit?))).collect();
         wanted.names = self.resolutions.iter().map(|(name, it)| (Arc::clone(name), Arc::clone(it.dns()))).collect();
         for secret in secrets {
             wanted.secrets.entry(secret.cluster.clone()).or_default().insert(Arc::clone(&secret.name));
@@ -757,14 +802,16 @@ impl Holdings {
         entries.extend(
             self.assignments
                 .iter()
-                // Those that do not exist at the server have no body.
-                .filter(|(_, it)| !it.body.is_empty())
+                .filter(|(_, it)| !it.is_absent())
                 .map(|(name, it)| entry(type_url::CLUSTER_LOAD_ASSIGNMENT, name, &it.version, &it.body)),
         );
         let listeners = self.listeners.iter().filter(|(name, _)| is_sent(type_url::LISTENER, name));
         entries.extend(listeners.map(|(name, it)| entry(type_url::LISTENER, name, &it.version, &it.body)));
         entries.extend(
-            self.routes.iter().map(|(name, it)| entry(type_url::ROUTE_CONFIGURATION, name, &it.version, &it.body)),
+            self.routes
+                .iter()
+                .filter(|(_, it)| !it.is_absent())
+                .map(|(name, it)| entry(type_url::ROUTE_CONFIGURATION, name, &it.version, &it.body)),
         );
         let hosts = self.virtual_hosts.iter();
         entries.extend(hosts.map(|(name, it)| entry(type_url::VIRTUAL_HOST, name, &it.version, &it.body)));
@@ -818,10 +865,11 @@ fn listed(dns: &Dns) -> String {
     format!("{} {}", names.join(" and "), if names.len() == 1 { "is" } else { "are" })
 }
 
-fn route_names(listener: &Listener) -> impl Iterator<Item = &Name> {
+/// With how long they are waited for.
+fn route_names(listener: &Listener) -> impl Iterator<Item = (&Name, Option<Duration>)> {
     listener.all_chains().filter_map(|chain| match &chain.filter {
         NetworkFilter::Http(manager) => match &manager.routes {
-            RouteSource::Named(name) => Some(name),
+            RouteSource::Named { name, initial_fetch_timeout } => Some((name, *initial_fetch_timeout)),
             RouteSource::Inline(_) => None,
         },
         NetworkFilter::Tcp(_) | NetworkFilter::Rpc(_) => None,

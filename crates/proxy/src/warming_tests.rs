@@ -264,6 +264,76 @@ fn endpoints_that_do_not_exist_are_none() {
     assert_eq!(proxy.holdings.entries().len(), 2);
 }
 
+/// *source* waits so many seconds; 0: as long as it takes.
+fn within(source: &mut core::ConfigSource, seconds: i64) {
+    source.initial_fetch_timeout = Some(weft_protos::google::protobuf::Duration { seconds, nanos: 0 });
+}
+
+/// A cluster of EDS that waits for its endpoints so long.
+fn patient_cluster(name: &str, endpoints: &str, seconds: i64) -> cluster::Cluster {
+    let mut cluster = eds_cluster(name, endpoints);
+    within(cluster.eds_cluster_config.as_mut().unwrap().eds_config.as_mut().unwrap(), seconds);
+    cluster
+}
+
+#[test]
+fn endpoints_that_do_not_come_in_time_are_none() {
+    let mut proxy = Proxy::new();
+    let seconds = Duration::from_secs;
+    let key = |name: &str| (type_url::CLUSTER_LOAD_ASSIGNMENT, Name::from(name));
+    let none_of = |proxy: &mut Proxy, name: &str| {
+        let is_new = proxy.holdings.do_without(&key(name));
+        proxy.active = proxy.holdings.settle(&proxy.active);
+        is_new
+    };
+    proxy.clusters(&[
+        eds_cluster("default", "default"),
+        patient_cluster("short", "short", 3),
+        patient_cluster("endless", "endless", 0),
+        // Who waits longest for something decides.
+        patient_cluster("one", "shared", 3),
+        patient_cluster("other", "shared", 20),
+        patient_cluster("another", "endless", 3),
+    ]);
+    let expected = BTreeMap::from([(key("default"), seconds(15)), (key("short"), seconds(3)), (key("shared"), seconds(20))]);
+    assert_eq!(proxy.holdings.wanted().missing, expected);
+    proxy.listeners(&[]);
+    for name in ["default", "short", "shared", "endless"] {
+        assert!(proxy.upstream(if name == "shared" { "other" } else { name }).is_none() && !proxy.holdings.is_live());
+        assert!(none_of(&mut proxy, name) && !none_of(&mut proxy, name), "{name}");
+    }
+    assert!(proxy.holdings.is_live() && proxy.ports("default").is_empty() && proxy.ports("one").is_empty());
+    assert_eq!(proxy.holdings.wanted().missing, BTreeMap::new());
+    // What comes late comes all the same, and only that is for the disk.
+    proxy.endpoints("shared", &[80]);
+    assert_eq!([proxy.ports("one"), proxy.ports("other")], [["127.0.0.1:80"], ["127.0.0.1:80"]]);
+    let is_assignment = |entry: &&Entry| entry.type_url == type_url::CLUSTER_LOAD_ASSIGNMENT;
+    assert_eq!(proxy.holdings.entries().iter().filter(is_assignment).count(), 1);
+    assert!(!none_of(&mut proxy, "shared") && !none_of(&mut proxy, "of nobody"));
+    assert_eq!(proxy.ports("one"), ["127.0.0.1:80"]);
+}
+
+#[test]
+fn routes_that_do_not_come_in_time_lead_nowhere() {
+    let mut proxy = Proxy::new();
+    let key = (type_url::ROUTE_CONFIGURATION, Name::from("r"));
+    proxy.clusters(&[]);
+    proxy.listeners(&[rds_listener("l", 1000, "r")]);
+    assert_eq!(proxy.holdings.wanted().missing, BTreeMap::from([(key.clone(), Duration::from_secs(15))]));
+    assert!(proxy.listening().is_empty() && proxy.holdings.do_without(&key));
+    proxy.active = proxy.holdings.settle(&proxy.active);
+    assert!(proxy.holdings.is_live());
+    assert_eq!(proxy.listening(), [1000]);
+    assert!(proxy.active.core.routes["r"].virtual_hosts.is_empty());
+    assert!(proxy.holdings.entries().iter().all(|entry| entry.type_url == type_url::LISTENER));
+    let host = route::VirtualHost { name: "a".into(), domains: vec!["a".into()], ..Default::default() };
+    let late = route::RouteConfiguration { virtual_hosts: vec![host], ..routes("r") };
+    assert_eq!(proxy.receive(type_url::ROUTE_CONFIGURATION, vec![resource("r", "1", &late)], &[]), [""; 0]);
+    assert!(!proxy.holdings.do_without(&key));
+    assert_eq!(proxy.active.core.routes["r"].virtual_hosts.len(), 1);
+    assert_eq!(proxy.holdings.entries().len(), 2);
+}
+
 #[test]
 fn the_old_version_of_a_cluster_works_on_until_the_new_one_is_warm() {
     let mut proxy = Proxy::new();

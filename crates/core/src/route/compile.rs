@@ -80,6 +80,12 @@ impl RouteTable {
         context.finish(table, strictness)
     }
 
+    /// One that leads nowhere, for a listener whose routes have not come.
+    pub fn empty(name: &Arc<str>) -> Self {
+        let configuration = proto::RouteConfiguration { name: name.to_string(), ..Default::default() };
+        Self::read(&mut Context::new("RouteConfiguration"), &configuration)
+    }
+
     pub(crate) fn read(context: &mut Context, configuration: &proto::RouteConfiguration) -> Self {
         if configuration.validate_clusters.as_ref().is_some_and(|validate| validate.value) {
             context.refuse_at("validate_clusters", "clusters may come later than the routes that name them");
@@ -90,7 +96,10 @@ impl RouteTable {
             .map_or(DEFAULT_MAX_BODY_BYTES, |limit| limit.value as usize);
         let overrides = overrides(context, &configuration.typed_per_filter_config);
         let on_demand = configuration.vhds.as_ref().map(|vhds| {
-            context.at("vhds.config_source", |context| context.ads_source(vhds.config_source.as_ref()));
+            context.at("vhds.config_source", |context| {
+                context.config_source(vhds.config_source.as_ref());
+                context.ads_source(vhds.config_source.as_ref());
+            });
             Box::new(Inheritance { max_body_bytes, mirrors: configuration.request_mirror_policies.clone().into() })
         });
         let virtual_hosts: Box<[Arc<VirtualHost>]> = context
