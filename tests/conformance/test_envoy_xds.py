@@ -27,9 +27,9 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
+from tests.ports import free_port
 from weft.agent.bootstrap import bootstrap
 from weft.agent.data_planes import DATA_PLANES
-from tests.ports import free_port
 from weft.data_plane import ENVOY, WEFT_PROXY
 from weft.xds import Publisher
 

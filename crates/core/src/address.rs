@@ -1,7 +1,7 @@
 //! Addresses as they stand in resources: an IP address and port, perhaps in another network namespace, or a Unix socket.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ impl Cidr {
     pub fn new(address: IpAddr, length: u32) -> Result<Self, String> {
         let bits = if address.is_ipv4() { 32 } else { 128 };
         match u8::try_from(length) {
-            Ok(length) if u32::from(length) <= bits => Ok(Self { address, length }),
+            Ok(length) if u32::from(length) <= bits => Ok(Self { address: masked(address, length), length }),
             _ => Err(format!("a prefix of {length} bits is longer than {address} has")),
         }
     }
@@ -85,6 +85,20 @@ impl Cidr {
         Self::new(address, range.prefix_len.as_ref().map_or(0, |length| length.value))
             .map_err(|reason| context.refuse_at("prefix_len", reason))
             .ok()
+    }
+}
+
+/// *address* without what is beyond its first *length* bits, so that blocks are equal that hold the same addresses.
+fn masked(address: IpAddr, length: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+            Ipv4Addr::from_bits(address.to_bits() & mask).into()
+        }
+        IpAddr::V6(address) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
+            Ipv6Addr::from_bits(address.to_bits() & mask).into()
+        }
     }
 }
 

@@ -168,6 +168,96 @@ fn the_most_specific_chain_wins_step_by_step() {
     }
 }
 
+/// What is wrong with chains of these conditions: where, and what.
+fn faults(chains: &[proto::FilterChainMatch]) -> Vec<String> {
+    let chains = chains.iter().map(|conditions| chain("x", conditions.clone())).collect();
+    match Listener::compile(&listener("l", "0.0.0.0:15001", chains), Strictness::Refuse) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.0.iter().map(|problem| format!("{}: {}", problem.path, problem.reason)).collect(),
+    }
+}
+
+#[test]
+fn chains_for_the_same_connections_are_refused() {
+    let any = proto::FilterChainMatch::default;
+    let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+    let named = |names: &[&str]| proto::FilterChainMatch { server_names: texts(names), ..any() };
+    let speaking = |names: &[&str]| proto::FilterChainMatch { application_protocols: texts(names), ..any() };
+    let to = |ranges: &[(&str, u32)]| proto::FilterChainMatch {
+        prefix_ranges: ranges.iter().map(|(address, length)| range(address, *length)).collect(),
+        ..any()
+    };
+    let port = |value| proto::FilterChainMatch { destination_port: Some(UInt32Value { value }), ..any() };
+    let from_ports = |ports: &[u32]| proto::FilterChainMatch { source_ports: ports.to_vec(), ..any() };
+    let over = |protocol: &str| proto::FilterChainMatch { transport_protocol: protocol.into(), ..any() };
+    for (name, one, other, is_same) in [
+        ("nothing", any(), any(), true),
+        ("a port", port(1), port(1), true),
+        ("ports", port(1), port(2), false),
+        ("a port and none", port(1), any(), false),
+        ("a name of several", named(&["a", "b"]), named(&["b", "c"]), true),
+        ("a name in two cases", named(&["a.B"]), named(&["A.b"]), true),
+        ("a wildcard in two spellings", named(&["*.a"]), named(&[".a"]), true),
+        ("a wildcard and what it covers", named(&["*.a"]), named(&["b.a"]), false),
+        ("no name in two spellings", named(&[""]), any(), true),
+        ("a range in two spellings", to(&[("10.0.0.0", 8)]), to(&[("10.1.0.0", 8)]), true),
+        ("a range of several", to(&[("10.0.0.0", 8), ("fd00::", 8)]), to(&[("fd00::1", 8)]), true),
+        ("a range within", to(&[("10.0.0.0", 8)]), to(&[("10.0.0.0", 9)]), false),
+        ("all addresses, and nothing said", to(&[("0.0.0.0", 0)]), any(), false),
+        ("protocols", speaking(&["h2", "http/1.1"]), speaking(&["h2"]), true),
+        ("source ports", from_ports(&[1, 2]), from_ports(&[2]), true),
+        ("plain text, and nothing said", over("raw_buffer"), any(), false),
+    ] {
+        let expected = "Listener.filter_chains[1].filter_chain_match: \
+                        filter_chains[0] is for the same connections, so this one never is";
+        let expected = if is_same { vec![expected] } else { Vec::new() };
+        assert_eq!(faults(&[one, other]), expected, "{name}");
+    }
+    // Chains are for the same connections only where all conditions are.
+    let both = |number, names: &[&str]| proto::FilterChainMatch { server_names: texts(names), ..port(number) };
+    assert_eq!(faults(&[both(1, &["a", "b"]), both(1, &["c"]), both(2, &["a"])]), [""; 0]);
+    assert_eq!(faults(&[both(1, &["a"]), both(2, &["a"]), both(2, &["b", "a"])]).len(), 1);
+    for (conditions, field) in [
+        (named(&["a.b", "A.b"]), "server_names"),
+        (from_ports(&[1, 2, 1]), "source_ports"),
+        (to(&[("10.0.0.0", 8), ("10.1.0.0", 8)]), "prefix_ranges"),
+    ] {
+        let expected = format!("Listener.filter_chains[0].filter_chain_match.{field}: says the same twice");
+        assert_eq!(faults(&[conditions]), [expected]);
+    }
+}
+
+#[test]
+fn names_have_wildcards_for_whole_labels_in_front() {
+    let named = |name: &str| proto::FilterChainMatch { server_names: vec![name.into()], ..Default::default() };
+    for name in ["a", "*.a", "*.", "", ".a"] {
+        assert_eq!(faults(&[named(name)]), [""; 0], "{name}");
+    }
+    for (name, right) in [
+        ("*", "any name is meant without `server_names`"),
+        ("*a", "`*.example.com` is right"),
+        ("a*", "`*.example.com` is right"),
+        ("a.*.b", "`*.example.com` is right"),
+        ("**.a", "`*.example.com` is right"),
+        ("*.a.*", "`*.example.com` is right"),
+    ] {
+        let path = "Listener.filter_chains[0].filter_chain_match.server_names[0]";
+        assert_eq!(faults(&[named(name)]), [format!("{path}: no wildcard can stand in `{name}`: {right}")]);
+    }
+    let conditions = |names: &[&str]| proto::FilterChainMatch {
+        server_names: names.iter().map(|&name| name.to_owned()).collect(),
+        ..Default::default()
+    };
+    let chains = vec![chain("any or one", conditions(&["", "one.example"])), chain("wild", conditions(&[".example"]))];
+    let listener = compile(&listener("l", "0.0.0.0:15001", chains));
+    for (name, expected) in
+        [(None, "any or one"), (Some("one.example"), "any or one"), (Some("two.example"), "wild"), (Some("x"), "any or one")]
+    {
+        let asked = Connection { transport: Transport::Tls, server_name: name, ..connection("1.2.3.4:443") };
+        assert_eq!(chain_of(&listener, &asked), expected, "{name:?}");
+    }
+}
+
 #[test]
 fn whoever_has_connected_comes_before_where_the_client_is_and_that_before_its_address() {
     use proto::filter_chain_match::ConnectionSourceType::{Any, External, SameIpOrLoopback};

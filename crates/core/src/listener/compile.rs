@@ -23,7 +23,7 @@ use weft_protos::weft::extensions::filters::v1::CallerUid;
 
 use super::{
     ChainMatch, ConnectionLimit, Direction, FilterChain, Inspector, Listener, NetworkFilter, ProxyProtocol, SourceType,
-    Transport,
+    Transport, overlap,
 };
 use crate::access_log::AccessLog;
 use crate::address::{Cidr, compile_bind};
@@ -49,6 +49,7 @@ pub(super) fn listener(context: &mut Context, listener: &proto::Listener) -> Lis
     let mut inspect = ListenerFilters::default();
     context.each("listener_filters", &listener.listener_filters, |context, filter| inspect.add(context, filter));
     let chains = context.each("filter_chains", &listener.filter_chains, filter_chain);
+    overlap::refuse(context, &chains);
     let default = listener
         .default_filter_chain
         .as_ref()
@@ -321,6 +322,16 @@ fn connection_limit(context: &mut Context, limit: &ProtoConnectionLimit) -> Opti
     Some(ConnectionLimit { max_connections, delay, taken: Arc::default() })
 }
 
+/// Of wildcards Envoy knows those that stand for whole labels in front; it reads `.example.com` as such a one, too.
+fn server_name(context: &mut Context, name: &str) -> Box<str> {
+    if name.strip_prefix("*.").unwrap_or(name).contains('*') {
+        let right = if name == "*" { "any name is meant without `server_names`" } else { "`*.example.com` is right" };
+        context.refuse(format!("no wildcard can stand in `{name}`: {right}"));
+    }
+    let name = name.to_ascii_lowercase();
+    if name.starts_with('.') { format!("*{name}").into() } else { name.into() }
+}
+
 fn chain_match(context: &mut Context, conditions: &proto::FilterChainMatch) -> Option<ChainMatch> {
     let ranges = |context: &mut Context, field: &str, ranges| -> Option<Box<[Cidr]>> {
         context.each(field, ranges, Cidr::compile).into_iter().collect()
@@ -338,7 +349,9 @@ fn chain_match(context: &mut Context, conditions: &proto::FilterChainMatch) -> O
             Some(number) => Some(port(context, "destination_port", number.value)?),
         },
         prefix_ranges: ranges(context, "prefix_ranges", &conditions.prefix_ranges)?,
-        server_names: conditions.server_names.iter().map(|name| name.to_ascii_lowercase().into()).collect(),
+        server_names: context
+            .each("server_names", &conditions.server_names, |context, name| server_name(context, name))
+            .into(),
         transport_protocol: match conditions.transport_protocol.as_str() {
             "" => None,
             "tls" => Some(Transport::Tls),

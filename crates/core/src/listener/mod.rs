@@ -20,6 +20,7 @@ use crate::trace::{Subject, Trace};
 
 mod compile;
 mod inspect;
+mod overlap;
 
 pub use inspect::{Inspectors, Opening, Seen};
 
@@ -52,7 +53,7 @@ pub struct ChainMatch {
     pub destination_port: Option<u16>,
     /// The (original) destination address.
     pub prefix_ranges: Box<[Cidr]>,
-    /// SNI: exact, or `*.example.com`. Lower-case.
+    /// SNI: exact, `*.example.com`, or empty for any and none. Lower-case.
     pub server_names: Box<[Box<str>]>,
     /// `tls` or `raw_buffer`.
     pub transport_protocol: Option<Transport>,
@@ -69,7 +70,7 @@ pub struct ChainMatch {
 }
 
 /// What a connection turned out to be.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// A TLS ClientHello came.
     Tls,
@@ -79,7 +80,7 @@ pub enum Transport {
 }
 
 /// `source_type`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SourceType {
     /// From this host.
     SameIpOrLoopback,
@@ -394,10 +395,11 @@ fn server_name(names: &[Box<str>], connection: &Connection<'_>) -> Option<usize>
     if names.is_empty() {
         return Some(0);
     }
-    let asked = connection.server_name?.to_ascii_lowercase();
+    let asked = connection.server_name.unwrap_or_default().to_ascii_lowercase();
     names
         .iter()
         .filter_map(|name| match name.strip_prefix('*') {
+            None if name.is_empty() => Some(0),
             None => (**name == *asked).then_some(usize::MAX),
             Some(suffix) => (asked.len() > suffix.len() && asked.ends_with(suffix)).then_some(name.len()),
         })

@@ -1,0 +1,91 @@
+"""What is just right and what is just wrong in a resource, to Envoy (`--mode validate`) and to weft-proxy (`validate`) alike."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.both import Json, cluster, http_filters, listener, over_http2
+from weft.agent.data_planes import DATA_PLANES
+from weft.data_plane import ENVOY, WEFT_PROXY
+
+pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
+
+
+def keepalive(interval: str, timeout: str) -> Json:
+    return {
+        "clusters": [cluster("c", 80, **over_http2(connection_keepalive={"interval": interval, "timeout": timeout}))]
+    }
+
+
+def ejecting(**fields: str) -> Json:
+    return {"clusters": [cluster("c", 80, outlier_detection=fields)]}
+
+
+def chains(*matches: Json) -> Json:
+    made = listener("l", 0, [])
+    made["filter_chains"] = [{"filter_chain_match": it, "filters": http_filters([])} for it in matches]
+    return {"listeners": [made]}
+
+
+def named(*names: str) -> Json:
+    return {"server_names": names}
+
+
+def to(*ranges: str) -> Json:
+    parts = [it.split("/") for it in ranges]
+    return {"prefix_ranges": [{"address_prefix": address, "prefix_len": int(length)} for address, length in parts]}
+
+
+GOOD: dict[str, Json] = {
+    "the shortest times of keep-alive": keepalive("0.001s", "0.001s"),
+    "the shortest time to connect": {"clusters": [cluster("c", 80, connect_timeout="0.000000001s")]},
+    "a longest ejection as long as the first": ejecting(base_ejection_time="3s", max_ejection_time="3s"),
+    "chains for different ports": chains({"destination_port": 1}, {"destination_port": 2}),
+    "a chain for a name, and one for the wildcard around it": chains(named("*.b"), named("a.b")),
+    "a chain for all addresses, and one that says nothing": chains(to("0.0.0.0/0"), {}),
+    "a range within another": chains(to("10.0.0.0/8"), to("10.0.0.0/9")),
+    "no name": chains(named("")),
+}
+
+BAD: dict[str, Json] = {
+    "keep-alive without an interval between": keepalive("0s", "1s"),
+    "keep-alive every microsecond": keepalive("0.000999s", "1s"),
+    "keep-alive without time for the answer": keepalive("1s", "0s"),
+    "no time to connect": {"clusters": [cluster("c", 80, connect_timeout="0s")]},
+    "ejections of no length": ejecting(base_ejection_time="0s"),
+    "intervals of no length": ejecting(interval="0s"),
+    "a longest ejection of no length": ejecting(max_ejection_time="0s"),
+    "a longest ejection shorter than the first": ejecting(max_ejection_time="29s"),
+    "two chains for everything": chains({}, {}),
+    "two chains for a port": chains({"destination_port": 1}, {"destination_port": 1}),
+    "two chains with a name in common": chains(named("a", "b"), named("B", "c")),
+    "two chains for a wildcard, in two spellings": chains(named("*.a"), named(".a")),
+    "two chains for a range, in two spellings": chains(to("10.0.0.0/8"), to("10.1.0.0/8")),
+    "a chain for everything, in two spellings": chains(named(""), {}),
+    "a name twice": chains(named("a", "a")),
+    "a source port twice": chains({"source_ports": [1, 1]}),
+    "any name": chains(named("*")),
+    "a wildcard for a part of a label": chains(named("*a")),
+    "a wildcard within a name": chains(named("a.*.b")),
+}
+
+
+def refuses(kind: str, config: Path) -> bool:
+    path = str(DATA_PLANES[kind].find().path)
+    command = [path, "--mode", "validate", "-l", "off", "-c"] if kind == ENVOY else [path, "validate"]
+    report = subprocess.run([*command, str(config)], capture_output=True, text=True, timeout=60, check=False)
+    assert report.returncode in {0, 1}, report
+    return report.returncode == 1
+
+
+@pytest.mark.parametrize("name", [*GOOD, *BAD])
+def test_both_refuse_the_same(tmp_path: Path, name: str) -> None:
+    config = tmp_path / "bootstrap.json"
+    node = {"id": "sidecar~127.0.0.1~edges.default~default.svc.cluster.local", "cluster": "edges"}
+    config.write_text(json.dumps({"node": node, "static_resources": GOOD.get(name) or BAD[name]}))
+    found = {kind: refuses(kind, config) for kind in (ENVOY, WEFT_PROXY)}
+    assert found == dict.fromkeys(found, name in BAD)
