@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from functools import partial
@@ -63,9 +64,15 @@ WRITTEN: dict[str, tuple[Json, object]] = {
     "text format": ({"log_format": {"text_format": TEXT}}, "200 -|"),
     "text format without empty values": ({"log_format": {"text_format": TEXT, "omit_empty_values": True}}, "200 |"),
     "typed JSON": ({"typed_json_format": MEMBERS}, {"code": 200, "none": None}),
+    # Long ago Envoy wrote texts only by this one.
+    "JSON": ({"json_format": MEMBERS}, {"code": 200, "none": None}),
     "JSON without empty values": ({"log_format": {"json_format": MEMBERS, "omit_empty_values": True}}, {"code": 200}),
 }
 """By log, its format, and the line of the first request."""
+
+
+CONVERSIONS = "%Y %C %y %m %b %h %B %d %e %j %a %A %w %u %H %k %I %l %p %P %M %S %c %D %x %F %R %T %X %r %% %t"
+TIMES = f"%START_TIME(%s|{CONVERSIONS}|%9f|%f|%1f|%3f)%|%START_TIME()%\n"
 
 
 def file_of(directory: Path, port: int, name: str) -> Path:
@@ -93,6 +100,7 @@ def test_files_have_the_records_that_they_take_in_their_format(tmp_path: Path) -
         path = {"log_format": {"text_format": "%REQ(:PATH)%\n"}}
         logs = [log(name, path, filter=it) for name, (it, _) in TAKEN.items()]
         logs += [log(name, it) for name, (it, _) in WRITTEN.items()] + [log("all", path)]
+        logs.append(log("times", {"log_format": {"text_format": TIMES}}))
         routes = [{"match": {"path": it}, "direct_response": {"status": status}} for it, status in ANSWERS.items()]
         return {"listeners": [listener("http", ports["http"], http_filters(routes, manager={"access_log": logs}))]}
 
@@ -111,6 +119,13 @@ def test_files_have_the_records_that_they_take_in_their_format(tmp_path: Path) -
             for name, (_, line) in WRITTEN.items():
                 first = lines(of(name))[0]
                 assert (first if isinstance(line, str) else json.loads(first)) == line, (proxy.kind, name)
+            until(f"{proxy.kind} writes times", partial(has, of("times"), len(PATHS)))
+            seconds, text, *fractions, plain = lines(of("times"))[0].split("|")
+            assert text == time.strftime(CONVERSIONS, time.gmtime(int(seconds))), proxy.kind
+            digits = fractions[0]
+            assert fractions == [digits, digits, digits[:1], digits[:3]], proxy.kind
+            assert len(digits) == 9, proxy.kind
+            assert plain == time.strftime("%FT%T", time.gmtime(int(seconds))) + f".{digits[:3]}Z", proxy.kind
 
 
 class Records(grpc.GenericRpcHandler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import string
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ HEADER_VALUES = [
     *(f"%GRPC_STATUS({name})%" for name in sorted(header_format.GRPC_STATUS_FORMATS)),
     *(f"%DYNAMIC_METADATA({name}:key):7%" for name in sorted(header_format.METADATA_NAMESPACES)),
     *("%REQ(x):10%", "%START_TIME(%s.%3f (z)%", "a %% %PROTOCOL%%ROUTE_NAME%%% b"),
+    *(f"%START_TIME(a%{letter}b)%" for letter in string.ascii_letters + string.digits + "%. "),
+    *("%START_TIME()%", "%START_TIME(%)%", "%START_TIME(%1f %9f)%", "%START_TIME(%0f)%", "%START_TIME(%10f)%"),
     *("5%", "%NOSUCH%", "%NOSUCH(a)%", "%REQ%", "%PROTOCOL(a)%", "%PROTOCOL:5%", "%START_TIME(a):5%", "%protocol%"),
     *("%GRPC_STATUS(a)%", "%DYNAMIC_METADATA(a:b)%", "%DYNAMIC_METADATA(envoy.filters.http.rbac:a:b)%", "%REQ(a)"),
 ]

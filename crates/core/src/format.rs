@@ -2,12 +2,13 @@
 
 use crate::compile::Context;
 use crate::rbac;
+use crate::time_format::TimeFormat;
 
 /// One value that a format can ask for. The commands listed here are those that weft honours; another one refuses the resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// `%START_TIME%`, `%START_TIME(format)%`; the format in strftime's manner, RFC 3339 with milliseconds if absent.
-    StartTime(Option<Box<str>>),
+    /// `%START_TIME%`, `%START_TIME(format)%`; RFC 3339 with milliseconds without a format.
+    StartTime(Option<TimeFormat>),
     /// `%REQ(NAME?OTHER):LENGTH%`: a request header, or the other if absent; at most so many bytes.
     RequestHeader { name: Box<str>, otherwise: Option<Box<str>>, length: Option<usize> },
     /// `%RESP(NAME?OTHER):LENGTH%`
@@ -238,7 +239,10 @@ fn command(text: &str) -> Result<Command, String> {
         };
         let header = || header.to_ascii_lowercase().into();
         return match name {
-            "START_TIME" if length.is_none() => Ok(Command::StartTime(Some(argument.into()))),
+            "START_TIME" if length.is_none() => {
+                let format = (!argument.is_empty()).then(|| TimeFormat::parse(argument)).transpose()?;
+                Ok(Command::StartTime(format))
+            }
             "REQ" => Ok(Command::RequestHeader { name: header(), otherwise, length }),
             "RESP" => Ok(Command::ResponseHeader { name: header(), otherwise, length }),
             "DYNAMIC_METADATA" => match argument.split_once(':') {

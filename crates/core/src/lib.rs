@@ -52,6 +52,7 @@ pub mod route;
 pub mod rpc;
 pub mod steering;
 pub mod tcp_proxy;
+pub mod time_format;
 pub mod tls;
 pub mod trace;
 pub mod upgrade;

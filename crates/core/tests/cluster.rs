@@ -7,6 +7,7 @@ use weft_core::cluster::{Cluster, Discovery, LbPolicy, ProxyProtocolVersion, Ups
 use weft_core::compile::Strictness;
 use weft_core::endpoint::LoadAssignment;
 use weft_core::format::{Command, Format, GrpcFormat, Piece, Variables};
+use weft_core::time_format::TimeFormat;
 use weft_protos::envoy::config::cluster::v3 as proto;
 use weft_protos::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use weft_protos::envoy::config::core::v3 as core;
@@ -254,13 +255,16 @@ fn formats_are_parsed_or_refused() {
         ("%GRPC_STATUS%", vec![Piece::Value(Command::GrpcStatus(GrpcFormat::Camel))]),
         ("%GRPC_STATUS(SNAKE_STRING)%", vec![Piece::Value(Command::GrpcStatus(GrpcFormat::Snake))]),
         ("%GRPC_STATUS_NUMBER%", vec![Piece::Value(Command::GrpcStatus(GrpcFormat::Number))]),
-        ("%START_TIME(%Y-%m-%d)%", vec![Piece::Value(Command::StartTime(Some("%Y-%m-%d".into())))]),
+        ("%START_TIME(%Y-%m-%d)%", vec![Piece::Value(Command::StartTime(TimeFormat::parse("%F").ok()))]),
+        ("%START_TIME()%", vec![Piece::Value(Command::StartTime(None))]),
     ] {
         assert_eq!(Format::parse(text).map(|format| format.0), Ok(expected), "{text}");
     }
     for text in ["%", "%PROTOCOL", "%NO_SUCH_COMMAND%", "%REQ(a", "%REQ(a)x%", "%REQ(a):long%", "%GRPC_STATUS(X)%"] {
         assert!(Format::parse(text).is_err(), "{text}");
     }
+    let expected = "weft-proxy knows no conversion `%Q` of times, which is in the format `%H:%Q`";
+    assert_eq!(Format::parse("[%START_TIME(%H:%Q)%]"), Err(expected.to_owned()));
 }
 
 #[test]

@@ -135,12 +135,12 @@ impl Log for StandardError {
 
 /// `[2026-11-30 09:57:59.294][worker-0][info][xds] connected to ...`
 fn line(record: &Record<'_>) -> String {
-    let mut stamp = Vec::with_capacity(24);
-    clock::write_formatted(clock::since_epoch(), "%Y-%m-%d %H:%M:%S.%3f", &mut stamp);
+    let wall = clock::since_epoch();
+    let Civil { year, month, day, hour, minute, second, .. } = Civil::of(wall.as_secs());
+    let millis = wall.subsec_millis();
     let level = LEVELS[record.level() as usize];
     let thread = std::thread::current();
-    let mut line = String::from_utf8(stamp).unwrap_or_default();
-    line.insert(0, '[');
+    let mut line = format!("[{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{millis:03}");
     let _ = write!(line, "][{}][{level}][{}] ", thread.name().unwrap_or("?"), record.target());
     let begin = line.len();
     let _ = write!(line, "{}", record.args());

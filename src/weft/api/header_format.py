@@ -107,13 +107,23 @@ def _variable_fault(match: re.Match[str]) -> Fault | None:
         return Fault(message, f"Write `%DYNAMIC_METADATA({min(METADATA_NAMESPACES)}:shadow_engine_result)%`, say.")
     if length is not None:
         return Fault(f"`%{name}%` takes no length.", f"Leave `:{length}` out.")
-    if argument is None or name == "START_TIME":
+    if argument is None:
         return None
+    if name == "START_TIME":
+        return _time_fault(match[0], argument)
     if name != "GRPC_STATUS":
         return Fault(f"`%{name}%` takes no argument.", f"Write `%{name}%`.")
     if argument in GRPC_STATUS_FORMATS:
         return None
     return Fault(f"`{match[0]}` is no form of a gRPC status.", f"Known here: {', '.join(sorted(GRPC_STATUS_FORMATS))}.")
+
+
+def _time_fault(text: str, argument: str) -> Fault | None:
+    for conversion in _TIME_CONVERSION.findall(argument):
+        if not _KNOWN_CONVERSION.match(conversion):
+            message = f"`{text}` has a conversion of times that weft-proxy does not know: `{conversion}`."
+            return Fault(message, "Write `%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%`, say.")
+    return None
 
 
 def _headers_fault(match: re.Match[str]) -> Fault | None:
@@ -131,6 +141,10 @@ def _headers_fault(match: re.Match[str]) -> Fault | None:
 
 _HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*\Z")
 """RFC 9110 5.5 allows no control character but the tab."""
+
+_TIME_CONVERSION = re.compile(r"%(?:[0-9]*f|.?)")
+_KNOWN_CONVERSION = re.compile(r"%(?:[1-9]?f|[%aAbBcCdDeFhHIjklmMpPrRsStTuwxXyYzZ])\Z")
+"""Those of strftime but for weeks, and Envoy's fractions of a second."""
 
 _VARIABLE = re.compile(r"%(?P<name>[A-Z0-9_]+)(?:\((?P<argument>[^)]*)\))?(?::(?P<length>[0-9]{1,9}))?%")
 """As Envoy's `SubstitutionFormatParser` reads it."""

@@ -24,7 +24,7 @@ use weft_core::format::{Command, Format, Variables};
 use weft_core::respond::{Cause, Flags, ResponseFlag, grpc_status};
 use weft_core::route::Route;
 
-use crate::clock::{self, Clock};
+use crate::clock::Clock;
 use crate::codec::{Head, Version, decimal};
 use crate::connect::{Destination, Peer};
 use crate::identify::Facts;
@@ -358,7 +358,7 @@ impl Variables for Entry<'_> {
                 true
             }
             Command::StartTime(Some(format)) => {
-                clock::write_formatted(self.start, format, out);
+                format.write(self.start, out);
                 true
             }
             Command::RequestHeader { name, otherwise, length } => {
