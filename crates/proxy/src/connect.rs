@@ -248,7 +248,9 @@ impl Connection {
     /// Give the connection back for the next request. The message on it must be complete in both directions.
     pub fn release(mut self, cluster: &Cluster) {
         let worn = cluster.http.max_requests_per_connection.is_some_and(|most| self.requests >= most);
-        if worn || self.has_lasted(cluster) || !self.buffer.is_empty() {
+        // RFC 9112 6.3: what came behind the answer is no answer, and never another client's.
+        let has_more = !self.buffer.is_empty() || !self.io.is_at_rest();
+        if worn || self.has_lasted(cluster) || has_more {
             return;
         }
         self.buffer.release_if_empty();

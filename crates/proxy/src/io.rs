@@ -151,10 +151,15 @@ impl Io {
         }
     }
 
+    /// Whether all that was taken from the kernel has been read, the end of a TLS session among it. Makes no system call.
+    pub fn is_at_rest(&self) -> bool {
+        self.with_session(Session::is_at_rest).unwrap_or(true)
+    }
+
     /// Whether an idle connection can carry another request, as far as the events seen so far say. Makes a system call only if
     /// there was an event.
     pub fn is_fresh(&self) -> bool {
-        let mut fresh = true;
+        let mut fresh = self.is_at_rest();
         let mut byte = [0u8; 1];
         let result = self.socket.try_io(Interest::READABLE, |socket| {
             // SAFETY: the descriptor is open, the pointer is valid for one byte.

@@ -75,6 +75,12 @@ impl Session {
         self.has_plaintext || !self.left_over.is_empty()
     }
 
+    /// Whether nothing has come that nobody has read, be it the end of the session. Asked of rustls: a read that filled its room does not
+    /// know what is behind it.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.left_over.is_empty() && self.connection.wants_read()
+    }
+
     pub(crate) fn poll_read(
         &mut self,
         wire: &Wire<'_>,
@@ -135,13 +141,22 @@ impl Session {
     }
 
     /// Give ciphertext to rustls; none means the end of the stream.
+    ///
+    /// Whatever the peer sends, each turn of the loop takes some of it or is the last: nobody else would run.
     fn feed(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut rest = bytes;
-        loop {
-            if self.connection.read_tls(&mut rest).is_err() {
+        // RFC 8446 6.1: what follows close_notify is ignored. rustls takes none of it.
+        while !self.ended {
+            match self.connection.read_tls(&mut rest) {
+                Ok(0) if !rest.is_empty() => return Err(io::ErrorKind::InvalidData.into()),
+                Ok(_) => {}
                 // Its plaintext store is full: keep the rest until somebody reads.
-                self.left_over.extend_from_slice(rest);
-                return Ok(());
+                Err(error) if error.kind() == io::ErrorKind::Other => {
+                    self.left_over.extend_from_slice(rest);
+                    return Ok(());
+                }
+                // A handshake message that is longer than it ever puts together.
+                Err(error) => return Err(error),
             }
             let state = self.connection.process_new_packets().map_err(|error| {
                 if let rustls::Error::AlertReceived(alert) = error {
@@ -153,9 +168,10 @@ impl Session {
             self.has_plaintext |= state.plaintext_bytes_to_read() > 0 || state.peer_has_closed();
             self.ended |= state.peer_has_closed();
             if rest.is_empty() {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     /// Encrypt as much of *bytes* as there is room for; returns how much. Flush to make room.
@@ -220,5 +236,156 @@ impl Session {
     /// Queue close_notify.
     pub(crate) fn close(&mut self) {
         self.connection.send_close_notify();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+
+    use rustls::crypto::aws_lc_rs;
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+    use super::*;
+    use crate::buffer::Buffer;
+    use crate::io::Io;
+
+    /// A client and a server that trusts its certificate.
+    fn pair() -> (ClientConnection, ServerConnection) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec!["up".into()]).unwrap().self_signed(&key).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.der().clone()).unwrap();
+        let client = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+            .unwrap();
+        let name = ServerName::try_from("up").unwrap();
+        (ClientConnection::new(Arc::new(client), name).unwrap(), ServerConnection::new(Arc::new(server)).unwrap())
+    }
+
+    /// What comes of *work* in a worker, which nothing may stop.
+    fn in_a_worker<W: Future>(work: impl FnOnce() -> W + Send + 'static) -> W::Output
+    where
+        W::Output: Send + 'static,
+    {
+        let (done, result) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            done.send(runtime.block_on(async { work().await })).unwrap();
+        });
+        result.recv_timeout(Duration::from_secs(20)).expect("the worker never comes back")
+    }
+
+    fn secured(socket: UnixStream, session: impl Into<Session>) -> Io {
+        socket.set_nonblocking(true).unwrap();
+        let mut io = Io::new(socket.into()).unwrap();
+        io.secure(session.into());
+        io
+    }
+
+    /// Our end of a session whose peer then sends what *last* makes, in one piece.
+    async fn after_handshake(last: impl FnOnce(&mut ClientConnection, &mut Vec<u8>)) -> (Io, UnixStream) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (mut client, server) = pair();
+        let shaking = std::thread::spawn(move || {
+            while client.is_handshaking() {
+                client.complete_io(&mut theirs).unwrap();
+            }
+            (client, theirs)
+        });
+        let io = secured(ours, server);
+        io.handshake().await.unwrap();
+        let (mut client, mut theirs) = shaking.join().unwrap();
+        let mut bytes = Vec::new();
+        last(&mut client, &mut bytes);
+        theirs.write_all(&bytes).unwrap();
+        (io, theirs)
+    }
+
+    fn seal(client: &mut ClientConnection, bytes: &mut Vec<u8>) {
+        while client.wants_write() {
+            client.write_tls(bytes).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_follows_the_end_of_a_session_is_ignored() {
+        let end = in_a_worker(|| async {
+            let (io, _theirs) = after_handshake(|client, bytes| {
+                client.writer().write_all(b"the last").unwrap();
+                client.send_close_notify();
+                seal(client, bytes);
+                bytes.extend([0; CIPHERTEXT_BYTES / 2]);
+            })
+            .await;
+            let mut buffer = Buffer::default();
+            io.read(&mut buffer).await.unwrap();
+            assert_eq!(buffer.data(), b"the last");
+            io.read(&mut buffer).await.unwrap()
+        });
+        assert_eq!(end, 0);
+    }
+
+    #[test]
+    fn a_handshake_message_without_end_is_an_error() {
+        let error = in_a_worker(|| async {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let io = secured(ours, pair().1);
+            let sending = std::thread::spawn(move || {
+                // ClientKeyExchange of 65,535 bytes (RFC 5246 7.4.7), four records of which are more than is put together.
+                for begin in [&[0x10, 0, 0xff, 0xff][..], &[], &[], &[]] {
+                    let mut record = vec![0x16, 3, 3, 0x40, 0];
+                    record.extend(begin);
+                    record.resize(5 + 0x4000, 0);
+                    // Our end may be gone before the last.
+                    let _ = theirs.write_all(&record);
+                }
+                theirs
+            });
+            let error = io.handshake().await.unwrap_err();
+            drop(io);
+            sending.join().unwrap();
+            error
+        });
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+    }
+
+    #[test]
+    fn a_session_is_at_rest_when_all_that_came_was_read() {
+        // As many bytes as a buffer has room for: reading them does not tell what is behind.
+        const ANSWER: usize = crate::buffer::SMALL_BYTES;
+        for (name, behind, ends, expected) in
+            [("all", 0, false, true), ("more", 10, false, false), ("the end", 0, true, false)]
+        {
+            let is_at_rest = in_a_worker(move || async move {
+                let (io, _theirs) = after_handshake(|client, bytes| {
+                    client.writer().write_all(&[b'a'; ANSWER]).unwrap();
+                    client.writer().write_all(&vec![b'b'; behind]).unwrap();
+                    if ends {
+                        client.send_close_notify();
+                    }
+                    seal(client, bytes);
+                })
+                .await;
+                let mut buffer = Buffer::default();
+                while buffer.len() < ANSWER {
+                    io.read(&mut buffer).await.unwrap();
+                }
+                (io.is_at_rest(), io.is_fresh())
+            });
+            assert_eq!(is_at_rest, (expected, expected), "{name}");
+        }
     }
 }
