@@ -51,6 +51,9 @@ pub enum DetectError {
     Silent,
     #[error("proxy_protocol_error:{0}")]
     Header(#[from] HeaderError),
+    /// A request line without end; Envoy, too, closes such a connection.
+    #[error("request_line_too_long")]
+    LongLine,
     #[error("plaintext_to_tls_listener")]
     Plaintext,
     #[error("tls_handshake_timeout")]
@@ -213,6 +216,10 @@ async fn inspect(
 }
 
 async fn more(io: &Io, buffer: &mut Buffer) -> Result<(), DetectError> {
+    if buffer.is_full() {
+        // Once: a hello, a request line and a header end, or are given up, long before that is full.
+        buffer.grow(0);
+    }
     match io.read(buffer).await {
         Ok(0) | Err(_) => Err(DetectError::Gone),
         Ok(_) => Ok(()),
@@ -234,7 +241,10 @@ async fn look_for_hello(io: &Io, buffer: &mut Buffer, seen: &mut Seen) -> Result
         }
         let mut unseen = &buffer.data()[fed..];
         let before = unseen.len();
-        let _ = acceptor.read_tls(&mut unseen);
+        if acceptor.read_tls(&mut unseen).is_err() {
+            // Longer than rustls reads any: it will not be ended here, but may be passed on.
+            return Ok(());
+        }
         fed += before - unseen.len();
         match acceptor.accept() {
             Ok(Some(accepted)) => {
@@ -263,6 +273,7 @@ async fn look_for_http(io: &Io, buffer: &mut Buffer) -> Result<Option<String>, D
         match opening::of(buffer.data()) {
             Opening::Http(protocol) => return Ok(Some(protocol.into())),
             Opening::Other => return Ok(None),
+            Opening::TooLong => return Err(DetectError::LongLine),
             Opening::Undecided => more(io, buffer).await?,
         }
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 use weft_core::listener::{Direction, Listener, NetworkFilter};
-use weft_core::respond::Cause;
+use weft_core::respond::{Cause, ResponseFlag};
 
 use crate::alarm::Alarm;
 use crate::buffer::Buffer;
@@ -196,6 +196,10 @@ fn refused(
         DetectError::Header(_) | DetectError::Plaintext | DetectError::Handshake(_) | DetectError::HandshakeTimeout => {
             outcome.downstream_failure = Some(error.to_string());
         }
+        DetectError::LongLine => {
+            outcome.flag(ResponseFlag::DownstreamProtocolError);
+            outcome.termination = Some(error.to_string().into());
+        }
         DetectError::Denied { details, .. } => outcome.termination = Some(details.clone().into()),
         // It never said what it wanted.
         DetectError::Silent | DetectError::Gone => return,
@@ -227,6 +231,7 @@ fn count_refused(worker: &Worker, error: &DetectError) {
         DetectError::GlobalLimit => counters.global_limit_refused.add(1),
         DetectError::Limit { .. } => counters.connection_limit_refused.add(1),
         DetectError::Header(_) => counters.proxy_protocol_refused.add(1),
+        DetectError::LongLine => counters.protocol_errors.add(1),
         DetectError::Plaintext => counters.plaintext_refused.add(1),
         DetectError::Handshake(_) | DetectError::HandshakeTimeout => counters.handshake_failures.add(1),
         DetectError::Caller { .. } => counters.callers_refused.add(1),

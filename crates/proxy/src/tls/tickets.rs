@@ -27,8 +27,9 @@ use super::verify::PeerVerifier;
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(2 * 60 * 60);
 const NAME_BYTES: usize = 16;
 const SALT_BYTES: usize = 32;
-/// A ticket holds the client's certificates. Longer ones are not worth their bytes in each hello.
-const MAX_SESSION_BYTES: usize = 16 * 1024;
+/// A ticket holds the client's certificates. Longer ones are not worth their bytes in each hello, and who inspects hellos may read no more
+/// than 16 KiB of one (Envoy).
+const MAX_SESSION_BYTES: usize = 8 * 1024;
 
 /// What seals tickets, and the name by which it is found again.
 pub struct Key {

@@ -135,3 +135,32 @@ fn nobody_is_dialled_where_silent_clients_are_closed() {
     mesh.client().expect_end();
     assert!(!upstream.has_visitor());
 }
+
+#[test]
+fn a_request_line_is_known_however_long_it_is() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        by_first_bytes(setup);
+        // Nobody is dialled before it is known.
+        setup.listener.continue_on_listener_filters_timeout = false;
+        setup.listener.access_log = setup.manager.access_log.clone();
+    });
+    let mut client = mesh.client();
+    let path = format!("/{}", "a".repeat(40 * 1024));
+    client.send(format!("GET {path} HTTP/1.1\r\nhost: up\r\n\r\n"));
+    let mut peer = upstream.accept();
+    peer.message();
+    peer.send(ok("found"));
+    assert_eq!(client.message().text(), "found");
+    mesh.expect_record(&path, 200, "-", "via_upstream");
+    // One without end is nobody's.
+    let mut client = mesh.client();
+    let _ = client.try_send(format!("GET /{}", "a".repeat(80 * 1024)));
+    let (answer, _) = client.rest();
+    assert!(answer.is_empty() && !upstream.has_visitor());
+    let record = until("it is recorded", || {
+        let mut records = mesh.wait_records(1).into_iter();
+        records.find(|record| record["connection_termination_details"] == "request_line_too_long")
+    });
+    assert_eq!(record["response_flags"], "DPE", "{record}");
+}

@@ -258,6 +258,36 @@ fn inspect_tls(setup: &mut Setup) {
     ));
 }
 
+/// Names of protocols that fill a ClientHello beyond one record, which is as much as is read at once.
+fn many_protocols() -> &'static [&'static str] {
+    let names = (0..120).map(|number| &*format!("{number:0>200}").leak());
+    names.collect::<Vec<&'static str>>().leak()
+}
+
+#[test]
+fn a_long_hello_is_read_to_its_end() {
+    let authority = Authority::new();
+    let (named, rest) = (Upstream::new(), Upstream::new());
+    let mesh = Mesh::start(&[rest.address()], |setup| {
+        setup.tcp();
+        inspect_tls(setup);
+        setup.chains = vec![passed_on(&["one.example"], "named")];
+        setup.more.extend(cluster_of("named", &[named.address()]));
+    });
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(|| {
+            let mut peer = Peer::over(server(named.accept_socket(), &authority, &authority.identity(OTHER)));
+            peer.expect("ping");
+            peer.send("pong");
+        });
+        let hello = Hello { name: "one.example", alpn: many_protocols(), ..Hello::default() };
+        let mut client = Peer::over(client_saying(mesh.address, &authority, Some(&authority.identity(WEB)), &hello));
+        client.send("ping");
+        client.expect("pong");
+        answering.join().unwrap();
+    });
+}
+
 #[test]
 fn tls_goes_where_its_server_name_says_and_is_not_ended_here() {
     let authority = Authority::new();

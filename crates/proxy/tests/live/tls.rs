@@ -394,6 +394,71 @@ fn is_let_in_saying(mesh: &Mesh, authority: &Authority, hello: &Hello) -> bool {
     peer.try_send("GET / HTTP/1.1\r\nhost: up\r\n\r\n").is_ok() && !peer.first_bytes().is_empty()
 }
 
+/// Nobody has authenticated by then, so whoever reaches the port could do it.
+#[test]
+fn a_handshake_message_without_end_stops_nobody_but_its_sender() {
+    let authority = Authority::new();
+    let mesh = Mesh::start(&[Upstream::saying("hello")], secure(&authority, &[OTHER]));
+    let hello = Hello { versions: &ONLY_12, ..Hello::default() };
+    let mut tls = client_saying(mesh.address, &authority, None, &hello);
+    tls.conn.write_tls(&mut tls.sock).unwrap();
+    // The server's part of the handshake has come: it waits for ours.
+    tls.conn.read_tls(&mut tls.sock).unwrap();
+    let mut peer = Peer::over(tls.sock);
+    for begin in [&[0x10, 0, 0xff, 0xff][..], &[], &[], &[]] {
+        let mut record = vec![0x16, 3, 3, 0x40, 0];
+        record.extend(begin);
+        record.resize(5 + 0x4000, 0);
+        let _ = peer.try_send(&record);
+    }
+    // It is not held to the end of the time for handshakes.
+    peer.rest();
+    assert!(is_let_in(&mesh, &authority, Some(&authority.identity(OTHER))));
+    until("it is counted", || (mesh.metric("envoy_listener_ssl_connection_error", &[]) == 1.0).then_some(()));
+}
+
+#[test]
+fn what_an_upstream_sends_behind_an_answer_is_no_answer_for_anybody() {
+    // As much as is read at once: what is behind it stays with the TLS session.
+    const ANSWER_BYTES: usize = 16 * 1024;
+    let padded = |text: &str| {
+        let head = "HTTP/1.1 200 OK\r\ncontent-length: ";
+        let length = ANSWER_BYTES - head.len() - "16000\r\n\r\n".len();
+        assert_eq!(length.to_string().len(), 5);
+        format!("{head}{length}\r\n\r\n{text:-<length$}")
+    };
+    for ends in [false, true] {
+        let authority = Authority::new();
+        let (mesh, upstream) = outward(&authority);
+        let mut client = mesh.client();
+        client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+        let mut tls = server(upstream.accept_socket(), &authority, &authority.identity(OTHER));
+        let mut request = [0; 1024];
+        let count = tls.read(&mut request).unwrap();
+        assert!(request[..count].ends_with(b"\r\n\r\n"));
+        let mut bytes = Vec::new();
+        if ends {
+            tls.conn.writer().write_all(&ok("first")).unwrap();
+            tls.conn.send_close_notify();
+        } else {
+            tls.conn.writer().write_all(padded("first").as_bytes()).unwrap();
+            tls.conn.writer().write_all(&ok("evil")).unwrap();
+        }
+        while tls.conn.wants_write() {
+            tls.conn.write_tls(&mut bytes).unwrap();
+        }
+        // One piece, without FIN.
+        tls.sock.write_all(&bytes).unwrap();
+        assert!(client.message().text().starts_with("first"));
+        let mut other = mesh.client();
+        other.send("GET /next HTTP/1.1\r\nhost: up\r\n\r\n");
+        let mut fresh = Peer::over(server(upstream.accept_socket(), &authority, &authority.identity(OTHER)));
+        fresh.message();
+        fresh.send(ok("good"));
+        assert_eq!(other.message().text(), "good", "ends: {ends}");
+    }
+}
+
 #[test]
 fn a_listener_may_ask_for_the_newest_version() {
     let authority = Authority::new();
