@@ -4,10 +4,14 @@
 //! into the codec's one buffer and wake the connection's task, which runs after all of them: what one turn of the
 //! loop has to say leaves in one write.
 //!
+//! What all streams share is the connection's window and room in its output. Streams that wait for either stand in line: the first sends one
+//! frame and goes to the end, so that one long body keeps no other waiting for more than a frame.
+//!
 //! Nothing grows without bound: bodies wait within the windows that the codec grants, and while a peer does not read, streams
 //! wait ([`Limits::output_bytes`]) and nothing more is read from it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -15,6 +19,7 @@ use std::task::{Context, Poll, Waker};
 use tokio::time::Instant;
 
 use crate::buffer::Buffer;
+use crate::codec::h2::frame::DEFAULT_MAX_FRAME_BYTES;
 use crate::codec::h2::{Body, Breach, ByStream, Code, Connection, Event, Limits, Role, StreamId};
 use crate::codec::{Framing, Head};
 use crate::io::Io;
@@ -25,6 +30,8 @@ pub use keepalive::KeepAlive;
 
 /// Interim responses of one stream that may wait to be taken. Flow control does not hold heads back.
 const MOST_WAITING_HEADS: usize = 16;
+/// What a stream sends at once while others wait in line.
+const TURN_BYTES: usize = DEFAULT_MAX_FRAME_BYTES as usize;
 /// Output memory that is kept between turns.
 const KEPT_OUTPUT_BYTES: usize = 64 * 1024;
 
@@ -41,6 +48,8 @@ struct Inbox {
     waker: Option<Waker>,
     /// Something has come.
     spoken: bool,
+    /// It stands in [`Session::line`].
+    in_line: bool,
 }
 
 /// How a stream ended before its message did.
@@ -64,6 +73,10 @@ pub struct Session {
     driver: RefCell<Option<Waker>>,
     /// A stream waits until output has left.
     crowded: Cell<bool>,
+    /// Streams with data for which the window or the output had no room, the next to send first.
+    line: RefCell<VecDeque<Rc<RefCell<Inbox>>>>,
+    /// Who was the first in line, and could send, when the connection's task ran last.
+    called: RefCell<Option<Rc<RefCell<Inbox>>>>,
     over: Cell<bool>,
     /// The peer's settings have come.
     settled: Cell<bool>,
@@ -188,6 +201,83 @@ impl Session {
             self.crowded.set(true);
         }
         crowded
+    }
+
+    // --- the line ---
+
+    /// Whether there is room for more data of whose turn it is.
+    fn has_room(&self) -> bool {
+        !self.is_crowded() && self.codec.borrow().has_window()
+    }
+
+    /// Whether a stream may send before all others.
+    fn is_next(&self, inbox: &Rc<RefCell<Inbox>>) -> bool {
+        self.line.borrow().front().is_none_or(|first| Rc::ptr_eq(first, inbox))
+    }
+
+    /// Put a stream at the end of the line, if it does not stand there.
+    fn queue(&self, inbox: &Rc<RefCell<Inbox>>) {
+        if !std::mem::replace(&mut inbox.borrow_mut().in_line, true) {
+            self.line.borrow_mut().push_back(Rc::clone(inbox));
+        }
+    }
+
+    /// Let the stream go whose turn it is. Returns whether others stand behind it.
+    fn begin_turn(&self, inbox: &Rc<RefCell<Inbox>>) -> bool {
+        let mut line = self.line.borrow_mut();
+        if std::mem::take(&mut inbox.borrow_mut().in_line) {
+            line.pop_front();
+            *self.called.borrow_mut() = None;
+        }
+        !line.is_empty()
+    }
+
+    /// The stream had its turn and could send nothing: it is still the first.
+    fn keep_turn(&self, inbox: &Rc<RefCell<Inbox>>) {
+        inbox.borrow_mut().in_line = true;
+        self.line.borrow_mut().push_front(Rc::clone(inbox));
+    }
+
+    /// Take a stream that sends no more out of the line, wherever it stands.
+    fn leave_line(&self, inbox: &Rc<RefCell<Inbox>>) {
+        if std::mem::take(&mut inbox.borrow_mut().in_line) {
+            self.line.borrow_mut().retain(|other| !Rc::ptr_eq(other, inbox));
+            self.call_next();
+        }
+    }
+
+    /// Have the first in line send, if there is room.
+    fn call_next(&self) {
+        let first = loop {
+            let Some(first) = self.line.borrow().front().cloned() else { return };
+            if first.borrow().end.is_none() {
+                break first;
+            }
+            self.begin_turn(&first);
+        };
+        if self.has_room() {
+            if let Some(waker) = first.borrow_mut().waker.take() {
+                waker.wake();
+            }
+            // It sees whether the stream comes.
+            self.wake();
+        }
+    }
+
+    /// Pass over the first in line if it was called and has not come: it has nothing to send any more, or is busy otherwise. Asked in each
+    /// turn of the connection's task, between two of which everybody who was woken has run.
+    fn pass_over(&self) {
+        let first = self.line.borrow().front().cloned().filter(|_| self.has_room());
+        let called = self.called.replace(first.clone());
+        let Some(first) = first else { return };
+        if called.is_some_and(|called| Rc::ptr_eq(&called, &first)) {
+            self.begin_turn(&first);
+            // If it has, it goes to the end of the line.
+            if let Some(waker) = first.borrow_mut().waker.take() {
+                waker.wake();
+            }
+        }
+        self.call_next();
     }
 }
 
@@ -352,16 +442,42 @@ impl Stream {
     /// # Errors
     /// The stream is gone.
     pub fn poll_send(&self, context: &mut Context<'_>, data: &[u8], ended: bool) -> Poll<io::Result<usize>> {
-        std::task::ready!(self.poll_room(context))?;
-        let count = self.session.codec.borrow_mut().data(self.id.get(), data, ended);
+        let session = &*self.session;
+        match self.poll_room(context) {
+            Poll::Ready(Ok(())) if session.is_next(&self.inbox) => {}
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            _ => {
+                session.queue(&self.inbox);
+                self.wait(context);
+                return Poll::Pending;
+            }
+        }
+        let others_wait = session.begin_turn(&self.inbox);
+        let part = if others_wait { &data[..data.len().min(TURN_BYTES)] } else { data };
+        let ended = ended && part.len() == data.len();
+        let mut codec = session.codec.borrow_mut();
+        let count = codec.data(self.id.get(), part, ended);
+        let own_window = codec.has_own_window(self.id.get());
+        drop(codec);
         if count == 0 && !data.is_empty() {
+            if own_window {
+                session.keep_turn(&self.inbox);
+            } else if others_wait {
+                session.call_next();
+            }
             self.wait(context);
             return Poll::Pending;
+        }
+        if others_wait {
+            if count < data.len() {
+                session.queue(&self.inbox);
+            }
+            session.call_next();
         }
         if ended && count == data.len() {
             self.finished.set(true);
         }
-        self.session.wake();
+        session.wake();
         Poll::Ready(Ok(count))
     }
 
@@ -382,6 +498,7 @@ impl Stream {
     /// Give the stream up; the peer sees that its message was cut short.
     pub fn reset(&self, code: Code) {
         self.session.codec.borrow_mut().reset(self.id.get(), code);
+        self.session.leave_line(&self.inbox);
         self.session.wake();
     }
 }
@@ -399,6 +516,7 @@ impl Drop for Stream {
         // What nobody will hand on must not count against the connection's window, which others share.
         codec.release(id, self.inbox.borrow().data.len() + self.held.get());
         drop(codec);
+        self.session.leave_line(&self.inbox);
         self.session.wake();
     }
 }
@@ -449,6 +567,8 @@ impl Driver {
             inboxes: RefCell::default(),
             driver: RefCell::default(),
             crowded: Cell::new(false),
+            line: RefCell::default(),
+            called: RefCell::default(),
             over: Cell::new(false),
             settled: Cell::new(false),
             unsettled: RefCell::default(),
@@ -486,6 +606,7 @@ impl Driver {
     /// Read, and write what has gathered, until something happened that the task has to look at.
     pub fn poll(&mut self, context: &mut Context<'_>, io: &Io, buffer: &mut Buffer) -> Poll<Turn> {
         *self.session.driver.borrow_mut() = Some(context.waker().clone());
+        self.session.pass_over();
         // What the streams said since the last turn leaves first.
         match self.poll_flush(context, io) {
             Poll::Ready(Err(_)) => return self.over(ConnectionEnd::Closed),
@@ -648,11 +769,13 @@ impl Driver {
                 None if matches!(reason, Breach::Malformed(_)) => return Some(Turn::Malformed),
                 None => {}
             },
-            Event::Writable { stream: 0 } => {
+            // Whatever a stream waits for may be another now.
+            Event::Settings => {
                 session.settled.set(true);
                 session.wake_unsettled();
                 session.wake_all();
             }
+            Event::Writable { stream: 0 } => session.call_next(),
             Event::Writable { stream } => {
                 if let Some(waker) = session.inbox(stream).and_then(|inbox| inbox.borrow_mut().waker.take()) {
                     waker.wake();
@@ -722,6 +845,11 @@ impl Drop for Driver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::h2::frame::{self, HEADER_BYTES, Header, kind};
+    use crate::codec::h2::settings::Settings;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
     use std::time::Duration;
 
     const WINDOW_BYTES: u32 = 65_535;
@@ -774,6 +902,182 @@ mod tests {
                     bytes = &bytes[used..];
                 }
             });
+        }
+    }
+
+    /// A task of which a test wants to know whether it would run.
+    #[derive(Default)]
+    struct Task(AtomicBool);
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    impl Task {
+        /// Let it send *data* if it was woken. Returns how much it could.
+        fn run(self: &Arc<Self>, stream: &Stream, data: &[u8]) -> usize {
+            if self.0.swap(false, Ordering::Relaxed) { self.begin(stream, data) } else { 0 }
+        }
+
+        fn begin(self: &Arc<Self>, stream: &Stream, data: &[u8]) -> usize {
+            let waker = Waker::from(Arc::clone(self));
+            let mut sent = 0;
+            while sent < data.len() {
+                match stream.poll_send(&mut Context::from_waker(&waker), &data[sent..], false) {
+                    Poll::Ready(count) => sent += count.unwrap(),
+                    Poll::Pending => break,
+                }
+            }
+            sent
+        }
+    }
+
+    /// A client whose peer allows one window of the usual size to each stream and to all, and opens them only when the test says so.
+    struct Upload {
+        driver: Driver,
+        buffer: Buffer,
+        /// What has come to the peer of each stream and was not given back.
+        held: ByStream<usize>,
+    }
+
+    impl Upload {
+        fn new(limits: Limits) -> Upload {
+            let driver = Driver::new(Role::Client, limits, false);
+            driver.session.codec.borrow_mut().swap_output(&mut Vec::new());
+            let mut upload = Upload { driver, buffer: Buffer::default(), held: ByStream::default() };
+            upload.say(|out| Settings::default().write(out));
+            upload
+        }
+
+        /// What the peer says.
+        fn say(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+            let mut bytes = Vec::new();
+            write(&mut bytes);
+            self.buffer.push(&bytes);
+            assert!(self.driver.receive(&mut self.buffer).is_none() && self.buffer.is_empty());
+        }
+
+        /// A request with a body.
+        fn stream(&self) -> Stream {
+            let mut head = Head::default();
+            head.set_method(b"POST");
+            head.set_path(b"/");
+            head.set_authority(b"up");
+            head.framing = Framing::Chunked;
+            let stream = self.driver.session.stream();
+            stream.request(&head, false);
+            stream
+        }
+
+        /// A turn of the connection's task, in which all that waits is written. Returns what has come of each stream by it.
+        fn turn(&mut self) -> ByStream<usize> {
+            let session = &self.driver.session;
+            session.pass_over();
+            let mut come = ByStream::default();
+            pass(&session.codec, &mut |mut bytes| {
+                while let Some(header) = Header::read(bytes) {
+                    if header.kind == kind::DATA {
+                        *come.entry(header.stream).or_default() += header.length;
+                    }
+                    bytes = &bytes[HEADER_BYTES + header.length..];
+                }
+            });
+            if session.crowded.take() {
+                session.wake_all();
+            }
+            come.iter().for_each(|(stream, bytes)| *self.held.entry(*stream).or_default() += bytes);
+            come
+        }
+
+        /// The peer has read what has come.
+        fn give_back(&mut self) {
+            let held = std::mem::take(&mut self.held);
+            self.say(|out| {
+                frame::window_update(out, 0, held.values().sum::<usize>() as u32);
+                held.iter().for_each(|(stream, bytes)| frame::window_update(out, *stream, *bytes as u32));
+            });
+        }
+    }
+
+    #[test]
+    fn a_long_body_does_not_keep_the_others_from_the_connections_window() {
+        let mut upload = Upload::new(Limits::default());
+        let (long, short) = (upload.stream(), upload.stream());
+        let (long_task, short_task) = (Arc::new(Task::default()), Arc::new(Task::default()));
+        let endless = vec![b'x'; 1 << 20];
+        assert_eq!(long_task.begin(&long, &endless), WINDOW_BYTES as usize);
+        assert_eq!(short_task.begin(&short, &[b'y'; 100]), 0);
+        upload.turn();
+        for round in 0..10 {
+            upload.give_back();
+            // It has always more, and is always the first to run.
+            long_task.begin(&long, &endless);
+            let sent = short_task.run(&short, &[b'y'; 100]);
+            assert_eq!(sent, if round == 0 { 100 } else { 0 }, "round {round}");
+            long_task.begin(&long, &endless);
+            let come = upload.turn();
+            assert_eq!(come.get(&3).copied().unwrap_or_default(), sent);
+            assert_eq!(come[&1], WINDOW_BYTES as usize - sent, "nothing of the window is lost in round {round}");
+        }
+    }
+
+    #[test]
+    fn bodies_that_share_the_connections_window_come_on_alike() {
+        let mut upload = Upload::new(Limits::default());
+        let streams: Vec<_> = (0..5).map(|_| (upload.stream(), Arc::new(Task::default()))).collect();
+        let body = vec![b'x'; 1 << 20];
+        let mut come = [0; 5];
+        streams.iter().for_each(|(stream, task)| _ = task.begin(stream, &body));
+        for _ in 0..100 {
+            // Whoever is woken runs, and always in the same order.
+            while streams.iter().map(|(stream, task)| task.run(stream, &body)).sum::<usize>() > 0 {}
+            for (stream, bytes) in upload.turn() {
+                come[stream as usize / 2] += bytes;
+            }
+            upload.give_back();
+        }
+        let (least, most) = (*come.iter().min().unwrap(), *come.iter().max().unwrap());
+        assert!(come.iter().sum::<usize>() >= 99 * WINDOW_BYTES as usize, "{come:?}");
+        assert!(most - least <= WINDOW_BYTES as usize + TURN_BYTES, "{come:?}");
+    }
+
+    #[test]
+    fn a_long_body_does_not_keep_the_others_from_the_output() {
+        let mut upload = Upload::new(Limits { output_bytes: 2 * TURN_BYTES, ..Limits::default() });
+        let (long, short) = (upload.stream(), upload.stream());
+        let (long_task, short_task) = (Arc::new(Task::default()), Arc::new(Task::default()));
+        let body = vec![b'x'; 3 * TURN_BYTES];
+        // The first span is taken whole.
+        assert_eq!(long_task.begin(&long, &body), body.len());
+        assert_eq!((long_task.begin(&long, &body), short_task.begin(&short, b"short")), (0, 0));
+        upload.turn();
+        upload.give_back();
+        assert_eq!(long_task.run(&long, &body), TURN_BYTES);
+        assert_eq!(short_task.run(&short, b"short"), 5);
+    }
+
+    #[test]
+    fn a_stream_that_is_called_and_does_not_come_holds_up_nobody() {
+        for drops in [false, true] {
+            let mut upload = Upload::new(Limits::default());
+            let (long, silent, other) = (upload.stream(), upload.stream(), upload.stream());
+            let (long_task, task) = (Arc::new(Task::default()), Arc::new(Task::default()));
+            let silent_task = Arc::new(Task::default());
+            long_task.begin(&long, &vec![b'x'; WINDOW_BYTES as usize]);
+            assert_eq!((silent_task.begin(&silent, b"silent"), task.begin(&other, b"other")), (0, 0));
+            upload.turn();
+            upload.give_back();
+            assert_eq!(task.run(&other, b"other"), 0, "it is not its turn");
+            let silent = Some(silent).filter(|_| !drops);
+            upload.turn();
+            upload.turn();
+            assert_eq!(task.run(&other, b"other"), 5);
+            if let Some(silent) = silent {
+                // It was only late.
+                assert_eq!(silent_task.run(&silent, b"silent"), 6);
+            }
         }
     }
 

@@ -42,6 +42,8 @@ pub enum Event<'i> {
     Broken { stream: StreamId, code: Code, reason: Breach },
     /// More may be sent: on one stream, or on all (0).
     Writable { stream: StreamId },
+    /// The peer has told its settings: of what may be sent, anything may be another.
+    Settings,
     /// The peer will take no new streams; those above *last* were not looked at and may be tried elsewhere.
     GoAway { last: StreamId, code: Code },
     /// The answer to our PING.
@@ -245,7 +247,7 @@ impl Connection {
                 Ok((count, None)) => used += count,
                 Ok((count, event)) => return Ok((used + count, event)),
                 Err(error) => {
-                    frame::go_away(&mut self.out, self.last_peer, error.code, error.reason);
+                    self.fail(error.code, error.reason);
                     return Err(error);
                 }
             }
@@ -259,7 +261,8 @@ impl Connection {
 
     /// End the connection for what the codec itself cannot see; GOAWAY is in the output, and nothing more may be received.
     pub fn fail(&mut self, code: Code, reason: &'static str) {
-        frame::go_away(&mut self.out, self.last_peer, code, reason);
+        // RFC 9113 6.8: no GOAWAY names a later stream than the one before. Those above were not taken, and are tried elsewhere.
+        frame::go_away(&mut self.out, self.last_peer.min(self.accept_up_to), code, reason);
     }
 
     fn step<'i>(
@@ -796,7 +799,7 @@ impl Connection {
         }
         frame::settings_ack(&mut self.out);
         self.count_answer()?;
-        Ok(Some(Event::Writable { stream: 0 }))
+        Ok(Some(Event::Settings))
     }
 
     fn ping_frame<'i>(&mut self, header: Header, payload: &[u8], now: Duration) -> Outcome<'i> {

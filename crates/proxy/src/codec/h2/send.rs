@@ -243,6 +243,16 @@ impl Connection {
         window.min(self.send_window.available())
     }
 
+    /// Whether the connection's window is open, which all streams share.
+    pub fn has_window(&self) -> bool {
+        self.send_window.available() > 0
+    }
+
+    /// Whether the window of *stream* is open, whatever the connection's is.
+    pub fn has_own_window(&self, stream: StreamId) -> bool {
+        self.streams.get(&stream).is_some_and(|stream| stream.send_window.available() > 0)
+    }
+
     /// Send as much of *data* as the windows allow, and the end of the stream with its last byte if *ended*. Returns how much was sent.
     pub fn data(&mut self, stream: StreamId, data: &[u8], ended: bool) -> usize {
         let count = data.len().min(self.sendable(stream));

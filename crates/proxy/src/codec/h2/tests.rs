@@ -55,7 +55,7 @@ fn feed(connection: &mut Connection, bytes: &[u8], step: usize) -> (Vec<Seen>, O
             Ok((count, event)) => {
                 used += count;
                 match event {
-                    None | Some(Event::Writable { .. }) => {}
+                    None | Some(Event::Writable { .. } | Event::Settings) => {}
                     Some(Event::Head { stream, ended }) => seen.push(Seen::Head(stream, describe(&head), ended)),
                     Some(Event::TooLarge { stream, .. }) => seen.push(Seen::TooLarge(stream)),
                     Some(Event::Trailers { stream }) => seen.push(Seen::Trailers(stream, fields(&head))),
