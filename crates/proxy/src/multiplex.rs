@@ -32,6 +32,8 @@ pub use keepalive::KeepAlive;
 const MOST_WAITING_HEADS: usize = 16;
 /// What a stream sends at once while others wait in line.
 const TURN_BYTES: usize = DEFAULT_MAX_FRAME_BYTES as usize;
+/// So much of a window that opens is thought to satisfy a stream: as many are woken at once, so that what they send leaves together.
+const SMALL_BODY_BYTES: usize = 1024;
 /// Output memory that is kept between turns.
 const KEPT_OUTPUT_BYTES: usize = 64 * 1024;
 
@@ -173,6 +175,7 @@ impl Session {
     }
 
     fn wake_all(&self) {
+        self.wake_line(usize::MAX);
         let wakers: Vec<_> =
             self.inboxes.borrow().values().filter_map(|inbox| inbox.borrow_mut().waker.take()).collect();
         wakers.into_iter().for_each(Waker::wake);
@@ -207,7 +210,7 @@ impl Session {
 
     /// Whether there is room for more data of whose turn it is.
     fn has_room(&self) -> bool {
-        !self.is_crowded() && self.codec.borrow().has_window()
+        !self.is_crowded() && self.codec.borrow().window() > 0
     }
 
     /// Whether a stream may send before all others.
@@ -248,19 +251,30 @@ impl Session {
 
     /// Have the first in line send, if there is room.
     fn call_next(&self) {
-        let first = loop {
+        self.call(1);
+    }
+
+    /// The same with as many as *most*, one after the other.
+    fn call(&self, most: usize) {
+        loop {
             let Some(first) = self.line.borrow().front().cloned() else { return };
             if first.borrow().end.is_none() {
-                break first;
+                break;
             }
             self.begin_turn(&first);
-        };
+        }
         if self.has_room() {
-            if let Some(waker) = first.borrow_mut().waker.take() {
+            self.wake_line(most);
+            // It runs after them, and sees whether they come.
+            self.wake();
+        }
+    }
+
+    fn wake_line(&self, most: usize) {
+        for inbox in self.line.borrow().iter().take(most) {
+            if let Some(waker) = inbox.borrow_mut().waker.take() {
                 waker.wake();
             }
-            // It sees whether the stream comes.
-            self.wake();
         }
     }
 
@@ -775,7 +789,10 @@ impl Driver {
                 session.wake_unsettled();
                 session.wake_all();
             }
-            Event::Writable { stream: 0 } => session.call_next(),
+            Event::Writable { stream: 0 } => {
+                let window = session.codec.borrow().window();
+                session.call(window.div_ceil(SMALL_BODY_BYTES));
+            }
             Event::Writable { stream } => {
                 if let Some(waker) = session.inbox(stream).and_then(|inbox| inbox.borrow_mut().waker.take()) {
                     waker.wake();
@@ -1041,6 +1058,20 @@ mod tests {
         let (least, most) = (*come.iter().min().unwrap(), *come.iter().max().unwrap());
         assert!(come.iter().sum::<usize>() >= 99 * WINDOW_BYTES as usize, "{come:?}");
         assert!(most - least <= WINDOW_BYTES as usize + TURN_BYTES, "{come:?}");
+    }
+
+    #[test]
+    fn small_bodies_that_wait_for_the_connections_window_leave_together() {
+        let mut upload = Upload::new(Limits::default());
+        let long = upload.stream();
+        Arc::new(Task::default()).begin(&long, &vec![b'x'; WINDOW_BYTES as usize]);
+        let small: Vec<_> = (0..20).map(|_| (upload.stream(), Arc::new(Task::default()))).collect();
+        small.iter().for_each(|(stream, task)| assert_eq!(task.begin(stream, &[b'y'; 1000]), 0));
+        upload.turn();
+        upload.give_back();
+        // One after the other, and the connection's task did not run in between.
+        small.iter().for_each(|(stream, task)| assert_eq!(task.run(stream, &[b'y'; 1000]), 1000));
+        assert_eq!(upload.turn().len(), small.len());
     }
 
     #[test]

@@ -243,9 +243,9 @@ impl Connection {
         window.min(self.send_window.available())
     }
 
-    /// Whether the connection's window is open, which all streams share.
-    pub fn has_window(&self) -> bool {
-        self.send_window.available() > 0
+    /// The connection's window, which all streams share.
+    pub fn window(&self) -> usize {
+        self.send_window.available()
     }
 
     /// Whether the window of *stream* is open, whatever the connection's is.
