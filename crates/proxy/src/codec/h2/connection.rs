@@ -789,10 +789,13 @@ impl Connection {
         }
         self.expect = Expect::Frames;
         let before = self.remote;
-        if let Err((code, reason)) = self.remote.apply(payload, self.role == Role::Client) {
-            return fatal(code, reason);
+        let smallest_table_bytes = match self.remote.apply(payload, self.role == Role::Client) {
+            Ok(smallest) => smallest,
+            Err((code, reason)) => return fatal(code, reason),
+        };
+        for allowed in [smallest_table_bytes, self.remote.header_table_bytes] {
+            self.encoder.set_limit(allowed.min(self.limits.header_table_bytes) as usize);
         }
-        self.encoder.set_limit(self.remote.header_table_bytes.min(self.limits.header_table_bytes) as usize);
         let change = i64::from(self.remote.initial_window_bytes) - i64::from(before.initial_window_bytes);
         if change != 0 && !self.streams.values_mut().all(|stream| stream.send_window.widen(change)) {
             return fatal(Code::FLOW_CONTROL_ERROR, "a window is larger than 2^31-1");

@@ -77,11 +77,13 @@ impl Settings {
         frame::patch_header(out, begin, length, kind::SETTINGS, 0, 0);
     }
 
-    /// Apply the payload of a SETTINGS frame. *from_server* says who sent it.
+    /// Apply the payload of a SETTINGS frame. *from_server* says who sent it. Returns the smallest compression table that was asked for on
+    /// the way: a value may come more than once, and each is in force for a moment (RFC 9113 6.5.3, RFC 7541 4.2).
     ///
     /// # Errors
     /// The connection error's code and reason.
-    pub fn apply(&mut self, payload: &[u8], from_server: bool) -> Result<(), (Code, &'static str)> {
+    pub fn apply(&mut self, payload: &[u8], from_server: bool) -> Result<u32, (Code, &'static str)> {
+        let mut smallest_table_bytes = u32::MAX;
         let (entries, rest) = payload.as_chunks::<6>();
         if !rest.is_empty() {
             return Err((Code::FRAME_SIZE_ERROR, "SETTINGS is not a list of six bytes each"));
@@ -89,7 +91,10 @@ impl Settings {
         for &[a, b, rest @ ..] in entries {
             let value = number(rest);
             match u16::from_be_bytes([a, b]) {
-                id::HEADER_TABLE_SIZE => self.header_table_bytes = value,
+                id::HEADER_TABLE_SIZE => {
+                    self.header_table_bytes = value;
+                    smallest_table_bytes = smallest_table_bytes.min(value);
+                }
                 id::ENABLE_PUSH if value > 1 || (from_server && value == 1) => {
                     return Err((Code::PROTOCOL_ERROR, "ENABLE_PUSH is not 0 or 1, or a server enables push"));
                 }
@@ -113,7 +118,7 @@ impl Settings {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(smallest_table_bytes.min(self.header_table_bytes))
     }
 }
 
@@ -157,6 +162,14 @@ mod tests {
             assert_eq!(result.map_err(|(code, _)| code), Err(code), "{id} {value}");
         }
         assert_eq!(Settings::default().apply(&[0; 5], false).unwrap_err().0, Code::FRAME_SIZE_ERROR);
-        assert_eq!(Settings::default().apply(&[0xff, 0xff, 1, 2, 3, 4], false), Ok(()));
+        assert_eq!(Settings::default().apply(&[0xff, 0xff, 1, 2, 3, 4], false), Ok(DEFAULT_HEADER_TABLE_BYTES));
+    }
+
+    #[test]
+    fn the_last_value_counts_and_the_smallest_table_is_told() {
+        let mut settings = Settings::default();
+        assert_eq!(settings.apply(&[0, 1, 0, 0, 0, 7, 0, 1, 0, 0, 2, 0, 0, 1, 0, 0, 1, 0], false), Ok(7));
+        assert_eq!(settings.header_table_bytes, 256);
+        assert_eq!(settings.apply(&[0, 3, 0, 0, 0, 7], false), Ok(256));
     }
 }

@@ -28,8 +28,8 @@ pub struct Encoder {
     table: DynamicTable,
     /// Hashes of the entries, as the table orders them: of name and value, and of the name alone.
     hashes: VecDeque<(u32, u32)>,
-    /// The limit to announce at the begin of the next block.
-    announce: Option<usize>,
+    /// The limits to announce at the begin of the next block: the smallest since the last one, and that in force.
+    announce: Option<(usize, usize)>,
     lower: Vec<u8>,
 }
 
@@ -51,14 +51,19 @@ impl Encoder {
         if limit != self.table.limit() {
             self.table.set_limit(limit);
             self.hashes.truncate(self.table.len());
-            self.announce = Some(limit);
+            let smallest = self.announce.map_or(limit, |(smallest, _)| smallest.min(limit));
+            self.announce = Some((smallest, limit));
         }
     }
 
     /// Must be called before the first field of each block.
     pub fn begin(&mut self, out: &mut Vec<u8>) {
-        if let Some(limit) = self.announce.take() {
-            integer::write(out, limit, 5, 0x20);
+        // RFC 7541 4.2: of several changes the smallest too, for it drove entries out that the peer must let go.
+        if let Some((smallest, limit)) = self.announce.take() {
+            integer::write(out, smallest, 5, 0x20);
+            if limit != smallest {
+                integer::write(out, limit, 5, 0x20);
+            }
         }
     }
 

@@ -167,11 +167,34 @@ fn a_smaller_table_is_announced_before_the_next_block() {
 }
 
 #[test]
+fn a_table_that_was_smaller_between_two_blocks_is_announced_with_its_smallest_size() {
+    let mut encoder = Encoder::default();
+    let mut decoder = Decoder::new(4096);
+    let mut out = Vec::new();
+    encoder.field(&mut out, b"name", b"value", false);
+    decode(&mut decoder, &out).unwrap();
+    for (limits, expected) in [
+        (&[0, 4096][..], &b"\x20\x3f\xe1\x1f"[..]),
+        (&[100, 0, 30], b"\x20\x3e"),
+        (&[10, 4096, 200], b"\x2a\x3f\xa9\x01"),
+        (&[4096], b"\x3f\xe1\x1f"),
+        (&[4096], b""),
+    ] {
+        limits.iter().for_each(|&limit| encoder.set_limit(limit));
+        let mut out = Vec::new();
+        encoder.begin(&mut out);
+        assert_eq!(out, expected, "{limits:?}");
+        encoder.field(&mut out, b"name", b"value", false);
+        assert_eq!(decode(&mut decoder, &out).unwrap(), fields(&[("name", "value")]));
+    }
+}
+
+#[test]
 fn what_is_encoded_is_decoded() {
-    fn holds(messages: Vec<Vec<(u8, Vec<u8>)>>, limits: Vec<u16>) -> bool {
+    fn holds(messages: Vec<Vec<(u8, Vec<u8>)>>, limits: Vec<Vec<u16>>) -> bool {
         let (mut encoder, mut decoder) = (Encoder::default(), Decoder::new(4096));
         messages.iter().enumerate().all(|(index, message)| {
-            if let Some(limit) = limits.get(index) {
+            for limit in limits.get(index).into_iter().flatten() {
                 encoder.set_limit(usize::from(*limit) % 5000);
             }
             let expected: Fields = message
@@ -186,7 +209,7 @@ fn what_is_encoded_is_decoded() {
             decode(&mut decoder, &out) == Ok(expected)
         })
     }
-    quickcheck::quickcheck(holds as fn(Vec<Vec<(u8, Vec<u8>)>>, Vec<u16>) -> bool);
+    quickcheck::quickcheck(holds as fn(Vec<Vec<(u8, Vec<u8>)>>, Vec<Vec<u16>>) -> bool);
 }
 
 #[test]
