@@ -39,13 +39,20 @@ pub async fn serve(mut down: Downstream, mut socket: Socket, manager: &HttpManag
     });
     down.facts.client_certificate = told.flatten().unwrap_or_default().into();
     let registration = down.worker.register(waker().await);
+    let opened = Instant::now();
     // In a box, as a request's state is: an idle connection does not keep what only its first bytes needed.
-    if Box::pin(speaks_http2(&down, &mut socket, manager)).await {
-        Box::pin(streams::serve(down, socket, manager, registration)).await;
-        return None;
+    match Box::pin(first_spoken(&down, &mut socket, manager, opened)).await {
+        Spoken::Http1 => {}
+        Spoken::Http2 => {
+            Box::pin(streams::serve(down, socket, manager, registration)).await;
+            return None;
+        }
+        Spoken::Nothing => {
+            finish(&mut socket, manager).await;
+            return None;
+        }
     }
     let mut parser = HeadParser::default();
-    let opened = Instant::now();
     let worn = manager.max_connection_duration.map(|limit| opened + limit);
     let mut served: u32 = 0;
     while wait_for_request(&down, &mut socket, manager, opened, served == 0).await {
@@ -69,34 +76,50 @@ pub async fn serve(mut down: Downstream, mut socket: Socket, manager: &HttpManag
             Next::Onward(onward) => return Some((socket, onward)),
         }
     }
-    let Socket { io, alarm, .. } = &mut socket;
-    let _ = alarm.limit(Some(close_deadline(manager)), io.finish()).await;
+    finish(&mut socket, manager).await;
     None
 }
 
-/// Whether the client speaks HTTP/2: as configured, by ALPN, or because it begins with the preface (prior knowledge).
-async fn speaks_http2(down: &Downstream, socket: &mut Socket, manager: &HttpManager) -> bool {
+/// Close a connection on which nothing is under way.
+async fn finish(socket: &mut Socket, manager: &HttpManager) {
+    let Socket { io, alarm, .. } = socket;
+    let _ = alarm.limit(Some(close_deadline(manager)), io.finish()).await;
+}
+
+/// What a client begins with.
+enum Spoken {
+    Http1,
+    Http2,
+    /// It said nothing in its time.
+    Nothing,
+}
+
+/// What the client speaks: as configured, by ALPN, or HTTP/2 because it begins with the preface (prior knowledge).
+async fn first_spoken(down: &Downstream, socket: &mut Socket, manager: &HttpManager, opened: Instant) -> Spoken {
     match manager.codec {
-        Codec::Http1 => return false,
-        Codec::Http2 => return true,
-        Codec::Auto if socket.io.speaks_http2() => return true,
+        Codec::Http1 => return Spoken::Http1,
+        Codec::Http2 => return Spoken::Http2,
+        Codec::Auto if socket.io.speaks_http2() => return Spoken::Http2,
         Codec::Auto => {}
     }
-    if socket.buffer.is_empty() && !wait_for_request(down, socket, manager, Instant::now(), true).await {
-        return false;
+    if !wait_for_request(down, socket, manager, opened, true).await {
+        return Spoken::Nothing;
     }
     // From the first byte to the last: a preface that comes byte by byte gets no more time than a head.
     let limit = head_timeout(manager).map(|limit| Instant::now() + limit);
     loop {
         let data = socket.buffer.data();
         let seen = data.len().min(PREFACE.len());
-        if seen == PREFACE.len() || data[..seen] != PREFACE[..seen] {
-            return seen == PREFACE.len() && data[..seen] == PREFACE[..seen];
+        if data[..seen] != PREFACE[..seen] {
+            return Spoken::Http1;
+        }
+        if seen == PREFACE.len() {
+            return Spoken::Http2;
         }
         let Socket { io, buffer, alarm } = &mut *socket;
-        // Silence is for whoever serves HTTP/1: it knows how long to wait.
+        // Silence is for whoever serves HTTP/1: it knows what to answer.
         if !matches!(alarm.limit(limit, io.read(buffer)).await, Ok(Ok(count)) if count > 0) {
-            return false;
+            return Spoken::Http1;
         }
     }
 }

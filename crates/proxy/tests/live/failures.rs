@@ -766,6 +766,20 @@ fn a_connection_without_requests_is_closed() {
     assert_eq!(mesh.wait_records(1).len(), 1, "a connection without request leaves no record");
 }
 
+#[test]
+fn a_connection_on_which_nothing_was_ever_said_has_the_same_time() {
+    const LIMIT: f64 = 2.0;
+    let mesh = Mesh::start(&[Upstream::saying("")], |setup| {
+        setup.manager.common_http_protocol_options =
+            Some(HttpProtocolOptions { idle_timeout: Some(seconds(LIMIT)), ..Default::default() });
+    });
+    let began = Instant::now();
+    assert_eq!(mesh.client().expect_end(), End::Finished);
+    let passed = began.elapsed().as_secs_f64();
+    // To wait for what it speaks and then for a request would be twice as long.
+    assert!((0.9 * LIMIT..1.9 * LIMIT).contains(&passed), "{passed}");
+}
+
 fn idle(setup: &mut Setup) {
     setup.manager.stream_idle_timeout = Some(seconds(0.1));
     setup.action().timeout = Some(seconds(0.0));
