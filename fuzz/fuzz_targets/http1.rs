@@ -72,7 +72,7 @@ fn request(bytes: &[u8], step: usize) {
         "what was accepted is not accepted again: {:?}",
         String::from_utf8_lossy(&out)
     );
-    assert_eq!((head.method(), head.path(), head.authority()), (again.method(), again.path(), again.authority()));
+    assert_eq!((head.method(), head.target(), head.authority()), (again.method(), again.target(), again.authority()));
     let sent = |framing: Framing| if framing == Framing::Length(0) { Framing::None } else { framing };
     assert_eq!(sent(head.framing), sent(again.framing));
 }

@@ -16,7 +16,7 @@ fn fields(head: &Head) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 /// Whether the next hop is asked for the same.
 pub fn assert_same(one: &Head, other: &Head) {
-    assert_eq!((one.method(), one.path(), one.authority()), (other.method(), other.path(), other.authority()));
+    assert_eq!((one.method(), one.target(), one.authority()), (other.method(), other.target(), other.authority()));
     assert_eq!(fields(one), fields(other));
     let sent = |framing: Framing| if framing == Framing::Length(0) { Framing::None } else { framing };
     assert_eq!(sent(one.framing), sent(other.framing));

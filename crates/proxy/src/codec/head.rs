@@ -208,12 +208,16 @@ pub struct Head {
     pub framing: Framing,
     /// `Content-Length` of a response without a body of its own (HEAD, 304): forwarded, not counted on.
     pub declared_length: Option<u64>,
+    /// A response of HTTP/2 without content whose stream did not end with its head: trailers may follow.
+    pub ends_later: bool,
     /// The sender will close (or wants it closed) after this message.
     pub close: bool,
     /// `Expect: 100-continue`.
     pub expects_continue: bool,
     /// `TE: trailers`.
     pub accepts_trailers: bool,
+    /// OPTIONS whose target is a server without a path, which the next hop must be asked for by `*`.
+    pub(super) about_server: bool,
 }
 
 impl Default for Head {
@@ -229,9 +233,11 @@ impl Default for Head {
             version: Version::Http11,
             framing: Framing::None,
             declared_length: None,
+            ends_later: false,
             close: false,
             expects_continue: false,
             accepts_trailers: false,
+            about_server: false,
         }
     }
 }
@@ -249,9 +255,11 @@ impl Head {
         self.version = Version::Http11;
         self.framing = Framing::None;
         self.declared_length = None;
+        self.ends_later = false;
         self.close = false;
         self.expects_continue = false;
         self.accepts_trailers = false;
+        self.about_server = false;
     }
 
     /// Bytes of memory kept between messages.
@@ -310,6 +318,11 @@ impl Head {
         self.bytes(self.path)
     }
 
+    /// What stands for the path in a request that goes on.
+    pub fn target(&self) -> &[u8] {
+        if self.about_server { b"*" } else { self.path() }
+    }
+
     /// What `Host` (or the absolute form of the target) says; empty if the request said nothing (HTTP/1.0).
     pub fn authority(&self) -> &[u8] {
         self.bytes(self.authority)
@@ -347,6 +360,7 @@ impl Head {
 
     pub fn set_path(&mut self, path: &[u8]) {
         self.path = self.store(path);
+        self.about_server = false;
     }
 
     pub fn set_authority(&mut self, authority: &[u8]) {

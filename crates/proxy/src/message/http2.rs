@@ -90,8 +90,8 @@ impl Writer<'_> {
     }
 
     pub fn response(&mut self, head: &Head) {
-        // An answer of gRPC that is all trailers is one block of fields, and must stay one.
-        let ended = matches!(head.framing, Framing::None | Framing::Length(0));
+        // An answer of gRPC that is all trailers is one block of fields, and must stay one; one with trailers of its own must keep them.
+        let ended = matches!(head.framing, Framing::None | Framing::Length(0)) && !head.ends_later;
         self.begin(head.framing, ended);
         self.stream.response(head, head.framing, ended);
     }

@@ -157,3 +157,31 @@ fn a_status_beyond_599_passes_in_both_versions() {
     server.send(HEADERS, END_HEADERS | END_STREAM, 1, &block(&[(":status", "799")]));
     assert_eq!(client.message().status(), 799);
 }
+
+#[test]
+fn trailers_follow_an_answer_of_no_bytes() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], http2_upstream);
+    let mut client = Wire::client(&mesh);
+    client.request(1, "GET", "/", &[], true);
+    let mut server = Wire::server(upstream.accept(), &[]);
+    server.expect(HEADERS, 1);
+    let answer = |server: &mut Wire, stream| {
+        server.send(HEADERS, END_HEADERS, stream, &block(&[(":status", "200"), ("content-length", "0")]));
+        server.send(HEADERS, END_HEADERS | END_STREAM, stream, &block(&[("grpc-status", "5")]));
+    };
+    answer(&mut server, 1);
+    let head = client.expect(HEADERS, 1);
+    assert_eq!((head.payload[0], head.flags & END_STREAM), (STATUS_200, 0));
+    // `content-length: 0`, named by the static table.
+    assert!(head.payload.windows(4).any(|field| field == [0x0f, 0x0d, 1, b'0']), "{head:?}");
+    assert_eq!(client.expect(HEADERS, 1).flags & END_STREAM, END_STREAM);
+    // HTTP/1.1 has no place for them behind a length, which stays what it is.
+    let mut client = mesh.client();
+    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+    server.expect(HEADERS, 3);
+    answer(&mut server, 3);
+    let message = client.message();
+    assert_eq!((message.get("content-length"), message.get("transfer-encoding")), (Some("0"), None));
+    assert!(message.body.is_empty());
+}

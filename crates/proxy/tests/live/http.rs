@@ -392,6 +392,23 @@ fn options_of_the_server_itself_pass() {
     assert_eq!(answer.status(), 200);
 }
 
+/// RFC 9112 3.2.4: by its routes it is a request for `/`, and for the next hop one about the server.
+#[test]
+fn options_in_absolute_form_without_a_path_go_on_as_an_asterisk() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |_| {});
+    let mut client = mesh.client();
+    client.send("OPTIONS http://up HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut peer = upstream.accept();
+    assert_eq!(peer.message().start_line(), "OPTIONS * HTTP/1.1");
+    peer.send(ok(""));
+    assert_eq!(client.message().status(), 200);
+    client.send("OPTIONS http://up/ HTTP/1.1\r\nhost: up\r\n\r\n");
+    assert_eq!(peer.message().start_line(), "OPTIONS / HTTP/1.1");
+    peer.send(ok(""));
+    assert_eq!(client.message().status(), 200);
+}
+
 #[test]
 fn an_allowed_upgrade_becomes_a_tunnel() {
     let upstream = Upstream::new();

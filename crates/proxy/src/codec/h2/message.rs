@@ -311,7 +311,8 @@ impl<'h> Reader<'h> {
         let is_response = head.status != 0;
         let bodiless = is_response && (to_head || matches!(head.status, 100..200 | 204 | 304));
         head.framing = if bodiless {
-            head.declared_length = self.length.filter(|_| to_head || head.status == 304);
+            // RFC 9110 8.6: not in 1xx and 204, also if they answer HEAD.
+            head.declared_length = self.length.filter(|_| !matches!(head.status, 100..200 | 204));
             Framing::None
         } else if ended {
             // RFC 9113 8.1.1: the length must be that of the body.
@@ -322,6 +323,11 @@ impl<'h> Reader<'h> {
             if is_response { Framing::Length(0) } else { Framing::None }
         } else if !head.upgrade().is_empty() || head.is_connect() {
             Framing::None
+        } else if is_response && self.length == Some(0) {
+            // All that may follow are trailers, which only HTTP/2 can pass on.
+            head.declared_length = self.length;
+            head.ends_later = true;
+            Framing::Length(0)
         } else {
             // Unknown length; HTTP/1.1 would call it chunked.
             self.length.map_or(Framing::Chunked, Framing::Length)

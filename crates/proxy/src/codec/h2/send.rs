@@ -131,7 +131,7 @@ impl Connection {
         }
         if !head.is_connect() {
             encoder.indexed(out, if secure { index::SCHEME_HTTPS } else { index::SCHEME_HTTP });
-            match head.path() {
+            match head.target() {
                 b"/" => encoder.indexed(out, index::PATH_ROOT),
                 path => encoder.field(out, b":path", path, false),
             }

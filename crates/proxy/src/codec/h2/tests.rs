@@ -665,6 +665,20 @@ fn a_small_table_is_kept_to_from_the_first_block() {
 }
 
 #[test]
+fn no_go_away_names_a_later_stream_than_the_one_before() {
+    let mut server = Connection::new(Role::Server, Limits::default());
+    assert_eq!(feed(&mut server, &Raw::new().get(1, true).bytes, 9).1, None);
+    server.go_away(Code::NO_ERROR);
+    // On its way when that was said, and not taken. What follows it is an error of the connection.
+    let late = Raw { bytes: Vec::new() }.get(3, true).frame(kind::PING, 0, 1, &[0; 8]);
+    assert_eq!(feed(&mut server, &late.bytes, 9), (vec![], Some(Code::PROTOCOL_ERROR)));
+    server.fail(Code::ENHANCE_YOUR_CALM, "and another");
+    let mut client = Connection::new(Role::Client, Limits::default());
+    let named = [Code::NO_ERROR, Code::PROTOCOL_ERROR, Code::ENHANCE_YOUR_CALM].map(|code| Seen::GoAway(1, code));
+    assert_eq!(pass(&mut server, &mut client), named);
+}
+
+#[test]
 fn a_table_larger_than_our_settings_allow_ends_the_connection() {
     let limits = Limits { header_table_bytes: 1000, ..Limits::default() };
     let get = |raw: Raw, begin: &[u8]| {
@@ -826,6 +840,30 @@ fn bodies_of_many_requests_that_were_answered_early_are_passed_over() {
         server.response(1601, &response(204, Framing::None), Framing::None, true);
         feed(&mut server, &nothing().get(1605, true).bytes, usize::MAX / 2);
         assert_eq!(feed(&mut server, &nothing().get(stream, true).bytes, usize::MAX / 2).1, Some(expected), "{stream}");
+    }
+}
+
+#[test]
+fn a_status_that_has_no_body_has_no_length() {
+    for (method, status, expected) in [
+        ("GET", "204", None),
+        ("HEAD", "204", None),
+        ("GET", "304", Some(5)),
+        ("HEAD", "304", Some(5)),
+        ("HEAD", "200", Some(5)),
+        ("HEAD", "103", None),
+    ] {
+        let mut client = Connection::new(Role::Client, Limits::default());
+        client.request(&request(method, "/", Framing::None), false, true);
+        let mut bytes = Vec::new();
+        Settings::default().write(&mut bytes);
+        let ended = status != "103";
+        let answer = Raw { bytes }.headers(1, ended, &[(":status", status), ("content-length", "5")]);
+        let (mut head, mut used) = (Head::default(), 0);
+        while used < answer.bytes.len() {
+            used += client.receive(&answer.bytes[used..], NOW, &mut head).unwrap().0;
+        }
+        assert_eq!((head.framing, head.declared_length), (Framing::None, expected), "{method} {status}");
     }
 }
 

@@ -20,7 +20,7 @@ pub fn request(out: &mut Vec<u8>, head: &Head, after: After) {
     if head.is_connect() {
         out.extend_from_slice(head.authority());
     } else {
-        out.extend_from_slice(head.path());
+        out.extend_from_slice(head.target());
     }
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
     out.extend_from_slice(head.authority());

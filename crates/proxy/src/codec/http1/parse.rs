@@ -258,7 +258,11 @@ fn place_target(head: &mut Head, raw: &[u8], method: &str, target: &str, host: O
             with_slash.extend_from_slice(path);
             head.set_path(&with_slash);
         }
-        None => head.set_path(b"/"),
+        None => {
+            head.set_path(b"/");
+            // RFC 9112 3.2.4: it is about the server as a whole. Routes know it by the path that it would have.
+            head.about_server = method == "OPTIONS";
+        }
     }
     Ok(())
 }
@@ -288,10 +292,9 @@ fn parse_response<'r>(
     }
     let announces_body = lines.chunked || lines.length.is_some_and(|length| length > 0);
     // RFC 9112 6.3, in its order.
-    head.framing = if to_head || status == 304 {
-        head.declared_length = lines.length;
-        Framing::None
-    } else if status < 200 || status == 204 {
+    head.framing = if to_head || matches!(status, 100..200 | 204 | 304) {
+        // RFC 9110 8.6: not in these, also if they answer HEAD.
+        head.declared_length = lines.length.filter(|_| !matches!(status, 100..200 | 204));
         Framing::None
     } else if lines.chunked {
         Framing::Chunked

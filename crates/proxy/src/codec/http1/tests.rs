@@ -218,6 +218,15 @@ fn requests_in_every_proper_form_are_read() {
             Framing::None,
             false,
         ),
+        (
+            "absolute form of a server as a whole",
+            b"OPTIONS http://y HTTP/1.1\r\nHost: x\r\n\r\n",
+            "OPTIONS",
+            "y",
+            "/",
+            Framing::None,
+            false,
+        ),
         ("asterisk form", b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", "OPTIONS", "x", "*", Framing::None, false),
         (
             "authority form",
@@ -363,8 +372,17 @@ fn responses_are_framed_by_the_rules_of_rfc_9112_6_3_in_their_order() {
         let (head, length) = response(bytes, *to_head).unwrap_or_else(|error| panic!("{name}: {error}")).expect(name);
         assert_eq!((length, head.framing, head.close), (bytes.len(), *framing, *close), "{name}");
     }
-    let (to_head, _) = response(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", true).unwrap().unwrap();
-    assert_eq!(to_head.declared_length, Some(3));
+    for (status, to_head, expected) in [
+        ("200 OK", true, Some(3)),
+        ("304 Not Modified", true, Some(3)),
+        ("304 Not Modified", false, Some(3)),
+        ("204 No Content", true, None),
+        ("204 No Content", false, None),
+    ] {
+        let bytes = format!("HTTP/1.1 {status}\r\nContent-Length: 3\r\n\r\n");
+        let (head, _) = response(bytes.as_bytes(), to_head).unwrap().unwrap();
+        assert_eq!(head.declared_length, expected, "{status}, to HEAD: {to_head}");
+    }
     for (name, bytes) in [
         ("length and chunks", &b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"[..]),
         ("both in 304", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"),
@@ -445,6 +463,22 @@ fn what_is_encoded_is_read_again_as_the_same() {
     let fields: Vec<_> = read.fields().collect();
     assert_eq!(fields, [(&b"x-one"[..], &b"1"[..])], "a filter cannot add hop-by-hop fields");
     assert_eq!(encode::after(Version::Http10, false), After::KeepAliveSaid);
+}
+
+#[test]
+fn options_of_a_server_as_a_whole_are_asked_for_by_an_asterisk_unless_its_path_was_changed() {
+    let encoded = |target: &str, path: Option<&[u8]>| {
+        let bytes = format!("OPTIONS {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let (mut head, _) = request(bytes.as_bytes()).unwrap().unwrap();
+        path.into_iter().for_each(|path| head.set_path(path));
+        let mut out = Vec::new();
+        encode::request(&mut out, &head, After::KeepAlive);
+        String::from_utf8(out).unwrap().split(' ').nth(1).unwrap().to_owned()
+    };
+    assert_eq!(encoded("http://x", None), "*");
+    assert_eq!(encoded("http://x", Some(b"/rewritten")), "/rewritten");
+    assert_eq!(encoded("http://x/", None), "/");
+    assert_eq!(encoded("http://x?q", None), "/?q");
 }
 
 /// Bodies, their encoding, and a way to split it.
