@@ -256,7 +256,7 @@ mod tests {
     /// A client and a server that trusts its certificate.
     fn pair() -> (ClientConnection, ServerConnection) {
         let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = rcgen::CertificateParams::new(vec!["up".into()]).unwrap().self_signed(&key).unwrap();
+        let certificate = rcgen::CertificateParams::new(["up".to_owned()]).unwrap().self_signed(&key).unwrap();
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(certificate.der().clone()).unwrap();
@@ -283,7 +283,7 @@ mod tests {
         let (done, result) = mpsc::channel();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            done.send(runtime.block_on(async { work().await })).unwrap();
+            done.send(runtime.block_on(work())).unwrap();
         });
         result.recv_timeout(Duration::from_secs(20)).expect("the worker never comes back")
     }

@@ -404,7 +404,7 @@ fn a_handshake_message_without_end_stops_nobody_but_its_sender() {
     tls.conn.write_tls(&mut tls.sock).unwrap();
     // The server's part of the handshake has come: it waits for ours.
     tls.conn.read_tls(&mut tls.sock).unwrap();
-    let mut peer = Peer::over(tls.sock);
+    let mut peer = Peer::over(tls.into_parts().1);
     for begin in [&[0x10, 0, 0xff, 0xff][..], &[], &[], &[]] {
         let mut record = vec![0x16, 3, 3, 0x40, 0];
         record.extend(begin);
