@@ -54,9 +54,10 @@ impl GrpcWeb {
         }
         response.set(Name::new(CONTENT_TYPE), if self.text { WEB_TEXT } else { WEB });
         // A response that is all trailers stays one.
-        if !matches!(response.framing, Framing::None | Framing::Length(0)) {
+        if response.ends_later || !matches!(response.framing, Framing::None | Framing::Length(0)) {
             response.framing = Framing::Chunked;
             response.declared_length = None;
+            response.ends_later = false;
             self.response = Some(Transcoder::encoder(self.text));
         }
     }
@@ -77,6 +78,27 @@ mod tests {
             ("application/grpc", None),
         ] {
             assert_eq!(is_text(kind.as_bytes()), expected, "{kind}");
+        }
+    }
+
+    #[test]
+    fn trailers_need_a_body_wherever_they_come_behind_a_head() {
+        for (framing, ends_later, expected) in [
+            (Framing::Chunked, false, Framing::Chunked),
+            (Framing::Length(5), false, Framing::Chunked),
+            (Framing::Length(0), false, Framing::Length(0)),
+            (Framing::Length(0), true, Framing::Chunked),
+        ] {
+            let mut request = Head::default();
+            request.append(Name::new(CONTENT_TYPE), b"application/grpc-web");
+            let mut web = GrpcWeb::begin(&mut request).unwrap();
+            let mut response = Head::default();
+            response.framing = framing;
+            response.ends_later = ends_later;
+            response.append(Name::new(CONTENT_TYPE), GRPC);
+            web.answer(&mut response);
+            assert_eq!(response.framing, expected, "{framing:?}, {ends_later}");
+            assert_eq!(web.response.is_some(), expected == Framing::Chunked);
         }
     }
 }
