@@ -36,6 +36,9 @@ GIVEN_UP_AT_ONCE = ("timeout_on_sleeping_server", "cancel_after_begin")
 SOAK = ("-soak_iterations=3", "-soak_per_iteration_max_acceptable_latency_ms=20000", "-soak_overall_timeout_seconds=60")
 """Large calls, one after the other, on one channel or a channel each; how fast they are is no matter here."""
 
+LOAD = ('-service_config_json={"loadBalancingConfig": [{"test_backend_metrics_load_balancer": {}}]}',)
+"""The client's balancer that hands what servers tell of their load to the case; without it nobody reads it."""
+
 CASES: dict[str, tuple[str, ...]] = {
     "empty_unary": (),
     "large_unary": (),
@@ -53,12 +56,14 @@ CASES: dict[str, tuple[str, ...]] = {
     "unimplemented_service": (),
     "rpc_soak": SOAK,
     "channel_soak": SOAK,
+    "orca_per_rpc": LOAD,
+    "orca_oob": LOAD,
 }
 """
 With what else the client is told.
 
-Every case but those that need a cloud's credentials, or a server that tells its name or its load (pick_first_unary,
-orca_*): against grpc-go's plain server these fail without any proxy too.
+Every case but those that need a cloud's credentials, and pick_first_unary: it wants the `server_id` that it asks for with
+`fill_server_id`, and no server of grpc-go's module fills that in, so that the case fails without any proxy too.
 """
 
 PAIRS = ((WEFT_PROXY, WEFT_PROXY), (WEFT_PROXY, ENVOY), (ENVOY, WEFT_PROXY), (ENVOY, ENVOY))
@@ -151,7 +156,7 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_case_of_grpc_go_passes_through_two_sidecars(chain: Chain, case: str) -> None:
-    """Unary calls, the three kinds of stream, deadlines, cancellation, status and metadata."""
+    """Unary calls, the three kinds of stream, deadlines, cancellation, status, metadata and what a server tells of its load."""
     program = judge("grpc-client")
     for sidecar in chain.sidecars:
         sidecar.log.write_bytes(b"")
