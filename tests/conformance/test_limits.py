@@ -170,6 +170,40 @@ def rest_between_requests(it: Play) -> Seen:
     return {"first": first, "rest": rest, "in time": took >= SHORT_SECONDS * 0.9, "status": status, "body": body}
 
 
+def outlast(it: Play) -> Seen:
+    """A request whose answer comes when its connection is too old for another: whole, and the last one."""
+    it.client.sendall(b"GET / HTTP/1.1\r\nhost: up\r\n\r\n")
+    with it.upstream.taken() as connection:
+        began = time.monotonic()
+        until("the connection is too old", lambda: time.monotonic() - began > 2 * SHORT_SECONDS)
+        connection.sendall(HELLO)
+    return it.answer()
+
+
+def rest_until_too_old(it: Play) -> Seen:
+    """A connection that is too old and has nothing to do; how long it is left for what may be on its way is each data plane's own affair."""
+    began = time.monotonic()
+    it.client.sendall(b"GET / HTTP/1.1\r\nhost: up\r\n\r\n")
+    with it.upstream.taken() as connection:
+        connection.sendall(HELLO)
+    status, _, closes = read_answer(it.client)
+    rest = read_rest(it.client)
+    # Envoy rounds its clock, and reads it seldom.
+    in_time = time.monotonic() - began >= SHORT_SECONDS * 0.9
+    return {"status": status, "closes": closes, "rest": rest, "in time": in_time}
+
+
+def three_at_once(it: Play) -> Seen:
+    """Three requests of one connection, one behind the other; what is answered, and whether the connection says so and ends."""
+    it.client.sendall(b"GET / HTTP/1.1\r\nhost: up\r\n\r\n" * 3)
+    answers = []
+    while not answers or not answers[-1].closes:
+        with it.upstream.taken() as connection:
+            connection.sendall(HELLO)
+        answers.append(read_answer(it.client))
+    return {"answers": answers, "rest": read_rest(it.client)}
+
+
 def two_tries(it: Play) -> Seen:
     """A request whose body is 40,000 bytes, a first try that fails, and whether there is another with all of it."""
     body = bytes(range(256)) * 157
@@ -360,6 +394,24 @@ CASES = {
         {"first": 200, "rest": b"", "in time": True, "status": 200, "body": b"hello"},
         {"common_http_protocol_options": {"idle_timeout": SHORT}},
         NO_TIMEOUT,
+        record=VIA,
+    ),
+    "a connection at rest that has lasted too long": Case(
+        rest_until_too_old,
+        {"status": 200, "closes": False, "rest": b"", "in time": True},
+        {"common_http_protocol_options": {"max_connection_duration": SHORT}},
+        record=VIA,
+    ),
+    "a connection that has lasted too long for another request": Case(
+        outlast,
+        {"status": 200, "body": b"hello", "closed": True},
+        {"common_http_protocol_options": {"max_connection_duration": SHORT}},
+        record=VIA,
+    ),
+    "a third request of two": Case(
+        three_at_once,
+        {"answers": [(200, b"hello", False), (200, b"hello", True)], "rest": b""},
+        {"common_http_protocol_options": {"max_requests_per_connection": 2}},
         record=VIA,
     ),
     "a body that is kept for another try": Case(
