@@ -11,7 +11,7 @@ import http.client
 import json
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,16 +94,21 @@ UNSUPPORTED = {
 """What weft-proxy has not, by how it shows in a resource, and the field that its refusal must name."""
 
 
-class Endpoints:
-    """A server for each recorded endpoint, which answers with the endpoint's recorded address."""
+Handler = Callable[[str], type[socketserver.BaseRequestHandler]]
 
-    def __init__(self) -> None:
+
+class Endpoints:
+    """A server for each recorded endpoint, which serves its connections by *handler* of the endpoint's recorded address."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
         self._servers: dict[str, socketserver.ThreadingTCPServer] = {}
 
     def port(self, recorded: str) -> int:
         """Where the endpoint that was recorded at *recorded* listens."""
         if recorded not in self._servers:
-            self._servers[recorded] = server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), answering(recorded))
+            server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), self._handler(recorded))
+            self._servers[recorded] = server
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return int(self._servers[recorded].server_address[1])
@@ -127,8 +132,8 @@ def answering(text: str) -> type[socketserver.StreamRequestHandler]:
 
 
 @contextmanager
-def endpoints() -> Iterator[Endpoints]:
-    running = Endpoints()
+def endpoints(handler: Handler = answering) -> Iterator[Endpoints]:
+    running = Endpoints(handler)
     try:
         yield running
     finally:
