@@ -21,11 +21,12 @@ pub struct Ends {
     pub local: SocketAddr,
 }
 
-/// Ask the kernel; `None` if the client is gone already. *listener* is the one whose socket accepted the connection.
+/// Ask the kernel for the two ends, and for where the socket itself is; `None` if the client is gone already. *listener* is the one whose
+/// socket accepted the connection.
 ///
 /// There are two ways of interception. TPROXY, for which a listener is transparent, keeps the original destination as the socket's own
 /// address. REDIRECT, of iptables and nftables, writes the proxy's address over it, and connection tracking remembers what was there.
-pub fn identify(socket: &impl AsRawFd, listener: &Listener) -> Option<Ends> {
+pub fn identify(socket: &impl AsRawFd, listener: &Listener) -> Option<(Ends, SocketAddr)> {
     let descriptor = socket.as_raw_fd();
     let own = sockets::local_address(descriptor)?;
     let redirected = if listener.original_dst && !listener.transparent {
@@ -33,7 +34,7 @@ pub fn identify(socket: &impl AsRawFd, listener: &Listener) -> Option<Ends> {
     } else {
         None
     };
-    Some(Ends { remote: sockets::peer_address(descriptor)?, local: redirected.unwrap_or(own) })
+    Some((Ends { remote: sockets::peer_address(descriptor)?, local: redirected.unwrap_or(own) }, own))
 }
 
 /// The leaf that the other end of a TLS connection showed.
@@ -66,6 +67,8 @@ pub struct Facts {
     pub local: SocketAddr,
     /// The other end of the socket itself: not the client, where a proxy speaks for one (PROXY protocol).
     pub direct: SocketAddr,
+    /// Where the client wanted to go, if not to the proxy itself: what it calls by the proxy's own address leads nowhere else.
+    pub original: Option<SocketAddr>,
     pub remote_text: String,
     pub local_text: String,
     pub secure: bool,
@@ -94,6 +97,7 @@ impl Facts {
             remote: ends.remote,
             local: ends.local,
             direct,
+            original: None,
             remote_text: ends.remote.to_string(),
             local_text: ends.local.to_string(),
             secure: false,

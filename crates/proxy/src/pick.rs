@@ -23,11 +23,13 @@ impl Tried {
     }
 }
 
-/// Choose an endpoint; `None` if there is none (503 UH). `original` is where the client wanted to go, `key` the hash that decides in
-/// clusters that balance by consistent hashing.
+/// Choose an endpoint; `None` if there is none (503 UH). `original` is where the client wanted to go (see [`Facts::original`]), `key` the
+/// hash that decides in clusters that balance by consistent hashing.
+///
+/// [`Facts::original`]: crate::identify::Facts::original
 pub fn pick(
     upstream: &WorkerUpstream,
-    original: SocketAddr,
+    original: Option<SocketAddr>,
     policy: Option<&RetryPolicy>,
     tried: &Tried,
     key: Option<u64>,
@@ -46,14 +48,14 @@ pub fn pick(
 /// The same with so many draws in search of an endpoint that was not tried yet.
 pub fn pick_in(
     upstream: &WorkerUpstream,
-    original: SocketAddr,
+    original: Option<SocketAddr>,
     attempts: u32,
     tried: &Tried,
     key: Option<u64>,
     random: &mut impl Random,
 ) -> Option<Destination> {
     if matches!(upstream.shared.cluster.discovery, Discovery::OriginalDst) {
-        return Some(Destination::Original(original));
+        return original.map(Destination::Original);
     }
     let picker = upstream.picker.as_ref()?;
     let was_tried = |host: &Host| tried.0.contains(&address_of(&host.counters));

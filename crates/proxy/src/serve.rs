@@ -90,7 +90,7 @@ pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>,
     let began = Instant::now();
     // identify
     let Some(capturing) = plan.active.sockets.get(&*key) else { return };
-    let Some(mut ends) = identify::identify(&socket, capturing) else { return };
+    let Some((mut ends, here)) = identify::identify(&socket, capturing) else { return };
     log::debug!(target: logging::LISTENER, "{} accepts {} for {}", capturing.name, ends.remote, ends.local);
     let Ok(io) = Io::new(socket) else { return };
     let Some(_admission) = worker.overload.admit(capturing.ignore_global_limit) else {
@@ -107,6 +107,8 @@ pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>,
             Err(error) => return refused(&worker, &plan, capturing, &Facts::plain(own, own.remote), began, &error),
         };
     }
+    // TPROXY leaves what was caught at the address that was dialled; every other way of catching tells another one than the socket's.
+    let mut original = (capturing.transparent || ends.local != here).then_some(ends.local);
     let mut listener = Arc::clone(plan.active.core.listener_for(capturing, ends.local));
     socket.buffer.set_limit(listener.buffer_limit_bytes);
     let foreign = listener.caller_uids.as_ref().is_some_and(|uids| !caller::is_one_of(uids, &own));
@@ -114,7 +116,7 @@ pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>,
     let mut plan = plan;
     loop {
         // detect
-        let mut facts = Box::new(Facts { foreign, ..Facts::plain(ends, own.remote) });
+        let mut facts = Box::new(Facts { foreign, original, ..Facts::plain(ends, own.remote) });
         // In a box, as everything whose state is kilobytes (a handshake, a request, a tunnel): an idle connection is to keep none of it.
         let detecting = Box::pin(detect::detect(&worker, &mut socket, &plan, &listener, ends, &mut facts));
         let Detected { context, early, _place } = match detecting.await {
@@ -154,6 +156,7 @@ pub async fn serve(worker: Rc<Worker>, plan: Rc<WorkerPlan>, key: Rc<SocketKey>,
         plan = worker.plan();
         listener = onward.listener;
         ends.local = onward.destination;
+        original = (!listener.bind_to_port).then_some(onward.destination);
         // Whoever opened it has shown the program's credential.
         program_only = false;
     }

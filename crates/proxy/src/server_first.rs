@@ -127,7 +127,7 @@ pub async fn race(
     let end = earlier(began + MOST_TIME);
     let mut way = tcp::Way::default();
     let dialled = {
-        let mut dialling = pin!(tcp::open(worker, ends, proxy, &mut way));
+        let mut dialling = pin!(tcp::open(worker, facts, proxy, &mut way));
         poll_fn(|context| {
             // First the upstream: where both are there, the connection to it may be of use.
             if let Poll::Ready(dialled) = dialling.as_mut().poll(context) {

@@ -17,7 +17,7 @@ use crate::clock;
 use crate::connect::{self, ConnectError, Connection};
 use crate::forward::{self, Progress, Totals, TunnelEnd};
 use crate::gone::unless_gone;
-use crate::identify::Ends;
+use crate::identify::Facts;
 use crate::labels::{self, Protocol};
 use crate::metrics::Series;
 use crate::pick::{self, Tried};
@@ -91,7 +91,7 @@ impl<'d> Passage<'d> {
     /// Connect for the client in *socket*, and stop when it resets its connection. One that only sends no more may wait for an answer: it is
     /// carried on, as Envoy does.
     async fn open_unless_reset(&mut self, socket: &Socket, proxy: &TcpProxy) -> Option<Connection> {
-        let opening = open(&self.down.worker, self.down.facts.ends(), proxy, &mut self.way);
+        let opening = open(&self.down.worker, &self.down.facts, proxy, &mut self.way);
         let opened = unless_gone(opening, |context| socket.io.poll_reset(context)).await;
         if opened.is_none() {
             self.way.outcome.end(Cause::DownstreamGone);
@@ -157,8 +157,8 @@ impl Drop for Passage<'_> {
     }
 }
 
-/// Choose an upstream for a connection between *ends*, and connect to it: route -> pick -> connect. `None`: *way* says why there is none.
-pub async fn open(worker: &Worker, ends: Ends, proxy: &TcpProxy, way: &mut Way) -> Option<Connection> {
+/// Choose an upstream for a connection, and connect to it: route -> pick -> connect. `None`: *way* says why there is none.
+pub async fn open(worker: &Worker, facts: &Facts, proxy: &TcpProxy, way: &mut Way) -> Option<Connection> {
     let plan = worker.plan();
     // route
     let name = Arc::clone(proxy.pick(&mut *worker.random.borrow_mut()));
@@ -169,7 +169,7 @@ pub async fn open(worker: &Worker, ends: Ends, proxy: &TcpProxy, way: &mut Way) 
         return None;
     };
     way.upstream = Some(Rc::clone(&upstream));
-    match connect(worker, ends, &upstream, proxy, way).await {
+    match connect(worker, facts, &upstream, proxy, way).await {
         Ok(connection) => Some(connection),
         Err(cause) => {
             way.outcome.end(cause);
@@ -180,7 +180,7 @@ pub async fn open(worker: &Worker, ends: Ends, proxy: &TcpProxy, way: &mut Way) 
 
 async fn connect(
     worker: &Worker,
-    ends: Ends,
+    facts: &Facts,
     upstream: &Rc<WorkerUpstream>,
     proxy: &TcpProxy,
     way: &mut Way,
@@ -202,7 +202,7 @@ async fn connect(
         // pick
         let picked = {
             let random = &mut *worker.random.borrow_mut();
-            pick::pick(upstream, ends.local, None, &tried, proxy.hash(ends.remote.ip()), random)
+            pick::pick(upstream, facts.original, None, &tried, proxy.hash(facts.remote.ip()), random)
         };
         let destination = picked.ok_or(Cause::NoHealthyUpstream)?;
         tried.note(&destination);
@@ -210,7 +210,7 @@ async fn connect(
         outcome.destination = Some(destination.clone());
         *active = destination.host().map(|host| host.begin());
         // connect
-        match connect::connect_bytes(upstream, &destination, ends, &worker.standing, permit).await {
+        match connect::connect_bytes(upstream, &destination, facts.ends(), &worker.standing, permit).await {
             Ok(connection) => {
                 observe(upstream, &destination, Observation::Connected);
                 worker.metrics.counters().connected(&connection.peer);

@@ -90,7 +90,7 @@ impl Exchange<'_> {
     pub(super) async fn end_tunnel(
         &mut self,
         upstream: &Rc<WorkerUpstream>,
-        original: SocketAddr,
+        original: Option<SocketAddr>,
         key: Option<u64>,
     ) -> Result<Next, LocalReply> {
         let picked = {
@@ -130,12 +130,12 @@ impl Exchange<'_> {
         Ok(self.tunnel(server, TunnelEnd::Finished).await)
     }
 
-    /// Where the client wanted to go. To a forward proxy it says so in words, for nothing was caught.
-    pub(super) async fn original_destination(&self, cluster: &Cluster) -> Result<SocketAddr, Cause> {
+    /// Where the client wanted to go, if anywhere. To a forward proxy it says so in words, for nothing was caught.
+    pub(super) async fn original_destination(&self, cluster: &Cluster) -> Result<Option<SocketAddr>, Cause> {
         if self.manager.forward_proxy().is_none() || !matches!(cluster.discovery, Discovery::OriginalDst) {
-            return Ok(self.down.facts.local);
+            return Ok(self.down.facts.original);
         }
-        resolve(self.scratch.request.authority()).await.ok_or(Cause::NameUnresolved)
+        resolve(self.scratch.request.authority()).await.map(Some).ok_or(Cause::NameUnresolved)
     }
 }
 

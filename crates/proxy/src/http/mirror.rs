@@ -170,7 +170,7 @@ impl Copy {
         let mut alarm = Alarm::default();
         let picked = {
             let random = &mut *self.worker.random.borrow_mut();
-            pick::pick(&self.upstream, self.facts.local, None, &Tried::default(), None, random)
+            pick::pick(&self.upstream, self.facts.original, None, &Tried::default(), None, random)
         };
         let Some(destination) = picked else { return End::Failed(Cause::NoHealthyUpstream) };
         outcome.begin_try(&destination);

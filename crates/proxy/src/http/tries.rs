@@ -38,8 +38,8 @@ const REPLAY_BYTES: usize = 1024 * 1024;
 /// Where the tries of a request lead, and what limits them.
 struct Aim<'a> {
     upstream: &'a Rc<WorkerUpstream>,
-    /// Where the client wanted to go.
-    original: SocketAddr,
+    /// Where the client wanted to go; see [`pick::pick`].
+    original: Option<SocketAddr>,
     /// What decides on the endpoint.
     key: Option<u64>,
     policy: Option<&'a RetryPolicy>,

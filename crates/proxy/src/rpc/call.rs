@@ -154,7 +154,7 @@ impl Exchange {
         let mut _retry = None;
         loop {
             // pick
-            let original = caller.down.facts.local;
+            let original = caller.down.facts.original;
             let picked = pick::pick_in(upstream, original, DRAWS, &tried, None, &mut *worker.random.borrow_mut());
             let Some(destination) = picked else { return End::Refused(Cause::NoHealthyUpstream) };
             tried.note(&destination);
