@@ -360,3 +360,19 @@ fn bytes_go_where_the_client_wanted_to_go() {
     }
     assert_eq!(mesh.wait_records(2)[0]["upstream_host"], one.address().to_string().as_str());
 }
+
+/// Or it would be led to the proxy again, and that again, until no more connections are allowed.
+#[test]
+fn who_calls_the_proxy_itself_wanted_to_go_nowhere_else() {
+    let mesh = Mesh::start(&[], |setup| {
+        setup.tcp();
+        setup.tcp.as_mut().unwrap().cluster_specifier =
+            Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster("PassthroughCluster".into()));
+        setup.more.push(original_destination_cluster("PassthroughCluster"));
+    });
+    let mut client = mesh.client();
+    client.send("ping");
+    client.expect_end();
+    let records = mesh.wait_records(1);
+    assert_eq!((records.len(), &records[0]["response_flags"]), (1, &"UH".into()));
+}
