@@ -758,13 +758,19 @@ def test_an_output_that_nobody_reads_is_no_error_message(mesh: Mesh) -> None:
 
 
 def test_secrets_of_weft_proxy_are_a_table() -> None:
-    """As the proxy's `GET /certs` has them: a chain under its name, and the roots."""
-    leaf = {"uris": ["spiffe://cluster.local/ns/default/sa/ratings"], "dns": [], "not_after": "20301125014342Z"}
-    root = {"uris": ["spiffe://cluster.local"], "dns": [], "not_after": "20301126014342Z"}
-    certificates = [{"name": "default", "chain": [leaf]}, {"name": "ROOTCA", "roots": [root]}]
-    data = {"identity": leaf["uris"][0], "signed": {"not_after": None}, "certificates": certificates}
+    """As the proxy's `GET /certs` has them: a chain under its name, the roots, and how many keys seal session tickets."""
+    uri, authority = "spiffe://cluster.local/ns/default/sa/ratings", "spiffe://cluster.local"
+    leaf = {
+        "serial_number": "1f",
+        "subject_alt_names": [{"dns": "ratings"}, {"uri": uri}],
+        "expiration_time": "2030-11-25T01:43:42Z",
+    }
+    root = {"subject_alt_names": [{"uri": authority}], "expiration_time": "2030-11-26T01:43:42Z"}
+    named = {"name": "own", "cert_chain": [leaf]}, {"name": "trusted", "ca_cert": [root]}
+    certificates = [*named, {"name": "tickets", "session_ticket_keys": 2}]
+    data = {"identity": uri, "signed": {"not_after": None}, "certificates": certificates}
     lines = secrets_table(data, datetime(2030, 11, 25, 0, 43, 42, tzinfo=UTC)).splitlines()
-    assert [line.split()[:2] for line in lines[1:]] == [["default", leaf["uris"][0]], ["ROOTCA", root["uris"][0]]]
+    assert [line.split()[:3] for line in lines[1:]] == [["own", uri, "1f"], ["trusted", authority, "-"]]
     assert lines[1].endswith("1 h 0 m")
 
 

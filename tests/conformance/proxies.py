@@ -27,10 +27,9 @@ from google.protobuf.message import Message
 from weft._native import StreamCore
 from weft.agent.bootstrap import bootstrap
 from weft.agent.data_planes import DATA_PLANES
-from weft.agent.data_planes.weft_proxy import WeftProxy
 from weft.cli.client import UnixConnection
 from weft.cli.proxy_config import found_health
-from weft.data_plane import ENVOY
+from weft.data_plane import ENVOY, WEFT_PROXY
 
 LIMIT = 30.0
 ROOT = Path(__file__).parents[2]
@@ -124,9 +123,9 @@ def ask(socket: Path, path: str, method: str = "GET") -> str:
 
 
 class Proxy:
-    """A running weft-proxy and its control plane."""
+    """A running data plane, weft-proxy if nothing else is said, and its control plane."""
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, kind: str = WEFT_PROXY) -> None:
         directory.mkdir(parents=True)
         self.core = StreamCore(str(directory / "xds.sock"))
         self.revision = 0
@@ -144,10 +143,9 @@ class Proxy:
         self.log = directory / "access.log"
         self.output = directory / "proxy.log"
         with self.output.open("wb") as output:
-            program = WeftProxy().find().path
-            self.process = subprocess.Popen(
-                [program, "-c", str(path), "--concurrency", "1"], stdin=subprocess.DEVNULL, stderr=output
-            )
+            command = [DATA_PLANES[kind].find().path, "-c", str(path), "--concurrency", "1"]
+            command += ["--disable-hot-restart"] if kind == ENVOY else []
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=output)
 
     def publish(self, *resources: Resource) -> None:
         """Publish *resources*, and wait until the proxy has acknowledged all."""
@@ -162,17 +160,24 @@ class Proxy:
         deadline = time.monotonic() + LIMIT
         while (left := deadline - time.monotonic()) > 0:
             select.select([self.core.fileno()], [], [], left)
-            for event in self.core.events():
+            for event in self.events():
                 match event:
-                    case ("connected", stream, *_):
-                        # The first stream is ADS; one for secrets follows when something needs them.
-                        self.stream = stream if self.stream is None else self.stream
-                        self.core.attach(stream, "view")
                     case ("refused", _, _, type_url, name, _, message):
                         refused[type_url, name] = message
                     case ("synced", stream, _, revision) if (stream, revision) == (self.stream, self.revision):
                         return refused
         raise TimeoutError(self.output.read_text())
+
+    def events(self) -> list[tuple[Any, ...]]:
+        """What has happened at its streams; those that are new are served from now on."""
+        events = list(self.core.events())
+        for event in events:
+            match event:
+                case ("connected", stream, *_):
+                    # The first stream is ADS; one for secrets follows when something needs them.
+                    self.stream = stream if self.stream is None else self.stream
+                    self.core.attach(stream, "view")
+        return events
 
     def records(self) -> list[dict[str, Any]]:
         """The access records so far."""

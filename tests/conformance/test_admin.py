@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import http.client
+import ipaddress
 import json
 import re
 import subprocess
@@ -14,8 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
+from google.protobuf.json_format import ParseDict
 
+from tests.conformance import proxies as conformance
 from tests.conformance.certificates import Authority
+from tests.conformance.proxies import resource
 from tests.ports import free_port
 from weft.agent import admin
 from weft.agent.data_planes import DATA_PLANES
@@ -252,6 +258,53 @@ def test_a_dump_of_the_configuration_has_envoys_form(proxies: dict[str, Proxy]) 
             items(json.loads(it.ask(f"/config_dump?{query}")[2])["configs"]) for it in proxies.values()
         )
         assert ours["@type"] == theirs["@type"]
+
+
+def test_certificates_are_told_alike(tmp_path: Path) -> None:
+    """Those that came as secrets: serial numbers, names and dates. Envoy tells them for each use, and weft-proxy by name."""
+    authority = Authority(tmp_path / "authority")
+    names = x509.DNSName("it.example"), x509.UniformResourceIdentifier("spiffe://mesh/it")
+    identity = authority.issue("it", *names, x509.IPAddress(ipaddress.ip_address("192.0.2.7")))
+    own = {"certificate_chain": {"inline_string": identity.chain.read_text()}}
+    own["private_key"] = {"inline_string": identity.key.read_text()}
+    roots = {"trusted_ca": {"inline_string": authority.roots.read_text()}}
+    secrets = [
+        resource(secret["name"], ParseDict(secret, secret_pb2.Secret()))
+        for secret in ({"name": "default", "tls_certificate": own}, {"name": "ROOTCA", "validation_context": roots})
+    ]
+    source = {
+        "api_config_source": {"api_type": "GRPC", "grpc_services": [{"envoy_grpc": {"cluster_name": "sds-grpc"}}]}
+    }
+    source |= {"resource_api_version": "V3"}
+    source["api_config_source"]["transport_api_version"] = "V3"
+    context = {
+        "tls_certificate_sds_secret_configs": [{"name": "default", "sds_config": source}],
+        "validation_context_sds_secret_config": {"name": "ROOTCA", "sds_config": source},
+    }
+    told = []
+    for kind in (WEFT_PROXY, ENVOY):
+        proxy = conformance.Proxy(tmp_path / kind, "it", kind)
+        try:
+            tls = {"common_tls_context": context, "require_client_certificate": True}
+            up = conformance.cluster("up", free_port(), http2=False)
+            at = conformance.listener("in", free_port(), "up", tls=tls, log=proxy.log)
+            proxy.publish(up, at, *secrets)
+
+            def shown(proxy: conformance.Proxy = proxy) -> dict[str, list[dict[str, Any]]]:
+                proxy.events()  # Envoy asks for secrets when it has what needs them
+                found = json.loads(conformance.ask(proxy.admin, "/certs"))["certificates"]
+                return {part: [it for one in found for it in one.get(part, ())] for part in ("cert_chain", "ca_cert")}
+
+            conformance.until("the secrets are there", lambda shown=shown: all(shown().values()))
+            told.append(shown())
+        finally:
+            proxy.stop()
+    for certificate in (it for plane in told for part in plane.values() for it in part):
+        # A day may have gone by between the two.
+        assert 0 <= int(certificate.pop("days_until_expiration")) <= 1
+    assert told[0] == told[1]
+    [leaf] = told[0]["cert_chain"]
+    assert {"uri": "spiffe://mesh/it"} in leaf["subject_alt_names"]
 
 
 def items(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

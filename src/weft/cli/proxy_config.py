@@ -204,28 +204,24 @@ def secrets(client: Client, workload: str) -> dict[str, Any]:
     return {
         "identity": proxies[workload]["identity"],
         "signed": proxies[workload]["certificate"],
-        "certificates": answer.get("certificates", []) if isinstance(answer, dict) else answer,
+        "certificates": None if answer is None else answer.get("certificates", []),
     }
 
 
 def secrets_table(data: Json, now: datetime) -> str:
     """
-    Return a line for each certificate, as weft-proxy (`chain`, `roots`) or Envoy (`cert_chain`, `ca_cert`) names them.
+    Return a line for each certificate, own ones (`cert_chain`) and whom the proxy trusts (`ca_cert`).
 
-    Envoy has one entry for each cluster and filter chain that uses it, and none before there is one.
+    weft-proxy has an entry for each secret, with its name; Envoy for each cluster and filter chain that uses them, and none before
+    there is one.
     """
     rows = []
     for secret in data["certificates"] or ():
-        for item in (*secret.get("chain", ()), *secret.get("roots", ())):
-            # datetime reads ASN.1's GeneralizedTime, YYYYMMDDhhmmssZ, only by its pattern
-            end = datetime.strptime(item["not_after"], "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
-            left = duration((end - now).total_seconds())
-            rows.append((secret["name"], ", ".join(item["uris"]), item.get("serial"), left))
         for name, kind in (("default", "cert_chain"), ("ROOTCA", "ca_cert")):
             for item in secret.get(kind, ()):
-                identity = ", ".join(alt.get("uri", "") for alt in item.get("subject_alt_names", ()))
+                identity = ", ".join(alt["uri"] for alt in item.get("subject_alt_names", ()) if "uri" in alt)
                 left = duration((datetime.fromisoformat(item["expiration_time"]) - now).total_seconds())
-                rows.append((name, identity, item.get("serial_number"), left))
+                rows.append((secret.get("name", name), identity, item.get("serial_number"), left))
     if data["certificates"] is not None:
         head = ("secret", "identity", "serial", "expires in")
         return columns(head, list(dict.fromkeys(rows)), empty="The proxy has no certificate yet.")

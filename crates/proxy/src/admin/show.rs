@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_core::balance::Host;
@@ -11,6 +12,7 @@ use weft_core::tls::SecretName;
 use super::answer::Answer;
 use super::question::Query;
 use super::{Admin, Response};
+use crate::clock;
 use crate::tls::san;
 use crate::tls::secrets::Secret;
 
@@ -55,7 +57,7 @@ fn endpoint(host: &Host) -> Value {
     row
 }
 
-/// `/certs`
+/// `/certs`, as Envoy tells it (envoy/admin/v3/certs.proto), but for each secret once, and with its name.
 pub fn certificates(admin: &Admin) -> Value {
     let configurator = admin.configurator.borrow();
     let mut secrets: Vec<_> = configurator.holdings.secrets().iter().collect();
@@ -63,21 +65,48 @@ pub fn certificates(admin: &Admin) -> Value {
     let row = |(SecretName { name, .. }, secret): (&SecretName, &Secret)| match secret {
         Secret::Identity(identity) => json!({
             "name": **name,
-            "uri": identity.uri,
-            "chain": identity.key.cert.iter().map(|it| certificate(it)).collect::<Vec<_>>(),
+            "cert_chain": identity.key.cert.iter().map(|it| certificate(it)).collect::<Vec<_>>(),
         }),
         Secret::Roots(roots) => json!({
             "name": **name,
-            "roots": roots.certificates.iter().map(|it| certificate(it)).collect::<Vec<_>>(),
+            "ca_cert": roots.certificates.iter().map(|it| certificate(it)).collect::<Vec<_>>(),
         }),
         Secret::TicketKeys(keys) => json!({"name": **name, "session_ticket_keys": keys.len()}),
     };
-    secrets.into_iter().map(row).collect()
+    json!({"certificates": secrets.into_iter().map(row).collect::<Vec<_>>()})
 }
 
 fn certificate(der: &[u8]) -> Value {
     let names = san::names(der);
-    json!({"uris": names.uris, "dns": names.dns, "not_after": san::not_after(der)})
+    let dns = names.dns.iter().map(|name| json!({"dns": name}));
+    let uris = names.uris.iter().map(|name| json!({"uri": name}));
+    let addresses = names.addresses.iter().map(|address| json!({"ip_address": address}));
+    let mut shown = json!({
+        "path": "<inline>",
+        "subject_alt_names": dns.chain(uris).chain(addresses).collect::<Vec<_>>(),
+    });
+    if let Some(front) = san::front(der) {
+        let significant = front.serial.iter().skip_while(|&&byte| byte == 0);
+        shown["serial_number"] = significant
+            .fold(String::new(), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            })
+            .into();
+        let (begin, end) = (clock::read_compact(&front.not_before), clock::read_compact(&front.not_after));
+        let left = end.map(|end| end.saturating_sub(clock::since_epoch()).as_secs() / clock::DAY_SECONDS);
+        shown["days_until_expiration"] = left.map(|days| days.to_string()).into();
+        shown["valid_from"] = begin.map(stamp).into();
+        shown["expiration_time"] = end.map(stamp).into();
+    }
+    shown
+}
+
+/// As protobuf writes a moment in JSON: `2026-12-31T23:59:59Z`.
+fn stamp(wall: Duration) -> String {
+    let mut text = Vec::new();
+    clock::write_formatted(wall, "%FT%TZ", &mut text);
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// `/listeners`, as Envoy tells it: `name::address` a line, or `listener_statuses`.

@@ -1,4 +1,4 @@
-//! Reads the subject alternative names of a certificate: where a SPIFFE identity is written.
+//! Reads the subject alternative names of a certificate, where a SPIFFE identity is written; and its number and dates, for people.
 //!
 //! Only certificates whose chain was verified are read for a decision, so this is no second X.509 parser: it walks to one extension
 //! and gives up at the first thing that is not as DER wants it.
@@ -19,21 +19,37 @@ pub fn names(certificate: &[u8]) -> Names {
     read(certificate).unwrap_or_default()
 }
 
-/// The end of a certificate's validity as it is written there: `20261231235959Z`; nothing if it is not DER.
-///
-/// Source: RFC 5280 4.1.2.5; a UTCTime of two digits counts from 1950.
-pub fn not_after(certificate: &[u8]) -> Option<String> {
+/// What stands before the subject of a certificate; times are written `20261231235959Z`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Front<'a> {
+    /// The serial number, most significant byte first.
+    pub serial: &'a [u8],
+    pub not_before: String,
+    pub not_after: String,
+}
+
+/// Read it from a certificate in DER; nothing if it is not one.
+pub fn front(certificate: &[u8]) -> Option<Front<'_>> {
     let certificate = Reader(certificate).expect(SEQUENCE)?;
     let mut fields = Reader(Reader(certificate).expect(SEQUENCE)?);
     // [0] version (absent in version 1), serial number, signature algorithm, issuer, validity.
-    if fields.next()?.0 == VERSION {
-        fields.next()?;
-    }
+    let serial = match fields.next()? {
+        (VERSION, _) => fields.next()?.1,
+        (_, serial) => serial,
+    };
     fields.next()?;
     fields.next()?;
     let mut validity = Reader(fields.expect(SEQUENCE)?);
-    validity.next()?;
-    let (tag, time) = validity.next()?;
+    Some(Front { serial, not_before: time(validity.next()?)?, not_after: time(validity.next()?)? })
+}
+
+/// The end of a certificate's validity: `20261231235959Z`; nothing if it is not DER.
+pub fn not_after(certificate: &[u8]) -> Option<String> {
+    front(certificate).map(|front| front.not_after)
+}
+
+/// Source: RFC 5280 4.1.2.5; a UTCTime of two digits counts from 1950.
+fn time((tag, time): (u8, &[u8])) -> Option<String> {
     let time = std::str::from_utf8(time).ok()?;
     match tag {
         GENERALIZED_TIME => Some(time.to_owned()),

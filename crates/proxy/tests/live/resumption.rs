@@ -136,7 +136,13 @@ fn a_session_does_not_outlive_its_key_and_the_one_after_it() {
     assert_eq!([&first, &second, &third].map(|config| visit(&mesh, config)), [Some(Full); 3]);
     let is_in_force = |mesh: &Mesh, count: u64| {
         let shown: serde_json::Value = serde_json::from_str(&mesh.admin("GET", "/certs")).unwrap();
-        let secret = shown.as_array().unwrap().iter().find(|secret| secret["name"] == "tickets").unwrap().clone();
+        let secret = shown["certificates"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|secret| secret["name"] == "tickets")
+            .unwrap()
+            .clone();
         (secret["session_ticket_keys"] == count).then_some(())
     };
     mesh.change(|setup| setup.more = keys(&[2, 1]));

@@ -327,9 +327,14 @@ fn the_certificates_can_be_looked_at() {
     let authority = Authority::new();
     let mesh = Mesh::start(&[Upstream::saying("")], secure(&authority, &[]));
     let shown: serde_json::Value = serde_json::from_str(&mesh.admin("GET", "/certs")).unwrap();
-    let named = |name: &str| shown.as_array().unwrap().iter().find(|secret| secret["name"] == name).unwrap().clone();
-    assert_eq!(named("default")["uri"], WEB);
-    assert_eq!(named("ROOTCA")["roots"].as_array().unwrap().len(), 1);
+    let secrets = shown["certificates"].as_array().unwrap();
+    let named = |name: &str| secrets.iter().find(|secret| secret["name"] == name).unwrap();
+    let leaf = &named("default")["cert_chain"][0];
+    assert_eq!(leaf["subject_alt_names"], serde_json::json!([{"uri": WEB}]));
+    assert_eq!(leaf["expiration_time"], "2099-01-01T00:00:00Z");
+    assert!(leaf["days_until_expiration"].as_str().unwrap().parse::<u64>().unwrap() > 365);
+    assert!(!leaf["serial_number"].as_str().unwrap().is_empty());
+    assert_eq!(named("ROOTCA")["ca_cert"].as_array().unwrap().len(), 1);
     assert!(!shown.to_string().contains("PRIVATE KEY"));
 }
 
