@@ -27,6 +27,7 @@ use crate::endpoint::{Endpoint, Labels, LoadAssignment, labels};
 use crate::health_check::HealthCheck;
 use crate::honoured;
 use crate::http_manager::{HeadLimits, max_requests};
+use crate::http1::Http1Options;
 use crate::http2::Http2Options;
 use crate::metadata::Metadata;
 use crate::outlier::OutlierDetection;
@@ -85,6 +86,8 @@ pub enum VersionChoice {
 pub struct UpstreamHttp {
     /// Protocol.
     pub protocol: UpstreamProtocol,
+    /// Where HTTP/1.1 is spoken.
+    pub http1: Http1Options,
     /// Where HTTP/2 is spoken.
     pub http2: Http2Options,
     /// An idle pooled connection is closed after it; `None`: never. Default 1 hour.
@@ -105,8 +108,11 @@ impl UpstreamHttp {
         match self.protocol {
             UpstreamProtocol::Http2 => VersionChoice::Http2,
             UpstreamProtocol::Downstream if http2 => VersionChoice::Http2,
-            // In HTTP/2 a 2xx that means no change of protocol cannot be told from one that does (RFC 8441 5).
-            UpstreamProtocol::Auto if tunnel && transport.tls.as_deref().is_some_and(offers_http1) => {
+            // In HTTP/2 a 2xx that means no change of protocol cannot be told from one that does (RFC 8441 5), and names have no case.
+            UpstreamProtocol::Auto
+                if (tunnel || self.http1.keeps_case && !http2)
+                    && transport.tls.as_deref().is_some_and(offers_http1) =>
+            {
                 VersionChoice::OfferHttp1
             }
             UpstreamProtocol::Auto if secure => VersionChoice::Endpoint,
@@ -434,6 +440,7 @@ const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 fn upstream_http(context: &mut Context, cluster: &proto::Cluster) -> UpstreamHttp {
     let mut http = UpstreamHttp {
         protocol: UpstreamProtocol::Http1,
+        http1: Http1Options::default(),
         http2: Http2Options::default(),
         idle_timeout: Some(DEFAULT_IDLE_TIMEOUT),
         max_requests_per_connection: None,
@@ -478,26 +485,35 @@ fn http2_options(context: &mut Context, field: &str, options: Option<&Http2Proto
 
 fn http_options(context: &mut Context, options: &HttpProtocolOptions, default: &UpstreamHttp) -> UpstreamHttp {
     let common = options.common_http_protocol_options.unwrap_or_default();
-    let (protocol, http2) = match &options.upstream_protocol_options {
-        None => (UpstreamProtocol::Http1, Http2Options::default()),
-        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
-            let http2 = config.http2_protocol_options.as_ref();
-            (UpstreamProtocol::Downstream, http2_options(context, "use_downstream_protocol_config", http2))
+    let (protocol, field, http1, http2) = match &options.upstream_protocol_options {
+        None => (UpstreamProtocol::Http1, "", None, None),
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => (
+            UpstreamProtocol::Downstream,
+            "use_downstream_protocol_config",
+            config.http_protocol_options.as_ref(),
+            config.http2_protocol_options.as_ref(),
+        ),
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
+            let (protocol, http1, http2) = match &explicit.protocol_config {
+                Some(ProtocolConfig::HttpProtocolOptions(http1)) => (UpstreamProtocol::Http1, Some(http1), None),
+                Some(ProtocolConfig::Http2ProtocolOptions(http2)) => (UpstreamProtocol::Http2, None, Some(http2)),
+                Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                    context.refuse_at("explicit_http_config.http3_protocol_options", "HTTP/3 is not supported");
+                    (UpstreamProtocol::Http1, None, None)
+                }
+                None => (UpstreamProtocol::Http1, None, None),
+            };
+            (protocol, "explicit_http_config", http1, http2)
         }
-        Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match &explicit.protocol_config {
-            Some(ProtocolConfig::HttpProtocolOptions(_)) | None => (UpstreamProtocol::Http1, Http2Options::default()),
-            Some(ProtocolConfig::Http2ProtocolOptions(http2)) => {
-                (UpstreamProtocol::Http2, http2_options(context, "explicit_http_config", Some(http2)))
-            }
-            Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
-                context.refuse_at("explicit_http_config.http3_protocol_options", "HTTP/3 is not supported");
-                (UpstreamProtocol::Http1, Http2Options::default())
-            }
-        },
-        Some(UpstreamProtocolOptions::AutoConfig(config)) => {
-            (UpstreamProtocol::Auto, http2_options(context, "auto_config", config.http2_protocol_options.as_ref()))
-        }
+        Some(UpstreamProtocolOptions::AutoConfig(config)) => (
+            UpstreamProtocol::Auto,
+            "auto_config",
+            config.http_protocol_options.as_ref(),
+            config.http2_protocol_options.as_ref(),
+        ),
     };
+    let http1 = Http1Options::at(context, &format!("{field}.http_protocol_options"), http1);
+    let http2 = http2_options(context, field, http2);
     if common.max_stream_duration.is_some_and(|limit| limit.seconds != 0 || limit.nanos != 0) {
         context.refuse_at(
             "common_http_protocol_options.max_stream_duration",
@@ -507,6 +523,7 @@ fn http_options(context: &mut Context, options: &HttpProtocolOptions, default: &
     let idle = context.duration("common_http_protocol_options.idle_timeout", common.idle_timeout.as_ref());
     UpstreamHttp {
         protocol,
+        http1,
         http2,
         idle_timeout: idle.map_or(default.idle_timeout, |timeout| (!timeout.is_zero()).then_some(timeout)),
         max_requests_per_connection: max_requests(&common),

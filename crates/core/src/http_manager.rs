@@ -25,6 +25,7 @@ use crate::compile::Context;
 use crate::cors::CORS_FILTER;
 use crate::fault::Fault;
 use crate::honoured;
+use crate::http1::Http1Options;
 use crate::http2::Http2Options;
 use crate::local_caller::LocalCaller;
 use crate::rbac::HttpRbac;
@@ -143,6 +144,8 @@ pub struct HttpManager {
     pub stat_prefix: Arc<str>,
     /// Protocol.
     pub codec: Codec,
+    /// Where HTTP/1.1 is spoken.
+    pub http1: Http1Options,
     /// Where HTTP/2 is spoken.
     pub http2: Http2Options,
     /// Routes.
@@ -388,6 +391,7 @@ impl HttpManager {
                     Codec::Auto
                 }
             },
+            http1: Http1Options::at(context, "http_protocol_options", manager.http_protocol_options.as_ref()),
             http2: manager.http2_protocol_options.as_ref().map_or_else(Http2Options::default, |options| {
                 context.at("http2_protocol_options", |context| Http2Options::compile(context, options))
             }),

@@ -35,6 +35,7 @@ pub mod hash_policy;
 pub mod header_edit;
 pub mod health_check;
 pub mod honoured;
+pub mod http1;
 pub mod http2;
 pub mod http_manager;
 pub mod listener;

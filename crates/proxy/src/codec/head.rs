@@ -190,6 +190,14 @@ pub(super) struct FieldView<'a> {
     pub(super) never_indexed: bool,
 }
 
+/// How the names of those fields were written that are not among a head's; empty: nobody asks, and they are written in lower case.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spelling {
+    pub(super) host: Span,
+    pub(super) content_length: Span,
+    pub(super) transfer_encoding: Span,
+}
+
 /// The head of one request or response.
 ///
 /// `Host`, `Content-Length`, `Transfer-Encoding` are not among the fields: they became [`Head::authority`] and
@@ -202,6 +210,7 @@ pub struct Head {
     path: Span,
     authority: Span,
     upgrade: Span,
+    pub(super) spelling: Spelling,
     /// Response status; 0 in a request.
     pub status: u16,
     pub version: Version,
@@ -229,6 +238,7 @@ impl Default for Head {
             path: Span::default(),
             authority: Span::default(),
             upgrade: Span::default(),
+            spelling: Spelling::default(),
             status: 0,
             version: Version::Http11,
             framing: Framing::None,
@@ -251,6 +261,7 @@ impl Head {
         self.path = Span::default();
         self.authority = Span::default();
         self.upgrade = Span::default();
+        self.spelling = Spelling::default();
         self.status = 0;
         self.version = Version::Http11;
         self.framing = Framing::None;
@@ -269,6 +280,11 @@ impl Head {
 
     fn bytes(&self, span: Span) -> &[u8] {
         &self.arena[span.start as usize..span.end as usize]
+    }
+
+    /// A name as it was *written*, or else in *lower* case.
+    pub(super) fn spelled<'a>(&'a self, written: Span, lower: &'static [u8]) -> &'a [u8] {
+        if written.is_empty() { lower } else { self.bytes(written) }
     }
 
     /// Copy *bytes* into the arena. A head is far below 4 GiB: the parser limits what arrives, and an edit adds what a

@@ -52,7 +52,7 @@ pub async fn serve(mut down: Downstream, mut socket: Socket, manager: &HttpManag
             return None;
         }
     }
-    let mut parser = HeadParser::default();
+    let mut parser = HeadParser::keeping_case(manager.http1.keeps_case);
     let worn = manager.max_connection_duration.map(|limit| opened + limit);
     let mut served: u32 = 0;
     while wait_for_request(&down, &mut socket, manager, opened, served == 0).await {

@@ -74,7 +74,7 @@ impl Server {
 
     fn own(connection: Connection, cluster: &Cluster) -> Server {
         Server::Http1 {
-            reading: http1::Reading::head(response_limits(cluster)),
+            reading: http1::Reading::head(response_limits(cluster)).keeping_case(cluster.http.http1.keeps_case),
             writing: http1::Writing::limited(connection.buffer.limit()),
             received_before: connection.io.received_bytes(),
             sent_before: connection.io.sent_bytes(),

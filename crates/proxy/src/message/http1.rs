@@ -39,6 +39,11 @@ impl Reading {
         Reading::body(Framing::None, limits)
     }
 
+    /// See [`HeadParser::keeping_case`].
+    pub fn keeping_case(self, keeps_case: bool) -> Reading {
+        Reading { parser: HeadParser::keeping_case(keeps_case), ..self }
+    }
+
     /// What follows is another protocol's, until the peer closes.
     pub fn become_tunnel(&mut self) {
         *self = Reading::body(Framing::UntilClose, self.limits);

@@ -22,41 +22,24 @@ pub fn request(out: &mut Vec<u8>, head: &Head, after: After) {
     } else {
         out.extend_from_slice(head.target());
     }
-    out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
-    out.extend_from_slice(head.authority());
-    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    field(out, head.spelled(head.spelling.host, b"host"), head.authority());
     fields(out, head);
     if head.accepts_trailers {
         out.extend_from_slice(b"te: trailers\r\n");
     }
-    match head.framing {
-        Framing::Length(length) => content_length(out, length),
-        Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-        Framing::None | Framing::UntilClose => {
-            if let Some(length) = head.declared_length {
-                content_length(out, length);
-            }
-        }
-    }
+    framing(out, head, head.framing);
     connection(out, head, after);
     out.extend_from_slice(b"\r\n");
 }
 
-/// Write the head of a response as it goes downstream. *framing* is that of the message written, which differs from the
+/// Write the head of a response as it goes downstream. *written* is the framing of the message written, which differs from the
 /// received one where the client cannot read chunks.
-pub fn response(out: &mut Vec<u8>, head: &Head, framing: Framing, after: After) {
+pub fn response(out: &mut Vec<u8>, head: &Head, written: Framing, after: After) {
     out.reserve(512);
     status_line(out, head.status);
     fields(out, head);
-    match framing {
-        Framing::Length(length) => content_length(out, length),
-        Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-        Framing::None | Framing::UntilClose => {
-            if let Some(length) = head.declared_length {
-                content_length(out, length);
-            }
-        }
-    }
+    framing(out, head, written);
     connection(out, head, after);
     out.extend_from_slice(b"\r\n");
 }
@@ -92,10 +75,20 @@ pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn content_length(out: &mut Vec<u8>, length: u64) {
-    out.extend_from_slice(b"content-length: ");
-    decimal(out, length);
-    out.extend_from_slice(b"\r\n");
+fn framing(out: &mut Vec<u8>, head: &Head, framing: Framing) {
+    let length = match framing {
+        Framing::Chunked => {
+            return field(out, head.spelled(head.spelling.transfer_encoding, b"transfer-encoding"), b"chunked");
+        }
+        Framing::Length(length) => Some(length),
+        Framing::None | Framing::UntilClose => head.declared_length,
+    };
+    if let Some(length) = length {
+        out.extend_from_slice(head.spelled(head.spelling.content_length, b"content-length"));
+        out.extend_from_slice(b": ");
+        decimal(out, length);
+        out.extend_from_slice(b"\r\n");
+    }
 }
 
 fn connection(out: &mut Vec<u8>, head: &Head, after: After) {

@@ -104,9 +104,16 @@ impl HeadError {
 pub struct HeadParser {
     /// Bytes of the present head that were searched and hold no end.
     searched: usize,
+    /// See [`HeadParser::keeping_case`].
+    keeps_case: bool,
 }
 
 impl HeadParser {
+    /// One that keeps also how names are written of fields that the encoder writes again, if it *keeps_case*.
+    pub fn keeping_case(keeps_case: bool) -> HeadParser {
+        HeadParser { searched: 0, keeps_case }
+    }
+
     /// Parse a request's head from the begin of *input* into *head*.
     ///
     /// Returns the length of the head, or `None` if more bytes are needed; then call again with the same bytes and more.
@@ -124,7 +131,7 @@ impl HeadParser {
         let Some(length) = self.find_end(input, limits)? else { return Ok(None) };
         self.searched = 0;
         let raw = &input[..length];
-        with_fields(raw, limits, |fields| parse_request(raw, head, fields))?;
+        with_fields(raw, limits, |fields| parse_request(raw, head, fields, self.keeps_case))?;
         Ok(Some(skipped + length))
     }
 
@@ -142,7 +149,7 @@ impl HeadParser {
         let Some(length) = self.find_end(input, limits)? else { return Ok(None) };
         self.searched = 0;
         let raw = &input[..length];
-        with_fields(raw, limits, |fields| parse_response(raw, head, fields, to_head))?;
+        with_fields(raw, limits, |fields| parse_response(raw, head, fields, self.keeps_case, to_head))?;
         Ok(Some(length))
     }
 
@@ -171,7 +178,12 @@ impl HeadParser {
     }
 }
 
-fn parse_request<'r>(raw: &'r [u8], head: &mut Head, fields: &mut [Place<'r>]) -> Result<(), HeadError> {
+fn parse_request<'r>(
+    raw: &'r [u8],
+    head: &mut Head,
+    fields: &mut [Place<'r>],
+    keeps_case: bool,
+) -> Result<(), HeadError> {
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(raw, fields) {
         Ok(httparse::Status::Complete(length)) if length == raw.len() => {}
@@ -186,7 +198,7 @@ fn parse_request<'r>(raw: &'r [u8], head: &mut Head, fields: &mut [Place<'r>]) -
     head.adopt(raw);
     head.place_method(span(head, raw, method.as_bytes()));
 
-    let mut lines = MessageFields::default();
+    let mut lines = MessageFields { keeps_case, ..MessageFields::default() };
     lines.read(head, raw, request.headers)?;
     head.close = lines.close || (head.version == Version::Http10 && !lines.keep_alive);
     head.framing = match (lines.length, lines.chunked) {
@@ -271,6 +283,7 @@ fn parse_response<'r>(
     raw: &'r [u8],
     head: &mut Head,
     fields: &mut [Place<'r>],
+    keeps_case: bool,
     to_head: bool,
 ) -> Result<(), HeadError> {
     let mut response = httparse::Response::new(&mut []);
@@ -285,7 +298,7 @@ fn parse_response<'r>(
     head.version = if response.version == Some(0) { Version::Http10 } else { Version::Http11 };
     head.adopt(raw);
 
-    let mut lines = MessageFields::default();
+    let mut lines = MessageFields { keeps_case, ..MessageFields::default() };
     lines.read(head, raw, response.headers)?;
     if lines.chunked && lines.length.is_some() {
         return Err(HeadError::LengthAndEncoding);
@@ -325,6 +338,8 @@ struct MessageFields<'a> {
     upgrade_option: bool,
     nominated: usize,
     host: Option<&'a [u8]>,
+    /// How names are written is kept.
+    keeps_case: bool,
 }
 
 impl<'a> MessageFields<'a> {
@@ -338,6 +353,9 @@ impl<'a> MessageFields<'a> {
                     if self.host.replace(value).is_some() {
                         return Err(HeadError::Host);
                     }
+                    if self.keeps_case {
+                        head.spelling.host = span(head, raw, name);
+                    }
                     continue;
                 }
                 14 if name.eq_ignore_ascii_case(b"content-length") => {
@@ -345,6 +363,9 @@ impl<'a> MessageFields<'a> {
                     // RFC 9112 6.3 allows equal lengths to be merged; two fields are a sign of two writers, so both are refused.
                     if self.length.replace(length).is_some() {
                         return Err(HeadError::Length);
+                    }
+                    if self.keeps_case {
+                        head.spelling.content_length = span(head, raw, name);
                     }
                     continue;
                 }
@@ -354,6 +375,9 @@ impl<'a> MessageFields<'a> {
                         return Err(HeadError::Encoding);
                     }
                     self.chunked = true;
+                    if self.keeps_case {
+                        head.spelling.transfer_encoding = span(head, raw, name);
+                    }
                     continue;
                 }
                 _ => {}

@@ -481,6 +481,42 @@ fn options_of_a_server_as_a_whole_are_asked_for_by_an_asterisk_unless_its_path_w
     assert_eq!(encoded("http://x?q", None), "/?q");
 }
 
+#[test]
+fn names_that_the_encoder_writes_again_keep_their_case_where_that_is_asked_for() {
+    for (text, lower) in [
+        ("POST / HTTP/1.1\r\nHOST: x\r\nContent-Length: 3\r\nX-One: 1\r\n\r\n", "content-length: 3"),
+        ("POST / HTTP/1.1\r\nHOST: x\r\nTransfer-Encoding: chunked\r\nX-One: 1\r\n\r\n", "transfer-encoding: chunked"),
+    ] {
+        for keeps_case in [true, false] {
+            let (mut head, mut out) = (Head::default(), Vec::new());
+            let read = HeadParser::keeping_case(keeps_case).request(text.as_bytes(), &mut head, Limits::DEFAULT);
+            assert_eq!(read, Ok(Some(text.len())));
+            encode::request(&mut out, &head, After::KeepAlive);
+            let mut found: Vec<_> = std::str::from_utf8(&out).unwrap().lines().collect();
+            let mut expected: Vec<_> = text.lines().collect();
+            if !keeps_case {
+                expected[1..3].copy_from_slice(&["host: x", lower]);
+            }
+            found.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(found, expected);
+        }
+    }
+    // A head that is used again does not remember those of the message before.
+    let (mut head, mut out) = (Head::default(), Vec::new());
+    let text = b"HTTP/1.1 200 OK\r\nCONTENT-LENGTH: 1\r\n\r\n";
+    let read = HeadParser::keeping_case(true).response(text, &mut head, Limits::DEFAULT, false);
+    assert_eq!(read, Ok(Some(text.len())));
+    encode::response(&mut out, &head, head.framing, After::KeepAlive);
+    assert_eq!(out, text);
+    head.clear();
+    head.status = 200;
+    head.framing = Framing::Length(1);
+    out.clear();
+    encode::response(&mut out, &head, head.framing, After::KeepAlive);
+    assert_eq!(out, b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n");
+}
+
 /// Bodies, their encoding, and a way to split it.
 #[test]
 fn any_split_of_a_chunked_body_gives_the_same_data() {
