@@ -21,6 +21,7 @@ use weft_xds::Refusal;
 
 mod admin;
 mod alarm;
+mod authority;
 mod bootstrap;
 mod buffer;
 mod caller;

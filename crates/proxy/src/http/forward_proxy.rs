@@ -15,6 +15,7 @@ use weft_core::plan::Plan;
 use weft_core::respond::{Cause, LocalReply};
 use weft_core::upgrade::Upgrade;
 
+use crate::authority;
 use crate::connect::ConnectError;
 use crate::forward::TunnelEnd;
 use crate::gone::unless_gone;
@@ -24,9 +25,6 @@ use crate::{caller, filter, tcp};
 
 use super::server::Server;
 use super::{Exchange, Next};
-
-/// Of `http://host/` (RFC 9110 4.2.1).
-const HTTP_PORT: u16 = 80;
 
 impl Exchange<'_> {
     /// Whether the caller may be taken for the program beside this proxy.
@@ -165,39 +163,7 @@ async fn tunnel(plan: &Plan, caller: &LocalCaller, authority: &[u8]) -> Result<O
 ///
 /// IPv4 before IPv6: nobody tries a second address here, and a machine without IPv6 still gets AAAA records.
 async fn resolve(authority: &[u8]) -> Option<SocketAddr> {
-    let (host, port) = split(std::str::from_utf8(authority).ok()?)?;
+    let (host, port) = authority::split(authority)?;
     let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.ok()?.collect();
     found.iter().find(|address| address.is_ipv4()).or(found.first()).copied()
-}
-
-fn split(authority: &str) -> Option<(&str, u16)> {
-    let bare = |host: &'_ str| -> bool { !host.contains(':') || host.starts_with('[') && host.ends_with(']') };
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if bare(host) => (host, port.parse().ok()?),
-        _ => (authority, HTTP_PORT),
-    };
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    (!host.is_empty()).then_some((host, port))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_authority_is_a_host_and_perhaps_a_port() {
-        for (text, expected) in [
-            ("www.example.com", Some(("www.example.com", 80))),
-            ("www.example.com:8080", Some(("www.example.com", 8080))),
-            ("[::1]:8080", Some(("::1", 8080))),
-            ("[::1]", Some(("::1", 80))),
-            ("127.0.0.1:1", Some(("127.0.0.1", 1))),
-            ("host:99999", None),
-            ("host:", None),
-            (":80", None),
-            ("", None),
-        ] {
-            assert_eq!(split(text), expected, "{text}");
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! TLS: sessions over our sockets, identities from secrets, and the checks of a mesh instead of those of a browser.
 //!
 //! [`session`] moves bytes; [`secrets`] turns SDS secrets, which are [`pem`], into keys and roots; [`verify`] decides whom to trust;
-//! [`tickets`] and [`sessions`] let peers resume what they agreed on, as long as they are trusted;
+//! [`tickets`], which hold a [`server_session`], and [`sessions`] let peers resume what they agreed on, as long as they are trusted;
 //! [`context`] joins them into rustls configurations that the plan holds. Rotation replaces a context: connections that exist
 //! keep what they shook hands with.
 
@@ -9,6 +9,7 @@ pub mod context;
 pub mod pem;
 pub mod san;
 pub mod secrets;
+pub mod server_session;
 pub mod session;
 pub mod sessions;
 pub mod subject;

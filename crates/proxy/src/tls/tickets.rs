@@ -17,10 +17,11 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use rustls::server::ProducesTickets;
 use rustls::{HandshakeKind, ServerConnection};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::UnixTime;
 use tokio::time::Instant;
 use weft_core::tls::{OWN_TICKET_KEY_LIFE, TICKET_KEY_BYTES};
 
+use super::server_session::Session;
 use super::verify::PeerVerifier;
 
 /// How long a session can be resumed if nobody says it; BoringSSL's default, and so Envoy's.
@@ -209,86 +210,10 @@ pub fn date(connection: &mut ServerConnection) {
     connection.set_resumption_data(&date);
 }
 
-/// What we have to know of a session as rustls writes it (`ServerSessionValue`). If it comes to write it otherwise, nothing is read and
-/// nothing resumed; a test would tell.
-struct Session<'a> {
-    chain: Vec<CertificateDer<'a>>,
-    /// Seconds since 1970; see [`date`].
-    authenticated_at: Option<u64>,
-}
-
-impl<'a> Session<'a> {
-    fn read(plain: &'a [u8]) -> Option<Session<'a>> {
-        let mut fields = Fields(plain);
-        if fields.flag()? {
-            let _server_name = fields.vector::<1>()?;
-        }
-        let _version = fields.take(2)?;
-        let _cipher_suite = fields.take(2)?;
-        let _master_secret = fields.vector::<1>()?;
-        let _extended_master_secret = fields.flag()?;
-        let mut chain = Vec::new();
-        if fields.flag()? {
-            let mut certificates = Fields(fields.vector::<3>()?);
-            while !certificates.0.is_empty() {
-                chain.push(CertificateDer::from(certificates.vector::<3>()?));
-            }
-        }
-        if fields.flag()? {
-            let _alpn = fields.vector::<1>()?;
-        }
-        let application_data = fields.vector::<2>()?;
-        let _created = fields.take(8)?;
-        let _age_offset = fields.take(4)?;
-        let authenticated_at = application_data.try_into().ok().map(u64::from_be_bytes);
-        fields.0.is_empty().then_some(Session { chain, authenticated_at })
-    }
-}
-
-/// The presentation language of TLS (RFC 8446 3).
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn flag(&mut self) -> Option<bool> {
-        match self.take(1)? {
-            [0] => Some(false),
-            [1] => Some(true),
-            _ => None,
-        }
-    }
-
-    /// Bytes behind their count, which has *WIDTH* bytes.
-    fn vector<const WIDTH: usize>(&mut self) -> Option<&'a [u8]> {
-        let count = self.take(WIDTH)?.iter().fold(0, |count, &byte| count << 8 | usize::from(byte));
-        self.take(count)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::server_session::tests::session;
     use super::*;
-
-    /// A session as rustls writes it, of a client that showed these certificates.
-    fn session(chain: &[&[u8]], authenticated_at: u64) -> Vec<u8> {
-        let mut plain = vec![1, 2, b'u', b'p', 3, 4, 0x13, 1, 2, 7, 7, 0];
-        plain.push(u8::from(!chain.is_empty()));
-        if !chain.is_empty() {
-            let length = |count: usize| (count as u32).to_be_bytes()[1..].to_vec();
-            let certificates: Vec<u8> = chain.iter().flat_map(|it| [length(it.len()), it.to_vec()].concat()).collect();
-            plain.extend(length(certificates.len()));
-            plain.extend(certificates);
-        }
-        plain.extend([1, 2, b'h', b'2', 0, 8]);
-        plain.extend(authenticated_at.to_be_bytes());
-        plain.extend([0; 12]);
-        plain
-    }
 
     fn wall(seconds: u64) -> UnixTime {
         UnixTime::since_unix_epoch(Duration::from_secs(seconds))
@@ -361,18 +286,6 @@ mod tests {
         let tickets = tickets(configured(&[1]), 0);
         let ticket = tickets.seal(&session(&[b"leaf", b"above"], 1000), now).unwrap();
         assert_eq!(tickets.open(&ticket, now, wall(1000)), None);
-    }
-
-    #[test]
-    fn sessions_are_read_to_the_end_or_not_at_all() {
-        let plain = session(&[b"leaf", b"above"], 1000);
-        let read = Session::read(&plain).unwrap();
-        assert_eq!(read.authenticated_at, Some(1000));
-        assert_eq!(read.chain.iter().map(|it| &it[..]).collect::<Vec<_>>(), [&b"leaf"[..], b"above"]);
-        for length in 0..plain.len() {
-            assert!(Session::read(&plain[..length]).is_none(), "{length}");
-        }
-        assert!(Session::read(&[&plain[..], b"x"].concat()).is_none());
     }
 
     #[test]
