@@ -185,7 +185,8 @@ fn without_any_weight_localities_share_by_their_endpoints() {
 
 #[test]
 fn in_panic_localities_do_not_count() {
-    let failing = |ports: std::ops::RangeInclusive<u32>| ports.map(|port| endpoint(port, 1, Unhealthy)).collect::<Vec<_>>();
+    let failing =
+        |ports: std::ops::RangeInclusive<u32>| ports.map(|port| endpoint(port, 1, Unhealthy)).collect::<Vec<_>>();
     let one_of_seven = || {
         let most = [vec![endpoint(2, 1, Healthy)], failing(3..=7)].concat();
         vec![locality(0, 3, failing(1..=1)), locality(0, 1, most)]

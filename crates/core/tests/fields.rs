@@ -12,8 +12,8 @@ use weft_core::compile::{Compiled, Problems, Strictness};
 use weft_core::decide::decide;
 use weft_core::health_check::Probe;
 use weft_core::honoured::json::encode;
-use weft_core::http2::FloodLimits;
 use weft_core::http_manager::RouteSource;
+use weft_core::http2::FloodLimits;
 use weft_core::listener::{Listener, NetworkFilter};
 use weft_core::plan::{Plan, Resource};
 use weft_core::route::{Action, RouteTable};
@@ -451,9 +451,12 @@ fn times_that_envoy_refuses_are_refused_with_what_would_be_right() {
         problem(json!({"http2_protocol_options": {"connection_keepalive": settings}}))
     };
     assert_eq!(keepalive("0.001s", "0.001s"), "");
-    for (interval, timeout, field) in
-        [("0s", "1s", "interval"), ("0.000999s", "1s", "interval"), ("1s", "0s", "timeout"), ("1s", "0.0009s", "timeout")]
-    {
+    for (interval, timeout, field) in [
+        ("0s", "1s", "interval"),
+        ("0.000999s", "1s", "interval"),
+        ("1s", "0s", "timeout"),
+        ("1s", "0.0009s", "timeout"),
+    ] {
         let found = keepalive(interval, timeout);
         assert!(found.contains(&format!("connection_keepalive.{field}: must be 1 ms or more")), "{found}");
     }

@@ -1,5 +1,7 @@
 //! Which version of HTTP a cluster speaks that asks to preserve the case of names, and what of such a wish cannot be honoured.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use weft_core::cluster::{Cluster, VersionChoice};
 use weft_core::compile::Strictness;
@@ -35,10 +37,10 @@ fn preserve_case(more: Value) -> Value {
     json!({"header_key_format": {"stateful_formatter": {"name": "preserve_case", "typed_config": config}}})
 }
 
-fn compile(cluster: &Value) -> Result<Cluster, String> {
+fn compile(cluster: &Value) -> Result<Arc<Cluster>, String> {
     let bytes = encode(type_url::CLUSTER, cluster).expect("the names are Envoy's");
     match Resource::compile(type_url::CLUSTER, &bytes, Strictness::Refuse).map(|compiled| compiled.value) {
-        Ok(Resource::Cluster(cluster)) => Ok(Cluster::clone(&cluster)),
+        Ok(Resource::Cluster(cluster)) => Ok(cluster),
         Ok(_) => unreachable!("it was a cluster"),
         Err(problems) => Err(problems.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
     }

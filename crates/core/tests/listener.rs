@@ -250,9 +250,12 @@ fn names_have_wildcards_for_whole_labels_in_front() {
     };
     let chains = vec![chain("any or one", conditions(&["", "one.example"])), chain("wild", conditions(&[".example"]))];
     let listener = compile(&listener("l", "0.0.0.0:15001", chains));
-    for (name, expected) in
-        [(None, "any or one"), (Some("one.example"), "any or one"), (Some("two.example"), "wild"), (Some("x"), "any or one")]
-    {
+    for (name, expected) in [
+        (None, "any or one"),
+        (Some("one.example"), "any or one"),
+        (Some("two.example"), "wild"),
+        (Some("x"), "any or one"),
+    ] {
         let asked = Connection { transport: Transport::Tls, server_name: name, ..connection("1.2.3.4:443") };
         assert_eq!(chain_of(&listener, &asked), expected, "{name:?}");
     }

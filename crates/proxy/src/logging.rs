@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use log::{LevelFilter, Log, Metadata, Record};
+use weft_core::time_format::Civil;
 
 use crate::clock;
 

@@ -295,7 +295,8 @@ fn endpoints_that_do_not_come_in_time_are_none() {
         patient_cluster("other", "shared", 20),
         patient_cluster("another", "endless", 3),
     ]);
-    let expected = BTreeMap::from([(key("default"), seconds(15)), (key("short"), seconds(3)), (key("shared"), seconds(20))]);
+    let expected =
+        BTreeMap::from([(key("default"), seconds(15)), (key("short"), seconds(3)), (key("shared"), seconds(20))]);
     assert_eq!(proxy.holdings.wanted().missing, expected);
     proxy.listeners(&[]);
     for name in ["default", "short", "shared", "endless"] {

@@ -44,18 +44,23 @@ impl HealthCheck {
     fn compile(context: &mut Context, check: &proto::HealthCheck) -> Option<Self> {
         let timeout = needed(context, "timeout", check.timeout.as_ref());
         let usual = needed(context, "interval", check.interval.as_ref());
-        let unhealthy = context.positive_duration("unhealthy_interval", check.unhealthy_interval.as_ref()).unwrap_or(usual);
-        let no_traffic = context.positive_duration("no_traffic_interval", check.no_traffic_interval.as_ref())
+        let unhealthy =
+            context.positive_duration("unhealthy_interval", check.unhealthy_interval.as_ref()).unwrap_or(usual);
+        let no_traffic = context
+            .positive_duration("no_traffic_interval", check.no_traffic_interval.as_ref())
             .unwrap_or(DEFAULT_NO_TRAFFIC_INTERVAL);
         let no_traffic_healthy = check.no_traffic_healthy_interval.as_ref();
         let intervals = Intervals {
             usual,
             unhealthy,
-            unhealthy_edge: context.positive_duration("unhealthy_edge_interval", check.unhealthy_edge_interval.as_ref())
+            unhealthy_edge: context
+                .positive_duration("unhealthy_edge_interval", check.unhealthy_edge_interval.as_ref())
                 .unwrap_or(unhealthy),
-            healthy_edge: context.positive_duration("healthy_edge_interval", check.healthy_edge_interval.as_ref())
+            healthy_edge: context
+                .positive_duration("healthy_edge_interval", check.healthy_edge_interval.as_ref())
                 .unwrap_or(usual),
-            no_traffic_healthy: context.positive_duration("no_traffic_healthy_interval", no_traffic_healthy)
+            no_traffic_healthy: context
+                .positive_duration("no_traffic_healthy_interval", no_traffic_healthy)
                 .unwrap_or(no_traffic),
             no_traffic,
         };

@@ -27,7 +27,8 @@ pub(super) fn refuse(context: &mut Context, chains: &[Option<FilterChain>]) {
             others.push(index);
         }
         if let Some(earlier) = earlier {
-            context.refuse_at(&at, format!("filter_chains[{earlier}] is for the same connections, so this one never is"));
+            context
+                .refuse_at(&at, format!("filter_chains[{earlier}] is for the same connections, so this one never is"));
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use weft_core::balance::Host;
 use weft_core::endpoint::Health;
+use weft_core::time_format::Civil;
 use weft_core::tls::SecretName;
 
 use super::answer::Answer;
@@ -104,9 +105,8 @@ fn certificate(der: &[u8]) -> Value {
 
 /// As protobuf writes a moment in JSON: `2026-12-31T23:59:59Z`.
 fn stamp(wall: Duration) -> String {
-    let mut text = Vec::new();
-    clock::write_formatted(wall, "%FT%TZ", &mut text);
-    String::from_utf8_lossy(&text).into_owned()
+    let Civil { year, month, day, hour, minute, second, .. } = Civil::of(wall.as_secs());
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
 /// `/listeners`, as Envoy tells it: `name::address` a line, or `listener_statuses`.
