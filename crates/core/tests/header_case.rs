@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use weft_core::cluster::{Cluster, VersionChoice};
-use weft_core::compile::Strictness;
+use weft_core::compile::{Problem, Strictness};
 use weft_core::honoured::json::encode;
 use weft_core::plan::Resource;
 use weft_protos::type_url;
@@ -38,11 +38,12 @@ fn preserve_case(more: Value) -> Value {
 }
 
 fn compile(cluster: &Value) -> Result<Arc<Cluster>, String> {
-    let bytes = encode(type_url::CLUSTER, cluster).expect("the names are Envoy's");
+    let said = |problems: &[Problem]| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let bytes = encode(type_url::CLUSTER, cluster).map_err(|problems| said(&problems))?;
     match Resource::compile(type_url::CLUSTER, &bytes, Strictness::Refuse).map(|compiled| compiled.value) {
         Ok(Resource::Cluster(cluster)) => Ok(cluster),
         Ok(_) => unreachable!("it was a cluster"),
-        Err(problems) => Err(problems.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
+        Err(problems) => Err(said(&problems.0)),
     }
 }
 
