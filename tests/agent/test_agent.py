@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -57,13 +58,20 @@ def test_nothing_is_taken_back_that_was_not_told(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("asked", "code", "final"),
     [
-        ([], -15, False),
-        ([signal.SIGTERM], -15, True),
-        ([signal.SIGINT], 130, True),
-        ([signal.SIGHUP], 1, False),
-        ([signal.SIGHUP], -1, True),
-        ([signal.SIGHUP, signal.SIGTERM], 0, True),
+        ({}, -15, False),
+        ({signal.SIGTERM: 1000}, 1, True),
+        ({signal.SIGINT: 1}, 130, True),
+        ({signal.SIGINT: 1000, signal.SIGQUIT: 1000}, 1, False),
+        ({signal.SIGQUIT: 1}, -3, True),
+        ({signal.SIGHUP: 1}, 1, False),
+        ({signal.SIGHUP: 1}, -1, True),
+        ({signal.SIGHUP: 1}, 129, True),
     ],
 )
-def test_whoever_asked_for_an_end_has_it_and_a_reload_is_none(asked: list[int], code: int, *, final: bool) -> None:
-    assert agent.Control(asked=set(asked)).is_final(code) is final
+def test_whoever_asked_for_an_end_has_it_and_a_reload_or_a_dump_is_none(
+    asked: dict[int, float], code: int, *, final: bool
+) -> None:
+    """*asked* says how many seconds ago."""
+    now = time.monotonic()
+    control = agent.Control(asked={number: now - ago for number, ago in asked.items()})
+    assert control.is_final(code) is final

@@ -13,8 +13,10 @@ import contextlib
 import errno
 import functools
 import json
+import math
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -58,6 +60,9 @@ HINT_POLL_SECONDS = 1.0
 ODD_SECONDS = 1.0
 """How long a program may listen elsewhere than told before that is said."""
 
+ASKED_SECONDS = 10.0
+"""How long after Ctrl-C an end is taken for its work."""
+
 LEAVE_SECONDS = 0.3
 """How long a program that has ended waits for its endpoints to be withdrawn everywhere before its proxy stops."""
 
@@ -82,21 +87,26 @@ class Control:
     The running program, for whoever may signal it; and whether it has ever been started.
 
     `withdraw` has its endpoints withdrawn, for whoever is about to end it. `asked` are the signals by which somebody has
-    asked it to end. `changed` is set when it starts or ends, for whoever looks at its ports: those of a dead program must
-    be withdrawn before the next poll.
+    asked it to end, and when (of the monotonic clock). `changed` is set when it starts or ends, for whoever looks at its
+    ports: those of a dead program must be withdrawn before the next poll.
     """
 
     program: Program | None = None
     started: bool = False
-    asked: set[int] = field(default_factory=set)
+    asked: dict[int, float] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    withdraw: Callable[[], Awaitable[None]] | None = None
 
     def is_final(self, code: int) -> bool:
         """Say whether the end with *code* was asked for, so that it is not started again whatever its restart policy says."""
+        if signal.SIGTERM in self.asked:
+            return True
+        # Consoles live on after Ctrl-C, and a JVM that is sent SIGQUIT shows its threads: an end much later has another reason.
+        soon = time.monotonic() - ASKED_SECONDS
+        if any(self.asked.get(number, -math.inf) > soon for number in (signal.SIGINT, signal.SIGQUIT)):
+            return True
         # At SIGHUP daemons read their configuration anew: it asks for an end only where it brings one.
-        return bool(self.asked - {signal.SIGHUP}) or -code in self.asked
-
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    withdraw: Callable[[], Awaitable[None]] | None = None
+        return signal.SIGHUP in self.asked and code in (-signal.SIGHUP, 128 + signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)

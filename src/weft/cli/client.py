@@ -9,7 +9,7 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,9 @@ class Client:
         """Call `POST path` with *body* as JSON."""
         return self._call("POST", path, body, timeout)
 
-    def edit(self, path: str, body: object) -> Any:
+    def edit(self, path: str, body: Mapping[str, object]) -> Any:
         """
-        Call `POST path`, which changes the configuration, and wait for as long as that takes.
+        Call `POST path`, which changes the configuration if *body* says no `dry_run`, and wait for as long as that takes.
 
         The control plane bounds it, and nobody else can know the bound: an edit waits for those before it, and each step
         of one (`weft.controlplane.change`) for proxies that are silent. Who no longer waits takes nothing back.
@@ -107,6 +107,8 @@ class Client:
         try:
             return self._call("POST", path, body, None)
         except Unanswered as error:
+            if body.get("dry_run"):
+                raise
             raise WeftError(
                 f"{error} The change may be made all the same: `weft get` shows what is in force."
             ) from error

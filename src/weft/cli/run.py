@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -194,7 +195,7 @@ async def _serve(mesh: MeshPaths, spec: WorkloadSpec, holder: int, *, explicit: 
     def received(number: int, from_terminal: bool) -> None:
         nonlocal ended_by
         if number in STOPS:
-            control.asked.add(number)
+            control.asked[number] = time.monotonic()
         if control.program is not None:
             if number == signal.SIGTERM and spec.ports:
                 tasks.add(asyncio.create_task(terminate()))

@@ -332,13 +332,14 @@ class ControlPlane:
             if edit.dry_run:
                 detail = self._differences(views, view)
                 return replace(outcome, resources=detail, affected=tuple(sorted(detail)))
-            if self._unfinished is not None and edit == Edit(directory=edit.directory):
-                publications = self._taken_up(self._unfinished, snapshot)
+            unfinished = self._unfinished if edit == Edit(directory=edit.directory) else None
+            if unfinished is not None:
+                publications = self._taken_up(unfinished, snapshot)
             elif same_configuration:
                 publications = self._steps[1:] if continues else self._steps
             else:
                 publications = steps(self.snapshot, snapshot)
-            transition = self._noted(publications, merged, same_configuration=same_configuration)
+            transition = self._noted(publications, merged, begun=same_configuration or unfinished is not None)
             reported = self._reported_statuses(statuses, merged.configuration)
             changes = replace(
                 changes,
@@ -410,11 +411,11 @@ class ControlPlane:
         config = {**{key: item for key, item in snapshot.config.items() if key not in unfinished.before}, **was}
         return remaining(replace(snapshot, config=config), snapshot, unfinished.remaining)
 
-    def _noted(self, publications: tuple[Step, ...], merged: Merged, *, same_configuration: bool) -> Transition:
+    def _noted(self, publications: tuple[Step, ...], merged: Merged, *, begun: bool) -> Transition:
         """Return what is to be stored, so that another control plane can go on where this one was killed."""
         if len(publications) == 1:
             return Transition(0)
-        if same_configuration:  # also of what the control plane before this one began: it is stored already
+        if begun:  # by an earlier turn, or by the control plane before this one: it is stored already
             before = self._transition.before
         else:
             touched = [item.key for item in merged.changes.put] + [*merged.changes.delete]

@@ -251,11 +251,14 @@ async def _take_up(plane: ControlPlane, source: FileSource, events: Events) -> M
     try:
         found = source.load()
     except StoreError:
+        if not good:
+            raise
         found = good  # who follows it will tell
     try:
         await plane.change(Edit(directory=_documents(found)))
     except WeftError as error:
-        if found == good:
+        # Nothing may be what an older weft has left, which kept nothing: proxies go on with what they have.
+        if not good or found == good:
             raise
         _tell(error, events)
         await plane.change(Edit(directory=_documents(good)))
