@@ -300,7 +300,8 @@ impl Configurator {
             let (type_url, name) = key;
             let kind = type_url.rsplit('.').next().unwrap_or(type_url);
             log::warn!(target: logging::XDS, "{kind} {name} has not come within {limit:?}: going on without");
-            self.settle();
+            // Thousands that were asked for at once are given up at once.
+            self.settle_soon();
         }
     }
 

@@ -270,6 +270,14 @@ impl Session {
         }
     }
 
+    /// The output was taken: there may be room in it again.
+    fn relieve(&self) {
+        if self.crowded.take() {
+            self.wake_all();
+            self.call_next();
+        }
+    }
+
     fn wake_line(&self, most: usize) {
         for inbox in self.line.borrow().iter().take(most) {
             if let Some(waker) = inbox.borrow_mut().waker.take() {
@@ -278,8 +286,8 @@ impl Session {
         }
     }
 
-    /// Pass over the first in line if it was called and has not come: it has nothing to send any more, or is busy otherwise. Asked in each
-    /// turn of the connection's task, between two of which everybody who was woken has run.
+    /// Pass over the first in line if it was called and has not come: it has nothing to send any more, or is busy otherwise. Asked each time
+    /// that the connection's task runs, between two of which everybody who was woken has run, unless a turn came between them.
     fn pass_over(&self) {
         let first = self.line.borrow().front().cloned().filter(|_| self.has_room());
         let called = self.called.replace(first.clone());
@@ -676,9 +684,7 @@ impl Driver {
                 return Poll::Ready(Ok(()));
             }
             self.session.codec.borrow_mut().swap_output(&mut self.writing);
-            if self.session.crowded.take() {
-                self.session.wake_all();
-            }
+            self.session.relieve();
         }
     }
 
@@ -714,6 +720,8 @@ impl Driver {
             let turn = self.apply(event);
             buffer.consume(used);
             if turn.is_some() {
+                // Whoever takes it may poll again before anybody who was woken has run.
+                *session.called.borrow_mut() = None;
                 return turn;
             }
         }
@@ -1001,9 +1009,7 @@ mod tests {
                     bytes = &bytes[HEADER_BYTES + header.length..];
                 }
             });
-            if session.crowded.take() {
-                session.wake_all();
-            }
+            session.relieve();
             come.iter().for_each(|(stream, bytes)| *self.held.entry(*stream).or_default() += bytes);
             come
         }
@@ -1110,6 +1116,28 @@ mod tests {
                 assert_eq!(silent_task.run(&silent, b"silent"), 6);
             }
         }
+    }
+
+    #[test]
+    fn nobody_is_passed_over_between_two_turns_of_one_read() {
+        let mut upload = Upload::new(Limits::default());
+        let (long, other) = (upload.stream(), upload.stream());
+        let (long_task, task) = (Arc::new(Task::default()), Arc::new(Task::default()));
+        long_task.begin(&long, &vec![b'x'; WINDOW_BYTES as usize]);
+        assert_eq!(task.begin(&other, b"other"), 0);
+        assert_eq!(long_task.begin(&long, b"more"), 0);
+        upload.turn();
+        upload.give_back();
+        for payload in [[1; 8], [2; 8]] {
+            upload.turn();
+            let mut pong = Vec::new();
+            frame::ping(&mut pong, frame::flag::ACK, payload);
+            upload.buffer.push(&pong);
+            assert!(matches!(upload.driver.receive(&mut upload.buffer), Some(Turn::Pong(told)) if told == payload));
+        }
+        upload.turn();
+        assert!(other.inbox.borrow().in_line, "it could not come yet");
+        assert_eq!(task.run(&other, b"other"), 5);
     }
 
     #[test]

@@ -254,7 +254,7 @@ async fn read_head(
             }
             Ok(None) => {}
             Err(error) => {
-                *parser = HeadParser::default();
+                *parser = HeadParser::keeping_case(manager.http1.keeps_case);
                 return Arrival::Refused(refusal(error));
             }
         }
