@@ -135,9 +135,13 @@ def test_each_connection_of_tcp_goes_on_to_its_own_destination(running: Running)
 def test_who_called_the_proxy_itself_was_going_nowhere(running: Running, name: str) -> None:
     """It is not led to the proxy again, and again by that: there is no upstream."""
     for proxy in running.proxies:
-        with socket.create_connection(("127.0.0.1", proxy.ports[name]), LIMIT) as client:
-            with contextlib.suppress(ConnectionError):  # TCP may be closed at once
-                client.sendall(b"GET / HTTP/1.1\r\nhost: up\r\nconnection: close\r\n\r\n")
+        answer = b""
+        # TCP may be closed at once: before the client has written, or even looked whether it is connected.
+        with (
+            contextlib.suppress(ConnectionError),
+            socket.create_connection(("127.0.0.1", proxy.ports[name]), LIMIT) as client,
+        ):
+            client.sendall(b"GET / HTTP/1.1\r\nhost: up\r\nconnection: close\r\n\r\n")
             answer = read_rest(client)
         assert answer.startswith(b"HTTP/1.1 503 ") if name.endswith("http") else answer == b"", proxy.kind
         log = running.log(proxy, name)
