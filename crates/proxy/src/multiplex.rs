@@ -477,12 +477,9 @@ impl Stream {
         let others_wait = session.begin_turn(&self.inbox);
         let part = if others_wait { &data[..data.len().min(TURN_BYTES)] } else { data };
         let ended = ended && part.len() == data.len();
-        let mut codec = session.codec.borrow_mut();
-        let count = codec.data(self.id.get(), part, ended);
-        let own_window = codec.has_own_window(self.id.get());
-        drop(codec);
+        let count = session.codec.borrow_mut().data(self.id.get(), part, ended);
         if count == 0 && !data.is_empty() {
-            if own_window {
+            if session.codec.borrow().has_own_window(self.id.get()) {
                 session.keep_turn(&self.inbox);
             } else if others_wait {
                 session.call_next();
