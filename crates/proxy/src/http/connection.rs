@@ -253,10 +253,7 @@ async fn read_head(
                 return Arrival::Ready { waited: reads > 1 };
             }
             Ok(None) => {}
-            Err(error) => {
-                *parser = HeadParser::keeping_case(manager.http1.keeps_case);
-                return Arrival::Refused(refusal(error));
-            }
+            Err(error) => return Arrival::Refused(refusal(error)),
         }
         if buffer.is_full() {
             buffer.grow(limits.head_bytes + EMPTY_LINE_BYTES);
