@@ -57,15 +57,16 @@ def test_a_page_without_its_marks_is_refused(root: Path) -> None:
         publish.pages(json.loads(report.as_json(TABLES, ABOUT)), root)
 
 
-@pytest.mark.skipif(not (ROOT / RESULT).exists(), reason="no run is published yet")
 def test_the_pages_say_what_the_published_run_measured() -> None:
     """`python -m bench.publish` makes them again, after a change of their form."""
+    if not (ROOT / RESULT).exists():
+        assert "before Envoy was given" in (ROOT / README).read_text("utf-8"), "older figures say that they are"
+        return
     for page, text in publish.pages(json.loads((ROOT / RESULT).read_text())).items():
         assert page.read_text("utf-8") == text, f"{page} does not say what {RESULT} says"
 
 
-@pytest.mark.skipif(not (ROOT / RESULT).exists(), reason="no run is published yet")
 def test_what_is_published_names_no_path_of_the_machine_that_measured() -> None:
-    files = [ROOT / RESULT, *(ROOT / CONFIGURATIONS).iterdir()]
+    files = [ROOT / README, ROOT / EXPLANATION, *(it for it in (ROOT / RESULT).parent.rglob("*") if it.is_file())]
     found = {file.name: re.findall(r"/(?:tmp|home|root|work)/\S*", file.read_text()) for file in files}
     assert not any(found.values()), found
