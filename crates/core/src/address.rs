@@ -63,15 +63,8 @@ impl Cidr {
 
     /// Whether `address` lies in the block. IPv4-mapped IPv6 addresses are those of IPv4.
     pub fn contains(self, address: IpAddr) -> bool {
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(block), IpAddr::V4(address)) => {
-                (block.to_bits() ^ address.to_bits()).checked_shr(32 - u32::from(self.length)).unwrap_or(0) == 0
-            }
-            (IpAddr::V6(block), IpAddr::V6(address)) => {
-                (block.to_bits() ^ address.to_bits()).checked_shr(128 - u32::from(self.length)).unwrap_or(0) == 0
-            }
-            _ => false,
-        }
+        let address = address.to_canonical();
+        address.is_ipv4() == self.address.is_ipv4() && masked(address, self.length) == self.address
     }
 
     pub(crate) fn compile(context: &mut Context, range: &proto::CidrRange) -> Option<Self> {

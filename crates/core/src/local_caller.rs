@@ -11,7 +11,7 @@ use std::sync::Arc;
 use weft_protos::weft::extensions::filters::v1 as proto;
 
 use crate::compile::Context;
-use crate::request::RequestHead;
+use crate::request::{RequestHead, is_of_token};
 use crate::respond::Cause;
 use crate::route::domains::without_port;
 
@@ -149,11 +149,6 @@ pub fn opening(data: &[u8]) -> Opening {
         Some(version) if b"HTTP/".starts_with(version) => undecided,
         Some(_) => Opening::Other,
     }
-}
-
-/// RFC 9110 5.6.2.
-fn is_of_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]

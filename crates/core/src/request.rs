@@ -2,6 +2,11 @@
 
 use std::borrow::Cow;
 
+/// Whether *byte* may stand in a token, as methods and names of fields are (RFC 9110 5.6.2).
+pub fn is_of_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 /// The head of a request. Implemented by the proxy on its own buffers and by the engine on a question.
 pub trait RequestHead {
     /// `GET`

@@ -1,6 +1,6 @@
 //! Points in time as text: the calendar of UTC, and formats in strftime's manner (`%START_TIME(%Y-%m-%d)%`).
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 /// Of `%a`, by the number of the day; `%A` adds what is missing.
@@ -24,6 +24,8 @@ const WHOLE_MONTHS: [&str; 12] = [
     "December",
 ];
 
+pub const DAY_SECONDS: u64 = 86_400;
+
 /// A point in time of UTC's calendar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Civil {
@@ -44,8 +46,8 @@ pub struct Civil {
 impl Civil {
     /// From seconds since 1970, by Howard Hinnant's `civil_from_days`.
     pub fn of(seconds: u64) -> Self {
-        let days = seconds / 86_400;
-        let rest = seconds % 86_400;
+        let days = seconds / DAY_SECONDS;
+        let rest = seconds % DAY_SECONDS;
         let shifted = days + 719_468;
         let era = shifted / 146_097;
         let day_of_era = shifted % 146_097;
@@ -67,6 +69,29 @@ impl Civil {
             weekday: ((days + 4) % 7) as usize,
         }
     }
+}
+
+/// `2026-12-31T23:59:59`
+impl fmt::Display for Civil {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { year, month, day, hour, minute, second, .. } = self;
+        write!(out, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")
+    }
+}
+
+/// Read a moment that is written `20261231235959Z`, as in certificates (RFC 5280 4.1.2.5.2); nothing if it is none, or before 1970.
+pub fn read_compact(text: &str) -> Option<Duration> {
+    let digits =
+        text.strip_suffix('Z').filter(|digits| digits.len() == 14 && digits.bytes().all(|it| it.is_ascii_digit()))?;
+    let part = |range: std::ops::Range<usize>| digits[range].parse::<u64>().ok();
+    let (year, month, day) = (part(0..4)?, part(4..6).filter(|month| (1..=12).contains(month))?, part(6..8)?);
+    let (hour, minute, second) = (part(8..10)?, part(10..12)?, part(12..14)?);
+    // By Howard Hinnant's `days_from_civil`: years begin in March, so that the day that comes and goes is their last.
+    let from_march = (month + 9) % 12;
+    let year = year.checked_sub(u64::from(month <= 2))?;
+    let day_of_year = (153 * from_march + 2) / 5 + day.checked_sub(1)?;
+    let days = (year * 365 + year / 4 - year / 100 + year / 400 + day_of_year).checked_sub(719_468)?;
+    Some(Duration::from_secs(days * DAY_SECONDS + hour * 3_600 + minute * 60 + second))
 }
 
 /// A format that was read.
@@ -236,7 +261,7 @@ impl Field {
         })
     }
 
-    fn write(self, civil: &Civil, wall: Duration, out: &mut String) -> std::fmt::Result {
+    fn write(self, civil: &Civil, wall: Duration, out: &mut String) -> fmt::Result {
         let hour_of_half = (civil.hour + 11) % 12 + 1;
         let month = civil.month as usize - 1;
         let is_morning = civil.hour < 12;
@@ -270,6 +295,21 @@ impl Field {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn compact_moments_are_read() {
+        for (seconds, text) in [
+            (0, "19700101000000Z"),
+            (784_111_777, "19941106084937Z"),
+            (951_782_400, "20000229000000Z"),
+            (4_107_542_399, "21000228235959Z"),
+        ] {
+            assert_eq!(read_compact(text), Some(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "20261231235959", "20261331235959Z", "19691231235959Z", "2026123123595xZ", "00000000000000Z"] {
+            assert_eq!(read_compact(text), None, "{text}");
+        }
+    }
 
     fn written(seconds: u64, nanos: u32, format: &str) -> String {
         let mut out = Vec::new();

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from weft.agent import published
+from weft.agent import dns, published
 from weft.agent.accepting import readable, serve_each
 from weft.errors import WeftError
 
@@ -43,7 +43,7 @@ _RESOLVE_ROUNDS = 2
 _BACKLOG = 1024
 _REST_SECONDS = 0.1  # before an edge that is not there is asked again
 _DNS_PORT = 53
-_FAILURES = frozenset({2, 4, 5})  # SERVFAIL, NOTIMP, REFUSED: RFC 1035 4.1.1
+_FAILURES = frozenset({dns.SERVFAIL, dns.NOTIMP, dns.REFUSED})
 _DEFAULT_SERVER = ("127.0.0.1", _DNS_PORT)  # resolv.conf(5): what holds if the file names none
 
 Server = tuple[str, int]

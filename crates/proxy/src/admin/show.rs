@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use weft_core::balance::Host;
 use weft_core::endpoint::Health;
-use weft_core::time_format::Civil;
+use weft_core::time_format::{Civil, DAY_SECONDS, read_compact};
 use weft_core::tls::SecretName;
 
 use super::answer::Answer;
@@ -94,8 +94,8 @@ fn certificate(der: &[u8]) -> Value {
                 text
             })
             .into();
-        let (begin, end) = (clock::read_compact(&front.not_before), clock::read_compact(&front.not_after));
-        let left = end.map(|end| end.saturating_sub(clock::since_epoch()).as_secs() / clock::DAY_SECONDS);
+        let (begin, end) = (read_compact(&front.not_before), read_compact(&front.not_after));
+        let left = end.map(|end| end.saturating_sub(clock::since_epoch()).as_secs() / DAY_SECONDS);
         shown["days_until_expiration"] = left.map(|days| days.to_string()).into();
         shown["valid_from"] = begin.map(stamp).into();
         shown["expiration_time"] = end.map(stamp).into();
@@ -105,8 +105,7 @@ fn certificate(der: &[u8]) -> Value {
 
 /// As protobuf writes a moment in JSON: `2026-12-31T23:59:59Z`.
 fn stamp(wall: Duration) -> String {
-    let Civil { year, month, day, hour, minute, second, .. } = Civil::of(wall.as_secs());
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    format!("{}Z", Civil::of(wall.as_secs()))
 }
 
 /// `/listeners`, as Envoy tells it: `name::address` a line, or `listener_statuses`.

@@ -1,5 +1,7 @@
 //! What the first bytes of a connection say of HTTP: which version begins here, if any. This is what Envoy's `http_inspector` looks for.
 
+use weft_core::request::is_of_token;
+
 /// Envoy's inspector gives up on a request line of this length; no parser of heads takes one.
 const LINE_BYTES: usize = 64 * 1024;
 /// What is longer and has no space in it begins with no method.
@@ -39,11 +41,6 @@ pub fn of(data: &[u8]) -> Opening {
         None if data.len() < LINE_BYTES => Opening::Undecided,
         None => Opening::TooLong,
     }
-}
-
-/// RFC 9110 5.6.2.
-fn is_of_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]

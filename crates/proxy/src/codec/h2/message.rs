@@ -3,6 +3,8 @@
 //! A head that passes here can be written as HTTP/1.1 and means the same there. That is the whole defence against smuggling by downgrade, so
 //! nothing is repaired: a message that breaks a rule is malformed, and its stream is reset.
 
+use weft_core::request::is_of_token;
+
 use super::hpack::{Field, Kind};
 use super::limits::Limits;
 use crate::codec::{Framing, Head, Known, Name, Version, has_port, is_authority_byte, is_forbidden_trailer};
@@ -336,9 +338,8 @@ impl<'h> Reader<'h> {
     }
 }
 
-/// RFC 9110 5.6.2
 fn is_token(text: &[u8]) -> bool {
-    !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+    !text.is_empty() && text.iter().copied().all(is_of_token)
 }
 
 fn parse_status(value: &[u8]) -> Option<u16> {
