@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// The deadline passed.
@@ -41,15 +42,31 @@ impl Alarm {
     ///
     /// # Errors
     /// [`Elapsed`].
-    pub async fn limit<F: Future>(&mut self, deadline: Option<Instant>, work: F) -> Result<F::Output, Elapsed> {
-        let mut work = std::pin::pin!(work);
-        std::future::poll_fn(|context| {
-            if let Poll::Ready(output) = work.as_mut().poll(context) {
-                return Poll::Ready(Ok(output));
-            }
-            self.poll(context, deadline).map(Err)
-        })
-        .await
+    pub fn limit<F: Future>(&mut self, deadline: Option<Instant>, work: F) -> Limit<'_, F> {
+        Limit { alarm: self, deadline, work }
+    }
+}
+
+pin_project! {
+    /// See [`Alarm::limit`].
+    // No `async fn`: its state would have room for its argument twice, and what waits for what is kilobytes.
+    pub struct Limit<'a, F> {
+        alarm: &'a mut Alarm,
+        deadline: Option<Instant>,
+        #[pin]
+        work: F,
+    }
+}
+
+impl<F: Future> Future for Limit<'_, F> {
+    type Output = Result<F::Output, Elapsed>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        match this.work.poll(context) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => this.alarm.poll(context, *this.deadline).map(Err),
+        }
     }
 }
 

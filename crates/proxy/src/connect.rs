@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use weft_core::address::PeerAddress;
 use weft_core::balance::{Balancer, Host, HostCounters};
 use weft_core::breaker::{Permit, Resource};
-use weft_core::cluster::{Cluster, Keepalive, ProxyProtocolVersion, TransportSocket};
+use weft_core::cluster::{Cluster, Keepalive, ProxyProtocolVersion, TransportSocket, VersionChoice};
 use weft_core::respond::Cause;
 
 use crate::buffer::Buffer;
@@ -55,7 +55,7 @@ pub use calls::{CallWay, connect_call};
 pub use checks::connect_check;
 use shared::Made;
 
-pub use shared::{Connected, Shared, Want, connect_http, http2_limits};
+pub use shared::{Connected, Shared, Want, connect_http, http2_limits, pooled_http};
 
 /// Where a request goes.
 #[derive(Clone)]
@@ -208,7 +208,7 @@ impl Peer {
     }
 }
 
-/// A connection to an endpoint, in use by one request or tunnel.
+/// A connection to an endpoint, in use by one request or tunnel. It lives in a box, because it goes through many hands.
 pub struct Connection {
     pub io: Io,
     pub buffer: Buffer,
@@ -246,7 +246,7 @@ impl Connection {
     }
 
     /// Give the connection back for the next request. The message on it must be complete in both directions.
-    pub fn release(mut self, cluster: &Cluster) {
+    pub fn release(mut self: Box<Self>, cluster: &Cluster) {
         let worn = cluster.http.max_requests_per_connection.is_some_and(|most| self.requests >= most);
         // RFC 9112 6.3: what came behind the answer is no answer, and never another client's.
         let has_more = !self.buffer.is_empty() || !self.io.is_at_rest();
@@ -262,12 +262,12 @@ impl Connection {
 #[cfg(test)]
 impl Connection {
     /// A connection of a pool that nobody else knows.
-    pub fn over(io: Io) -> Connection {
+    pub fn over(io: Io) -> Box<Connection> {
         let breakers = Arc::new(weft_core::breaker::Breakers::default());
         let permit = breakers.acquire(Resource::Connection, &Default::default()).unwrap();
         let pool = Rc::new(Pool::default());
         pool.open.set(1);
-        Connection {
+        Box::new(Connection {
             io,
             buffer: Buffer::new(),
             local: None,
@@ -280,7 +280,7 @@ impl Connection {
             known_at: 0,
             pool,
             _permit: permit,
-        }
+        })
     }
 }
 
@@ -294,7 +294,7 @@ impl Drop for Connection {
 }
 
 struct Idle {
-    connection: Connection,
+    connection: Box<Connection>,
     since: Instant,
 }
 
@@ -331,7 +331,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    fn take(&self, key: &Key, cluster: &Cluster) -> Option<Connection> {
+    fn take(&self, key: &Key, cluster: &Cluster) -> Option<Box<Connection>> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(key)?;
         let idle_timeout = key.idle_timeout(cluster);
@@ -346,6 +346,24 @@ impl Pool {
             drop(entry);
         }
         None
+    }
+
+    /// What a request with this body can have at once.
+    fn find(&self, key: &Key, choice: VersionChoice, cluster: &Cluster, body: Body) -> Option<Connected> {
+        let own = || self.take(key, cluster).map(Connected::Own);
+        match choice {
+            VersionChoice::Http1 | VersionChoice::OfferHttp1 => own(),
+            VersionChoice::Http2 | VersionChoice::Endpoint => match self.find_shared(key, body) {
+                Some(shared) => Some(Connected::Shared(shared)),
+                None if self.is_of_http1(key, choice) => own(),
+                None => None,
+            },
+        }
+    }
+
+    /// Whether the endpoint has the choice, and chose HTTP/1.1 when it was asked last.
+    fn is_of_http1(&self, key: &Key, choice: VersionChoice) -> bool {
+        choice == VersionChoice::Endpoint && self.http1.borrow().contains(key)
     }
 
     /// A connection of HTTP/2 that takes another request with this body.
@@ -377,7 +395,7 @@ impl Pool {
         is_named
     }
 
-    fn put(&self, mut connection: Connection) {
+    fn put(&self, mut connection: Box<Connection>) {
         if self.is_retired.get() || !self.names(&connection.key, &mut connection.known_at) {
             return;
         }
@@ -543,7 +561,7 @@ pub async fn connect(
     standing: &Standing,
     fresh: bool,
     offer: Offer<'_>,
-) -> Result<Connection, ConnectError> {
+) -> Result<Box<Connection>, ConnectError> {
     obtain(upstream, destination, ends, standing, fresh, offer, &mut None).await
 }
 
@@ -556,7 +574,7 @@ async fn obtain(
     fresh: bool,
     offer: Offer<'_>,
     pending: &mut Option<Permit>,
-) -> Result<Connection, ConnectError> {
+) -> Result<Box<Connection>, ConnectError> {
     let cluster = &upstream.shared.cluster;
     let key = destination.key(destination.transport(cluster), ends);
     let mut waited = false;
@@ -623,7 +641,7 @@ pub async fn connect_bytes(
     ends: Ends,
     standing: &Standing,
     permit: Permit,
-) -> Result<Connection, ConnectError> {
+) -> Result<Box<Connection>, ConnectError> {
     let Upstream { breakers, cluster, .. } = &*upstream.shared;
     let _pending = breakers.acquire(Resource::Pending, &cluster.limits).ok_or(ConnectError::Overflow)?;
     make(upstream, destination, ends, standing, Offer::All, permit).await
@@ -637,7 +655,7 @@ async fn make(
     standing: &Standing,
     offer: Offer<'_>,
     permit: Permit,
-) -> Result<Connection, ConnectError> {
+) -> Result<Box<Connection>, ConnectError> {
     let cluster = &upstream.shared.cluster;
     let transport = destination.transport(cluster);
     let deadline = cluster.connect_timeout;
@@ -650,7 +668,7 @@ async fn make(
     upstream.pool.open.set(upstream.pool.open.get() + 1);
     let peer = Peer::new(destination, &io);
     log::debug!(target: logging::POOL, "{} is connected to {}, who is {:?}", cluster.name, peer.address, peer.principal);
-    Ok(Connection {
+    Ok(Box::new(Connection {
         local: sockets::local_address(io.as_raw_fd()),
         peer: Rc::new(peer),
         io,
@@ -664,7 +682,7 @@ async fn make(
         known_at: 0,
         pool: Rc::clone(&upstream.pool),
         _permit: permit,
-    })
+    }))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

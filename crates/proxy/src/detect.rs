@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustls::server::{Accepted, Acceptor};
 use tokio::time::Instant;
-use weft_core::listener::{Connection, FilterChain, Listener, NetworkFilter, Place, ProxyProtocol, Seen};
+use weft_core::listener::{Connection, FilterChain, Inspectors, Listener, NetworkFilter, Place, ProxyProtocol, Seen};
 use weft_core::trace::Silent;
 
 use crate::alarm::Alarm;
@@ -133,7 +133,7 @@ pub async fn detect(
         && listener.continue_on_listener_filters_timeout
         && !listener.inspectors(ends.local.port()).are_absent();
     let raced = if may_race {
-        server_first::race(worker, socket, plan, listener, facts, deadline).await
+        Box::pin(server_first::race(worker, socket, plan, listener, facts, deadline)).await
     } else {
         Raced::Client(None)
     };
@@ -146,7 +146,13 @@ pub async fn detect(
         Raced::Client(early) => early,
     };
     let Socket { io, buffer, alarm } = socket;
-    let seen = inspect(io, buffer, alarm, listener, ends, deadline).await?;
+    let inspectors = listener.inspectors(ends.local.port());
+    // In boxes, as the race before: what reads a hello has kilobytes, and most connections have no hello to be read.
+    let seen = if inspectors.are_absent() {
+        Seen::default()
+    } else {
+        Box::pin(inspect(io, buffer, alarm, listener, &inspectors, deadline)).await?
+    };
     facts.server_name = seen.server_name.as_deref().map(Into::into);
     let choose = |connection: &Connection<'_>| listener.chain(connection, &mut Silent);
     let chosen = seen.with_connection(ends.local, ends.remote, facts.direct.ip(), choose);
@@ -157,7 +163,7 @@ pub async fn detect(
     let early = early.filter(|early| Arc::ptr_eq(&early.context, &context)).map(|early| early.opened);
     if let Some(tls) = &context.tls {
         let limit = chain.tls_handshake_timeout.unwrap_or(HANDSHAKE_TIMEOUT);
-        let work = shake_hands(io, buffer, tls, facts);
+        let work = Box::pin(shake_hands(io, buffer, tls, facts));
         alarm.limit(Some(Instant::now() + limit), work).await.map_err(|_| DetectError::HandshakeTimeout)??;
         worker.metrics.counters().secured(io.with_session(Session::is_resumed).unwrap_or(false));
         if chain.asks_for_identity() {
@@ -190,14 +196,10 @@ async fn inspect(
     buffer: &mut Buffer,
     alarm: &mut Alarm,
     listener: &Listener,
-    ends: Ends,
+    inspectors: &Inspectors,
     deadline: Option<Instant>,
 ) -> Result<Seen, DetectError> {
-    let inspectors = listener.inspectors(ends.local.port());
     let mut seen = Seen::default();
-    if inspectors.are_absent() {
-        return Ok(seen);
-    }
     let work = async {
         if inspectors.look_for_tls() {
             look_for_hello(io, buffer, &mut seen).await?;

@@ -38,7 +38,7 @@ pub struct Way {
 
 /// An upstream that a connection can be carried to.
 pub struct Opened {
-    pub connection: Connection,
+    pub connection: Box<Connection>,
     pub way: Way,
 }
 
@@ -90,7 +90,7 @@ impl<'d> Passage<'d> {
 
     /// Connect for the client in *socket*, and stop when it resets its connection. One that only sends no more may wait for an answer: it is
     /// carried on, as Envoy does.
-    async fn open_unless_reset(&mut self, socket: &Socket, proxy: &TcpProxy) -> Option<Connection> {
+    async fn open_unless_reset(&mut self, socket: &Socket, proxy: &TcpProxy) -> Option<Box<Connection>> {
         let opening = open(&self.down.worker, &self.down.facts, proxy, &mut self.way);
         let opened = unless_gone(opening, |context| socket.io.poll_reset(context)).await;
         if opened.is_none() {
@@ -100,7 +100,7 @@ impl<'d> Passage<'d> {
     }
 
     /// Forward bytes both ways, to the end of the connection.
-    async fn carry(&mut self, socket: &mut Socket, proxy: &TcpProxy, mut connection: Connection) {
+    async fn carry(&mut self, socket: &mut Socket, proxy: &TcpProxy, mut connection: Box<Connection>) {
         let series = series(self.down, &self.way);
         series.connection_opened();
         self.series = Some(series);
@@ -158,7 +158,7 @@ impl Drop for Passage<'_> {
 }
 
 /// Choose an upstream for a connection, and connect to it: route -> pick -> connect. `None`: *way* says why there is none.
-pub async fn open(worker: &Worker, facts: &Facts, proxy: &TcpProxy, way: &mut Way) -> Option<Connection> {
+pub async fn open(worker: &Worker, facts: &Facts, proxy: &TcpProxy, way: &mut Way) -> Option<Box<Connection>> {
     let plan = worker.plan();
     // route
     let name = Arc::clone(proxy.pick(&mut *worker.random.borrow_mut()));
@@ -184,7 +184,7 @@ async fn connect(
     upstream: &Rc<WorkerUpstream>,
     proxy: &TcpProxy,
     way: &mut Way,
-) -> Result<Connection, Cause> {
+) -> Result<Box<Connection>, Cause> {
     let Way { active, outcome, .. } = way;
     let mut tried = Tried::default();
     let mut cause = Cause::NoHealthyUpstream;

@@ -12,11 +12,9 @@ use super::shared::Making;
 use super::{ConnectError, Connection, Destination, Offer, Standing, connect};
 
 /// A way to an endpoint.
-// It is moved once and taken apart: a box would be an allocation for each call of Thrift.
-#[allow(clippy::large_enum_variant)]
 pub enum CallWay {
     /// For one call at a time.
-    Own(Connection),
+    Own(Box<Connection>),
     /// For many; *made*: it was made for this one.
     Shared { session: Rc<Session>, made: bool },
 }

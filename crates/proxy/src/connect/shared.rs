@@ -37,11 +37,9 @@ pub struct Shared {
 }
 
 /// A way to an endpoint.
-// It is moved once and taken apart: a box would be an allocation for each request of HTTP/1.1.
-#[allow(clippy::large_enum_variant)]
 pub enum Connected {
     /// HTTP/1.1: for one request at a time.
-    Own(Connection),
+    Own(Box<Connection>),
     /// HTTP/2.
     Shared(Rc<Shared>),
 }
@@ -54,6 +52,14 @@ pub struct Want {
     /// The request asks for another protocol.
     pub tunnel: bool,
     pub body: Body,
+}
+
+/// A way to *destination* that is there already. What hardly any request has to wait for needs no task's state.
+pub fn pooled_http(upstream: &WorkerUpstream, destination: &Destination, ends: Ends, want: Want) -> Option<Connected> {
+    let cluster = &upstream.shared.cluster;
+    let transport = destination.transport(cluster);
+    let choice = cluster.http.version_for(transport, want.http2, want.tunnel);
+    upstream.pool.find(&destination.key(transport, ends), choice, cluster, want.body)
 }
 
 /// Get a way to *destination* for a request of HTTP: a pooled one unless *fresh* asks for a new one.
@@ -82,11 +88,11 @@ pub async fn connect_http(
     let mut waited = false;
     let mut pending = None;
     let (mut connection, _making) = loop {
-        if !fresh && let Some(shared) = pool.find_shared(&key, want.body) {
-            pass_on(pool, waited);
-            return Ok(Connected::Shared(shared));
+        if !fresh && let Some(found) = pool.find(&key, choice, cluster, want.body) {
+            pass_on(pool, waited && matches!(found, Connected::Shared(_)));
+            return Ok(found);
         }
-        if choice == VersionChoice::Endpoint && pool.http1.borrow().contains(&key) {
+        if pool.is_of_http1(&key, choice) {
             break (obtain(upstream, destination, ends, standing, fresh, offer, &mut pending).await?, None);
         }
         count_pending(upstream, &mut pending)?;
@@ -173,7 +179,7 @@ impl Drop for Making {
 }
 
 /// Speak HTTP/2 on *connection*, in a task of its own.
-fn share(upstream: &Rc<WorkerUpstream>, connection: Connection) -> Rc<Shared> {
+fn share(upstream: &Rc<WorkerUpstream>, connection: Box<Connection>) -> Rc<Shared> {
     let cluster = Arc::clone(&upstream.shared.cluster);
     let mut limits = Limits {
         output_bytes: connection.buffer.limit(),
@@ -220,7 +226,7 @@ pub fn http2_limits(options: &Http2Options, heads: &HeadLimits) -> Limits {
 }
 
 /// Read and write a connection that requests share, until its end; close it when nobody has used it for long.
-async fn keep(mut driver: Driver, mut connection: Connection, cluster: Arc<Cluster>) {
+async fn keep(mut driver: Driver, mut connection: Box<Connection>, cluster: Arc<Cluster>) {
     let http = &cluster.http;
     let mut alarm = Alarm::default();
     let mut keepalive = KeepAlive::new(http.http2.keepalive, connection.since);
@@ -228,7 +234,7 @@ async fn keep(mut driver: Driver, mut connection: Connection, cluster: Arc<Clust
     let idle_timeout = connection.key.idle_timeout(&cluster);
     let worn = http.max_connection_duration.map(|most| connection.since + most);
     loop {
-        let Connection { io, buffer, pool, key, known_at, .. } = &mut connection;
+        let Connection { io, buffer, pool, key, known_at, .. } = &mut *connection;
         let turn = std::future::poll_fn(|context| {
             if let Poll::Ready(turn) = driver.poll(context, io, buffer) {
                 return Poll::Ready(Some(turn));

@@ -55,7 +55,7 @@ impl Exchange<'_> {
         }
         self.finish_head(decision);
         if upgraded {
-            return self.tunnel(server, TunnelEnd::Upstream).await;
+            return Box::pin(self.tunnel(server, TunnelEnd::Upstream)).await;
         }
         let ends_at_close = self.scratch.response.framing == Framing::UntilClose;
         let close = self.is_last() || !self.request_done;

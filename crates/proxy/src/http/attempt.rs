@@ -44,20 +44,26 @@ impl Exchange<'_> {
             body: Body::of(request),
         };
         let (ends, standing) = (self.down.facts.ends(), &self.down.worker.standing);
-        let connecting = Server::connect(upstream, destination, ends, standing, fresh, want);
-        let mut server = match self.unless_gone(deadline, connecting).await {
-            None => return Attempt::Gone,
-            Some(Ok(Ok(server))) => server,
-            Some(Ok(Err(error))) => {
-                self.down.worker.metrics.counters().upstream_connect_failures.add(1);
-                self.outcome.transport_failure = error.transport_failure();
-                let result = match &error {
-                    ConnectError::Overflow => TryResult::Overflow,
-                    _ => TryResult::ConnectFailure,
-                };
-                return Attempt::Failed { cause: error.cause(), result };
+        let pooled = if fresh { None } else { Server::pooled(upstream, destination, ends, want) };
+        let mut server = match pooled {
+            Some(server) => server,
+            None => {
+                let connecting = Box::pin(Server::connect(upstream, destination, ends, standing, fresh, want));
+                match self.unless_gone(deadline, connecting).await {
+                    None => return Attempt::Gone,
+                    Some(Ok(Ok(server))) => server,
+                    Some(Ok(Err(error))) => {
+                        self.down.worker.metrics.counters().upstream_connect_failures.add(1);
+                        self.outcome.transport_failure = error.transport_failure();
+                        let result = match &error {
+                            ConnectError::Overflow => TryResult::Overflow,
+                            _ => TryResult::ConnectFailure,
+                        };
+                        return Attempt::Failed { cause: error.cause(), result };
+                    }
+                    Some(Err(_)) => return self.timed_out(None, timeout),
+                }
             }
-            Some(Err(_)) => return self.timed_out(None, timeout),
         };
         let limit = policy.and_then(|policy| policy.per_try_timeout).map(TryLimit::of_now);
         if !server.is_reused() {

@@ -203,7 +203,7 @@ impl Copy {
             Want { http2: self.client_version == Version::Http2, tunnel: false, body: Body::of(&scratch.request) };
         let limit = Some(Instant::now() + self.timeout.map_or(self.idle, |timeout| timeout.min(self.idle)));
         let (ends, standing) = (self.facts.ends(), &self.worker.standing);
-        let connecting = Server::connect(&self.upstream, destination, ends, standing, fresh, want);
+        let connecting = Box::pin(Server::connect(&self.upstream, destination, ends, standing, fresh, want));
         let mut server = match alarm.limit(limit, connecting).await {
             Ok(Ok(server)) => server,
             Ok(Err(error)) => {

@@ -196,7 +196,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Answer the request, or *refuse* it unread, and record it.
-    async fn serve(mut self, refused: Option<LocalReply>) -> Next {
+    async fn serve(&mut self, refused: Option<LocalReply>) -> Next {
         let next = match refused {
             None => self.walk().await,
             Some(reply) => {
@@ -235,7 +235,7 @@ impl Exchange<'_> {
         }
         let manager = self.manager;
         if let (true, Some(caller)) = (self.scratch.request.is_connect(), manager.forward_proxy()) {
-            return self.open_tunnel(&plan, caller).await;
+            return Box::pin(self.open_tunnel(&plan, caller)).await;
         }
         let admitted = {
             let random = &mut *self.down.worker.random.borrow_mut();
@@ -352,13 +352,13 @@ impl Exchange<'_> {
     }
 
     /// Run *work* until it is ready or *deadline* passes; `None` if the client goes away meanwhile.
-    async fn unless_gone<F: Future>(
+    fn unless_gone<F: Future>(
         &mut self,
         deadline: Option<Instant>,
         work: F,
-    ) -> Option<Result<F::Output, Elapsed>> {
+    ) -> impl Future<Output = Option<Result<F::Output, Elapsed>>> {
         let Exchange { client, alarm, .. } = self;
-        unless_gone(alarm.limit(deadline, work), |context| client.poll_gone(context)).await
+        unless_gone(alarm.limit(deadline, work), |context| client.poll_gone(context))
     }
 
     /// Refuse the request: the process is short of resources.

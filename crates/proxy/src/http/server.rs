@@ -23,7 +23,7 @@ use crate::tls::session::Session;
 pub enum Server {
     /// A connection of its own, which goes back to the pool when both messages are complete.
     Http1 {
-        connection: Connection,
+        connection: Box<Connection>,
         reading: http1::Reading,
         writing: http1::Writing,
         /// What the connection had carried before this try.
@@ -47,15 +47,26 @@ impl Server {
         fresh: bool,
         want: Want,
     ) -> Result<Server, ConnectError> {
-        Ok(match connect::connect_http(upstream, destination, ends, standing, fresh, want).await? {
-            Connected::Own(connection) => Server::own(connection, &upstream.shared.cluster),
+        let connected = connect::connect_http(upstream, destination, ends, standing, fresh, want).await?;
+        Ok(Server::over(connected, &upstream.shared.cluster))
+    }
+
+    /// The way to *destination* that is there already, if there is one.
+    pub fn pooled(upstream: &WorkerUpstream, destination: &Destination, ends: Ends, want: Want) -> Option<Server> {
+        let found = connect::pooled_http(upstream, destination, ends, want)?;
+        Some(Server::over(found, &upstream.shared.cluster))
+    }
+
+    fn over(connected: Connected, cluster: &Cluster) -> Server {
+        match connected {
+            Connected::Own(connection) => Server::own(connection, cluster),
             Connected::Shared(shared) => Server::Http2 {
                 stream: shared.session.stream(),
                 shared,
                 reading: http2::Reading::default(),
                 writing: http2::Writing::default(),
             },
-        })
+        }
     }
 
     /// Get a connection to *destination* for bytes that are not HTTP; never a pooled one.
@@ -72,7 +83,7 @@ impl Server {
         Ok(Server::own(connection, &upstream.shared.cluster))
     }
 
-    fn own(connection: Connection, cluster: &Cluster) -> Server {
+    fn own(connection: Box<Connection>, cluster: &Cluster) -> Server {
         Server::Http1 {
             reading: http1::Reading::head(response_limits(cluster)).keeping_case(cluster.http.http1.keeps_case),
             writing: http1::Writing::limited(connection.buffer.limit()),
@@ -118,7 +129,7 @@ impl Server {
     pub fn split<'s>(&'s mut self, out: &'s mut Vec<u8>) -> (Reader<'s>, Writer<'s>) {
         match self {
             Server::Http1 { connection, reading, writing, .. } => {
-                let Connection { io, buffer, .. } = connection;
+                let Connection { io, buffer, .. } = &mut **connection;
                 (
                     Reader::Http1(http1::Reader { io, buffer, state: reading }),
                     Writer::Http1(http1::Writer { io, out, state: writing }),
@@ -175,7 +186,10 @@ impl Server {
     /// The connection's own end, once both sides have agreed to speak another protocol on it. `None`: it is a stream.
     pub fn tunnel(&mut self) -> Option<(&Io, &mut Buffer)> {
         match self {
-            Server::Http1 { connection: Connection { io, buffer, .. }, .. } => Some((io, buffer)),
+            Server::Http1 { connection, .. } => {
+                let Connection { io, buffer, .. } = &mut **connection;
+                Some((io, buffer))
+            }
             Server::Http2 { .. } => None,
         }
     }

@@ -162,8 +162,10 @@ async fn serve_request(down: Rc<Downstream>, stream: Stream, mut scratch: Box<Sc
     let mut alarm = Alarm::default();
     let began = Instant::now();
     let client = Client::http2(stream);
-    let exchange = Exchange::new(&down, client, &mut alarm, &mut scratch, manager, (began, began));
-    exchange.serve(refused).await;
+    {
+        let mut exchange = Exchange::new(&down, client, &mut alarm, &mut scratch, manager, (began, began));
+        exchange.serve(refused).await;
+    }
     down.worker.give_scratch(scratch);
 }
 

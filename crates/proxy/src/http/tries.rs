@@ -91,7 +91,7 @@ impl Exchange<'_> {
         let tried = if self.scratch.request.is_connect()
             && Upgrade::find(&forward.upgrades, Upgrade::CONNECT.as_bytes()).is_some_and(terminates)
         {
-            self.end_tunnel(&upstream, original, key).await
+            Box::pin(self.end_tunnel(&upstream, original, key)).await
         } else {
             let aim = Aim { upstream: &upstream, original, key, policy, timeout };
             self.try_until_answered(plan, decision, forward, aim).await

@@ -257,7 +257,7 @@ impl Drop for Ticket {
 pub fn begin(
     codec: &Arc<dyn Codec>,
     set_id: fn(&mut [u8], u64),
-    connection: Connection,
+    connection: Box<Connection>,
     cluster: &Arc<Cluster>,
 ) -> Rc<Session> {
     let session = Rc::new(Session {
@@ -294,7 +294,7 @@ pub fn begin(
 /// The task of a connection.
 struct Driver {
     session: Rc<Session>,
-    connection: Connection,
+    connection: Box<Connection>,
     cluster: Arc<Cluster>,
     writing: Vec<u8>,
     /// How much of `writing` is written.
@@ -427,7 +427,7 @@ impl Driver {
     }
 
     fn poll_messages(&mut self, context: &mut Context<'_>) -> Poll<End> {
-        let Connection { io, buffer, .. } = &mut self.connection;
+        let Connection { io, buffer, .. } = &mut *self.connection;
         for _ in 0..READS {
             loop {
                 match self.session.codec.frame(buffer.data()) {
