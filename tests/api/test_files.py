@@ -109,3 +109,9 @@ def test_a_weft_yaml_that_is_no_utf_8_is_a_malformed_document(tmp_path: Path) ->
     (tmp_path / "weft.yaml").write_bytes(b"mesh: caf\xe9\n")
     with pytest.raises(InvalidConfiguration, match=r"weft\.yaml:1:10: .* byte 0xe9 is not UTF-8"):
         load_mesh(tmp_path)
+
+
+def test_an_empty_name_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "weft.yaml").write_text('apply: [""]\n')
+    with pytest.raises(InvalidConfiguration, match=r"weft\.yaml:1:9: error: apply\[0\]: an empty name is no file"):
+        load_mesh(tmp_path)

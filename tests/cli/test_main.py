@@ -11,7 +11,7 @@ import click
 import pytest
 
 from tests.cli.conftest import Weft
-from weft.cli.documents import DURATION
+from weft.cli.documents import DURATION, read
 from weft.cli.kinds import parse_references, plural, resolve
 from weft.cli.main import COMMANDS, ExampleCommand, cli
 from weft.cli.output import columns, duration
@@ -224,3 +224,14 @@ def test_a_port_of_the_host_is_none_of_the_programs_own() -> None:
         host_port(8000, [(8000, "HTTP")])
     with pytest.raises(UsageError, match=r"^--host-port 53: port 53 is where programs ask for names"):
         host_port(53, [])
+
+
+@pytest.mark.parametrize("files", [("",), ("reviews.yaml", "")])
+def test_an_empty_name_is_not_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
+) -> None:
+    """`weft delete -f "$FILE"` where FILE is not set must not delete what lies about."""
+    monkeypatch.chdir(tmp_path)
+    Path("reviews.yaml").write_text("")
+    with pytest.raises(UsageError, match=r"^-f '': an empty name, .* the current directory is -f \.$"):
+        read(files)

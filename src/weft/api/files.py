@@ -121,6 +121,12 @@ def _applied(result: MeshResult, directory: Path) -> tuple[list[tuple[str, str]]
     for index, name in enumerate(names if isinstance(names, list) else ()):
         if not isinstance(name, str):
             continue
+        if not name:
+            assert document is not None
+            place = document.locate_value(("apply", index))
+            remedy = "Write `.` for the directory of weft.yaml."
+            problems.append(Problem(place, f"apply[{index}]", "an empty name is no file.", remedy, code=ABSENT))
+            continue
         found, unreadable = read_documents([str(directory / name)])
         documents.update(found)
         for problem in unreadable:

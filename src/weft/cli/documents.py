@@ -98,7 +98,7 @@ def read(files: Sequence[str], *, recursive: bool = False) -> Sources:
     Return what *files* hold, called as `weft.model.Origin` calls files. A directory's files come in order of name.
 
     Raises:
-        UsageError: A file cannot be read, is a URL, or a directory holds none; names all of them.
+        UsageError: A name is empty or a URL, a file cannot be read, or a directory holds none; names all of them.
     """
     texts: dict[str, str] = {}
     unreadable: list[Problem] = []
@@ -112,7 +112,9 @@ def read(files: Sequence[str], *, recursive: bool = False) -> Sources:
             texts[name] = text
 
     for name in files:
-        if "://" in name:
+        if not name:  # a path that is empty is the current directory to all that open files
+            mistakes.append("-f '': an empty name, as of a variable that is not set; the current directory is -f .")
+        elif "://" in name:
             mistakes.append(f"{name}: weft does not fetch from the network; download it first.")
         elif name == "-" and files.count("-") > 1:
             mistakes.append("-: standard input can be read only once.")
