@@ -351,6 +351,32 @@ def test_get_goes_on_with_what_changes(mesh: Mesh, weft: Weft, rule: Path) -> No
         assert process.wait(20) == 130
 
 
+def test_get_goes_on_where_the_control_plane_is_started_again(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """What changes meanwhile is told, once; the end of the mesh ends it."""
+    weft("apply", "-f", rule)
+    Path("other.yaml").write_text(RULE.replace("reviews", "ratings"))
+    # The control plane of these tests holds the lock itself; that of `weft up` outlives it.
+    code = "import os; from weft.agent import paths; from weft.cli.main import main\n"
+    code += "paths.lock_holder = lambda mesh: 1 if mesh.mesh_file.exists() else None\nmain()"
+    command = [sys.executable, "-c", code, "get", "vs", "-w", "-o", "name"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "virtualservice.networking.istio.io/reviews\n"
+        mesh.restart()
+        weft("apply", "-f", "other.yaml")
+        assert process.stdout.readline() == "virtualservice.networking.istio.io/ratings\n"
+        weft("delete", "vs", "reviews")
+        mesh.restart()
+        assert process.stdout.readline() == "virtualservice.networking.istio.io/reviews\n"
+        mesh.paths.mesh_file.unlink()
+        mesh.kill()
+        assert (process.wait(20), process.stdout.read()) == (0, "")
+        assert process.stderr.read() == "The mesh 'test' has ended.\n"
+
+
 def test_delete_all_of_a_kind(mesh: Mesh, weft: Weft, rule: Path) -> None:
     weft("apply", "-f", rule)
     Path("other.yaml").write_text(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from weft.cli.apply import full_name
-from weft.cli.client import Client, connect
+from weft.cli.client import PAUSE_SECONDS, Client, Unanswered, connect
 from weft.cli.documents import Sources, file_option, no_objects, parsed, read
 from weft.cli.kinds import listed, means, mesh_namespace, namespace_option, parse_references
 from weft.cli.main import ExampleCommand
 from weft.cli.output import NAME, columns, duration, emit, mesh_option, output_option, place
-from weft.errors import NotFound, UsageError
+from weft.errors import MeshNotRunning, NotFound, UsageError
 
 EXAMPLES = """
 weft get                              everything in the mesh's namespace
@@ -58,13 +60,13 @@ def command(
     # What files describe is where they say.
     namespace = None if all_namespaces or files else namespace or mesh_namespace(client)
 
-    def asked() -> Sequence[Mapping[str, Any]]:
+    def asked(client: Client) -> Sequence[Mapping[str, Any]]:
         found = client.get("/v1/config", namespace=namespace)
         if files:
             return [item for item in found if _identity(item["key"]) in described]
         return [item for item in found if not references or any(_means(each, item["key"]) for each in references)]
 
-    found = asked()
+    found = asked(client)
     missing = [
         f"{kind} {name}"
         for kind, name in references
@@ -78,7 +80,7 @@ def command(
         there_are = listed(item["key"] for item in everything if any(means(kind, item["key"]) for kind in kinds))
         raise NotFound(f"Not found: {', '.join(missing)}. There are: {there_are}.")
     if watch:
-        _watch(client, asked, found, output, namespaces=namespace is None)
+        _watch(client.mesh, asked, found, output, namespaces=namespace is None)
 
 
 def _described(files: Sequence[str], sources: Sources, namespace: str) -> set[tuple[str, str, str]]:
@@ -122,8 +124,8 @@ def _show(
 
 
 def _watch(
-    client: Client,
-    asked: Callable[[], Sequence[Mapping[str, Any]]],
+    mesh: str,
+    asked: Callable[[Client], Sequence[Mapping[str, Any]]],
     shown: Sequence[Mapping[str, Any]],
     output: str,
     *,
@@ -131,9 +133,10 @@ def _watch(
 ) -> None:
     """Print what *asked* returns otherwise than *shown*, with each event of the mesh, until the mesh ends."""
     before = {_identity(item["key"]): item for item in shown}
-    # The last event of those that were is told again, so that what changed before we listened is seen, too.
-    for _ in client.events(replay=1):
-        now = {_identity(item["key"]): item for item in asked()}
+
+    def look() -> None:
+        nonlocal before
+        now = {_identity(item["key"]): item for item in asked(client)}
         for key in sorted(before.keys() | now.keys()):
             item = now.get(key) or before[key]
             if key in before and key in now and before[key] == item:
@@ -146,6 +149,18 @@ def _watch(
             else:
                 click.echo(table([item], wide=output == "wide", namespaces=namespaces).partition("\n")[2])
         before = now
+
+    try:
+        client = connect(mesh, patience=math.inf)
+        while True:
+            # A control plane that is killed is started again, and has another's memory of events: none. What changed
+            # before it listens to us is seen by a look at the beginning, and by the last event, which is told again.
+            with suppress(Unanswered):
+                for _ in client.events(replay=1, opened=look):
+                    look()
+            time.sleep(PAUSE_SECONDS)
+    except MeshNotRunning:
+        click.echo(f"The mesh {mesh!r} has ended.", err=True)
 
 
 def table(found: Sequence[Mapping[str, Any]], *, wide: bool, namespaces: bool) -> str:
