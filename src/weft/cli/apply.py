@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from weft.cli.client import LONGEST_WAIT_SECONDS, TIMEOUT_SECONDS, Client, connect
+from weft.cli.client import (
+    LONGEST_WAIT_SECONDS,
+    PAUSE_SECONDS,
+    TIMEOUT_SECONDS,
+    Away,
+    Client,
+    Unanswered,
+    connect,
+)
 from weft.cli.documents import (
     DURATION,
     DocumentsCommand,
@@ -21,7 +29,7 @@ from weft.cli.documents import (
 )
 from weft.cli.output import NAME, duration, emit, mesh_option, output_option, place, plural
 from weft.cli.problems import Refused, from_json, render
-from weft.errors import InvalidConfiguration, NotFound, NotSynced
+from weft.errors import InvalidConfiguration, NotFound, NotSynced, WeftError
 
 EXAMPLES = """
 weft apply -f reviews.yaml                 apply a file, and wait until the proxies have it
@@ -61,13 +69,17 @@ def command(
     started = time.monotonic()
     trial = dry_run != "none"
     receipt = None
+    unknown = None
     if dry_run == "client":
         answer = check(sources, strict=strict)
     else:
         client = connect(mesh)
         answer = send(client, "/v1/apply", sources, dry_run=trial, strict=strict)
         if wait and not trial and answer["affected"]:
-            receipt = await_receipt(client, answer["revision"], timeout)
+            try:
+                receipt = await_receipt(client, answer["revision"], timeout)
+            except WeftError as error:  # told after what was done
+                unknown = error
     if not answer["results"]:
         raise no_objects(files, "apply")
     elapsed = time.monotonic() - started
@@ -78,6 +90,8 @@ def command(
         emit(data, output, lambda: "\n".join(full_name(result) for result in answer["results"]))
     else:
         emit(data, output, lambda: _text(answer, receipt, elapsed, dry_run=dry_run, wait=wait))
+    if unknown is not None:
+        raise unknown
     if receipt is not None:
         check_receipt(receipt, timeout)
     elif wait and not trial:
@@ -123,12 +137,27 @@ def send(client: Client, call: str, sources: Sources, **more: object) -> Any:
 
 
 def await_receipt(client: Client, revision: int, timeout: float) -> dict[str, Any]:
-    """Return the receipt of *revision* once everybody who is waited for has answered, or after *timeout* seconds."""
+    """
+    Return the receipt of *revision* once everybody who is waited for has answered, or after *timeout* seconds.
+
+    A control plane that dies meanwhile is asked again when it is back: it keeps receipts.
+
+    Raises:
+        WeftError: At the end of that time there is nobody to ask.
+    """
     deadline = time.monotonic() + timeout
     while True:
         left = max(0.0, deadline - time.monotonic())
         wait = min(left, LONGEST_WAIT_SECONDS)
-        answer = client.get(f"/v1/revisions/{revision}", wait=wait, timeout=wait + TIMEOUT_SECONDS)
+        try:
+            answer = client.get(f"/v1/revisions/{revision}", wait=wait, timeout=wait + TIMEOUT_SECONDS)
+        except (Unanswered, Away) as error:
+            if time.monotonic() >= deadline:
+                raise WeftError(
+                    f"Who has revision {revision} is not known. {error} `weft wait --revision {revision}` asks again."
+                ) from error
+            time.sleep(PAUSE_SECONDS)
+            continue
         assert isinstance(answer, dict)
         if not is_awaited(answer) or wait == left:
             return answer
