@@ -67,11 +67,15 @@ def command(
         return [item for item in found if not references or any(_means(each, item["key"]) for each in references)]
 
     found = asked(client)
-    missing = [
-        f"{kind} {name}"
-        for kind, name in references
-        if name is not None and not any(_means((kind, name), item["key"]) for item in found)
-    ]
+    if files:
+        there = {_identity(item["key"]) for item in found}
+        missing = [f"{kind} {where}/{name}" for kind, where, name in sorted(described - there)]
+    else:
+        missing = [
+            f"{kind} {name}"
+            for kind, name in references
+            if name is not None and not any(_means((kind, name), item["key"]) for item in found)
+        ]
     if found or not missing:
         _show(found, output, references, namespace)
     if missing:
