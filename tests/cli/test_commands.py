@@ -18,6 +18,7 @@ import yaml
 
 from tests.cli.conftest import Weft
 from tests.controlplane.peers import Mesh, running_mesh, until
+from weft.agent import paths
 from weft.agent.workload import WorkloadSpec
 from weft.cli import apply, run, status
 from weft.cli.exec import meant
@@ -289,7 +290,7 @@ def test_directories_are_read_to_any_depth_where_that_is_said(mesh: Mesh, weft: 
 def test_get_of_what_files_describe(mesh: Mesh, weft: Weft, rule: Path) -> None:
     result = weft("get", "-f", rule)
     assert result.exit_code == 4
-    assert "Not found: VirtualService reviews." in result.stderr
+    assert "Not found: VirtualService default/reviews." in result.stderr
     weft("apply", "-f", rule)
     Path("other.yaml").write_text(RULE.replace("reviews", "ratings"))
     weft("apply", "-f", "other.yaml")
@@ -297,6 +298,28 @@ def test_get_of_what_files_describe(mesh: Mesh, weft: Weft, rule: Path) -> None:
     assert weft("get", "vs", "-f", rule).exit_code == 2
     rule.write_text(BAD)
     assert weft("get", "-f", rule).exit_code == 3
+
+
+def test_get_of_files_misses_what_has_the_name_of_another(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """Neither a namesake in another namespace nor the other API's Gateway is what the file describes."""
+    rule.write_text("""\
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: door, namespace: a}
+spec: {selector: {a: b}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ["*"]}]}
+""")
+    assert weft("apply", "-f", rule).exit_code == 0
+    other = rule.with_name("other.yaml")
+    other.write_text(f"""\
+{rule.read_text().replace("namespace: a", "namespace: b")}---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: door, namespace: a}}
+spec: {{gatewayClassName: weft, listeners: [{{name: http, port: 80, protocol: HTTP}}]}}
+""")
+    result = weft("get", "-f", rule, "-f", other, "-o", "name")
+    assert (result.exit_code, result.stdout) == (4, "gateway.networking.istio.io/door\n")
+    assert "Not found: Gateway b/door, Gateway.gateway.networking.k8s.io a/door." in result.stderr
 
 
 def test_get_shows_istios_columns(mesh: Mesh, weft: Weft, rule: Path) -> None:
@@ -749,6 +772,19 @@ def test_version_works_without_a_mesh_and_with_one(mesh: Mesh, weft: Weft) -> No
     assert weft("-m", "nobody", "--version").exit_code == 5
     assert weft("--version", "get").exit_code == 2
     assert weft("-m", "nobody").exit_code == 2
+
+
+def test_version_tells_several_meshes_from_none(mesh: Mesh, weft: Weft, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = paths.mesh_paths("other")
+    other.make()
+    other.mesh_file.write_text("{}")
+    monkeypatch.setattr(paths, "lock_holder", lambda _: 1)
+    line = "mesh     several run: other, test; say which one with --mesh NAME"
+    assert weft("version").stdout.splitlines()[1:] == [line]
+    assert json.loads(weft("version", "-o", "json").stdout)["running"] == ["other", "test"]
+    assert json.loads(weft("version", "-o", "json", "-m", "test").stdout)["mesh"]["mesh"] == "test"
+    monkeypatch.setattr(paths, "lock_holder", lambda _: None)
+    assert weft("version").stdout.splitlines()[1:] == ["mesh     none runs"]
 
 
 def test_why_is_answered_in_process(mesh: Mesh, weft: Weft, rule: Path) -> None:
