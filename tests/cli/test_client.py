@@ -181,8 +181,8 @@ def test_an_apply_that_is_not_told_who_has_it_says_what_was_done(
 @pytest.mark.parametrize(
     ("body", "broken"),
     [
-        (b'4\r\n{}\n\n\r\n0\r\n\r\n', False),
-        (b'4\r\n{}\n\n\r\n', False),  # killed between two events, which cannot be told from an end
+        (b"4\r\n{}\n\n\r\n0\r\n\r\n", False),
+        (b"4\r\n{}\n\n\r\n", False),  # killed between two events, which cannot be told from an end
         (b'9\r\n{}\n{"typ', True),
     ],
 )

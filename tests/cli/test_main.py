@@ -235,3 +235,24 @@ def test_an_empty_name_is_not_the_current_directory(
     Path("reviews.yaml").write_text("")
     with pytest.raises(UsageError, match=r"^-f '': an empty name, .* the current directory is -f \.$"):
         read(files)
+
+
+def test_the_weft_yaml_of_a_directory_is_not_applied(
+    weft: Weft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guide's directory holds both; `-f .` means what is applied."""
+    monkeypatch.chdir(tmp_path)
+    Path("weft.yaml").write_text("programs: {}\n")
+    Path("deep").mkdir()
+    Path("deep", "weft.yaml").write_text("programs: {}\n")
+    result = weft("apply", "--dry-run=client", "-f", ".")
+    assert result.exit_code == 2
+    assert ".: holds no file that ends in .yaml, .yml, .json but weft.yaml, which `weft up` reads." in result.stderr
+    rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: a}\n"
+    Path("rule.yaml").write_text(rule)
+    checked = "destinationrule.networking.istio.io/a checked (dry run)\n"
+    assert weft("apply", "--dry-run=client", "-f", ".").stdout == checked
+    assert weft("apply", "--dry-run=client", "-R", "-f", ".").stdout == checked
+    result = weft("apply", "--dry-run=client", "-f", "weft.yaml")
+    assert result.exit_code == 3
+    assert "weft.yaml:1:1: error: (document): weft.yaml describes a mesh, which `weft up` starts" in result.stderr

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from weft.api.check import check
@@ -19,7 +20,7 @@ from weft.api.names import label_fault, label_key_fault, label_value_fault, obje
 from weft.api.nearest import did_you_mean, nearest
 from weft.api.rules import RULES
 from weft.api.yaml import Document, Path, dotted, read
-from weft.model import ConfigKey, ConfigObject, Origin, Problem, Severity
+from weft.model import MESH_FILE, ConfigKey, ConfigObject, Origin, Problem, Severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,10 @@ class _ObjectReader:
         if not isinstance(value, dict):
             message = f"an object is a mapping with `apiVersion`, `kind`, `metadata`, not {_kind_of(value)}."
             self._value((), message, "", "wrong-type")
+            return None
+        if PurePath(self.document.file).name == MESH_FILE and not {"apiVersion", "kind"} & value.keys():
+            message = f"{MESH_FILE} describes a mesh, which `weft up` starts; it is no object to apply."
+            self._key((), message, "Name the files that its `apply` names.", "mesh-file")
             return None
         kind = self._kind(value)
         for key in value:

@@ -15,14 +15,12 @@ import click
 from weft.cli.main import ExampleCommand
 from weft.cli.problems import Refused
 from weft.errors import UsageError, WeftError
-from weft.model import STANDARD_INPUT, Problem, decode
+from weft.model import MESH_FILE, STANDARD_INPUT, Problem, decode, is_document, without_documents
 
 if TYPE_CHECKING:
     from weft.api import ParseResult
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-SUFFIXES = (".yaml", ".yml", ".json")
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -80,7 +78,8 @@ def file_option(*, required: bool) -> Callable[[F], F]:
             multiple=True,
             required=required,
             metavar="FILE|DIR|-",
-            help="A file, a directory (its .yaml, .yml and .json files), or - for standard input. May be repeated.",
+            help="A file, a directory (its .yaml, .yml and .json files without weft.yaml), or - for standard input."
+            " May be repeated.",
         )(function)
 
     return decorate
@@ -125,7 +124,8 @@ def read(files: Sequence[str], *, recursive: bool = False) -> Sources:
                 found = _expand(Path(name), recursive=recursive)
                 if not found:
                     hint = "" if recursive else " -R reads the directories in it, too."
-                    mistakes.append(f"{name}: holds no file that ends in {', '.join(SUFFIXES)}.{hint}")
+                    told = without_documents(mesh_file=(Path(name) / MESH_FILE).exists())
+                    mistakes.append(f"{name}: {told}{hint}")
                 for path in found:
                     add(str(path.absolute()), path.read_bytes())
             except OSError as exc:
@@ -139,7 +139,7 @@ def _expand(path: Path, *, recursive: bool) -> Sequence[Path]:
     if not path.is_dir():
         return [path]
     found = path.rglob("*") if recursive else path.iterdir()
-    return sorted(item for item in found if item.suffix in SUFFIXES and item.is_file())
+    return sorted(item for item in found if is_document(item.name) and item.is_file())
 
 
 def parsed(sources: Sources, *, strict: bool = False, namespace: str = "default") -> ParseResult:
