@@ -559,6 +559,22 @@ def test_diff_is_a_unified_diff_and_exits_1_when_different(mesh: Mesh, weft: Wef
     assert mesh.client.get("/v1/config")[0]["generation"] == 1
 
 
+def test_diff_leaves_out_what_has_only_moved(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    with_proxy(mesh)
+    weft("apply", "-f", rule, "--no-wait")
+    moved = rule.rename(rule.with_name("moved.yaml"))
+    result = weft("diff", "-f", moved)
+    assert (result.exit_code, result.stdout) == (0, "Nothing would change.\n")
+    # One that changes beside one that has moved: the proxies that are named are those of the change.
+    other = RULE.replace("reviews", "productpage")
+    moved.write_text(f"{other}---\n{RULE}")
+    result = weft("diff", "-f", moved, "-o", "json")
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    assert [change["key"]["name"] for change in answer["changes"]] == ["productpage"]
+    assert answer["resources"] == {}
+
+
 def test_status_shows_each_proxy_and_what_is_wrong(mesh: Mesh, weft: Weft, rule: Path) -> None:
     assert weft("status").stdout == "No program runs in this mesh yet.\n"
     with_proxy(mesh, refuses=frozenset({"9080"}))

@@ -150,7 +150,7 @@ class Api:
         return _outcome(await self._plane.change(edit))
 
     async def diff(self, request: Request) -> Any:
-        outcome = await self._plane.change(Edit(documents=_documents(await _body(request)), dry_run=True))
+        outcome = await self._plane.change(Edit(documents=_documents(await _body(request)), dry_run=True, unmoved=True))
         changes = []
         for key, _ in outcome.results:
             before, after = outcome.before.objects.get(key), outcome.after.objects.get(key)

@@ -52,6 +52,7 @@ class Edit:
         boot: Of a declaration: which `weft up` this is.
         strict: Warnings refuse, too.
         dry_run: Everything but storing and publishing.
+        unmoved: What is applied as it is stays where it is written: of a diff, which is about what it says.
     """
 
     documents: tuple[Document, ...] = ()
@@ -64,6 +65,7 @@ class Edit:
     boot: str | None = None
     strict: bool = False
     dry_run: bool = False
+    unmoved: bool = False
 
     def summary(self, results: Sequence[tuple[ConfigKey, Action]]) -> str:
         """Return one line for the log of revisions (`apply: VirtualService default/reviews configured`)."""
@@ -162,6 +164,8 @@ def merge(
             continue
         placed, action = _place(objects.get(item.key), item, revision)
         results.append((item.key, action))
+        if edit.unmoved and action is Action.UNCHANGED:
+            continue
         kept = StoredObject(
             item.key, document.file, document.text, placed.generation, placed.created, author=edit.author
         )
