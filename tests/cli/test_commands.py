@@ -39,6 +39,13 @@ spec:
     - destination: {host: reviews}
 """
 
+GATEWAY_CLASS = """\
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: other}
+spec: {controllerName: weft.dev/gateway-controller}
+"""
+
 BAD = """\
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -458,6 +465,16 @@ def test_what_get_prints_can_be_applied(mesh: Mesh, weft: Weft, rule: Path) -> N
     text = weft("get", "vs", "-o", "yaml").stdout
     result = weft("apply", "-f", "-", input=text)
     assert result.stdout.splitlines()[0] == "virtualservice.networking.istio.io/reviews unchanged"
+
+
+def test_what_get_adds_is_no_reason_to_refuse_it(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """A status is what this control plane writes itself, and reads of nobody."""
+    mesh.apply(GATEWAY_CLASS)
+    text = weft("get", "gc", "other", "-o", "yaml").stdout
+    assert "status:" in text
+    result = weft("apply", "-f", "-", "--strict", input=text)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[0] == "gatewayclass.gateway.networking.k8s.io/other unchanged"
 
 
 def test_get_of_what_is_not_there_is_exit_code_4(mesh: Mesh, weft: Weft, rule: Path) -> None:

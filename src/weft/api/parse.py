@@ -99,6 +99,8 @@ def _items(document: Document, problems: list[Problem]) -> Iterator[tuple[Path, 
 
 
 _ENVELOPE = ("apiVersion", "kind", "metadata", "spec", "status")
+"""`status` is what a control plane reports, this one too: nobody wants anything by it, and it is left out without a word."""
+
 _METADATA = ("name", "namespace", "labels", "annotations")
 
 _SERVER_OWNED = (
@@ -140,9 +142,6 @@ class _ObjectReader:
             if key not in _ENVELOPE and (kind is not None or nearest(key, _ENVELOPE)):
                 self._key((key,), f"unknown field `{key}`.", did_you_mean(key, _ENVELOPE), "unknown-field")
         name, namespace, labels = self._metadata(value)
-        if value.get("status"):
-            message = "`status` is what a cluster reports; weft does not read it."
-            self._key(("status",), message, "Remove it.", "ignored", warning=True)
         if kind is None or kind.model is None:
             return None
         respelled, spec = self._spec(kind, value, name, namespace)
