@@ -25,6 +25,7 @@ from weft.cli.exec import meant
 from weft.cli.logs import access_text
 from weft.cli.proxy_config import secrets_table
 from weft.cli.ps import ports
+from weft.errors import UsageError
 
 RULE = """\
 apiVersion: networking.istio.io/v1
@@ -533,7 +534,7 @@ def test_delete_ignores_only_what_is_not_there(mesh: Mesh, weft: Weft, rule: Pat
         assert mesh.client.get("/v1/config") == []
 
 
-@pytest.mark.parametrize("command", [("get", "vs"), ("delete", "vs", "reviews")])
+@pytest.mark.parametrize("command", [("get", "vs"), ("delete", "vs", "reviews"), ("apply", "-f", "x")])
 def test_a_namespace_that_cannot_be_one_is_refused(mesh: Mesh, weft: Weft, command: tuple[str, ...]) -> None:
     done = weft(*command, "-n", "Bad_NS")
     assert done.exit_code == 2
@@ -556,11 +557,32 @@ def test_a_name_means_the_programs_of_that_service(name: str, found: list[str]) 
     assert meant(name, running) == found
 
 
-def test_delete_refuses_a_namespace_beside_files(mesh: Mesh, weft: Weft, rule: Path) -> None:
-    """The documents say where their objects are."""
-    weft("apply", "-f", rule)
-    assert weft("delete", "-n", "shop", "-f", rule).exit_code == 2
-    assert len(mesh.client.get("/v1/config")) == 1
+def test_a_namespace_beside_files_is_that_of_what_names_none(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """As kubectl has it: what names another is refused, with its place."""
+    name = "virtualservice.networking.istio.io/reviews"
+    assert weft("apply", "-f", rule, "-n", "shop").stdout.splitlines()[0] == f"{name} created (namespace shop)"
+    assert [item["key"]["namespace"] for item in mesh.client.get("/v1/config")] == ["shop"]
+    mesh.restart()
+    assert weft("apply", "-f", rule, "-n", "shop").stdout.splitlines()[0] == f"{name} unchanged (namespace shop)"
+    assert weft("diff", "-f", rule, "-n", "shop").exit_code == 0
+    assert weft("diff", "-f", rule).exit_code == 1
+    assert weft("get", "-f", rule, "-n", "shop", "-o", "name").stdout == f"{name}\n"
+    assert weft("get", "-f", rule).exit_code == 4
+    other = rule.with_name("other.yaml")
+    other.write_text(RULE.replace("name: reviews", "name: reviews\n  namespace: shop", 1))
+    for command in ("apply", "diff", "get", "delete"):
+        result = weft(command, "-f", other, "-n", "default")
+        assert result.exit_code == 3
+        assert (
+            "other.yaml:5:14: error: metadata.namespace: this is of namespace `shop`, and `default` was asked for."
+            in result.stderr
+        )
+        assert "Leave -n out, or write -n shop." in result.stderr
+    assert weft("apply", "-f", other, "-n", "default", "--dry-run=client").exit_code == 3
+    assert weft("delete", "-f", rule).exit_code == 4
+    assert weft("delete", "-f", rule, "-n", "shop").stdout == f"{name} deleted (namespace shop)\n"
+    with pytest.raises(UsageError, match=r"^`namespace`: a namespace is at most 63 lower-case letters"):
+        mesh.client.post("/v1/apply", {"documents": [], "namespace": "Bad_NS"})
 
 
 def test_diff_is_a_unified_diff_and_exits_1_when_different(mesh: Mesh, weft: Weft, rule: Path) -> None:

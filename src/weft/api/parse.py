@@ -42,13 +42,16 @@ class ParseResult:
         return tuple(problem for problem in self.problems if problem.severity is Severity.ERROR)
 
 
-def parse(documents: Iterable[tuple[str, str]], *, default_namespace: str = "default") -> ParseResult:
+def parse(
+    documents: Iterable[tuple[str, str]], *, default_namespace: str = "default", confined: bool = False
+) -> ParseResult:
     """
     Return the objects that *documents* describe and everything that is wrong with them.
 
     Args:
         documents: File as the user named it, and its text: YAML or JSON, any number of documents, `kind: List` too.
         default_namespace: Of objects that name none.
+        confined: That an object names another namespace is a mistake.
     """
     objects: dict[ConfigKey, ConfigObject] = {}
     problems: list[Problem] = []
@@ -57,7 +60,7 @@ def parse(documents: Iterable[tuple[str, str]], *, default_namespace: str = "def
         mine: list[Problem] = list(unreadable)
         for document in found:
             for base, value in _items(document, mine):
-                reader = _ObjectReader(document, base, default_namespace)
+                reader = _ObjectReader(document, base, default_namespace, confined=confined)
                 item = reader.read(value)
                 mine.extend(reader.problems)
                 if item is None or document.flawed:
@@ -121,10 +124,11 @@ _SERVER_OWNED = (
 class _ObjectReader:
     """Reads one object; gathers what is wrong in `problems`."""
 
-    def __init__(self, document: Document, base: Path, default_namespace: str) -> None:
+    def __init__(self, document: Document, base: Path, default_namespace: str, *, confined: bool) -> None:
         self.document = document
         self.base = base
         self.default_namespace = default_namespace
+        self.confined = confined
         self.problems: list[Problem] = []
 
     def read(self, value: Any) -> ConfigObject | None:
@@ -236,6 +240,10 @@ class _ObjectReader:
             namespace = self._string(metadata, ("metadata", "namespace")) or namespace
             if (fault := label_fault(namespace, "a namespace")) is not None:
                 self._value(("metadata", "namespace"), fault, "", "bad-name")
+            elif self.confined and namespace != self.default_namespace:
+                message = f"this is of namespace `{namespace}`, and `{self.default_namespace}` was asked for."
+                remedy = f"Leave -n out, or write -n {namespace}."
+                self._value(("metadata", "namespace"), message, remedy, "other-namespace")
         labels = self._strings(metadata, "labels")
         for key, label in labels.items():
             if (fault := label_key_fault(key)) is not None:

@@ -27,6 +27,7 @@ from weft.cli.documents import (
     parsed,
     read,
 )
+from weft.cli.kinds import namespace_option
 from weft.cli.output import NAME, duration, emit, mesh_option, output_option, place, plural
 from weft.cli.problems import Refused, from_json, render
 from weft.errors import InvalidConfiguration, NotFound, NotSynced, WeftError
@@ -36,12 +37,14 @@ weft apply -f reviews.yaml                 apply a file, and wait until the prox
 weft apply -f networking/ --dry-run        check a directory of files; change nothing
 weft apply -R -f all/ --dry-run=client     without a mesh, and the directories below it, too
 weft apply -f - --strict < all.yaml        standard input; a dangling reference refuses, too
+weft apply -f reviews.yaml -n shop         into namespace shop, if the file names none
 weft apply -f reviews.yaml --no-wait       return as soon as the control plane has it
 """
 
 
 @click.command(cls=DocumentsCommand, examples=EXAMPLES)
 @file_option(required=True)
+@namespace_option
 @dry_run_option("Check everything, change nothing; with =client without asking a mesh, so that none need run.")
 @click.option("--strict", is_flag=True, help="Refuse what would only be warned about.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the affected proxies have it.")
@@ -52,6 +55,7 @@ def command(
     *,
     files: Sequence[str],
     recursive: bool,
+    namespace: str | None,
     dry_run: str,
     strict: bool,
     wait: bool,
@@ -71,10 +75,10 @@ def command(
     receipt = None
     unknown = None
     if dry_run == "client":
-        answer = check(sources, strict=strict)
+        answer = check(sources, namespace=namespace, strict=strict)
     else:
         client = connect(mesh)
-        answer = send(client, "/v1/apply", sources, dry_run=trial, strict=strict)
+        answer = send(client, "/v1/apply", sources, namespace=namespace, dry_run=trial, strict=strict)
         if wait and not trial and answer["affected"]:
             try:
                 receipt = await_receipt(client, answer["revision"], timeout)
@@ -98,7 +102,7 @@ def command(
         _await_earlier(client, timeout)
 
 
-def check(sources: Sources, *, strict: bool) -> dict[str, Any]:
+def check(sources: Sources, *, namespace: str | None, strict: bool) -> dict[str, Any]:
     """
     Return what `send` would of an apply, for as much as the documents alone tell.
 
@@ -107,7 +111,7 @@ def check(sources: Sources, *, strict: bool) -> dict[str, Any]:
     """
     from weft.controlplane.edit import key_to_json, problem_to_json
 
-    result = parsed(sources, strict=strict)
+    result = parsed(sources, strict=strict, namespace=namespace or "default", confined=namespace is not None)
     checked = [
         {"key": key_to_json(item.key), "api_version": item.api_version, "action": "checked"} for item in result.objects
     ]

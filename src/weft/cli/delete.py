@@ -55,14 +55,12 @@ def command(
         raise UsageError("--all goes with a KIND alone: `weft delete KIND --all`.")
     if not everything and not all(named):
         raise UsageError("Say which one: `weft delete KIND NAME`, or `weft delete KIND --all`. `weft get` lists them.")
-    if files and namespace is not None:
-        raise UsageError("-n goes with KIND NAME; with -f, `metadata.namespace` of each document says where it is.")
     sources = read(files, recursive=recursive)
     client = connect(mesh)
     trial = dry_run != "none"
     more = {"dry_run": trial, "ignore_not_found": ignore_not_found}
     if files:
-        answer = send(client, "/v1/delete", sources, **more)
+        answer = send(client, "/v1/delete", sources, namespace=namespace, **more)
         if not (answer["results"] or ignore_not_found):
             raise no_objects(files, "delete")
     else:

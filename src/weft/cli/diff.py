@@ -13,6 +13,7 @@ import click
 from weft.cli.apply import send
 from weft.cli.client import connect
 from weft.cli.documents import file_option, no_objects, read
+from weft.cli.kinds import namespace_option
 from weft.cli.main import ExampleCommand
 from weft.cli.output import emit, mesh_option, output_option, to_yaml
 from weft.cli.problems import from_json, render
@@ -37,9 +38,10 @@ NOUNS = {
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES)
 @file_option(required=True)
+@namespace_option
 @output_option()
 @mesh_option
-def command(*, files: Sequence[str], recursive: bool, output: str, mesh: str | None) -> None:
+def command(*, files: Sequence[str], recursive: bool, namespace: str | None, output: str, mesh: str | None) -> None:
     """
     Show what an apply would change: each object as a unified diff, and the proxies that would be told.
 
@@ -47,7 +49,7 @@ def command(*, files: Sequence[str], recursive: bool, output: str, mesh: str | N
     """
     try:
         sources = read(files, recursive=recursive)
-        answer = send(connect(mesh), "/v1/diff", sources)
+        answer = send(connect(mesh), "/v1/diff", sources, namespace=namespace)
         if not answer["changes"]:
             raise no_objects(files, "diff")
     except WeftError as error:

@@ -142,18 +142,20 @@ def _expand(path: Path, *, recursive: bool) -> Sequence[Path]:
     return sorted(item for item in found if is_document(item.name) and item.is_file())
 
 
-def parsed(sources: Sources, *, strict: bool = False, namespace: str = "default") -> ParseResult:
+def parsed(
+    sources: Sources, *, strict: bool = False, namespace: str = "default", confined: bool = False
+) -> ParseResult:
     """
     Return what *sources* hold, read in this process: no mesh need run, and none is asked what else it has.
 
-    *namespace* is that of objects that name none.
+    *namespace* is that of objects that name none; *confined*, one that names another is a mistake.
 
     Raises:
         Refused: They have mistakes, or under *strict* what would be warned about.
     """
     from weft.api import parse  # pydantic models
 
-    result = parse(sources.texts.items(), default_namespace=namespace)
+    result = parse(sources.texts.items(), default_namespace=namespace, confined=confined)
     if sources.unreadable or result.errors or (strict and result.problems):
         raise Refused([*sources.unreadable, *(result.errors or (result.problems if strict else ()))], sources.texts)
     return result

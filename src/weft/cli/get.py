@@ -55,7 +55,8 @@ def command(
     client = connect(mesh)
     described: set[tuple[str, str, str]] = set()
     if files:
-        described = _described(files, read(files, recursive=recursive), namespace or mesh_namespace(client))
+        sources = read(files, recursive=recursive)
+        described = _described(files, sources, namespace or mesh_namespace(client), confined=namespace is not None)
         references = [(kind, name) for kind, _, name in sorted(described)]
     # What files describe is where they say.
     namespace = None if all_namespaces or files else namespace or mesh_namespace(client)
@@ -87,14 +88,14 @@ def command(
         _watch(client.mesh, asked, found, output, namespaces=namespace is None)
 
 
-def _described(files: Sequence[str], sources: Sources, namespace: str) -> set[tuple[str, str, str]]:
+def _described(files: Sequence[str], sources: Sources, namespace: str, *, confined: bool) -> set[tuple[str, str, str]]:
     """
     Return kind, namespace and name of the objects in *sources*.
 
     Raises:
         Refused: They have mistakes.
     """
-    objects = parsed(sources, namespace=namespace).objects
+    objects = parsed(sources, namespace=namespace, confined=confined).objects
     if not objects:
         raise no_objects(files, "get")
     return {(item.key.kind, item.key.namespace, item.key.name) for item in objects}

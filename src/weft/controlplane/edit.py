@@ -45,6 +45,8 @@ class Edit:
         delete: Objects to delete.
         delete_documents: Texts whose objects are to be deleted.
         ignore_missing: Delete those that exist, and be silent about those that do not.
+        namespace: Of objects that name none, and then of all: one that names another is refused. None: the mesh's own,
+            and objects may name any.
         directory: The whole content of the followed directory (`--config-dir`), if it changed.
         author: USER by `weft apply`. The DECLARATION is the whole of what weft.yaml applies: what it applied at an
             earlier start and no longer names is deleted, and what the user has applied since stays.
@@ -59,6 +61,7 @@ class Edit:
     delete: tuple[ConfigKey, ...] = ()
     delete_documents: tuple[Document, ...] = ()
     ignore_missing: bool = False
+    namespace: str | None = None
     directory: tuple[Document, ...] | None = None
     author: Author = Author.USER
     fresh: bool = False
