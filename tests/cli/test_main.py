@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from tests.cli.conftest import Weft
 from weft.cli.documents import DURATION, read
@@ -157,6 +159,15 @@ def test_a_dry_run_of_the_client_needs_no_mesh(
     bad.write_text(text.replace("host: a", "hots: a"))
     result = weft("apply", "-f", good, "--dry-run=client")
     assert result.stdout == "destinationrule.networking.istio.io/a checked (dry run)\n"
+    item = yaml.safe_load(text)
+    told = [weft("apply", "-f", good, "--dry-run=client", "-o", form).stdout for form in ("yaml", "json")]
+    assert [yaml.safe_load(told[0]), json.loads(told[1])] == [item, item]
+    more = tmp_path / "more.yaml"
+    more.write_text(text.replace("name: a", "name: b"))
+    result = weft("apply", "-f", good, "-f", more, "--dry-run=client", "-n", "shop", "-o", "yaml")
+    listed = yaml.safe_load(result.stdout)
+    assert (listed["apiVersion"], listed["kind"]) == ("v1", "List")
+    assert [it["metadata"] for it in listed["items"]] == [{"name": name, "namespace": "shop"} for name in ("a", "b")]
     result = weft("apply", "-f", bad, "--dry-run=client")
     assert result.exit_code == 3
     assert "bad.yaml:4:8: error: spec.hots: unknown field `hots`." in result.stderr

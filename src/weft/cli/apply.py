@@ -28,17 +28,18 @@ from weft.cli.documents import (
     read,
 )
 from weft.cli.kinds import namespace_option
-from weft.cli.output import NAME, duration, emit, mesh_option, output_option, place, plural
+from weft.cli.output import NAME, as_list, duration, emit, mesh_option, output_option, place, plural
 from weft.cli.problems import Refused, from_json, render
 from weft.errors import InvalidConfiguration, NotFound, NotSynced, WeftError
 
 EXAMPLES = """
-weft apply -f reviews.yaml                 apply a file, and wait until the proxies have it
-weft apply -f networking/ --dry-run        check a directory of files; change nothing
-weft apply -R -f all/ --dry-run=client     without a mesh, and the directories below it, too
-weft apply -f - --strict < all.yaml        standard input; a dangling reference refuses, too
-weft apply -f reviews.yaml -n shop         into namespace shop, if the file names none
-weft apply -f reviews.yaml --no-wait       return as soon as the control plane has it
+weft apply -f reviews.yaml                    apply a file, and wait until the proxies have it
+weft apply -f networking/ --dry-run           check a directory of files; change nothing
+weft apply -R -f all/ --dry-run=client        without a mesh, and the directories below it, too
+weft apply -f all/ --dry-run=client -o yaml   print the objects that it holds
+weft apply -f - --strict < all.yaml           standard input; a dangling reference refuses, too
+weft apply -f reviews.yaml -n shop            into namespace shop, if the file names none
+weft apply -f reviews.yaml --no-wait          return as soon as the control plane has it
 """
 
 
@@ -89,7 +90,9 @@ def command(
     elapsed = time.monotonic() - started
     for problem in from_json(answer["warnings"]):
         click.echo(render(problem, sources.texts), err=True)
-    data = {**answer, "receipt": receipt}
+    data: Mapping[str, Any] = {**answer, "receipt": receipt}
+    if dry_run == "client":
+        data = as_list(answer["manifests"])  # nothing became of them; as kubectl has it, what they are
     if output == NAME:
         emit(data, output, lambda: "\n".join(full_name(result) for result in answer["results"]))
     else:
@@ -104,7 +107,7 @@ def command(
 
 def check(sources: Sources, *, namespace: str | None, strict: bool) -> dict[str, Any]:
     """
-    Return what `send` would of an apply, for as much as the documents alone tell.
+    Return what `send` would of an apply, for as much as the documents alone tell, and the objects as `manifests`.
 
     Raises:
         Refused: They have mistakes.
@@ -115,7 +118,18 @@ def check(sources: Sources, *, namespace: str | None, strict: bool) -> dict[str,
     checked = [
         {"key": key_to_json(item.key), "api_version": item.api_version, "action": "checked"} for item in result.objects
     ]
-    return {"results": checked, "affected": [], "warnings": [problem_to_json(problem) for problem in result.problems]}
+    manifests = []
+    for item in result.objects:
+        metadata = item.manifest["metadata"]
+        if namespace is not None:
+            metadata = {**metadata, "namespace": namespace}
+        manifests.append({**item.manifest, "metadata": metadata})
+    return {
+        "results": checked,
+        "affected": [],
+        "warnings": [problem_to_json(problem) for problem in result.problems],
+        "manifests": manifests,
+    }
 
 
 def send(client: Client, call: str, sources: Sources, **more: object) -> Any:

@@ -15,7 +15,7 @@ from weft.cli.client import PAUSE_SECONDS, Client, Unanswered, connect
 from weft.cli.documents import Sources, file_option, no_objects, parsed, read
 from weft.cli.kinds import listed, means, mesh_namespace, namespace_option, parse_references
 from weft.cli.main import ExampleCommand
-from weft.cli.output import NAME, columns, duration, emit, mesh_option, output_option, place
+from weft.cli.output import NAME, as_list, columns, duration, emit, mesh_option, output_option, place
 from weft.errors import MeshNotRunning, NotFound, UsageError
 
 EXAMPLES = """
@@ -117,8 +117,7 @@ def _show(
         where = "any namespace" if namespace is None else f"namespace {namespace}"
         click.echo(f"No objects found in {where}.", err=True)
     manifests = [item["manifest"] for item in found]
-    single = len(references) == 1 and references[0][1] is not None and len(manifests) == 1
-    data = manifests[0] if single else {"apiVersion": "v1", "kind": "List", "items": manifests}
+    data = as_list(manifests, single=len(references) == 1 and references[0][1] is not None)
 
     def text() -> str:
         if output == NAME:
