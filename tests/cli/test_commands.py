@@ -382,6 +382,65 @@ def test_get_goes_on_with_what_changes(mesh: Mesh, weft: Weft, rule: Path) -> No
         assert process.wait(20) == 130
 
 
+@pytest.mark.parametrize("form", ["json", "yaml", "table"])
+def test_get_goes_on_in_the_form_in_which_it_begins(mesh: Mesh, weft: Weft, rule: Path, form: str) -> None:
+    """One object after the other: a List would have to end before it is known what is in it."""
+    weft("apply", "-f", rule)
+    command = [sys.executable, "-m", "weft.cli.main", "get", "-w", "-o", form]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    reviews = yaml.safe_load(weft("get", "vs", "reviews", "-o", "yaml").stdout)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        mesh.apply(GATEWAY_CLASS)
+        text = first
+        while "other" not in text:
+            line = process.stdout.readline()
+            assert line
+            text += line
+        process.send_signal(signal.SIGINT)
+        text += process.stdout.read()
+    if form == "json":
+        decoder = json.JSONDecoder()
+        begin, end = decoder.raw_decode(text)
+        rest, _ = decoder.raw_decode(text[end:].lstrip())
+        assert (begin, rest["kind"]) == (reviews, "GatewayClass")
+    elif form == "yaml":
+        found = [*yaml.safe_load_all(text)]
+        assert (found[0], found[1]["kind"]) == (reviews, "GatewayClass")
+    else:
+        assert [line.split()[0] for line in text.splitlines()][:4] == ["NAME", "reviews", "NAME", "other"]
+
+
+def test_get_and_delete_by_labels(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    labelled = RULE.replace("name: reviews", "name: NAME\n  labels: {tier: TIER}", 1)
+    for name, tier in (("a", "web"), ("b", "web"), ("c", "store")):
+        mesh.apply(labelled.replace("NAME", name).replace("TIER", tier), file=f"{name}.yaml")
+    weft("apply", "-f", rule)
+    prefix = "virtualservice.networking.istio.io/"
+
+    def found(*arguments: str) -> str:
+        return weft("get", *arguments, "-o", "name").stdout.replace(prefix, "").replace("\n", " ").strip()
+
+    assert found("vs", "-l", "tier=web") == "a b"
+    assert found("-l", "tier!=web") == "c reviews"
+    assert found("vs", "-l", "tier in (web,store),tier") == "a b c"
+    assert found("vs", "-l", "!tier") == "reviews"
+    assert weft("get", "vs", "-l", "tier=none").stderr == "No objects found in namespace default.\n"
+    assert weft("get", "vs", "a", "-l", "tier").exit_code == 2
+    assert weft("get", "-f", rule, "-l", "tier").exit_code == 2
+    for arguments in (
+        ("vs", "a", "-l", "tier"),
+        ("vs", "--all", "-l", "tier"),
+        ("-f", rule, "-l", "tier"),
+        ("-l", "a"),
+    ):
+        assert weft("delete", *arguments).exit_code == 2
+    assert weft("delete", "vs", "-l", "tier =").exit_code == 0
+    assert weft("delete", "vs", "-l", "tier in (web)", "-o", "name").stdout.split() == [f"{prefix}a", f"{prefix}b"]
+    assert found("vs") == "c reviews"
+
+
 def test_get_goes_on_where_the_control_plane_is_started_again(mesh: Mesh, weft: Weft, rule: Path) -> None:
     """What changes meanwhile is told, once; the end of the mesh ends it."""
     weft("apply", "-f", rule)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,20 +12,26 @@ from weft.cli.client import connect
 from weft.cli.documents import DURATION, DocumentsCommand, dry_run_option, file_option, no_objects, read
 from weft.cli.kinds import ISTIO_GATEWAY, means, mesh_namespace, namespace_option, parse_references
 from weft.cli.output import NAME, emit, mesh_option, output_option
+from weft.cli.selectors import selected, selector_option
 from weft.errors import UsageError
+
+if TYPE_CHECKING:
+    from weft.api.gateway_api import LabelSelector
 
 EXAMPLES = """
 weft delete virtualservice reviews        one object
 weft delete vs/reviews dr/reviews         several
 weft delete -f reviews.yaml               whatever the file defines
+weft delete vs -l app=reviews             those with these labels
 weft delete vs,dr --all                   every VirtualService and DestinationRule of the namespace
 """
 
 
 @click.command(cls=DocumentsCommand, examples=EXAMPLES)
-@click.argument("what", nargs=-1, metavar="[KIND NAME... | KIND/NAME... | KIND[,KIND] --all]")
+@click.argument("what", nargs=-1, metavar="[KIND NAME... | KIND/NAME... | KIND[,KIND] (-l SELECTOR | --all)]")
 @file_option(required=False)
 @namespace_option
+@selector_option
 @click.option("--all", "everything", is_flag=True, help="All objects of these kinds in the namespace.")
 @dry_run_option("Say what would be deleted, delete nothing; =client says the same.")
 @click.option("--ignore-not-found", is_flag=True, help="Delete those that exist; succeed if some do not.")
@@ -38,6 +45,7 @@ def command(
     files: Sequence[str],
     recursive: bool,
     namespace: str | None,
+    selector: LabelSelector | None,
     everything: bool,
     dry_run: str,
     ignore_not_found: bool,
@@ -53,8 +61,13 @@ def command(
     named = [name is not None for _, name in references]
     if everything and (files or any(named)):
         raise UsageError("--all goes with a KIND alone: `weft delete KIND --all`.")
-    if not everything and not all(named):
-        raise UsageError("Say which one: `weft delete KIND NAME`, or `weft delete KIND --all`. `weft get` lists them.")
+    if selector is not None and (everything or files or any(named)):
+        raise UsageError("-l goes with a KIND alone: `weft delete KIND -l app=reviews`.")
+    if not everything and selector is None and not all(named):
+        raise UsageError(
+            "Say which: `weft delete KIND NAME`, `weft delete KIND -l LABEL=VALUE`, or `weft delete KIND --all`."
+            " `weft get` lists them."
+        )
     sources = read(files, recursive=recursive)
     client = connect(mesh)
     trial = dry_run != "none"
@@ -65,8 +78,12 @@ def command(
             raise no_objects(files, "delete")
     else:
         namespace = namespace or mesh_namespace(client)
-        there = [item["key"] for item in client.get("/v1/config", namespace=namespace)]
-        if everything:
+        there = [
+            item["key"]
+            for item in client.get("/v1/config", namespace=namespace)
+            if selected(selector, item["manifest"])
+        ]
+        if everything or selector is not None:
             keys = [key for key in there if any(means(kind, key) for kind, _ in references)]
         else:
             keys = [key for kind, name in references for key in _meant(kind, str(name), namespace, there)]

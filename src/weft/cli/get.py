@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,16 +16,22 @@ from weft.cli.documents import Sources, file_option, no_objects, parsed, read
 from weft.cli.kinds import listed, means, mesh_namespace, namespace_option, parse_references
 from weft.cli.main import ExampleCommand
 from weft.cli.output import NAME, as_list, columns, duration, emit, mesh_option, output_option, place
+from weft.cli.selectors import selected, selector_option
 from weft.errors import MeshNotRunning, NotFound, UsageError
+
+if TYPE_CHECKING:
+    from weft.api.gateway_api import LabelSelector
 
 EXAMPLES = """
 weft get                              everything in the mesh's namespace
 weft get virtualservices              one kind; vs, dr, gw and pa are short for four of them
 weft get vs reviews -o yaml           one object, as it was applied
 weft get vs/reviews dr/reviews        several objects
+weft get vs -l app=reviews,tier!=web  those with these labels
 weft get -f reviews.yaml              what the file describes, as it is in force
 weft get -A -o wide                   every namespace, with where each was written and who applied it
 weft get vs -w                        and each one that changes, until Ctrl-C
+weft get vs -w -o json                the same, one object after the other
 """
 
 
@@ -33,6 +39,7 @@ weft get vs -w                        and each one that changes, until Ctrl-C
 @click.argument("what", nargs=-1, metavar="[KIND[,KIND] [NAME]... | KIND/NAME...]")
 @file_option(required=False)
 @namespace_option
+@selector_option
 @click.option("-A", "--all-namespaces", is_flag=True, help="Every namespace.")
 @click.option("-w", "--watch", is_flag=True, help="Go on, and show each object again that changes or goes.")
 @output_option("wide", NAME)
@@ -43,6 +50,7 @@ def command(
     files: Sequence[str],
     recursive: bool,
     namespace: str | None,
+    selector: LabelSelector | None,
     all_namespaces: bool,
     watch: bool,
     output: str,
@@ -52,6 +60,8 @@ def command(
     references = parse_references(what)
     if references and files:
         raise UsageError("Say what to show: either KIND NAME, or -f FILE.")
+    if selector is not None and (files or any(name is not None for _, name in references)):
+        raise UsageError("-l goes with a KIND alone, or with all kinds: `weft get KIND -l app=reviews`.")
     client = connect(mesh)
     described: set[tuple[str, str, str]] = set()
     if files:
@@ -65,7 +75,12 @@ def command(
         found = client.get("/v1/config", namespace=namespace)
         if files:
             return [item for item in found if _identity(item["key"]) in described]
-        return [item for item in found if not references or any(_means(each, item["key"]) for each in references)]
+        return [
+            item
+            for item in found
+            if selected(selector, item["manifest"])
+            and (not references or any(_means(each, item["key"]) for each in references))
+        ]
 
     found = asked(client)
     if files:
@@ -77,7 +92,10 @@ def command(
             for kind, name in references
             if name is not None and not any(_means((kind, name), item["key"]) for item in found)
         ]
-    if found or not missing:
+    if watch and output in ("json", "yaml"):
+        for item in found:
+            _tell(item, output)
+    elif found or not missing:
         _show(found, output, references, namespace)
     if missing:
         kinds = {kind for kind, _ in references}
@@ -137,9 +155,10 @@ def _watch(
 ) -> None:
     """Print what *asked* returns otherwise than *shown*, with each event of the mesh, until the mesh ends."""
     before = {_identity(item["key"]): item for item in shown}
+    headed = shown[-1]["key"]["kind"] if shown else None
 
     def look() -> None:
-        nonlocal before
+        nonlocal before, headed
         now = {_identity(item["key"]): item for item in asked(client)}
         for key in sorted(before.keys() | now.keys()):
             item = now.get(key) or before[key]
@@ -148,10 +167,11 @@ def _watch(
             if output == NAME:
                 click.echo(full_name(item))
             elif output in ("json", "yaml"):
-                click.echo("---\n" if output == "yaml" else "", nl=False)
-                emit(item["manifest"], output, str)
+                _tell(item, output)
             else:
-                click.echo(table([item], wide=output == "wide", namespaces=namespaces).partition("\n")[2])
+                text = table([item], wide=output == "wide", namespaces=namespaces)
+                click.echo(text if item["key"]["kind"] != headed else text.partition("\n")[2])
+                headed = item["key"]["kind"]
         before = now
 
     try:
@@ -165,6 +185,12 @@ def _watch(
             time.sleep(PAUSE_SECONDS)
     except MeshNotRunning:
         click.echo(f"The mesh {mesh!r} has ended.", err=True)
+
+
+def _tell(item: Mapping[str, Any], output: str) -> None:
+    """Print one object of a stream of them, which has no end that a List could close."""
+    click.echo("---\n" if output == "yaml" else "", nl=False)
+    emit(item["manifest"], output, str)
 
 
 def table(found: Sequence[Mapping[str, Any]], *, wide: bool, namespaces: bool) -> str:
