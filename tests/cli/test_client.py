@@ -162,17 +162,19 @@ def test_a_receipt_is_asked_for_again_where_the_control_plane_dies(place: Path) 
         assert await_receipt(Client(place), 7, 20.0) == RECEIPT
 
 
-def test_an_apply_that_is_not_told_who_has_it_says_what_was_done(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("edit", ["apply", "delete"])
+def test_an_edit_that_is_not_told_who_has_it_says_what_was_done(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str
 ) -> None:
     (tmp_path / "a.yaml").write_text("...")
     key = {"kind": "Gateway", "namespace": "default", "name": "a"}
-    result = {"key": key, "api_version": "networking.istio.io/v1", "action": "created"}
+    result = {"key": key, "api_version": "networking.istio.io/v1", "action": f"{edit}d"}
     outcome = {"revision": 7, "results": [result], "affected": ["a"], "warnings": []}
-    monkeypatch.setattr(apply, "connect", lambda _: Client(place))
+    module = {"apply": apply, "delete": delete}[edit]
+    monkeypatch.setattr(module, "connect", lambda _: Client(place))
     with answering(place, ok(outcome), b""):
-        done = CliRunner().invoke(apply.command, ["-f", str(tmp_path / "a.yaml"), "--timeout", "0s"])
-    assert done.stdout == "gateway.networking.istio.io/a created\n"
+        done = CliRunner().invoke(module.command, ["-f", str(tmp_path / "a.yaml"), "--timeout", "0s"])
+    assert done.stdout == f"gateway.networking.istio.io/a {edit}d\n"
     assert isinstance(done.exception, WeftError)
     assert str(done.exception).startswith("Who has revision 7 is not known. The control plane did not answer")
     assert str(done.exception).endswith("`weft wait --revision 7` asks again.")

@@ -13,7 +13,7 @@ from weft.cli.documents import DURATION, DocumentsCommand, dry_run_option, file_
 from weft.cli.kinds import ISTIO_GATEWAY, means, mesh_namespace, namespace_option, parse_references
 from weft.cli.output import NAME, emit, mesh_option, output_option
 from weft.cli.selectors import selected, selector_option
-from weft.errors import UsageError
+from weft.errors import UsageError, WeftError
 
 if TYPE_CHECKING:
     from weft.api.gateway_api import LabelSelector
@@ -89,12 +89,18 @@ def command(
             keys = [key for kind, name in references for key in _meant(kind, str(name), namespace, there)]
         answer = client.edit("/v1/delete", {"keys": keys, **more})
     receipt = None
+    unknown = None
     if wait and not trial and answer["affected"]:
-        receipt = await_receipt(client, answer["revision"], timeout)
+        try:
+            receipt = await_receipt(client, answer["revision"], timeout)
+        except WeftError as error:  # told after what was done
+            unknown = error
     if not answer["results"]:
         click.echo("Nothing to delete.", err=True)
     lines = [full_name(it) if output == NAME else describe(it, dry_run=trial) for it in answer["results"]]
     emit({**answer, "receipt": receipt}, output, lambda: "\n".join(lines))
+    if unknown is not None:
+        raise unknown
     if receipt is not None:
         check_receipt(receipt, timeout)
 
