@@ -18,7 +18,7 @@ import yaml
 
 from tests.cli.conftest import Weft
 from tests.controlplane.peers import Mesh, running_mesh, until
-from weft.agent import paths
+from weft.agent import doctor, paths
 from weft.agent.workload import WorkloadSpec
 from weft.cli import apply, run, status
 from weft.cli.exec import meant
@@ -911,6 +911,46 @@ def test_why_is_answered_in_process(mesh: Mesh, weft: Weft, rule: Path) -> None:
     answer = json.loads(weft("why", "--from", "productpage", "--to", "http://reviews:9080/", "-o", "json").stdout)
     assert answer["outbound"]["timeout_ms"] == 3000
     assert weft("why", "--from", "productpage", "--to", "http://reviews:9080/", "-H", "bad").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        ("status",),
+        ("status", "productpage-v1-0"),
+        ("status", "--revision", "REVISION"),
+        ("why", "--from", "productpage", "--to", "http://reviews:9080/"),
+        ("why", "--last-failed"),
+        ("doctor",),
+        ("get",),
+        ("ps",),
+        ("wait", "--revision", "REVISION"),
+        ("version",),
+        ("ca",),
+    ],
+)
+def test_yaml_says_what_json_says(
+    mesh: Mesh, weft: Weft, rule: Path, monkeypatch: pytest.MonkeyPatch, question: tuple[str, ...]
+) -> None:
+    findings = [doctor.Finding("root namespaces", works=False, obstacle='none: "here"', remedy="a\nb")]
+    findings.append(doctor.Finding(doctor.EXPLICIT, works=True))
+    monkeypatch.setattr(doctor, "diagnose", lambda: findings)
+    for agent in (mesh.running("reviews"), mesh.running("productpage", port=None)):
+        mesh.proxy(agent)
+        until(lambda name=agent.name: mesh.status(name)["connected"])
+    assert weft("apply", "-f", rule).exit_code == 0
+    revision = str(mesh.client.get("/v1/version")["revision"])
+    question = tuple(revision if word == "REVISION" else word for word in question)
+    said = [weft(*question, "-o", form) for form in ("json", "yaml")]
+    assert [result.exit_code for result in said] == [0, 0], said[0].stderr
+    assert still(json.loads(said[0].stdout)) == still(yaml.safe_load(said[1].stdout))
+
+
+def still(data: object) -> object:
+    """Return *data* without what differs from one moment to the next."""
+    if isinstance(data, dict):
+        return {key: still(value) for key, value in data.items() if key != "remaining_seconds"}
+    return [still(item) for item in data] if isinstance(data, list) else data
 
 
 def test_ctrl_c_is_exit_code_130(mesh: Mesh) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from tests.cli.conftest import Weft
+from weft.cli import wait
 from weft.cli.documents import DURATION, read
 from weft.cli.kinds import parse_references, plural, resolve
 from weft.cli.main import COMMANDS, ExampleCommand, cli
@@ -20,7 +22,16 @@ from weft.cli.output import columns, duration
 from weft.cli.problems import render, render_all
 from weft.cli.run import host_port, label, named, not_runnable, port
 from weft.cli.up import read_plan
-from weft.errors import UsageError
+from weft.errors import (
+    InvalidConfiguration,
+    MeshNotRunning,
+    ModeUnavailable,
+    NotFound,
+    NotSynced,
+    StoreError,
+    UsageError,
+    WeftError,
+)
 from weft.model import Origin, Problem, Severity
 
 MINE = ("apply", "get", "delete", "diff", "status", "why", "proxy-config", "wait", "version", "control-plane")
@@ -267,3 +278,34 @@ def test_the_weft_yaml_of_a_directory_is_not_applied(
     result = weft("apply", "--dry-run=client", "-f", "weft.yaml")
     assert result.exit_code == 3
     assert "weft.yaml:1:1: error: (document): weft.yaml describes a mesh, which `weft up` starts" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WeftError("why"),
+        UsageError("why"),
+        InvalidConfiguration([]),
+        NotFound("why"),
+        MeshNotRunning("why"),
+        NotSynced("why"),
+        ModeUnavailable("why"),
+        StoreError("why"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_ends_a_command_with_the_code_that_is_documented(
+    weft: Weft, monkeypatch: pytest.MonkeyPatch, error: WeftError
+) -> None:
+    def fail(_: str | None) -> None:
+        raise error
+
+    monkeypatch.setattr(wait, "connect", fail)
+    result = weft("wait")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "exit-codes.md").read_text("utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    meaning = dict(rows)[str(result.exit_code)]
+    said = "Any other failure" if type(error) is WeftError else inspect.getdoc(type(error))
+    assert said is not None
+    assert meaning.startswith(said.strip().splitlines()[0].split(". ")[0])
+    assert result.stderr.startswith("error: ")
