@@ -65,7 +65,7 @@ def command(
     mesh: str | None,
 ) -> None:
     """
-    Apply configuration: Istio's YAML, as it is.
+    Apply configuration: Istio's YAML and the Gateway API's, as it is.
 
     All documents take effect together, or none. Exits with 3 if a document is refused, with 6 if a proxy has not
     acknowledged within --timeout or has refused the change. A program that is stopped (Ctrl-Z) is not waited for.

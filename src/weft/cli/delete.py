@@ -22,6 +22,7 @@ EXAMPLES = """
 weft delete virtualservice reviews        one object
 weft delete vs/reviews dr/reviews         several
 weft delete -f reviews.yaml               whatever the file defines
+weft delete -f reviews.yaml -n shop       in namespace shop, where the file names none
 weft delete vs -l app=reviews             those with these labels
 weft delete vs,dr --all                   every VirtualService and DestinationRule of the namespace
 """
@@ -33,7 +34,7 @@ weft delete vs,dr --all                   every VirtualService and DestinationRu
 @namespace_option
 @selector_option
 @click.option("--all", "everything", is_flag=True, help="All objects of these kinds in the namespace.")
-@dry_run_option("Say what would be deleted, delete nothing; =client says the same.")
+@dry_run_option("Say what would be deleted, delete nothing; =client is the same, and needs the mesh, too.")
 @click.option("--ignore-not-found", is_flag=True, help="Delete those that exist; succeed if some do not.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the affected proxies have it.")
 @click.option("--timeout", type=DURATION, default="10s", show_default=True, help="How long to wait.")

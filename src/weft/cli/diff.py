@@ -21,6 +21,7 @@ from weft.errors import WeftError
 
 EXAMPLES = """
 weft diff -f reviews.yaml                 what would change
+weft diff -f reviews.yaml -n shop         in namespace shop, where the file names none
 weft diff -f networking/ && echo same     exit code 0: nothing would; 1: something would
 """
 
@@ -45,7 +46,8 @@ def command(*, files: Sequence[str], recursive: bool, namespace: str | None, out
     """
     Show what an apply would change: each object as a unified diff, and the proxies that would be told.
 
-    Exits with 0 if nothing would change, with 1 if something would, with more if that cannot be told.
+    Where an object is written is no difference. Exits with 0 if nothing would change, with 1 if something would, with 2
+    or more if that cannot be told.
     """
     try:
         sources = read(files, recursive=recursive)

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 EXAMPLES = """
 weft get                              everything in the mesh's namespace
 weft get virtualservices              one kind; vs, dr, gw and pa are short for four of them
-weft get vs reviews -o yaml           one object, as it was applied
+weft get vs reviews -o yaml           one object, as it was applied, with its status
 weft get vs/reviews dr/reviews        several objects
 weft get vs -l app=reviews,tier!=web  those with these labels
 weft get -f reviews.yaml              what the file describes, as it is in force
 weft get -A -o wide                   every namespace, with where each was written and who applied it
-weft get vs -w                        and each one that changes, until Ctrl-C
+weft get vs -w                        and then each one that changes
 weft get vs -w -o json                the same, one object after the other
 """
 
@@ -41,7 +41,12 @@ weft get vs -w -o json                the same, one object after the other
 @namespace_option
 @selector_option
 @click.option("-A", "--all-namespaces", is_flag=True, help="Every namespace.")
-@click.option("-w", "--watch", is_flag=True, help="Go on, and show each object again that changes or goes.")
+@click.option(
+    "-w",
+    "--watch",
+    is_flag=True,
+    help="Go on, and show each object again that changes or goes, until Ctrl-C or the end of the mesh.",
+)
 @output_option("wide", NAME)
 @mesh_option
 def command(
@@ -56,7 +61,11 @@ def command(
     output: str,
     mesh: str | None,
 ) -> None:
-    """Show configuration objects."""
+    """
+    Show configuration objects.
+
+    Exits with 4 if one that is named, or that a file describes, does not exist; the others are shown.
+    """
     references = parse_references(what)
     if references and files:
         raise UsageError("Say what to show: either KIND NAME, or -f FILE.")

@@ -53,7 +53,7 @@ def parse(text: str) -> LabelSelector:
     from weft.api.gateway_api import LabelSelector, LabelSelectorRequirement  # pydantic models
     from weft.api.names import label_key_fault, label_value_fault
 
-    requirements = []
+    requirements: list[LabelSelectorRequirement] = []
     at = 0
     while at < len(text) or not requirements or text[at - 1] == ",":
         found = _REQUIREMENT.match(text, at)
@@ -67,15 +67,16 @@ def parse(text: str) -> LabelSelector:
             )
         at = found.end()
         key = found["key"] or found["not_there"]
+        values: tuple[str, ...] = ()
         if found["absent"]:
-            operator, values = "DoesNotExist", ()
+            operator = "DoesNotExist"
         elif found["equal"]:
             operator, values = ("NotIn" if found["equal"] == "!=" else "In"), (found["value"],)
         elif found["set"]:
             operator = "In" if found["set"] == "in" else "NotIn"
             values = tuple(value.strip() for value in found["values"].split(","))
         else:
-            operator, values = "Exists", ()
+            operator = "Exists"
         faults = [label_key_fault(key), *map(label_value_fault, values)]
         if fault := next(filter(None, faults), None):
             raise UsageError(f"-l {text!r}: {fault}")
