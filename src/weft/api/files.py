@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import TextIO
 
 from weft import model
-from weft.api.meshfile import FILE_NAME, Mesh, MeshResult, parse_mesh
+from weft.api.meshfile import Mesh, MeshResult, parse_mesh
 from weft.api.parse import parse
 from weft.errors import InvalidConfiguration, UsageError
-from weft.model import Origin, Problem, Severity, decode
-
-SUFFIXES = (".yaml", ".yml", ".json")
-"""What is read of a directory: kubectl's choice."""
+from weft.model import MESH_FILE, Origin, Problem, Severity, decode, is_document, without_documents
 
 STANDARD_INPUT = "-"
 """The name that stands for it; its document is called `weft.model.STANDARD_INPUT`."""
@@ -31,9 +28,9 @@ def read_documents(
     """
     Return file and text of all that *names* name, each file once, and what cannot be read.
 
-    A name is a file, a directory (its own files that end in `SUFFIXES`, in order of name), a pattern (`*`, `?`,
-    `[...]`, `**` for any depth), or `-` for standard input. Relative names start from *directory*, else from where the
-    process stands; files are called as they were named.
+    A name is a file, a directory (those of its own files that are documents, in order of name), a pattern (`*`, `?`,
+    `[...]`, `**` for any depth; the weft.yaml that it meets is left out), or `-` for standard input. Relative names
+    start from *directory*, else from where the process stands; files are called as they were named.
     """
     documents: dict[str, str] = {}
     problems: list[Problem] = []
@@ -90,7 +87,7 @@ def load_mesh(path: Path, *, interception: str | None = None) -> LoadedMesh:
             it names does not exist: everything that is, at once.
         UsageError: There is no such file.
     """
-    file = path / FILE_NAME if path.is_dir() else path
+    file = path / MESH_FILE if path.is_dir() else path
     try:
         text = decode(str(file), file.read_bytes())
     except OSError as exc:
@@ -121,6 +118,12 @@ def _applied(result: MeshResult, directory: Path) -> tuple[list[tuple[str, str]]
     for index, name in enumerate(names if isinstance(names, list) else ()):
         if not isinstance(name, str):
             continue
+        if not name:
+            assert document is not None
+            place = document.locate_value(("apply", index))
+            remedy = "Write `.` for the directory of weft.yaml."
+            problems.append(Problem(place, f"apply[{index}]", "an empty name is no file.", remedy, code=ABSENT))
+            continue
         found, unreadable = read_documents([str(directory / name)])
         documents.update(found)
         for problem in unreadable:
@@ -150,9 +153,9 @@ def _directories(result: MeshResult, directory: Path) -> Iterator[Problem]:
 def _expand(name: str, directory: Path | None, problems: list[Problem]) -> Sequence[str]:
     path = _under(directory, name)
     if path.is_dir():
-        found = sorted(item.name for item in path.iterdir() if item.suffix in SUFFIXES and item.is_file())
+        found = sorted(item.name for item in path.iterdir() if is_document(item.name) and item.is_file())
         if not found:
-            problems.append(_problem(name, f"holds no file that ends in {', '.join(SUFFIXES)}."))
+            problems.append(_problem(name, without_documents(mesh_file=(path / MESH_FILE).exists())))
         return [str(Path(name) / item) for item in found]
     if path.exists() or not glob.has_magic(name):
         if not path.exists():
@@ -161,7 +164,7 @@ def _expand(name: str, directory: Path | None, problems: list[Problem]) -> Seque
         return [name]
     # Path.glob refuses absolute patterns, and knows no root directory.
     matched = sorted(glob.glob(name, root_dir=directory, recursive=True))  # noqa: PTH207
-    files = [item for item in matched if _under(directory, item).is_file()]
+    files = [item for item in matched if Path(item).name != MESH_FILE and _under(directory, item).is_file()]
     if not files:
         problems.append(_problem(name, "matches no file."))
     return files

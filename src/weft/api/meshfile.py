@@ -25,11 +25,10 @@ from weft.api.rules import shared
 from weft.api.values import Duration
 from weft.api.yaml import Document, Path, read
 from weft.data_plane import ENVOY, WEFT_PROXY
-from weft.model import Origin, Problem, Published, Severity
+from weft.model import MESH_FILE, Origin, Problem, Published, Severity
 from weft.model.capability import GRANTABLE, canonical, capability_fault
 from weft.model.reserved import NAMES_PORT
 
-FILE_NAME = "weft.yaml"
 READY_TIMEOUT = timedelta(seconds=30)
 """How long a program may take until its ports answer: a JVM on a busy laptop needs twenty seconds."""
 
@@ -236,14 +235,14 @@ def parse_mesh(file: str, text: str, *, directory_name: str, interception: str |
         return MeshResult(None, tuple(problems))
     if len(documents) > 1:
         origin = documents[1].locate(())
-        message = f"{FILE_NAME} is one document, and a second begins here."
+        message = f"{MESH_FILE} is one document, and a second begins here."
         second = Problem(origin, "(document)", message, "Apply YAML under `apply`.")
         return MeshResult(None, (*problems, second))
     if not documents:
         message = "the file is empty."
         return MeshResult(None, (Problem(Origin(file, 1), "(document)", message, "Describe `programs`."),))
     document = documents[0]
-    checked = check(Mesh, document.value, document, kind=FILE_NAME)
+    checked = check(Mesh, document.value, document, kind=MESH_FILE)
     found = [*problems, *checked.problems]
     described = checked.value
     if described is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from weft.api.check import check
@@ -19,7 +20,7 @@ from weft.api.names import label_fault, label_key_fault, label_value_fault, obje
 from weft.api.nearest import did_you_mean, nearest
 from weft.api.rules import RULES
 from weft.api.yaml import Document, Path, dotted, read
-from weft.model import ConfigKey, ConfigObject, Origin, Problem, Severity
+from weft.model import MESH_FILE, ConfigKey, ConfigObject, Origin, Problem, Severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,16 @@ class ParseResult:
         return tuple(problem for problem in self.problems if problem.severity is Severity.ERROR)
 
 
-def parse(documents: Iterable[tuple[str, str]], *, default_namespace: str = "default") -> ParseResult:
+def parse(
+    documents: Iterable[tuple[str, str]], *, default_namespace: str = "default", confined: bool = False
+) -> ParseResult:
     """
     Return the objects that *documents* describe and everything that is wrong with them.
 
     Args:
         documents: File as the user named it, and its text: YAML or JSON, any number of documents, `kind: List` too.
         default_namespace: Of objects that name none.
+        confined: That an object names another namespace is a mistake.
     """
     objects: dict[ConfigKey, ConfigObject] = {}
     problems: list[Problem] = []
@@ -56,7 +60,7 @@ def parse(documents: Iterable[tuple[str, str]], *, default_namespace: str = "def
         mine: list[Problem] = list(unreadable)
         for document in found:
             for base, value in _items(document, mine):
-                reader = _ObjectReader(document, base, default_namespace)
+                reader = _ObjectReader(document, base, default_namespace, confined=confined)
                 item = reader.read(value)
                 mine.extend(reader.problems)
                 if item is None or document.flawed:
@@ -98,6 +102,8 @@ def _items(document: Document, problems: list[Problem]) -> Iterator[tuple[Path, 
 
 
 _ENVELOPE = ("apiVersion", "kind", "metadata", "spec", "status")
+"""`status` is what a control plane reports, this one too: nobody wants anything by it, and it is left out without a word."""
+
 _METADATA = ("name", "namespace", "labels", "annotations")
 
 _SERVER_OWNED = (
@@ -118,10 +124,11 @@ _SERVER_OWNED = (
 class _ObjectReader:
     """Reads one object; gathers what is wrong in `problems`."""
 
-    def __init__(self, document: Document, base: Path, default_namespace: str) -> None:
+    def __init__(self, document: Document, base: Path, default_namespace: str, *, confined: bool) -> None:
         self.document = document
         self.base = base
         self.default_namespace = default_namespace
+        self.confined = confined
         self.problems: list[Problem] = []
 
     def read(self, value: Any) -> ConfigObject | None:
@@ -129,15 +136,16 @@ class _ObjectReader:
             message = f"an object is a mapping with `apiVersion`, `kind`, `metadata`, not {_kind_of(value)}."
             self._value((), message, "", "wrong-type")
             return None
+        if PurePath(self.document.file).name == MESH_FILE and not {"apiVersion", "kind"} & value.keys():
+            message = f"{MESH_FILE} describes a mesh, which `weft up` starts; it is no object to apply."
+            self._key((), message, "Name the files that its `apply` names.", "mesh-file")
+            return None
         kind = self._kind(value)
         for key in value:
             # What another kind has at its top (`data`, `webhooks`) is no second mistake beside the kind itself.
             if key not in _ENVELOPE and (kind is not None or nearest(key, _ENVELOPE)):
                 self._key((key,), f"unknown field `{key}`.", did_you_mean(key, _ENVELOPE), "unknown-field")
         name, namespace, labels = self._metadata(value)
-        if value.get("status"):
-            message = "`status` is what a cluster reports; weft does not read it."
-            self._key(("status",), message, "Remove it.", "ignored", warning=True)
         if kind is None or kind.model is None:
             return None
         respelled, spec = self._spec(kind, value, name, namespace)
@@ -232,6 +240,10 @@ class _ObjectReader:
             namespace = self._string(metadata, ("metadata", "namespace")) or namespace
             if (fault := label_fault(namespace, "a namespace")) is not None:
                 self._value(("metadata", "namespace"), fault, "", "bad-name")
+            elif self.confined and namespace != self.default_namespace:
+                message = f"this is of namespace `{namespace}`, and `{self.default_namespace}` was asked for."
+                remedy = f"Leave -n out, or write -n {namespace}."
+                self._value(("metadata", "namespace"), message, remedy, "other-namespace")
         labels = self._strings(metadata, "labels")
         for key, label in labels.items():
             if (fault := label_key_fault(key)) is not None:

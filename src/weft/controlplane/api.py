@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from weft._native import RecordStore
+from weft.api.names import label_fault
 from weft.controlplane.agents import STOP_SECONDS, AgentServer, AgentState, Key, outside_refusal
 from weft.controlplane.blame import field_of, origins_of
 from weft.controlplane.change import ControlPlane, Outcome
@@ -135,7 +136,12 @@ class Api:
 
     async def apply(self, request: Request) -> Any:
         body = await _body(request)
-        edit = Edit(documents=_documents(body), strict=bool(body.get("strict")), dry_run=bool(body.get("dry_run")))
+        edit = Edit(
+            documents=_documents(body),
+            namespace=_namespace(body),
+            strict=bool(body.get("strict")),
+            dry_run=bool(body.get("dry_run")),
+        )
         return _outcome(await self._plane.change(edit))
 
     async def delete(self, request: Request) -> Any:
@@ -144,13 +150,16 @@ class Api:
         edit = Edit(
             delete=keys,
             delete_documents=_documents(body) if "documents" in body else (),
+            namespace=_namespace(body),
             ignore_missing=bool(body.get("ignore_not_found")),
             dry_run=bool(body.get("dry_run")),
         )
         return _outcome(await self._plane.change(edit))
 
     async def diff(self, request: Request) -> Any:
-        outcome = await self._plane.change(Edit(documents=_documents(await _body(request)), dry_run=True))
+        body = await _body(request)
+        edit = Edit(documents=_documents(body), namespace=_namespace(body), dry_run=True, unmoved=True)
+        outcome = await self._plane.change(edit)
         changes = []
         for key, _ in outcome.results:
             before, after = outcome.before.objects.get(key), outcome.after.objects.get(key)
@@ -650,6 +659,15 @@ def _documents(body: Mapping[str, Any]) -> tuple[Document, ...]:
     if len({document.file for document in documents}) < len(documents):
         raise UsageError("Two documents have the same `file`; a position could mean either.")
     return documents
+
+
+def _namespace(body: Mapping[str, Any]) -> str | None:
+    """Return the namespace that all documents are to be of; None if that is not said."""
+    if (namespace := body.get("namespace")) is None:
+        return None
+    if (fault := label_fault(str(namespace), "a namespace")) is not None:
+        raise UsageError(f"`namespace`: {fault}")
+    return str(namespace)
 
 
 def _number(text: str, most: float) -> float:

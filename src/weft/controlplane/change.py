@@ -51,7 +51,9 @@ RETRY_SECONDS = 1.0
 class Parse(Protocol):
     """`weft.api.parse`: read (file, text) pairs; every object, and every mistake at once."""
 
-    def __call__(self, documents: Iterable[tuple[str, str]], *, default_namespace: str) -> ParseResult: ...
+    def __call__(
+        self, documents: Iterable[tuple[str, str]], *, default_namespace: str, confined: bool = False
+    ) -> ParseResult: ...
 
 
 class Confirm(Protocol):
@@ -284,8 +286,8 @@ class ControlPlane:
             revision = self.revision + 1
 
             # parse: every mistake at once
-            applied, remarks = self._parsed(edit.documents)
-            deleted = [*edit.delete, *(item.key for item, _ in self._parsed(edit.delete_documents)[0])]
+            applied, remarks = self._parsed(edit.documents, edit.namespace)
+            deleted = [*edit.delete, *(item.key for item, _ in self._parsed(edit.delete_documents, edit.namespace)[0])]
             directory = None if edit.directory is None else self._parsed(edit.directory)[0]
             merged = merge(
                 self.configuration, edit, applied=applied, deleted=deleted, directory=directory, revision=revision
@@ -468,10 +470,14 @@ class ControlPlane:
         await self.change()
         return self.revision
 
-    def _parsed(self, documents: Sequence[Document]) -> tuple[list[tuple[ConfigObject, Document]], tuple[Problem, ...]]:
+    def _parsed(
+        self, documents: Sequence[Document], namespace: str | None = None
+    ) -> tuple[list[tuple[ConfigObject, Document]], tuple[Problem, ...]]:
         """Return the objects, each with its text, and the warnings; raise if there is any error."""
         result = self._parse(
-            ((document.file, document.text) for document in documents), default_namespace=self._namespace
+            ((document.file, document.text) for document in documents),
+            default_namespace=namespace or self._namespace,
+            confined=namespace is not None,
         )
         if result.errors:
             raise InvalidConfiguration(result.problems)
