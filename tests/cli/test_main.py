@@ -16,7 +16,7 @@ from weft.cli.kinds import parse_references, plural, resolve
 from weft.cli.main import COMMANDS, ExampleCommand, cli
 from weft.cli.output import columns, duration
 from weft.cli.problems import render, render_all
-from weft.cli.run import host_port, label, named, not_runnable, port
+from weft.cli.run import host_port, label, named, not_runnable, once, port
 from weft.cli.up import read_plan
 from weft.errors import UsageError
 from weft.model import Origin, Problem, Severity
@@ -224,3 +224,11 @@ def test_a_port_of_the_host_is_none_of_the_programs_own() -> None:
         host_port(8000, [(8000, "HTTP")])
     with pytest.raises(UsageError, match=r"^--host-port 53: port 53 is where programs ask for names"):
         host_port(53, [])
+
+
+def test_a_port_is_given_once() -> None:
+    """Two listeners of one name could not be published."""
+    once("--port", [8080, 9090])
+    for option in ("--port", "--host-port"):
+        with pytest.raises(UsageError, match=rf"^{option} 8080: this port is given twice\. Keep one of them\."):
+            once(option, [8080, 9090, 8080])

@@ -20,6 +20,7 @@ from weft.errors import StoreError, WeftError
 from weft.model import Protocol, WorkloadPort
 from weft.registry import Programs, Registration
 from weft.store import Changes, Lease, SqliteStore
+from weft.translate import check
 from weft.translate.peer_authentication import modes
 from weft.translate.resource import Resources, resource
 from weft.xds import Receipt
@@ -53,6 +54,8 @@ class Line:
         self.broken = False
         self.failing: set[str] = set()
         """Workloads for whose proxies translation fails."""
+        self.twofold: set[str] = set()
+        """Workloads for whose proxies a resource is made twice."""
         self.views: dict[str, Sequence[tuple[str, str, bytes]]] = {}
         """What each proxy was told last, by node id."""
         self.between: Callable[[], None] = lambda: None
@@ -71,7 +74,7 @@ class Line:
             statuses=lambda *_: {},
             translate=self._translate,
             refusals=lambda *_: (),
-            check=lambda _: (),
+            check=check,
             publish=self._publish,
             confirm=self._confirm,
             withdraw=lambda _: None,
@@ -86,7 +89,8 @@ class Line:
         both = any(snapshot.accepting_both.values())
         self.shown = {"both": both, "modes": {str(mode) for mode in modes(snapshot).values()}}
         self.shown["ready"] = {key[1] for key, item in snapshot.workloads.items() if item.ready}
-        return (resource("type", "ready", repr(sorted(self.shown["ready"])).encode()),)
+        made = resource("type", "ready", repr(sorted(self.shown["ready"])).encode())
+        return (made,) * (2 if proxy.workload in self.twofold else 1)
 
     def _publish(self, views: Mapping[str, Sequence[tuple[str, str, bytes]]], revision: int) -> frozenset[str]:
         if self.broken:
@@ -267,6 +271,26 @@ def test_one_proxy_that_cannot_be_translated_for_does_not_hold_up_the_others(
         await line.plane.change()
         assert told_ready(line, ratings) == "['ratings-v1-0', 'reviews-v1-0']"
         assert line.plane.withheld == {}
+
+    run(tmp_path, body)
+
+
+def test_a_view_that_cannot_be_published_is_withheld_from_its_proxy_alone(tmp_path: Path) -> None:
+    """The publisher takes all views or none. An edit that does not bring it about takes effect for the others."""
+
+    async def body(line: Line) -> None:
+        reviews, ratings = line.join("reviews"), line.join("ratings")
+        await line.plane.change()
+        line.twofold = {"ratings-v1-0"}
+        line.registry.report(reviews, proxy_ready=False)
+        await line.plane.change()
+        assert told_ready(line, reviews) == "['ratings-v1-0']"
+        assert told_ready(line, ratings) == "['ratings-v1-0', 'reviews-v1-0']"
+        node_id = line.plane.proxies[ratings].node_id
+        (reason,) = line.plane.withheld[node_id]
+        assert "ready stands 2 times among the resources of type type" in reason
+        assert (await line.plane.change(policy("PERMISSIVE"))).results
+        assert line.plane.withheld == {node_id: (reason,)}
 
     run(tmp_path, body)
 

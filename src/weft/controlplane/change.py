@@ -578,10 +578,12 @@ class ControlPlane:
             return last, (reason,)
         if not problems:
             return resources, ()
-        if asked:
+        reasons = tuple(map(str, problems))
+        if asked and not set(reasons) <= set(self.withheld.get(proxy.node_id, ())):
             raise InvalidConfiguration(problems)
-        # Nobody asked who could be told: the proxy keeps the last good configuration, and everybody can read why.
-        return last, tuple(map(str, problems))
+        # Nobody asked who could be told, or another change is what brings it about: the proxy keeps the last good
+        # configuration, and everybody can read why.
+        return last, reasons
 
     def _tell_withheld(self, withheld: Mapping[str, tuple[str, ...]], view: View) -> None:
         """Tell of each proxy that keeps what it has, once for each reason."""
