@@ -70,7 +70,7 @@ class Line:
                 for (namespace, name), program in self.registry.programs.items()
             ],
             parse=parse,
-            references=lambda _: (),
+            references=lambda _: {},
             statuses=lambda *_: {},
             translate=self._translate,
             refusals=lambda *_: (),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -110,7 +110,7 @@ class ControlPlane:
         registry: Registry,
         leases: Callable[[], Iterable[Lease]],
         parse: Parse,
-        references: Callable[[Snapshot], Sequence[Problem]],
+        references: Callable[[Snapshot], Mapping[ConfigKey, Sequence[Problem]]],
         statuses: Callable[[Snapshot, Iterable[Proxy]], Mapping[ConfigKey, Status]],
         translate: Callable[[Snapshot, Proxy], Resources],
         refusals: Callable[[ConfigObject, str], Sequence[Problem]],
@@ -156,7 +156,8 @@ class ControlPlane:
         self._published: dict[str, Resources] = {}
         self.withheld: Mapping[str, tuple[str, ...]] = {}
         """Why a proxy keeps its last good configuration, by node id; of those that have the newest nothing."""
-        self._warnings: tuple[Problem, ...] = ()
+        self._warnings: Mapping[ConfigKey, tuple[Problem, ...]] = {}
+        """Of what is in force, by the object in which it is written."""
         self._found: Mapping[ConfigKey, Status] | None = None
         self._looked_at: tuple[object, ...] = ()
         content = store.load()
@@ -308,8 +309,8 @@ class ControlPlane:
                 statuses is None or edit.asks or looked_at != self._looked_at
             ):  # not for each endpoint that comes or goes
                 statuses = self._statuses(snapshot, view.proxies.values())
-            warnings = (*self._references(snapshot), *_problems(statuses))
-            news = (*remarks, *self._news(warnings, edit))
+            warnings = _joined(self._references(snapshot), {key: status.problems for key, status in statuses.items()})
+            news = (*remarks, *self._news(warnings, {item.key for item, _ in applied}))
             if edit.strict and news:
                 raise InvalidConfiguration(news)
             self._refuse([item for item, _ in applied], view)
@@ -495,10 +496,22 @@ class ControlPlane:
                 objects[item.key] = replace(again, generation=item.generation, created=item.created)
         return Configuration(objects, {key: stored[key] for key in objects})
 
-    def _news(self, warnings: Sequence[Problem], edit: Edit) -> tuple[Problem, ...]:
-        """Return the warnings that concern *edit*: about its own texts, and new ones about what others applied."""
-        files = {document.file for document in edit.documents}
-        found = [item for item in warnings if item.origin.file in files or item not in self._warnings]
+    def _news(
+        self, warnings: Mapping[ConfigKey, Sequence[Problem]], applied: Collection[ConfigKey]
+    ) -> tuple[Problem, ...]:
+        """
+        Return the warnings that concern an edit: about what is *applied*, and new ones about what others applied.
+
+        By objects, not by files: whatever came by standard input is of one file. What is said of the same place in other
+        words, because a remedy names what there is now, is not new.
+        """
+        known = {(key, item.path, item.code) for key, items in self._warnings.items() for item in items}
+        found = [
+            item
+            for key, items in warnings.items()
+            for item in items
+            if key in applied or (key, item.path, item.code) not in known
+        ]
         return tuple(sorted(found, key=lambda item: item.origin))
 
     def _reported_statuses(
@@ -618,9 +631,13 @@ def _differing(
     return {key: reported.get(key) for key in stored.keys() | reported.keys() if stored.get(key) != reported.get(key)}
 
 
-def _problems(statuses: Mapping[ConfigKey, Status]) -> Iterator[Problem]:
-    for status in statuses.values():
-        yield from status.problems
+def _joined(*found: Mapping[ConfigKey, Sequence[Problem]]) -> dict[ConfigKey, tuple[Problem, ...]]:
+    """Return what all of *found* say of each object."""
+    joined: dict[ConfigKey, tuple[Problem, ...]] = {}
+    for each in found:
+        for key, items in each.items():
+            joined[key] = (*joined.get(key, ()), *items)
+    return joined
 
 
 def _services(configuration: Configuration) -> list[ConfigObject]:
