@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.controlplane.test_steps import POLICY
-from weft.api.parse import parse
+from weft.api.parse import identify, parse
 from weft.controlplane import change
 from weft.controlplane.change import ControlPlane
 from weft.controlplane.edit import Document, Edit
@@ -70,6 +70,7 @@ class Line:
                 for (namespace, name), program in self.registry.programs.items()
             ],
             parse=parse,
+            identify=identify,
             references=lambda _: {},
             statuses=lambda *_: {},
             translate=self._translate,

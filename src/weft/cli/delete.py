@@ -11,6 +11,7 @@ from weft.cli.client import connect
 from weft.cli.documents import DURATION, DocumentsCommand, dry_run_option, file_option, no_objects, read
 from weft.cli.kinds import ISTIO_GATEWAY, means, mesh_namespace, namespace_option, parse_references
 from weft.cli.output import NAME, emit, mesh_option, output_option
+from weft.cli.problems import from_json, render
 from weft.errors import UsageError
 
 EXAMPLES = """
@@ -78,6 +79,8 @@ def command(
         receipt = await_receipt(client, answer["revision"], timeout)
     if not answer["results"]:
         click.echo("Nothing to delete.", err=True)
+    for problem in from_json(answer["warnings"]):  # about others, which refer to what is gone
+        click.echo(render(problem, {}), err=True)
     lines = [full_name(it) if output == NAME else describe(it, dry_run=trial) for it in answer["results"]]
     emit({**answer, "receipt": receipt}, output, lambda: "\n".join(lines))
     if receipt is not None:

@@ -54,6 +54,14 @@ class Parse(Protocol):
     def __call__(self, documents: Iterable[tuple[str, str]], *, default_namespace: str) -> ParseResult: ...
 
 
+class Identify(Protocol):
+    """`weft.api.parse.identify`: read (file, text) pairs; which objects they are about, and every mistake about that."""
+
+    def __call__(
+        self, documents: Iterable[tuple[str, str]], *, default_namespace: str
+    ) -> tuple[Sequence[ConfigKey], Sequence[Problem]]: ...
+
+
 class Confirm(Protocol):
     """`weft.xds.Publisher.wait`: wait until every proxy that a revision concerns has answered, or the time is over."""
 
@@ -95,7 +103,7 @@ class ControlPlane:
         store: Opened, and with nobody else's hand on it.
         registry: What runs.
         leases: Returns the leases as they should be stored now.
-        parse, references, statuses, refusals, translate, check, publish: The rooms of the line, in its order.
+        parse, identify, references, statuses, refusals, translate, check, publish: The rooms of the line, in its order.
         confirm: Waits for the proxies' answers.
         withdraw: Ends the view of a proxy that is gone.
         data_planes: Those that programs will have beside them, before the first of them has joined.
@@ -110,6 +118,7 @@ class ControlPlane:
         registry: Registry,
         leases: Callable[[], Iterable[Lease]],
         parse: Parse,
+        identify: Identify,
         references: Callable[[Snapshot], Mapping[ConfigKey, Sequence[Problem]]],
         statuses: Callable[[Snapshot, Iterable[Proxy]], Mapping[ConfigKey, Status]],
         translate: Callable[[Snapshot, Proxy], Resources],
@@ -130,6 +139,7 @@ class ControlPlane:
         self._registry = registry
         self._leases = leases
         self._parse = parse
+        self._identify = identify
         self._namespace = namespace
         self._references = references
         self._statuses = statuses
@@ -286,7 +296,7 @@ class ControlPlane:
 
             # parse: every mistake at once
             applied, remarks = self._parsed(edit.documents)
-            deleted = [*edit.delete, *(item.key for item, _ in self._parsed(edit.delete_documents)[0])]
+            deleted = [*edit.delete, *self._identified(edit.delete_documents)]
             directory = None if edit.directory is None else self._parsed(edit.directory)[0]
             merged = merge(
                 self.configuration, edit, applied=applied, deleted=deleted, directory=directory, revision=revision
@@ -478,6 +488,14 @@ class ControlPlane:
             raise InvalidConfiguration(result.problems)
         texts = {document.file: document for document in documents}
         return [(item, texts[item.locate().file]) for item in result.objects], result.problems
+
+    def _identified(self, documents: Sequence[Document]) -> Sequence[ConfigKey]:
+        """Return which objects *documents* are about; raise if that is not clear of each. Specs do not matter."""
+        texts = ((document.file, document.text) for document in documents)
+        keys, problems = self._identify(texts, default_namespace=self._namespace)
+        if problems:
+            raise InvalidConfiguration(problems)
+        return keys
 
     def _reload(self, stored: Mapping[ConfigKey, StoredObject]) -> Configuration:
         objects: dict[ConfigKey, ConfigObject] = {}
