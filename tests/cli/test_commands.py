@@ -108,6 +108,17 @@ def test_the_same_apply_again_waits_for_who_was_silent(mesh: Mesh, weft: Weft, r
     assert "productpage-v1-0 refused 9080" in result.stderr
 
 
+def test_an_apply_that_affects_nobody_does_not_answer_for_those_before_it(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """What a proxy refused of somebody else's change is none of its business."""
+    with_proxy(mesh, refuses=frozenset({"9080"}))
+    assert weft("apply", "-f", rule, "--timeout", "1s").exit_code == 6
+    Path("other.yaml").write_text(RULE.replace("reviews", "example.com"))
+    result = weft("apply", "-f", "other.yaml", "--timeout", "1s")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0].endswith("/example.com created")
+    assert result.stdout.splitlines()[-1] == "No proxy is affected."
+
+
 def test_apply_names_who_refused_and_what(mesh: Mesh, weft: Weft, rule: Path) -> None:
     with_proxy(mesh, refuses=frozenset({"9080"}))
     result = weft("apply", "-f", rule, "--timeout", "1s")

@@ -80,7 +80,7 @@ def command(
         emit(data, output, lambda: _text(answer, receipt, elapsed, dry_run=dry_run, wait=wait))
     if receipt is not None:
         check_receipt(receipt, timeout)
-    elif wait and not trial:
+    elif wait and not trial and not _changes(answer):
         _await_earlier(client, timeout)
 
 
@@ -220,6 +220,11 @@ def refusal(part: Mapping[str, Any]) -> str:
     return f"{part['name']}: {part['message']}{places}"
 
 
+def _changes(answer: Mapping[str, Any]) -> bool:
+    """Whether an apply changed any object."""
+    return any(result["action"] not in ("unchanged", "kept") for result in answer["results"])
+
+
 def _await_earlier(client: Client, timeout: float) -> None:
     """Wait for what others still lack: an apply that is tried again must not succeed because the first one changed it."""
     deadline = time.monotonic() + timeout
@@ -256,7 +261,7 @@ def _text(
         lines.append(f"{plural(len(affected), 'proxy', 'proxies')} would be affected.")
     elif receipt is not None:
         had = len(receipt["acknowledged"])
-        if any(result["action"] not in ("unchanged", "kept") for result in answer["results"]):
+        if _changes(answer):
             whom = plural(len(receipt["affected"]), "affected proxy has it", "affected proxies have it")
             lines.append(f"{had} of {whom} ({duration(elapsed)}).")
         else:
