@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.controlplane.test_steps import POLICY
 from weft.api.parse import identify, parse
 from weft.controlplane import change
 from weft.controlplane.change import ControlPlane
-from weft.controlplane.edit import Document, Edit
+from weft.controlplane.edit import Action, Document, Edit
 from weft.controlplane.events import Events
 from weft.errors import StoreError, WeftError
 from weft.model import Protocol, WorkloadPort
@@ -58,6 +59,9 @@ class Line:
         """Workloads for whose proxies a resource is made twice."""
         self.views: dict[str, Sequence[tuple[str, str, bytes]]] = {}
         """What each proxy was told last, by node id."""
+        self.confirming = asyncio.Event()
+        """Cleared while proxies are silent."""
+        self.confirming.set()
         self.between: Callable[[], None] = lambda: None
         """Called between two steps."""
         self.shown: dict[str, Any] = {}
@@ -102,6 +106,7 @@ class Line:
 
     async def _confirm(self, revision: int, timeout: float) -> Receipt:
         self.between()
+        await self.confirming.wait()
         nobody: frozenset[str] = frozenset()
         return Receipt(revision, True, nobody, nobody, nobody, {}, True)
 
@@ -219,6 +224,28 @@ def test_a_step_that_cannot_be_published_is_tried_again_until_it_is(tmp_path: Pa
         line.between, line.broken = lambda: None, False
         count = len(line.published)
         await until(lambda: len(line.published) > count and not line.published[-1][1]["both"])
+
+    run(tmp_path, body)
+
+
+def test_who_does_not_wait_has_an_answer_after_the_first_step(tmp_path: Path) -> None:
+    """All of the change is stored by then. The other steps follow, before the next edit."""
+
+    async def body(line: Line) -> None:
+        line.join("reviews")
+        await line.plane.change(policy("DISABLE"))
+        line.confirming.clear()
+        outcome = await line.plane.change(replace(policy("STRICT"), wait=False))
+        assert [action for _, action in outcome.results] == [Action.CONFIGURED]
+        transition = line.disk.load().transition
+        assert transition is not None
+        assert transition.remaining == 3
+        assert line.published[-1][1]["both"] is True
+        following = asyncio.ensure_future(line.plane.change(policy("PERMISSIVE")))
+        line.confirming.set()
+        await following
+        shown = [(item["modes"], item["both"]) for _, item in line.published[-4:]]
+        assert ({"STRICT"}, False) in shown
 
     run(tmp_path, body)
 

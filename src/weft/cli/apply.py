@@ -56,6 +56,8 @@ def command(
 
     All documents take effect together, or none. Exits with 3 if a document is refused, with 6 if a proxy has not
     acknowledged within --timeout or has refused the change. A program that is stopped (Ctrl-Z) is not waited for.
+    A change between plain text and mutual TLS is made in steps, each of which waits up to 10 s for proxies that are
+    silent; --timeout begins when the last one is made.
     """
     sources = read(files, recursive=recursive)
     started = time.monotonic()
@@ -65,7 +67,7 @@ def command(
         answer = check(sources, strict=strict)
     else:
         client = connect(mesh)
-        answer = send(client, "/v1/apply", sources, dry_run=trial, strict=strict)
+        answer = send(client, "/v1/apply", sources, dry_run=trial, strict=strict, wait=wait)
         if wait and not trial and answer["affected"]:
             receipt = await_receipt(client, answer["revision"], timeout)
     if not answer["results"]:

@@ -61,7 +61,7 @@ def command(
     sources = read(files, recursive=recursive)
     client = connect(mesh)
     trial = dry_run != "none"
-    more = {"dry_run": trial, "ignore_not_found": ignore_not_found}
+    more = {"dry_run": trial, "ignore_not_found": ignore_not_found, "wait": wait}
     if files:
         answer = send(client, "/v1/delete", sources, **more)
         if not (answer["results"] or ignore_not_found):

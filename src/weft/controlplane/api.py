@@ -135,7 +135,12 @@ class Api:
 
     async def apply(self, request: Request) -> Any:
         body = await _body(request)
-        edit = Edit(documents=_documents(body), strict=bool(body.get("strict")), dry_run=bool(body.get("dry_run")))
+        edit = Edit(
+            documents=_documents(body),
+            strict=bool(body.get("strict")),
+            dry_run=bool(body.get("dry_run")),
+            wait=bool(body.get("wait", True)),
+        )
         return _outcome(await self._plane.change(edit))
 
     async def delete(self, request: Request) -> Any:
@@ -146,6 +151,7 @@ class Api:
             delete_documents=_documents(body) if "documents" in body else (),
             ignore_missing=bool(body.get("ignore_not_found")),
             dry_run=bool(body.get("dry_run")),
+            wait=bool(body.get("wait", True)),
         )
         return _outcome(await self._plane.change(edit))
 

@@ -223,7 +223,11 @@ class ControlPlane:
                 # Not without the followed directory: its objects are nowhere else, and proxies would lose them.
                 await self._turn_once(Edit(directory=edit.directory))
             await self._walk(Outcome(self.revision))  # what an earlier edit could not finish
-            return await self._walk(await self._turn_once(edit))
+            outcome = await self._turn_once(edit)
+            if edit.wait:
+                return await self._walk(outcome)
+        self._go_on()
+        return outcome
 
     async def _walk(self, outcome: Outcome) -> Outcome:
         """Publish the steps that are left, each when the one before is confirmed; if that fails, again after a while."""

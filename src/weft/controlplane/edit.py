@@ -52,6 +52,8 @@ class Edit:
         boot: Of a declaration: which `weft up` this is.
         strict: Warnings refuse, too.
         dry_run: Everything but storing and publishing.
+        wait: Of a change in steps: until the last one is published. Otherwise for the first, with which all of it is
+            stored, and the others follow.
     """
 
     documents: tuple[Document, ...] = ()
@@ -64,6 +66,7 @@ class Edit:
     boot: str | None = None
     strict: bool = False
     dry_run: bool = False
+    wait: bool = True
 
     def summary(self, results: Sequence[tuple[ConfigKey, Action]]) -> str:
         """Return one line for the log of revisions (`apply: VirtualService default/reviews configured`)."""
