@@ -192,6 +192,16 @@ MISTAKES = {
         (1, 40, "programs.a.ports[1]", "duplicate-port"),
         "line 1, column 36",
     ),
+    "one port of the program for two of the service": (
+        f"{P}, ports: [{{number: 80, target_port: 8080}}, 8080]}}}}",
+        (1, 69, "programs.a.ports[1]", "duplicate-port"),
+        "the program's port 8080 is port 80 of the service already, at line 1, column 36",
+    ),
+    "one port of the program for two of the service, named": (
+        f"{P}, ports: [8080, {{number: 80, target_port: 8080}}]}}}}",
+        (1, 68, "programs.a.ports[1].target_port", "duplicate-port"),
+        "the program's port 8080 is port 8080 of the service already, at line 1, column 36",
+    ),
     "port's protocol": (
         f"{P}, ports: [{{number: 1, protocol: UDP}}]}}}}",
         (1, 58, "programs.a.ports[0].protocol", "unknown-value"),

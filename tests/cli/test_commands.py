@@ -117,6 +117,17 @@ def test_the_same_apply_again_waits_for_who_was_silent(mesh: Mesh, weft: Weft, r
     assert "productpage-v1-0 refused 9080" in result.stderr
 
 
+def test_an_apply_that_affects_nobody_does_not_answer_for_those_before_it(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """What a proxy refused of somebody else's change is none of its business."""
+    with_proxy(mesh, refuses=frozenset({"9080"}))
+    assert weft("apply", "-f", rule, "--timeout", "1s").exit_code == 6
+    Path("other.yaml").write_text(RULE.replace("reviews", "example.com"))
+    result = weft("apply", "-f", "other.yaml", "--timeout", "1s")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0].endswith("/example.com created")
+    assert result.stdout.splitlines()[-1] == "No proxy is affected."
+
+
 def test_apply_names_who_refused_and_what(mesh: Mesh, weft: Weft, rule: Path) -> None:
     with_proxy(mesh, refuses=frozenset({"9080"}))
     result = weft("apply", "-f", rule, "--timeout", "1s")
@@ -579,6 +590,32 @@ def test_delete_by_name_and_by_file(mesh: Mesh, weft: Weft, rule: Path) -> None:
     assert weft("delete", "vs", "reviews", "--ignore-not-found").exit_code == 0
     assert weft("delete").exit_code == 2
     assert weft("delete", "vs").exit_code == 2
+
+
+def test_delete_needs_no_more_of_a_file_than_what_the_object_is_called(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """The spec has been broken since; kubectl needs `apiVersion`, `kind` and `metadata`, too."""
+    weft("apply", "-f", rule)
+    rule.write_text(BAD)
+    result = weft("delete", "-f", rule)
+    assert (result.exit_code, result.stdout) == (0, "virtualservice.networking.istio.io/reviews deleted\n")
+    rule.write_text(BAD.replace("  name: reviews\n", "  nmae: reviews\n"))
+    result = weft("delete", "-f", rule)
+    assert result.exit_code == 3
+    assert "reviews.yaml:3:1: error: metadata.name: `name` is missing." in result.stderr
+
+
+def test_delete_warns_of_what_refers_to_what_is_gone(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    mesh.running("reviews")
+    rule.write_text(RULE.replace("{host: reviews}", "{host: reviews, subset: v1}"))
+    text = "spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}]}\n"
+    head = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews}\n"
+    Path("subsets.yaml").write_text(head + text)
+    assert weft("apply", "-f", rule, "-f", "subsets.yaml", "--strict", "--no-wait").exit_code == 0
+    for arguments in (("--dry-run",), ("--no-wait",)):
+        result = weft("delete", "dr", "reviews", *arguments)
+        assert result.exit_code == 0
+        assert "no DestinationRule defines the subset `v1` of `reviews`" in result.stderr
+        assert "reviews.yaml:10:" in result.stderr
 
 
 def test_delete_ignores_only_what_is_not_there(mesh: Mesh, weft: Weft, rule: Path) -> None:

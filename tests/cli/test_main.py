@@ -20,7 +20,7 @@ from weft.cli.kinds import parse_references, plural, resolve
 from weft.cli.main import COMMANDS, ExampleCommand, cli
 from weft.cli.output import columns, duration
 from weft.cli.problems import render, render_all
-from weft.cli.run import host_port, label, named, not_runnable, port
+from weft.cli.run import host_port, label, named, not_runnable, once, port
 from weft.cli.up import read_plan
 from weft.errors import (
     InvalidConfiguration,
@@ -309,3 +309,11 @@ def test_an_error_ends_a_command_with_the_code_that_is_documented(
     assert said is not None
     assert meaning.startswith(said.strip().splitlines()[0].split(". ")[0])
     assert result.stderr.startswith("error: ")
+
+
+def test_a_port_is_given_once() -> None:
+    """Two listeners of one name could not be published."""
+    once("--port", [8080, 9090])
+    for option in ("--port", "--host-port"):
+        with pytest.raises(UsageError, match=rf"^{option} 8080: this port is given twice\. Keep one of them\."):
+            once(option, [8080, 9090, 8080])

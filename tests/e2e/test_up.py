@@ -8,13 +8,19 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 import yaml
 
 from tests.e2e.conftest import REPOSITORY, Mesh, Person, eventually, processes_of
+from weft.agent.paths import mesh_paths
+from weft.agent.supervisor import BOOT_SECONDS
+from weft.errors import StoreError
 
 pytestmark = pytest.mark.e2e
 
@@ -266,6 +272,23 @@ def test_what_was_applied_is_kept_for_the_next_start_unless_that_is_fresh(person
     with person.mesh("--fresh", str(directory)) as mesh:
         assert "door" not in person.weft("get", "gateway", "-m", "keeper").stdout
         assert told not in mesh.output()
+
+
+@pytest.mark.any_data_plane
+def test_a_store_that_cannot_be_used_ends_weft_up_at_once_with_its_own_code(person: Person) -> None:
+    """It will not be another one at the next try: nobody waits until the mesh is given up."""
+    directory = person.write("newer/weft.yaml", "mesh: newer\nprograms: {}\n").parent
+    with person.mesh(str(directory)):
+        pass
+    store = mesh_paths("newer", environment=person.environment).state / "store.db"
+    with closing(sqlite3.connect(store)) as db:
+        db.execute("PRAGMA user_version = 99")
+    began = time.monotonic()
+    done = person.weft("up", str(directory))
+    assert time.monotonic() - began < BOOT_SECONDS
+    assert done.returncode == StoreError.exit_code, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: The control plane cannot start: {store} has layout 99")
+    assert "starting it again" not in done.stdout
 
 
 @pytest.mark.any_data_plane

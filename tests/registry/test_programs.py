@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -197,6 +199,24 @@ def test_an_agent_that_comes_back_keeps_what_it_had_reported() -> None:
 def test_a_name_that_cannot_be_part_of_a_host_is_refused(name: str) -> None:
     with pytest.raises(RegistrationRefused, match="cannot be the name of a service"):
         Programs().register(Registration(name))
+
+
+@pytest.mark.parametrize(
+    ("twice", "what"),
+    [
+        (
+            {"ports": (WorkloadPort(8080, Protocol.HTTP), WorkloadPort(8080, Protocol.TCP))},
+            "8080 twice among its `ports`",
+        ),
+        ({"host_ports": (5432, 6379, 5432)}, "5432 twice among its `host_ports`"),
+    ],
+)
+def test_a_port_that_is_named_twice_is_refused(twice: dict[str, Any], what: str) -> None:
+    """What its proxy is told would have two listeners of one name."""
+    programs = Programs()
+    with pytest.raises(RegistrationRefused, match=what):
+        programs.register(Registration("cart", **twice))
+    assert programs.programs == {}
 
 
 @given(st.lists(st.text("abc", min_size=1, max_size=3), max_size=60))

@@ -385,6 +385,7 @@ def _program(path: Path, name: str, program: Program, mesh: Mesh) -> Iterator[Fi
 
 def _ports(path: Path, ports: Sequence[Port], *, explicit: bool) -> Iterator[Finding]:
     numbers: dict[int, int] = {}
+    bound: dict[int, int] = {}
     names: dict[str, int] = {}
     for index, port in enumerate(ports):
         for name in ("number", "target_port"):
@@ -398,7 +399,16 @@ def _ports(path: Path, ports: Sequence[Port], *, explicit: bool) -> Iterator[Fin
             message = f"port {port.number} stands already at {{first}}."
             first = (*path, numbers[port.number])
             yield Finding((*path, index), message, "Keep one of them.", "duplicate-port", at_value=True, first=first)
+        elif (own := port.target_port or port.number) in bound:
+            # The proxy has one listener for each port that the program binds, and it speaks one protocol.
+            other = ports[bound[own]].number
+            message = f"the program's port {own} is port {other} of the service already, at {{first}}."
+            remedy = "Keep one of them, or have the program listen on another for this one (`target_port`)."
+            place = (*path, index, "target_port") if port.target_port else (*path, index)
+            first = (*path, bound[own])
+            yield Finding(place, message, remedy, "duplicate-port", at_value=True, first=first)
         numbers.setdefault(port.number, index)
+        bound.setdefault(port.target_port or port.number, index)
         if not port.name:
             continue
         if (fault := label_fault(port.name, "a port's name")) is not None:

@@ -72,6 +72,30 @@ def parse(
     return ParseResult(tuple(objects.values()), tuple(problems))
 
 
+def identify(
+    documents: Iterable[tuple[str, str]], *, default_namespace: str = "default", confined: bool = False
+) -> tuple[tuple[ConfigKey, ...], tuple[Problem, ...]]:
+    """
+    Return which objects *documents* are about, each once, and what keeps that from being known. See `parse`.
+
+    For deletion: no more is read than what tells an object from others, so that one whose text has been broken since it
+    was applied can be deleted by it.
+    """
+    keys: dict[ConfigKey, None] = {}
+    problems: list[Problem] = []
+    for file, text in documents:
+        found, unreadable = read(file, text)
+        mine: list[Problem] = list(unreadable)
+        for document in found:
+            for base, value in _items(document, mine):
+                reader = _ObjectReader(document, base, default_namespace, confined=confined)
+                if (key := reader.identify(value)) is not None:
+                    keys.setdefault(key)
+                mine.extend(reader.problems)
+        problems.extend(sorted(mine, key=lambda problem: problem.origin))
+    return tuple(keys), tuple(problems)
+
+
 def _twice(item: ConfigObject, earlier: ConfigObject) -> Problem:
     message = f"{item.key} is described already at {earlier.locate()}; this one takes its place."
     origin = item.locate("metadata", "name")
@@ -131,14 +155,19 @@ class _ObjectReader:
         self.confined = confined
         self.problems: list[Problem] = []
 
-    def read(self, value: Any) -> ConfigObject | None:
-        if not isinstance(value, dict):
-            message = f"an object is a mapping with `apiVersion`, `kind`, `metadata`, not {_kind_of(value)}."
-            self._value((), message, "", "wrong-type")
+    def identify(self, value: Any) -> ConfigKey | None:
+        """Read what tells the object from others, and nothing else."""
+        if not self._is_object(value):
             return None
-        if PurePath(self.document.file).name == MESH_FILE and not {"apiVersion", "kind"} & value.keys():
-            message = f"{MESH_FILE} describes a mesh, which `weft up` starts; it is no object to apply."
-            self._key((), message, "Name the files that its `apply` names.", "mesh-file")
+        kind = self._kind(value)
+        metadata = self._metadata_mapping(value)
+        name, namespace = ("", "") if metadata is None else self._names(metadata)
+        if kind is None or self.problems:
+            return None
+        return ConfigKey(kind.name, namespace, name)
+
+    def read(self, value: Any) -> ConfigObject | None:
+        if not self._is_object(value):
             return None
         kind = self._kind(value)
         for key in value:
@@ -186,6 +215,17 @@ class _ObjectReader:
 
     # The envelope
 
+    def _is_object(self, value: Any) -> bool:
+        if not isinstance(value, dict):
+            message = f"an object is a mapping with `apiVersion`, `kind`, `metadata`, not {_kind_of(value)}."
+            self._value((), message, "", "wrong-type")
+            return False
+        if PurePath(self.document.file).name == MESH_FILE and not {"apiVersion", "kind"} & value.keys():
+            message = f"{MESH_FILE} describes a mesh, which `weft up` starts; it is no object to apply."
+            self._key((), message, "Name the files that its `apply` names.", "mesh-file")
+            return False
+        return True
+
     def _kind(self, value: Mapping[str, Any]) -> Kind | None:
         api_version = self._string(value, ("apiVersion",))
         name = self._string(value, ("kind",))
@@ -223,15 +263,33 @@ class _ObjectReader:
 
     def _metadata(self, value: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
         """Return name, namespace and labels; empty where they are wrong."""
-        metadata = value.get("metadata")
-        if not isinstance(metadata, dict):
-            if metadata is None:
-                self._key(("metadata",), "`metadata` is missing.", "Add `metadata` with a `name`.", "missing-field")
-            else:
-                written = self.document.written((*self.base, "metadata"))
-                self._value(("metadata",), f"`metadata` wants a mapping, not `{written}`.", "", "wrong-type")
+        metadata = self._metadata_mapping(value)
+        if metadata is None:
             return "", self.default_namespace, {}
-        self._metadata_names(metadata)
+        self._metadata_fields(metadata)
+        name, namespace = self._names(metadata)
+        labels = self._strings(metadata, "labels")
+        for key, label in labels.items():
+            if (fault := label_key_fault(key)) is not None:
+                self._key(("metadata", "labels", key), fault, "", "bad-label")
+            if (fault := label_value_fault(label)) is not None:
+                self._value(("metadata", "labels", key), fault, "", "bad-label")
+        self._strings(metadata, "annotations")
+        return name, namespace, labels
+
+    def _metadata_mapping(self, value: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        metadata = value.get("metadata")
+        if isinstance(metadata, dict):
+            return metadata
+        if metadata is None:
+            self._key(("metadata",), "`metadata` is missing.", "Add `metadata` with a `name`.", "missing-field")
+        else:
+            written = self.document.written((*self.base, "metadata"))
+            self._value(("metadata",), f"`metadata` wants a mapping, not `{written}`.", "", "wrong-type")
+        return None
+
+    def _names(self, metadata: Mapping[str, Any]) -> tuple[str, str]:
+        """Return name and namespace; the name is empty where there is none."""
         name = self._string(metadata, ("metadata", "name")) or ""
         if name and (fault := object_name_fault(name)) is not None:
             self._value(("metadata", "name"), fault, "", "bad-name")
@@ -244,16 +302,9 @@ class _ObjectReader:
                 message = f"this is of namespace `{namespace}`, and `{self.default_namespace}` was asked for."
                 remedy = f"Leave -n out, or write -n {namespace}."
                 self._value(("metadata", "namespace"), message, remedy, "other-namespace")
-        labels = self._strings(metadata, "labels")
-        for key, label in labels.items():
-            if (fault := label_key_fault(key)) is not None:
-                self._key(("metadata", "labels", key), fault, "", "bad-label")
-            if (fault := label_value_fault(label)) is not None:
-                self._value(("metadata", "labels", key), fault, "", "bad-label")
-        self._strings(metadata, "annotations")
-        return name, namespace, labels
+        return name, namespace
 
-    def _metadata_names(self, metadata: Mapping[str, Any]) -> None:
+    def _metadata_fields(self, metadata: Mapping[str, Any]) -> None:
         owned = [key for key in metadata if key in _SERVER_OWNED and metadata[key] is not None]
         for key in metadata:
             if key == "generateName":

@@ -9,7 +9,7 @@ Source for what is looked at: Istio's analyzers (istio.io/docs/reference/config/
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Protocol
 
@@ -41,19 +41,11 @@ class View(Protocol):
     def hostname(self, host: str, namespace: str) -> str: ...
 
 
-def dangling(view: View, only: Container[ConfigKey] | None = None) -> list[Problem]:
-    """
-    Return a warning for each reference that leads nowhere, in the order of the objects.
-
-    *only* limits the answer to what is written in these objects, those of the change, say; None means all.
-    """
+def dangling(view: View) -> dict[ConfigKey, tuple[Problem, ...]]:
+    """Return a warning for each reference that leads nowhere, by the object in which it is written."""
     finder = _Finder(view)
-    return [
-        problem
-        for item in chain.from_iterable(map(view.of_kind, _KINDS))
-        if only is None or item.key in only
-        for problem in finder.problems(item)
-    ]
+    found = {item.key: tuple(finder.problems(item)) for item in chain.from_iterable(map(view.of_kind, _KINDS))}
+    return {key: problems for key, problems in found.items() if problems}
 
 
 _KINDS = ("VirtualService", "DestinationRule", "Gateway", "PeerAuthentication", "Service")

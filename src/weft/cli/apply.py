@@ -69,6 +69,8 @@ def command(
 
     All documents take effect together, or none. Exits with 3 if a document is refused, with 6 if a proxy has not
     acknowledged within --timeout or has refused the change. A program that is stopped (Ctrl-Z) is not waited for.
+    A change between plain text and mutual TLS is made in steps, each of which waits up to 10 s for proxies that are
+    silent; --timeout begins when the last one is made.
     """
     sources = read(files, recursive=recursive)
     started = time.monotonic()
@@ -79,7 +81,9 @@ def command(
         answer = check(sources, namespace=namespace, strict=strict)
     else:
         client = connect(mesh)
-        answer = send(client, "/v1/apply", sources, namespace=namespace, dry_run=trial, strict=strict)
+        answer = send(
+            client, "/v1/apply", sources, namespace=namespace, dry_run=trial, strict=strict, wait=wait
+        )
         if wait and not trial and answer["affected"]:
             try:
                 receipt = await_receipt(client, answer["revision"], timeout)
@@ -101,7 +105,7 @@ def command(
         raise unknown
     if receipt is not None:
         check_receipt(receipt, timeout)
-    elif wait and not trial:
+    elif wait and not trial and not _changes(answer):
         _await_earlier(client, timeout)
 
 
@@ -267,6 +271,11 @@ def refusal(part: Mapping[str, Any]) -> str:
     return f"{part['name']}: {part['message']}{places}"
 
 
+def _changes(answer: Mapping[str, Any]) -> bool:
+    """Whether an apply changed any object."""
+    return any(result["action"] not in ("unchanged", "kept") for result in answer["results"])
+
+
 def _await_earlier(client: Client, timeout: float) -> None:
     """Wait for what others still lack: an apply that is tried again must not succeed because the first one changed it."""
     deadline = time.monotonic() + timeout
@@ -303,7 +312,7 @@ def _text(
         lines.append(f"{plural(len(affected), 'proxy', 'proxies')} would be affected.")
     elif receipt is not None:
         had = len(receipt["acknowledged"])
-        if any(result["action"] not in ("unchanged", "kept") for result in answer["results"]):
+        if _changes(answer):
             whom = plural(len(receipt["affected"]), "affected proxy has it", "affected proxies have it")
             lines.append(f"{had} of {whom} ({duration(elapsed)}).")
         else:

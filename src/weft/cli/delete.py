@@ -12,6 +12,7 @@ from weft.cli.client import connect
 from weft.cli.documents import DURATION, DocumentsCommand, dry_run_option, file_option, no_objects, read
 from weft.cli.kinds import ISTIO_GATEWAY, means, mesh_namespace, namespace_option, parse_references
 from weft.cli.output import NAME, emit, mesh_option, output_option
+from weft.cli.problems import from_json, render
 from weft.cli.selectors import selected, selector_option
 from weft.errors import UsageError, WeftError
 
@@ -72,7 +73,7 @@ def command(
     sources = read(files, recursive=recursive)
     client = connect(mesh)
     trial = dry_run != "none"
-    more = {"dry_run": trial, "ignore_not_found": ignore_not_found}
+    more = {"dry_run": trial, "ignore_not_found": ignore_not_found, "wait": wait}
     if files:
         answer = send(client, "/v1/delete", sources, namespace=namespace, **more)
         if not (answer["results"] or ignore_not_found):
@@ -98,6 +99,8 @@ def command(
             unknown = error
     if not answer["results"]:
         click.echo("Nothing to delete.", err=True)
+    for problem in from_json(answer["warnings"]):  # about others, which refer to what is gone
+        click.echo(render(problem, {}), err=True)
     lines = [full_name(it) if output == NAME else describe(it, dry_run=trial) for it in answer["results"]]
     emit({**answer, "receipt": receipt}, output, lambda: "\n".join(lines))
     if unknown is not None:

@@ -141,6 +141,7 @@ class Api:
             namespace=_namespace(body),
             strict=bool(body.get("strict")),
             dry_run=bool(body.get("dry_run")),
+            wait=bool(body.get("wait", True)),
         )
         return _outcome(await self._plane.change(edit))
 
@@ -153,6 +154,7 @@ class Api:
             namespace=_namespace(body),
             ignore_missing=bool(body.get("ignore_not_found")),
             dry_run=bool(body.get("dry_run")),
+            wait=bool(body.get("wait", True)),
         )
         return _outcome(await self._plane.change(edit))
 
@@ -193,9 +195,11 @@ class Api:
 
     async def config(self, request: Request) -> Any:
         wanted = {name: request.query_params[name] for name in ConfigKey._fields if name in request.query_params}
+        # In a thread: the store may be syncing a commit to a slow disk meanwhile.
+        revisions = await asyncio.to_thread(self._store.revisions, REVISIONS_SEARCHED)
+        times = {item.revision: item.time for item in revisions}
+        times |= await asyncio.to_thread(self._store.created_times)
         configuration = self._plane.configuration
-        times = {item.revision: item.time for item in self._store.revisions(REVISIONS_SEARCHED)}
-        times |= self._store.created_times()
         return [
             {
                 "key": key_to_json(key),
@@ -345,7 +349,7 @@ class Api:
     async def revisions(self, request: Request) -> Any:
         return [
             {"revision": item.revision, "time": item.time, "summary": item.summary}
-            for item in self._store.revisions(KEPT_REVISIONS_SHOWN)
+            for item in await asyncio.to_thread(self._store.revisions, KEPT_REVISIONS_SHOWN)
         ]
 
     async def revision(self, request: Request) -> Any:
@@ -362,8 +366,8 @@ class Api:
         if wait and self._plane.proxies:
             deadline = time.monotonic() + wait
             receipt = await self._answered(number, deadline)
-            return self._receipt(receipt, await self._agents.names_taken(max(0.0, deadline - time.monotonic())))
-        return self._receipt(self._publisher.receipt(number), await self._agents.names_taken(0.0))
+            return await self._receipt(receipt, await self._agents.names_taken(max(0.0, deadline - time.monotonic())))
+        return await self._receipt(self._publisher.receipt(number), await self._agents.names_taken(0.0))
 
     async def _answered(self, number: int, deadline: float) -> Receipt:
         """Wait for the proxies that revision *number* is about, but for an Envoy whose agent, which relays it, is stopped."""
@@ -547,8 +551,10 @@ class Api:
             "origins": origins_of(item.type_url, value, field),
         }
 
-    def _receipt(self, receipt: Receipt, without_names: Mapping[Key, AgentState]) -> dict[str, Any]:
+    async def _receipt(self, receipt: Receipt, without_names: Mapping[Key, AgentState]) -> dict[str, Any]:
         """`without_names`: workloads whose programs are not answered by the names of now, whatever their proxies have."""
+        found = await asyncio.to_thread(self._store.revisions, REVISIONS_SEARCHED)
+        logged = next((item for item in found if item.revision == receipt.revision), None)
         workloads = {proxy.node_id: proxy.workload for proxy in self._plane.proxies.values()}
         keys = {proxy.node_id: key for key, proxy in self._plane.proxies.items()}
         silent = self._awaited(receipt.silent)
@@ -567,9 +573,6 @@ class Api:
             }
             for node_id, refusal in sorted(receipt.refused.items())
         ]
-        logged = next(
-            (item for item in self._store.revisions(REVISIONS_SEARCHED) if item.revision == receipt.revision), None
-        )
         return {
             "revision": receipt.revision,
             "time": logged and logged.time,

@@ -55,6 +55,8 @@ class Edit:
         strict: Warnings refuse, too.
         dry_run: Everything but storing and publishing.
         unmoved: What is applied as it is stays where it is written: of a diff, which is about what it says.
+        wait: Of a change in steps: until the last one is published. Otherwise for the first, with which all of it is
+            stored, and the others follow.
     """
 
     documents: tuple[Document, ...] = ()
@@ -69,6 +71,7 @@ class Edit:
     strict: bool = False
     dry_run: bool = False
     unmoved: bool = False
+    wait: bool = True
 
     def summary(self, results: Sequence[tuple[ConfigKey, Action]]) -> str:
         """Return one line for the log of revisions (`apply: VirtualService default/reviews configured`)."""

@@ -26,7 +26,7 @@ from weft.agent.bootstrap import RECORDS_CLUSTER
 from weft.agent.paths import MeshPaths
 from weft.agent.processes import parent
 from weft.api.conditions import statuses
-from weft.api.parse import parse
+from weft.api.parse import identify, parse
 from weft.api.references import dangling
 from weft.controlplane.agents import AgentServer, is_alive
 from weft.controlplane.api import Api
@@ -150,6 +150,7 @@ async def _start(
             for (namespace, name), program in registry.programs.items()
         ],
         parse=parse,
+        identify=identify,
         references=dangling,
         statuses=statuses,
         refusals=refusals,

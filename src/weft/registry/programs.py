@@ -341,6 +341,17 @@ class Programs:
                 f"In explicit mode only {WEFT_PROXY} can tell a program's calls from everybody else's, not"
                 f" {registration.data_plane}."
             )
+        for what, numbers in (
+            ("ports", [port.number for port in registration.ports]),
+            ("host_ports", [*registration.host_ports]),
+        ):
+            if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
+                # A view holds one listener of a name; with two it could not be published.
+                listed = ", ".join(map(str, twice))
+                raise RegistrationRefused(
+                    f"The workload of {registration.service!r} names {listed} twice among its `{what}`: a port is named"
+                    " once."
+                )
         hostname = self._hostname(registration.service, registration.namespace)
         service = self._services(self._selecting).get(hostname)
         for port in registration.ports:
