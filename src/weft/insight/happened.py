@@ -242,7 +242,7 @@ def happened(
     copies: list[Hop] = []
     for hop in hops:
         _add_copies(hop, hops, copies)
-    roots = [hop for hop in hops if not any(hop is copy for copy in copies) and not _attach(hop, hops)]
+    roots = _roots(hops, copies)
     for hop in hops:
         if (there := _refusal(hop, refused)) is not None:
             hop.refused = _connection(there, past, services, hop)
@@ -688,32 +688,48 @@ def _within(inner: Record, outer: Record) -> bool:
     return outer.start - CLOCK_SECONDS <= inner.start <= outer.end + CLOCK_SECONDS
 
 
-def _attach(hop: Hop, hops: Sequence[Hop]) -> bool:
-    """Find the hop from which *hop* followed, and put it there."""
+def _roots(hops: Sequence[Hop], copies: Sequence[Hop]) -> list[Hop]:
+    """Put each hop where it followed from, and return those that followed from none."""
+    rest = [hop for hop in hops if not any(hop is copy for copy in copies)]
+    origins: dict[int, Hop] = {}
+    # Connections tell for certain whose the server's sides are; what a program called is only guessed from times.
+    for hop in sorted(rest, key=lambda hop: hop.record.direction != "inbound"):
+        candidates = [other for other in _candidates(hop, hops) if not _is_below(other, hop, origins)]
+        within = [other for other in candidates if _within(hop.record, other.record)]
+        if not within:
+            continue
+        # The one that began last is the nearest.
+        origins[id(hop)] = nearest = max(within, key=lambda other: other.record.start)
+        nearest.nexts.append(hop)
+        if hop.record.direction == "inbound":
+            hop.caller = nearest
+    return [hop for hop in rest if id(hop) not in origins]
+
+
+def _is_below(hop: Hop, top: Hop, origins: Mapping[int, Hop]) -> bool:
+    """Whether *hop* is *top*, or followed from it; *origins*: from which hop one of that `id` followed."""
+    while hop is not top and (origin := origins.get(id(hop))) is not None:
+        hop = origin
+    return hop is top
+
+
+def _candidates(hop: Hop, hops: Sequence[Hop]) -> list[Hop]:
+    """Return those of *hops* from which *hop* may have followed."""
     record = hop.record
     if record.direction == "inbound":
-        candidates = [other for other in hops if other.record.direction != "inbound" and _called(other, record)]
-        if not candidates:
-            candidates = [other for other in hops if other.record.direction != "inbound"]
-            candidates = [other for other in candidates if other.record.upstream == record.listener]
-    else:
-        # The program of a workload passed the id on to what it called meanwhile.
-        candidates = [
-            other
-            for other in hops
-            if other.record.direction in ("inbound", "gateway")
-            and other.record.node == record.node
-            and not any(other is copy.arrived for copy in hop.copies)
-        ]
-    within = [other for other in candidates if other is not hop and _within(record, other.record)]
-    if not within:
-        return False
-    # The one that began last is the nearest.
-    nearest = max(within, key=lambda other: other.record.start)
-    nearest.nexts.append(hop)
-    if record.direction == "inbound":
-        hop.caller = nearest
-    return True
+        callers = [other for other in hops if other.record.direction != "inbound"]
+        by_connection = [other for other in callers if _called(other, record)]
+        return by_connection or [other for other in callers if other.record.upstream == record.listener]
+    # The program of a workload passed the id on to what it called meanwhile. It had not been called yet when it called
+    # itself, or somebody who called it back; both times are of one clock.
+    return [
+        other
+        for other in hops
+        if other.record.direction in ("inbound", "gateway")
+        and other.record.node == record.node
+        and round(other.record.start, 3) <= round(record.start, 3)
+        and not any(other is copy.arrived for copy in hop.copies)
+    ]
 
 
 def _add_last_try(hop: Hop) -> None:
