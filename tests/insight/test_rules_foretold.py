@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def applied(mesh: Mesh, rules: str, host: str = "productpage") -> Iterator[None]
         )
 
 
-def told(mesh: Mesh, rules: str, path: str = "/", **more: object) -> tuple[Explanation, str]:
+def told(mesh: Mesh, rules: str, path: str = "/", **more: Any) -> tuple[Explanation, str]:
     with applied(mesh, rules):
         said = ask(mesh, replace(Question("reviews-v1-0", f"http://productpage:9080{path}"), **more))
     return said, render(said)

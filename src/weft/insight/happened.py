@@ -30,6 +30,9 @@ from weft.translate import names
 Past: TypeAlias = Callable[[str, float], Iterable[Configuration]]
 """(node id, seconds since 1970) -> the configurations that it may have had then, the likeliest first (`History.at`)."""
 
+Engines: TypeAlias = dict[int, tuple[Configuration, Engine]]
+"""The decision code on configurations, by their `id`: to compile one takes longer than to ask it, and many records are of one."""
+
 SUPERSEDED_SECONDS = 1.0
 """So long after a proxy has acknowledged a configuration none of its threads looks at the endpoints of an older one."""
 
@@ -236,16 +239,17 @@ def happened(
     for record in sorted((item for item in records if item.log == "tries"), key=lambda item: item.start):
         if (hop := _hop_of_try(hops, record)) is not None:
             (hop.failed_copies if _is_of_copy(record, hop) else hop.tries).append(record)
+    engines: Engines = {}
     for hop in hops:
         _add_last_try(hop)
-        hop.decision, hop.revision = _decide(hop.record, past)
+        hop.decision, hop.revision = _decide(hop.record, past, engines)
     copies: list[Hop] = []
     for hop in hops:
         _add_copies(hop, hops, copies)
     roots = _roots(hops, copies)
     for hop in hops:
         if (there := _refusal(hop, refused)) is not None:
-            hop.refused = _connection(there, past, services, hop)
+            hop.refused = _connection(there, past, services, engines, hop)
         if hop.record.flags or _is_unread(hop.record):
             hop.called = called(hop.record, services, past(hop.record.node, hop.record.start))
         hop.finding = find(hop.record, facts(hop, programs, services))
@@ -256,18 +260,20 @@ def happened(
         hop.nexts.sort(key=lambda item: item.record.start)
     if not hops:
         for record in records:
-            roots.append(_connection(record, past, services))
+            roots.append(_connection(record, past, services, engines))
     return roots
 
 
-def _connection(record: Record, past: Past, services: Sequence[Mapping[str, Any]], caller: Hop | None = None) -> Hop:
+def _connection(
+    record: Record, past: Past, services: Sequence[Mapping[str, Any]], engines: Engines, caller: Hop | None = None
+) -> Hop:
     """
     Return what came to nothing before any request: a connection that was refused, with what its proxy had been told to
     accept, or a lookup, about which no proxy decides.
     """
     hop = Hop(record, caller=caller)
     if record.log != "lookups":
-        hop.decision, hop.revision = _decide(record, past)
+        hop.decision, hop.revision = _decide(record, past, engines)
     hop.finding = find(record, facts(hop, services=services))
     return hop
 
@@ -770,7 +776,14 @@ def _target_workload(hop: Hop) -> str:
     return ""
 
 
-def _decide(record: Record, past: Past) -> tuple[Decision | None, int | None]:
+def _engine(candidate: Configuration, engines: Engines) -> Engine:
+    """Return the decision code on *candidate*, of *engines* if it is there."""
+    if id(candidate) not in engines:
+        engines[id(candidate)] = (candidate, Engine(list(candidate.resources), strict=False))
+    return engines[id(candidate)][1]
+
+
+def _decide(record: Record, past: Past, engines: Engines) -> tuple[Decision | None, int | None]:
     """
     Ask the engine what that proxy was told, with the configuration that agrees best with the record.
 
@@ -786,7 +799,7 @@ def _decide(record: Record, past: Past) -> tuple[Decision | None, int | None]:
         if not _is_address(asked["destination"]):
             continue  # the engine knows a way in by nothing else
         try:
-            answer = json.loads(Engine(list(candidate.resources), strict=False).explain(json.dumps(asked)))
+            answer = json.loads(_engine(candidate, engines).explain(json.dumps(asked)))
         except ValueError:
             continue  # no listener takes it: another configuration may
         decision = Decision.from_json(answer)
