@@ -334,3 +334,16 @@ def test_a_client_serves_no_document() -> None:
     key = programs.register(Registration("curl", client_only=True))
     view = programs.view([service_document("{selector: {app: curl}, ports: [{port: 80}]}")])
     assert view.workloads[key].services == ()
+
+
+def test_a_trial_gives_no_address_away() -> None:
+    """A dry run of services that nobody applies takes none, and above all none from a name that had it before."""
+    programs = Programs(service_cidr="240.240.0.0/29", service_addresses={REVIEWS: "240.240.0.2"})
+    documents = [service_document("{selector: {app: x}, ports: [{port: 80}]}", f"s{number}") for number in range(5)]
+    tried = programs.view(documents, is_trial=True)
+    assert len({service.address for service in tried.services.values()}) == 5
+    programs.register(Registration("cart", ports=HTTP_9080))
+    programs.register(Registration("reviews", ports=HTTP_9080))
+    found = programs.view().services
+    assert found[REVIEWS].address == "240.240.0.2"
+    assert found["cart.default.svc.cluster.local"].address == "240.240.0.3"

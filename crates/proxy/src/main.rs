@@ -49,7 +49,6 @@ mod message;
 mod metrics;
 mod multiplex;
 mod netns;
-mod normalise;
 mod on_demand;
 mod overload;
 mod patience;

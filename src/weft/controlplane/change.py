@@ -309,7 +309,7 @@ class ControlPlane:
             )
 
             # ingest: what runs now, and the services that people describe
-            view = self._registry.view(_services(merged.configuration))
+            view = self._registry.view(_services(merged.configuration), is_trial=edit.dry_run)
 
             # snapshot: all that translation may read, frozen
             snapshot = replace(

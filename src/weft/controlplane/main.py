@@ -141,6 +141,10 @@ async def _start(
             history.published(node_id, revision, publisher.resources(node_id) or ())
         return affected
 
+    def withdraw(node_id: str) -> None:
+        publisher.withdraw(node_id)
+        history.withdrawn(node_id)
+
     translator = Translator()
     plane = ControlPlane(
         store=store,
@@ -158,7 +162,7 @@ async def _start(
         check=check,
         publish=publish,
         confirm=publisher.wait,
-        withdraw=publisher.withdraw,
+        withdraw=withdraw,
         announce=lambda: agents.publish_names(),  # noqa: PLW0108 - made below, with the plane itself
         events=events,
         data_planes=declaration.get("data_planes") or (),
