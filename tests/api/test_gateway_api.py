@@ -81,6 +81,11 @@ MISTAKES = {
         "spec.rules[0].matches[0].headers[0].value",
         "bad-header",
     ),
+    "a header's value that is long, with a space at its end": (
+        filtered(f"{HEADERS}{{set: [{{name: a, value: '{'no-cache, ' * 20}'}}]}}}}"),
+        "spec.rules[0].filters[0].requestHeaderModifier.set[0].value",
+        "bad-header",
+    ),
     "header name": (
         match("headers: [{name: a b, value: b}]"),
         "spec.rules[0].matches[0].headers[0].name",
