@@ -124,6 +124,27 @@ VIRTUAL_SERVICES = {
         "101",
         "0 to 100",
     ),
+    "a share of copies above the whole": (
+        rule(f"{TO}, mirror: {{host: b}}, mirrorPercentage: {{value: 500000}}"),
+        "http[0].mirrorPercentage.value",
+        "out-of-range",
+        "500000",
+        "0.0 to 100.0",
+    ),
+    "a share of copies that is none": (
+        rule(f"{TO}, mirrors: [{{destination: {{host: b}}, percentage: {{value: -5}}}}]"),
+        "http[0].mirrors[0].percentage.value",
+        "out-of-range",
+        "-5",
+        "0.0 to 100.0",
+    ),
+    "a share of copies that nobody counts": (
+        rule(f"{TO}, mirrors: [{{destination: {{host: b}}, percentage: {{value: 0.00005}}}}]"),
+        "http[0].mirrors[0].percentage.value",
+        "out-of-range",
+        "0.00005",
+        "at least 0.0001",
+    ),
     "fault beside a redirect": (
         rule("redirect: {uri: /x}, fault: {abort: {httpStatus: 500, percentage: {value: 1}}}"),
         "http[0].fault",
@@ -298,6 +319,13 @@ VIRTUAL_SERVICES = {
         "out-of-range",
         "99",
         "200 to 599",
+    ),
+    "code to retry on in other digits": (
+        rule(f'retries: {{attempts: 1, retryOn: "٥٠٣"}}, {TO}'),
+        "http[0].retries.retryOn",
+        "unknown-value",
+        '"٥',
+        "no condition to retry on",
     ),
     "answer's bytes": (
         rule('directResponse: {status: 200, body: {bytes: "?"}}'),

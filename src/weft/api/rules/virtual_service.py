@@ -206,6 +206,8 @@ def _one_action(path: Path, route: HTTPRoute) -> Iterator[Finding]:
             (*path, "mirrors"), "`mirror` and `mirrors` exclude each other.", "Keep `mirrors`.", "conflict", concerns=()
         )
     yield from _mirror_share(path, route)
+    for index, copy in enumerate(route.mirrors):
+        yield from _percentage((*path, "mirrors", index, "percentage"), copy.percentage)
 
 
 def _mirror_share(path: Path, route: HTTPRoute) -> Iterator[Finding]:
@@ -225,6 +227,7 @@ def _mirror_share(path: Path, route: HTTPRoute) -> Iterator[Finding]:
     if route.mirror_percent is not None and route.mirror_percent > 100:
         message = f"a percentage is 0 to 100, not {route.mirror_percent}."
         yield Finding((*path, "mirrorPercent"), message, code="out-of-range", at_value=True)
+    yield from _percentage((*path, "mirrorPercentage"), route.mirror_percentage)
 
 
 def _http_match(path: Path, match: HTTPMatchRequest) -> Iterator[Finding]:
@@ -542,11 +545,7 @@ def _retry_remedy(condition: str) -> str:
 
 
 def _is_status(text: str) -> bool:
-    try:
-        HTTPStatus(int(text))
-    except ValueError:
-        return False
-    return text.isdigit()
+    return len(text) == 3 and text.isascii() and text.isdigit() and int(text) in set(HTTPStatus)
 
 
 def _fault(path: Path, fault: HTTPFaultInjection) -> Iterator[Finding]:
