@@ -327,6 +327,13 @@ VIRTUAL_SERVICES = {
         '"٥',
         "no condition to retry on",
     ),
+    "answer's bytes in another alphabet": (
+        rule("directResponse: {status: 200, body: {bytes: héllo}}"),
+        "http[0].directResponse.body.bytes",
+        "wrong-type",
+        "héllo",
+        "base64",
+    ),
     "answer's bytes": (
         rule('directResponse: {status: 200, body: {bytes: "?"}}'),
         "http[0].directResponse.body.bytes",
