@@ -339,12 +339,11 @@ def test_rules_for_what_no_port_speaks_warn(kind: str, protocols: tuple[Protocol
 @pytest.mark.parametrize(
     "document",
     [
-        rules_of("tcp", ", gateways: [gw]", "[shop.example.com]"),
         rules_of("tcp", ", gateways: [mesh, gw]", "[reviews, shop.example.com]"),
         rules_of("tcp", "", "[reviews, api.example.com]"),
         rules_of("tcp", "", '["*.default.svc.cluster.local"]'),
     ],
-    ids=["at a gateway", "at a gateway too", "for a host outside the mesh", "for a wildcard"],
+    ids=["at a gateway too", "for a host outside the mesh", "for a wildcard"],
 )
 def test_rules_that_hold_elsewhere_or_for_others_do_not_warn(document: str) -> None:
     view = replace(snapshot(GATEWAY, document), services=spoken(Protocol.TCP, host="other"))

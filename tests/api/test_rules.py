@@ -74,6 +74,20 @@ VIRTUAL_SERVICES = {
         "gw.shop",
         "`shop/gw`",
     ),
+    "rules for TCP at a gateway": (
+        f"{{hosts: [b], gateways: [gw], tcp: [{{{TO}}}]}}",
+        "tcp",
+        "not-honoured",
+        "tcp",
+        "name `mesh`",
+    ),
+    "rules for TCP at a gateway and for sidecars": (
+        f"{{hosts: [b], gateways: [mesh, gw], tcp: [{{{TO}}}]}}",
+        "tcp",
+        "no-effect",
+        "tcp",
+        "for sidecars alone",
+    ),
     "no action": (rule("name: r"), "http[0]", "missing-action", "{name", "exactly one of"),
     "route and redirect": (
         rule(f"{TO}, redirect: {{uri: /x}}"),

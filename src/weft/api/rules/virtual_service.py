@@ -87,8 +87,21 @@ def findings(spec: VirtualService, name: str, namespace: str) -> Iterator[Findin
         yield from _http_route(("http", index), route)
     for index, tcp in enumerate(spec.tcp):
         yield from _tcp_route(("tcp", index), tcp)
+    if spec.tcp and any(name != MESH for name in spec.gateways):
+        yield _no_tcp_at_gateways(for_mesh)
     for field, routes in (("http", spec.http), ("tcp", spec.tcp), ("tls", spec.tls)):
         yield from _unreachable(field, routes)
+
+
+def _no_tcp_at_gateways(for_mesh: bool) -> Finding:
+    """What `weft.api.honoured` cannot say field by field: the servers of gateways speak HTTP, so nothing follows `tcp`."""
+    hinges = (("gateways",),)
+    if for_mesh:
+        message = "`tcp` is for sidecars alone: weft does not honour it at gateways yet."
+        return Finding(("tcp",), message, "", "no-effect", Severity.WARNING, concerns=(), hinges=hinges)
+    message = "weft does not honour `tcp` at gateways yet."
+    remedy = "Remove it, or name `mesh` in `gateways`, for sidecars."
+    return Finding(("tcp",), message, remedy, "not-honoured", concerns=(), hinges=hinges)
 
 
 def _hosts(spec: VirtualService, for_mesh: bool) -> Iterator[Finding]:
