@@ -117,6 +117,26 @@ MISTAKES = {
         "spec.rules[0].filters[0].requestHeaderModifier.set[0].name",
         "bad-header",
     ),
+    "origin without a scheme": (
+        filtered("{type: CORS, cors: {allowOrigins: [https://a.example, b.example]}}"),
+        "spec.rules[0].filters[0].cors.allowOrigins[1]",
+        "bad-origin",
+    ),
+    "origin with a path": (
+        filtered("{type: CORS, cors: {allowOrigins: [https://a.example/x]}}"),
+        "spec.rules[0].filters[0].cors.allowOrigins[0]",
+        "bad-origin",
+    ),
+    "allowed header": (
+        filtered("{type: CORS, cors: {allowHeaders: ['x-a, x-b']}}"),
+        "spec.rules[0].filters[0].cors.allowHeaders[0]",
+        "bad-header",
+    ),
+    "exposed header": (
+        filtered('{type: CORS, cors: {exposeHeaders: [x-a, "x b"]}}'),
+        "spec.rules[0].filters[0].cors.exposeHeaders[1]",
+        "bad-header",
+    ),
     "length": (
         filtered(f"{HEADERS}{{set: [{{name: Content-Length, value: '1'}}]}}}}"),
         "spec.rules[0].filters[0].requestHeaderModifier.set[0].name",
