@@ -128,6 +128,12 @@ CASES = {
         "f0:3:57",
         "answered with 503",
     ),
+    "wildcard, which no service is called": (
+        (virtual_service('{destination: {host: "*.default.svc.cluster.local"}}'),),
+        "dangling-host",
+        "f0:3:57",
+        "answered with 503",
+    ),
     "mirror that nobody serves": (
         (virtual_service("{destination: {host: reviews}}], mirror: {host: rating}, match: ["),),
         "dangling-host",

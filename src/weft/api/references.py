@@ -209,13 +209,11 @@ class _Finder:
         full = self.view.hostname(destination.host, item.key.namespace)
         service = self.view.services.get(full)
         if service is None:
-            if not (destination.host.startswith("*") and any(host_covers(full, name) for name in self.view.services)):
-                message = f"nobody serves `{destination.host}`: {gone}."
-                remedy = self._known_services(destination.host, item.key.namespace)
-                yield _warning(item, (*path, "host"), message, remedy, "dangling-host")
-                return  # whether a DestinationRule has the subset is no second mistake beside it
-        else:
-            yield from self._port(item, path, destination, service)
+            message = f"nobody serves `{destination.host}`: {gone}."
+            remedy = self._known_services(destination.host, item.key.namespace)
+            yield _warning(item, (*path, "host"), message, remedy, "dangling-host")
+            return  # whether a DestinationRule has the subset is no second mistake beside it
+        yield from self._port(item, path, destination, service)
         if destination.subset:
             yield from self._subset(item, path, destination, full, gone)
 
