@@ -209,6 +209,8 @@ def _one_action(path: Path, route: HTTPRoute) -> Iterator[Finding]:
             ("corsPolicy", route.cors_policy),
             ("mirror", route.mirror),
             ("mirrors", route.mirrors or None),
+            ("timeout", route.timeout),
+            ("retries", route.retries),
         ):
             if there is not None:
                 message = f"`{name}` has no effect beside `{answer}`: nothing is forwarded."
@@ -516,6 +518,8 @@ def _retries(path: Path, retries: HTTPRetry) -> Iterator[Finding]:
         "perTryTimeout": retries.per_try_timeout is not None,
         "retryOn": bool(retries.retry_on),
         "retryRemoteLocalities": retries.retry_remote_localities is not None,
+        "retryIgnorePreviousHosts": retries.retry_ignore_previous_hosts is not None,
+        "backoff": retries.backoff is not None,
     }
     if retries.attempts == 0 and any(given.values()):
         first = next(name for name, there in given.items() if there)
