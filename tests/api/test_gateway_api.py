@@ -218,10 +218,25 @@ MISTAKES = {
         "conflict",
     ),
     "service without selector": (f"{SERVICE}  ports: [{{port: 80}}]\n", "spec", "missing-field"),
+    "service with a dot in its name": (
+        f"{SERVICE.replace('name: s', 'name: reviews.v1')}  selector: {{a: b}}\n  ports: [{{port: 80}}]\n",
+        "metadata.name",
+        "bad-name",
+    ),
     "service of another type": (
         f"{SERVICE}  selector: {{a: b}}\n  type: ExternalName\n  ports: [{{port: 80}}]\n",
         "spec.type",
         "not-honoured",
+    ),
+    "service with a target out of range": (
+        f"{SERVICE}  selector: {{a: b}}\n  ports: [{{port: 80, targetPort: 70000}}]\n",
+        "spec.ports[0].targetPort",
+        "out-of-range",
+    ),
+    "service with a list of targets": (
+        f"{SERVICE}  selector: {{a: b}}\n  ports: [{{port: 80, targetPort: [1]}}]\n",
+        "spec.ports[0].targetPort",
+        "wrong-type",
     ),
     "service with a named target": (
         f"{SERVICE}  selector: {{a: b}}\n  ports: [{{port: 80, targetPort: http}}]\n",

@@ -148,6 +148,7 @@ REFUSED = {
     "key that is a list": ("? [a]\n: 1\n", (1, 3), "yaml", "plain word"),
     "null key": ("~: 1\n", (1, 1), "yaml", "key is missing"),
     "merge of a scalar": ("a:\n  <<: b\n", (2, 7), "yaml", "merges mappings"),
+    "control character behind others": ("ä: é\nö: €\x07\n", (2, 5), "yaml-syntax", "not YAML"),
     "control character": ("a: \x07\n", (1, 4), "yaml-syntax", "not YAML"),
     "template": ("a: 1\n{{- if x }}\n", (2, 1), "yaml-syntax", "template"),
 }

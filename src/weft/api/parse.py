@@ -8,7 +8,7 @@ everything that is wrong at once. No I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +134,7 @@ class _ObjectReader:
             # What another kind has at its top (`data`, `webhooks`) is no second mistake beside the kind itself.
             if key not in _ENVELOPE and (kind is not None or nearest(key, _ENVELOPE)):
                 self._key((key,), f"unknown field `{key}`.", did_you_mean(key, _ENVELOPE), "unknown-field")
-        name, namespace, labels = self._metadata(value)
+        name, namespace, labels = self._metadata(value, kind.name_fault if kind is not None else object_name_fault)
         if value.get("status"):
             message = "`status` is what a cluster reports; weft does not read it."
             self._key(("status",), message, "Remove it.", "ignored", warning=True)
@@ -213,7 +213,9 @@ class _ObjectReader:
             message = f"kind `{name}` has no version `{api_version}`."
             self._value(("apiVersion",), message, f"Write one of {', '.join(known)}.", "unknown-version")
 
-    def _metadata(self, value: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
+    def _metadata(
+        self, value: Mapping[str, Any], name_fault: Callable[[str], str | None]
+    ) -> tuple[str, str, dict[str, str]]:
         """Return name, namespace and labels; empty where they are wrong."""
         metadata = value.get("metadata")
         if not isinstance(metadata, dict):
@@ -225,7 +227,7 @@ class _ObjectReader:
             return "", self.default_namespace, {}
         self._metadata_names(metadata)
         name = self._string(metadata, ("metadata", "name")) or ""
-        if name and (fault := object_name_fault(name)) is not None:
+        if name and (fault := name_fault(name)) is not None:
             self._value(("metadata", "name"), fault, "", "bad-name")
         namespace = self.default_namespace
         if metadata.get("namespace") is not None:

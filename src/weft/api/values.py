@@ -62,7 +62,7 @@ def _duration(*, least: timedelta) -> Callable[[Any], timedelta]:
     return check
 
 
-def _integral(value: Any) -> Any:
+def integral(value: Any) -> Any:
     """Return a float without fraction as the integer that it is: the CRD's schema takes it for one."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -75,6 +75,6 @@ Duration = Annotated[timedelta, PlainValidator(_duration(least=timedelta(millise
 DurationOrZero = Annotated[timedelta, PlainValidator(_duration(least=timedelta(0))), _WRITTEN]
 """The few durations where zero has a meaning of its own (`0s` switches an idle timeout off)."""
 
-Int32 = Annotated[int, BeforeValidator(_integral), Field(ge=-(2**31), le=2**31 - 1)]
-UInt32 = Annotated[int, BeforeValidator(_integral), Field(ge=0, le=2**32 - 1)]
-UInt64 = Annotated[int, BeforeValidator(_integral), Field(ge=0, le=2**64 - 1)]
+Int32 = Annotated[int, BeforeValidator(integral), Field(ge=-(2**31), le=2**31 - 1)]
+UInt32 = Annotated[int, BeforeValidator(integral), Field(ge=0, le=2**32 - 1)]
+UInt64 = Annotated[int, BeforeValidator(integral), Field(ge=0, le=2**64 - 1)]

@@ -516,10 +516,10 @@ def dotted(path: Sequence[str | int]) -> str:
 
 def _syntax_problem(file: str, line_offset: int, chunk: str, exc: yaml.YAMLError) -> Problem:
     mark = getattr(exc, "problem_mark", None) or getattr(exc, "context_mark", None)
-    if mark is None:  # ReaderError knows an offset in the text only
+    if mark is None:  # ReaderError knows an offset in the text only, in bytes of UTF-8
         position = getattr(exc, "position", 0) or 0
-        before = chunk[:position]
-        origin = Origin(file, line_offset + before.count("\n") + 1, position - (before.rfind("\n") + 1) + 1)
+        before = chunk.encode()[:position].decode(errors="ignore")
+        origin = Origin(file, line_offset + before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1)
         return Problem(origin, "(document)", f"not YAML: {_reason(exc)}.", code="yaml-syntax")
     problem = str(getattr(exc, "problem", "") or "")
     if problem in _AT_CONTEXT and getattr(exc, "context_mark", None) is not None:
