@@ -356,6 +356,26 @@ def test_rules_that_hold_elsewhere_or_for_others_do_not_warn(document: str) -> N
     assert [problem.code for problem in dangling(view) if problem.code == "no-effect"] == []
 
 
+@pytest.mark.parametrize(
+    ("hosts", "gateways", "port", "warned"),
+    [
+        ("[api.example.com]", "", 9080, True),
+        ("[api.example.com]", "", 80, False),
+        ("[reviews, api.example.com]", "", 9080, False),
+        ('["*.example.com"]', ", gateways: [mesh, gw]", 9080, True),
+        ("[shop.example.com]", ", gateways: [gw]", 9080, False),
+        ('["*.default.svc.cluster.local"]', "", 9080, False),
+    ],
+)
+def test_rules_for_names_outside_the_mesh_warn_where_no_sidecar_looks(
+    hosts: str, gateways: str, port: int, warned: bool
+) -> None:
+    view = snapshot(GATEWAY, virtual_service("{destination: {host: reviews}}", hosts, more=gateways))
+    offered = {each.hostname: each for each in (service("reviews", 9080), service("web", port))}
+    problems = [problem for problem in dangling(replace(view, services=offered)) if problem.code == "no-effect"]
+    assert [problem.path for problem in problems] == (["spec.hosts[0]"] if warned else [])
+
+
 def test_a_port_of_which_nobody_says_what_it_speaks_does_not_warn() -> None:
     """Without workloads, a port of a Service document has the default's protocol, which says nothing yet."""
     document = "kind: Service\nmetadata: {name: reviews}\nspec: {selector: {app: reviews}, ports: [{port: 9080}]}\n"
