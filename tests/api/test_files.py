@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from weft.api.files import load_mesh, read_documents
-from weft.errors import InvalidConfiguration
+from weft.errors import InvalidConfiguration, UsageError
 
 
 @pytest.fixture
@@ -85,6 +85,21 @@ def test_missing_files_are_told_together_with_other_mistakes(tmp_path: Path) -> 
     found = [(problem.path, problem.origin.line) for problem in caught.value.problems]
     wanted = [("programs.a.ports[0].number", 2), ("programs.a.directory", 2), ("apply[0]", 3), ("nonsense", 4)]
     assert sorted(found) == sorted(wanted)
+
+
+def test_what_the_system_does_not_even_look_for_is_told_where_it_is_named(tmp_path: Path) -> None:
+    """A name that is too long stands for all that is neither there nor absent: what is in another's directory, say."""
+    long = "n" * 300
+    (tmp_path / "weft.yaml").write_text(
+        f"programs:\n  a: {{command: [a], directory: {long}}}\napply: [{long}.yaml, '*/{long}']\n"
+    )
+    with pytest.raises(InvalidConfiguration) as caught:
+        load_mesh(tmp_path)
+    found = [(problem.path, problem.origin.line, problem.code) for problem in caught.value.problems]
+    paths = [("programs.a.directory", 2), ("apply[0]", 3), ("apply[1]", 3)]
+    assert sorted(found) == sorted((path, line, "unreadable-file") for path, line in paths)
+    with pytest.raises(UsageError, match="File name too long"):
+        load_mesh(tmp_path / long)
 
 
 def test_mistakes_of_applied_files_are_told_together_with_those_of_weft_yaml(tmp_path: Path) -> None:

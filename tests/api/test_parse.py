@@ -330,6 +330,8 @@ SPECS = {
     ),
     "string for a duration": (f"timeout: soon\n{ROUTE}", [(8, 14, "timeout", "bad-duration")], "such as 7s"),
     "number for a duration": (f"timeout: 7\n{ROUTE}", [(8, 14, "timeout", "bad-duration")], "`7s` or `7ms`"),
+    "superscript for a duration": (f"timeout: ²\n{ROUTE}", [(8, 14, "timeout", "bad-duration")], "such as 7s"),
+    "digits of another script": (f"timeout: ٣s\n{ROUTE}", [(8, 14, "timeout", "bad-duration")], "such as 7s"),
     "duration below a millisecond": (f"timeout: 999us\n{ROUTE}", [(8, 14, "timeout", "bad-duration")], "at least 1ms"),
     "negative duration": (f"timeout: -1s\n{ROUTE}", [(8, 14, "timeout", "bad-duration")], "not `-1s`"),
     "number for a string": (

@@ -133,6 +133,12 @@ CASES = {
         "f0:3:57",
         "answered with 503",
     ),
+    "wildcard, which no service is called": (
+        (virtual_service('{destination: {host: "*.default.svc.cluster.local"}}'),),
+        "dangling-host",
+        "f0:3:57",
+        "answered with 503",
+    ),
     "mirror that nobody serves": (
         (virtual_service("{destination: {host: reviews}}], mirror: {host: rating}, match: ["),),
         "dangling-host",
@@ -344,16 +350,35 @@ def test_rules_for_what_no_port_speaks_warn(kind: str, protocols: tuple[Protocol
 @pytest.mark.parametrize(
     "document",
     [
-        rules_of("tcp", ", gateways: [gw]", "[shop.example.com]"),
         rules_of("tcp", ", gateways: [mesh, gw]", "[reviews, shop.example.com]"),
         rules_of("tcp", "", "[reviews, api.example.com]"),
         rules_of("tcp", "", '["*.default.svc.cluster.local"]'),
     ],
-    ids=["at a gateway", "at a gateway too", "for a host outside the mesh", "for a wildcard"],
+    ids=["at a gateway too", "for a host outside the mesh", "for a wildcard"],
 )
 def test_rules_that_hold_elsewhere_or_for_others_do_not_warn(document: str) -> None:
     view = replace(snapshot(GATEWAY, document), services=spoken(Protocol.TCP, host="other"))
     assert [problem.code for problem in warnings(view) if problem.code == "no-effect"] == []
+
+
+@pytest.mark.parametrize(
+    ("hosts", "gateways", "port", "warned"),
+    [
+        ("[api.example.com]", "", 9080, True),
+        ("[api.example.com]", "", 80, False),
+        ("[reviews, api.example.com]", "", 9080, False),
+        ('["*.example.com"]', ", gateways: [mesh, gw]", 9080, True),
+        ("[shop.example.com]", ", gateways: [gw]", 9080, False),
+        ('["*.default.svc.cluster.local"]', "", 9080, False),
+    ],
+)
+def test_rules_for_names_outside_the_mesh_warn_where_no_sidecar_looks(
+    hosts: str, gateways: str, port: int, warned: bool
+) -> None:
+    view = snapshot(GATEWAY, virtual_service("{destination: {host: reviews}}", hosts, more=gateways))
+    offered = {each.hostname: each for each in (service("reviews", 9080), service("web", port))}
+    problems = [problem for problem in dangling(replace(view, services=offered)) if problem.code == "no-effect"]
+    assert [problem.path for problem in problems] == (["spec.hosts[0]"] if warned else [])
 
 
 def test_a_port_of_which_nobody_says_what_it_speaks_does_not_warn() -> None:

@@ -38,7 +38,12 @@ def read_documents(
         if name == STANDARD_INPUT:
             documents[model.STANDARD_INPUT] = (standard_input or sys.stdin).read()
             continue
-        for file in _expand(name, directory, problems):
+        try:
+            files = _expand(name, directory, problems)
+        except OSError as exc:
+            problems.append(_problem(name, f"cannot be read: {exc.strerror}."))
+            continue
+        for file in files:
             if file in documents:
                 continue
             try:
@@ -87,11 +92,11 @@ def load_mesh(path: Path, *, interception: str | None = None) -> LoadedMesh:
             it names does not exist: everything that is, at once.
         UsageError: There is no such file.
     """
-    file = path / MESH_FILE if path.is_dir() else path
     try:
+        file = path / MESH_FILE if path.is_dir() else path
         text = decode(str(file), file.read_bytes())
     except OSError as exc:
-        raise UsageError(f"{file}: {exc.strerror}.") from exc
+        raise UsageError(f"{exc.filename}: {exc.strerror}.") from exc
     if isinstance(text, Problem):
         raise InvalidConfiguration([text], NOTHING_STARTED)
     directory = file.resolve().parent
@@ -144,10 +149,16 @@ def _directories(result: MeshResult, directory: Path) -> Iterator[Problem]:
     programs = document.value.get("programs")
     for name, program in programs.items() if isinstance(programs, Mapping) else ():
         wanted = program.get("directory") if isinstance(program, Mapping) else None
-        if isinstance(wanted, str) and not (directory / wanted).is_dir():
+        if isinstance(wanted, str) and (fault := _directory_fault(directory / wanted)) is not None:
             origin = document.locate_value(("programs", name, "directory"))
-            message = f"`{wanted}` is no directory."
-            yield Problem(origin, f"programs.{name}.directory", message, code=ABSENT)
+            yield Problem(origin, f"programs.{name}.directory", f"`{wanted}` {fault}", code=ABSENT)
+
+
+def _directory_fault(path: Path) -> str | None:
+    try:
+        return None if path.is_dir() else "is no directory."
+    except OSError as exc:  # too long a name, or what is above it may not be looked into
+        return f"cannot be read: {exc.strerror}."
 
 
 def _expand(name: str, directory: Path | None, problems: list[Problem]) -> Sequence[str]:

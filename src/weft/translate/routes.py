@@ -397,6 +397,8 @@ def _redirect(redirect: HTTPRedirect, action: Any, port: int) -> None:
     action.host_redirect = redirect.authority
     if redirect.uri:
         action.path_redirect = redirect.uri
+    elif redirect.prefix_rewrite:
+        action.prefix_rewrite = redirect.prefix_rewrite
     if redirect.scheme:
         action.scheme_redirect = redirect.scheme
     default = 443 if redirect.scheme == "https" else 80
