@@ -54,7 +54,11 @@ enum Event {
 
 /// Serve a connection whose client speaks HTTP/2.
 pub async fn serve(down: Downstream, mut socket: Socket, manager: &HttpManager, _registration: Registration) {
-    let limits = Limits { output_bytes: socket.buffer.limit(), ..http2_limits(&manager.http2, &manager.head_limits) };
+    let limits = Limits {
+        output_bytes: socket.buffer.limit(),
+        resets: down.worker.overload.resets,
+        ..http2_limits(&manager.http2, &manager.head_limits)
+    };
     let mut driver = Driver::new(Role::Server, limits, socket.io.is_secure());
     let down = Rc::new(down);
     let mut leaving = Leaving::No;
