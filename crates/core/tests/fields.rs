@@ -463,6 +463,36 @@ fn times_that_envoy_refuses_are_refused_with_what_would_be_right() {
 }
 
 #[test]
+fn a_transport_socket_that_says_nothing_is_not_plain_text() {
+    let empty = json!({"transport_socket": {"name": "tls"}});
+    let required = "required: a transport socket without one would be no TLS";
+    assert_eq!(
+        told(type_url::CLUSTER, &with(json!({"name": "c"}), empty.clone())),
+        Err(format!("Cluster.transport_socket.typed_config: {required}"))
+    );
+    assert_eq!(
+        told(type_url::LISTENER, &listener(with(json!({"filters": tcp(json!({}))}), empty), json!({}))),
+        Err(format!("Listener.filter_chains[0].transport_socket.typed_config: {required}"))
+    );
+}
+
+#[test]
+fn an_address_without_labels_is_called_by_the_match_that_asks_for_none() {
+    let tls =
+        || json!({"name": "tls", "typed_config": typed("transport_sockets.tls.v3.UpstreamTlsContext", json!({}))});
+    let matches = |labels: Value| {
+        let matched = json!({"name": "m", "match": labels, "transport_socket": tls()});
+        cluster_of(json!({
+            "type": "ORIGINAL_DST",
+            "lb_policy": "CLUSTER_PROVIDED",
+            "transport_socket_matches": [matched],
+        }))
+    };
+    assert!(matches(json!({})).transport_for_original().tls.is_some());
+    assert!(matches(json!({"tlsMode": "istio"})).transport_for_original().tls.is_none());
+}
+
+#[test]
 fn endpoints_and_routes_are_waited_for_as_long_as_their_source_says() {
     let source = |limit: Option<&str>| match limit {
         None => json!({"ads": {}}),
