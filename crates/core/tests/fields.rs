@@ -10,6 +10,7 @@ use support::{Fixed, HeaderList, OnlyProtocol, request};
 use weft_core::cluster::{Cluster, Discovery, LbPolicy};
 use weft_core::compile::{Compiled, Problems, Strictness};
 use weft_core::decide::decide;
+use weft_core::format::{Command, Variables};
 use weft_core::health_check::Probe;
 use weft_core::honoured::json::encode;
 use weft_core::http_manager::RouteSource;
@@ -490,6 +491,62 @@ fn an_address_without_labels_is_called_by_the_match_that_asks_for_none() {
     };
     assert!(matches(json!({})).transport_for_original().tls.is_some());
     assert!(matches(json!({"tlsMode": "istio"})).transport_for_original().tls.is_none());
+}
+
+#[test]
+fn what_would_not_stay_in_its_place_in_a_head_is_refused() {
+    let to = json!({"route": {"cluster": "c"}});
+    let header = |key: &str, value: &str| {
+        let edits = json!({"request_headers_to_add": [{"header": {"key": key, "value": value}}]});
+        told(type_url::ROUTE_CONFIGURATION, &configuration(to.clone(), edits)).err().unwrap_or_default()
+    };
+    let controls = "CR, LF and NUL are not allowed in what goes into a header";
+    let at = "RouteConfiguration.request_headers_to_add[0].header";
+    assert_eq!(header("x", "a\tb"), "");
+    assert_eq!(header("x", "a\r\ntransfer-encoding: chunked"), format!("{at}.value: {controls}"));
+    assert_eq!(header("x\0", "a"), format!("{at}.key: {controls}"));
+    for key in [":authority", ":path", ":scheme", "Host"] {
+        let problem = header(key, "a");
+        assert!(problem.starts_with(&format!("{at}.key: `{key}` cannot be added; host_rewrite_literal")), "{problem}");
+    }
+    let action = |kind: &str, field: &str, value: Value| {
+        let more = if kind == "route" { json!({"cluster": "c", field: value}) } else { json!({field: value}) };
+        told(type_url::ROUTE_CONFIGURATION, &configuration(json!({kind: more}), json!({}))).err().unwrap_or_default()
+    };
+    for (kind, field) in [
+        ("route", "prefix_rewrite"),
+        ("route", "host_rewrite_literal"),
+        ("redirect", "prefix_rewrite"),
+        ("redirect", "path_redirect"),
+        ("redirect", "host_redirect"),
+        ("redirect", "scheme_redirect"),
+    ] {
+        let problem = action(kind, field, json!("/a\nb"));
+        assert!(problem.ends_with(&format!("{kind}.{field}: {controls}")), "{kind} {field}: {problem}");
+    }
+    let substitution = json!({"pattern": {"regex": "a"}, "substitution": "\r"});
+    let problem = action("route", "regex_rewrite", substitution);
+    assert!(problem.ends_with(&format!("route.regex_rewrite.substitution: {controls}")), "{problem}");
+}
+
+/// A peer whose certificate's name is several lines.
+struct Lines;
+
+impl Variables for Lines {
+    fn write(&self, _: &Command, out: &mut Vec<u8>) -> bool {
+        out.extend_from_slice(b"spiffe://a\r\nx-admin: yes\0");
+        true
+    }
+}
+
+#[test]
+fn what_a_peer_is_called_stays_in_its_field() {
+    let value = json!({"header": {"key": "x-peer", "value": "%DOWNSTREAM_PEER_URI_SAN%"}});
+    let edits = json!({"request_headers_to_add": [value]});
+    let table = routes_of(&configuration(json!({"route": {"cluster": "c"}}), edits));
+    let mut headers = HeaderList::default();
+    table.edits.request.apply(&mut headers, &Lines);
+    assert_eq!(headers, HeaderList::of(&[("x-peer", "spiffe://a  x-admin: yes ")]));
 }
 
 #[test]
