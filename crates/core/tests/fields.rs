@@ -494,6 +494,19 @@ fn an_address_without_labels_is_called_by_the_match_that_asks_for_none() {
 }
 
 #[test]
+fn a_close_that_is_not_to_be_delayed_is_not() {
+    let delay = |more: Value| {
+        let listener = listener_of(&listener(json!({"filters": http(more, &[])}), json!({})));
+        match &listener.filter_chains[0].filter {
+            NetworkFilter::Http(manager) => manager.delayed_close_timeout,
+            other => unreachable!("no {other:?} was asked for"),
+        }
+    };
+    assert_eq!(delay(json!({})), Duration::from_secs(1));
+    assert_eq!(delay(json!({"delayed_close_timeout": "0s"})), Duration::ZERO);
+}
+
+#[test]
 fn what_would_not_stay_in_its_place_in_a_head_is_refused() {
     let to = json!({"route": {"cluster": "c"}});
     let header = |key: &str, value: &str| {
