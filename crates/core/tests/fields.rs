@@ -464,6 +464,49 @@ fn times_that_envoy_refuses_are_refused_with_what_would_be_right() {
 }
 
 #[test]
+fn values_that_envoy_refuses_are_refused_at_their_place() {
+    let back_off = |back_off: Value| {
+        let route = json!({"route": {"cluster": "c", "retry_policy": {"retry_on": "5xx", "retry_back_off": back_off}}});
+        (type_url::ROUTE_CONFIGURATION, configuration(route, json!({})))
+    };
+    let streams = |count: u32| {
+        let options = json!({"http2_protocol_options": {"max_concurrent_streams": count}});
+        (type_url::LISTENER, listener(json!({"filters": http(options, &[])}), json!({})))
+    };
+    let endpoints = |more: Value, weight: u32| {
+        let address = json!({"socket_address": {"address": "127.0.0.1", "port_value": 80}});
+        let endpoint = json!({"endpoint": {"address": address}, "load_balancing_weight": weight});
+        let assignment = json!({"cluster_name": "c", "endpoints": [{"lb_endpoints": [endpoint]}]});
+        (type_url::CLUSTER_LOAD_ASSIGNMENT, with(assignment, more))
+    };
+    let overprovisioned = |factor: u32| endpoints(json!({"policy": {"overprovisioning_factor": factor}}), 1);
+    let good = [
+        back_off(json!({"base_interval": "0.1s"})),
+        back_off(json!({"base_interval": "0.1s", "max_interval": "0.1s"})),
+        streams(1),
+        endpoints(json!({}), 1),
+        overprovisioned(1),
+    ];
+    for (kind, resource) in good {
+        assert_eq!(told(kind, &resource), Ok(vec![]), "{resource}");
+    }
+    for ((kind, resource), field) in [
+        (back_off(json!({})), "retry_back_off.base_interval: required"),
+        (back_off(json!({"base_interval": "0s"})), "retry_back_off.base_interval: must be more than zero"),
+        (
+            back_off(json!({"base_interval": "1s", "max_interval": "0.5s"})),
+            "retry_back_off.max_interval: must be at least base_interval",
+        ),
+        (streams(0), "http2_protocol_options.max_concurrent_streams: between 1 and 2147483647 streams are needed"),
+        (endpoints(json!({}), 0), "endpoints[0].lb_endpoints[0].load_balancing_weight: must be at least 1"),
+        (overprovisioned(0), "ClusterLoadAssignment.policy.overprovisioning_factor: must be more than zero"),
+    ] {
+        let problem = told(kind, &resource).unwrap_err();
+        assert!(problem.ends_with(field), "{problem}");
+    }
+}
+
+#[test]
 fn a_transport_socket_that_says_nothing_is_not_plain_text() {
     let empty = json!({"transport_socket": {"name": "tls"}});
     let required = "required: a transport socket without one would be no TLS";
