@@ -60,6 +60,7 @@ mod record;
 mod respond;
 mod route;
 mod rpc;
+mod runtime;
 mod serve;
 mod server_first;
 mod state;
