@@ -290,9 +290,7 @@ class _ObjectReader:
             self._value(("metadata",), f"`metadata` wants a mapping, not `{written}`.", "", "wrong-type")
         return None
 
-    def _names(
-        self, metadata: Mapping[str, Any], name_fault: Callable[[str], str | None]
-    ) -> tuple[str, str]:
+    def _names(self, metadata: Mapping[str, Any], name_fault: Callable[[str], str | None]) -> tuple[str, str]:
         """Return name and namespace; the name is empty where there is none."""
         name = self._string(metadata, ("metadata", "name")) or ""
         if name and (fault := name_fault(name)) is not None:

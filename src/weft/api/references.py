@@ -137,7 +137,9 @@ class _Finder:
         for index, host in enumerate(hosts):
             if not host.endswith(f".svc.{self.view.domain_suffix}"):
                 name = spec.hosts[index]
-                message = f"no service speaks HTTP on port 80, so requests to `{name}` that are caught pass these rules by."
+                message = (
+                    f"no service speaks HTTP on port 80, so requests to `{name}` that are caught pass these rules by."
+                )
                 remedy = "In explicit mode they hold; else once the mesh has such a service."
                 yield _warning(item, ("spec", "hosts", index), message, remedy, "no-effect")
 

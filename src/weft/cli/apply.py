@@ -81,9 +81,7 @@ def command(
         answer = check(sources, namespace=namespace, strict=strict)
     else:
         client = connect(mesh)
-        answer = send(
-            client, "/v1/apply", sources, namespace=namespace, dry_run=trial, strict=strict, wait=wait
-        )
+        answer = send(client, "/v1/apply", sources, namespace=namespace, dry_run=trial, strict=strict, wait=wait)
         if wait and not trial and answer["affected"]:
             try:
                 receipt = await_receipt(client, answer["revision"], timeout)
