@@ -45,7 +45,7 @@ class Edit:
         delete: Objects to delete.
         delete_documents: Texts whose objects are to be deleted.
         ignore_missing: Delete those that exist, and be silent about those that do not.
-        directory: The whole content of the followed directory (`--config-dir`), if it changed.
+        directory: The whole content of the followed directory (`follow` in weft.yaml), if it changed.
         author: USER by `weft apply`. The DECLARATION is the whole of what weft.yaml applies: what it applied at an
             earlier start and no longer names is deleted, and what the user has applied since stays.
         fresh: Of a declaration: the user's objects do not stay.
