@@ -402,6 +402,7 @@ def test_files_that_are_missing_are_said_with_their_place(tmp_path: Path) -> Non
     (tmp_path / "here.yaml").write_text("")
     (tmp_path / "weft.yaml").write_text(
         "apply: [here.yaml, gone.yaml, 'no/*.yaml', empty]\nprograms: {a: {command: x, directory: nowhere}}\n"
+        "follow: here.yaml\n"
     )
     with pytest.raises(InvalidConfiguration) as caught:
         load_mesh(tmp_path)
@@ -410,6 +411,7 @@ def test_files_that_are_missing_are_said_with_their_place(tmp_path: Path) -> Non
         ("weft.yaml:1:31", "`no/*.yaml` matches no file."),
         ("weft.yaml:1:44", "`empty` holds no file that ends in .yaml, .yml, .json."),
         ("weft.yaml:2:39", "`nowhere` is no directory."),
+        ("weft.yaml:3:9", "`here.yaml` is no directory."),
     ]
 
 

@@ -230,6 +230,16 @@ def test_the_control_plane_is_told_the_namespace_of_weft_yaml(tmp_path: Path, mo
     assert plan.declaration["namespace"] == "shop"
 
 
+def test_the_control_plane_is_told_which_directory_to_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From where weft.yaml is, wherever the control plane stands."""
+    monkeypatch.setenv("WEFT_PROXY", "weft-proxy")  # not started here
+    (tmp_path / "rules").mkdir()
+    for text, told in (("follow: rules\n", str(tmp_path / "rules")), ("mesh: shop\n", None)):
+        (tmp_path / "weft.yaml").write_text(text)
+        plan, _ = read_plan(tmp_path, mesh=None, fresh=False)
+        assert plan.declaration.get("config_dir") == told
+
+
 def test_ports_at_which_nobody_could_be_called_are_refused() -> None:
     """In explicit mode programs' networks are the host's, and weft has a port at its own address only."""
     for text in ("53", "15053/tcp"):

@@ -275,6 +275,31 @@ def test_what_was_applied_is_kept_for_the_next_start_unless_that_is_fresh(person
 
 
 @pytest.mark.any_data_plane
+def test_a_directory_is_followed_as_its_files_change(person: Person) -> None:
+    """What is saved is in force, what is wrong is said and changes nothing, and what begins wrong starts nothing."""
+    rule, _, other = APPLIED.partition("---\n")
+    person.write("followed/rules/deep/gateway.yaml", rule)
+    directory = person.write("followed/weft.yaml", "mesh: followed\nfollow: rules\n").parent
+
+    def there(kind: str) -> list[str]:
+        return person.weft("get", kind, "-m", "followed", "-o", "name").stdout.splitlines()
+
+    with person.mesh(str(directory)) as mesh:
+        assert there("gateway") == ["gateway.networking.istio.io/door"]
+        file = person.write("followed/rules/routes.yaml", other)
+        eventually(lambda: there("vs") == ["virtualservice.networking.istio.io/door"], "a new file is in force")
+        person.write("followed/rules/routes.yaml", other.replace("hosts", "hsots"))
+        eventually(lambda: "unknown field `hsots`" in mesh.output(), "a mistake is said")
+        assert there("vs") == ["virtualservice.networking.istio.io/door"]
+        file.unlink()
+        eventually(lambda: there("vs") == [], "what is gone is deleted")
+    person.write("followed/rules/routes.yaml", other.replace("hosts", "hsots"))
+    done = person.weft("up", str(directory))
+    assert done.returncode == 3
+    assert re.search(r"rules/routes\.yaml:5:3: error: spec\.hsots", done.stderr)
+
+
+@pytest.mark.any_data_plane
 def test_a_store_that_cannot_be_used_ends_weft_up_at_once_with_its_own_code(person: Person) -> None:
     """It will not be another one at the next try: nobody waits until the mesh is given up."""
     directory = person.write("newer/weft.yaml", "mesh: newer\nprograms: {}\n").parent

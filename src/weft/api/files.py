@@ -142,16 +142,19 @@ def _applied(result: MeshResult, directory: Path) -> tuple[list[tuple[str, str]]
 
 
 def _directories(result: MeshResult, directory: Path) -> Iterator[Problem]:
-    """Say which working directories are not there, also of a text with other mistakes."""
+    """Say which directories are not there that programs work in or that is followed, also of a text with other mistakes."""
     document = result.document
     if document is None or not isinstance(document.value, Mapping):
         return
     programs = document.value.get("programs")
-    for name, program in programs.items() if isinstance(programs, Mapping) else ():
-        wanted = program.get("directory") if isinstance(program, Mapping) else None
+    named = {("follow",): document.value.get("follow")} | {
+        ("programs", name, "directory"): program.get("directory")
+        for name, program in (programs.items() if isinstance(programs, Mapping) else ())
+        if isinstance(program, Mapping)
+    }
+    for place, wanted in named.items():
         if isinstance(wanted, str) and (fault := _directory_fault(directory / wanted)) is not None:
-            origin = document.locate_value(("programs", name, "directory"))
-            yield Problem(origin, f"programs.{name}.directory", f"`{wanted}` {fault}", code=ABSENT)
+            yield Problem(document.locate_value(place), ".".join(map(str, place)), f"`{wanted}` {fault}", code=ABSENT)
 
 
 def _directory_fault(path: Path) -> str | None:

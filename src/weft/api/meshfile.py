@@ -169,6 +169,8 @@ class Mesh(Entry):
     `interception` says how programs' traffic reaches their proxies: caught in namespaces (`tproxy`), by addresses that
     programs are told (`explicit`), or the first where it is permitted (`auto`).
 
+    `follow` names a directory whose files are in force as they are, and as they change; empty: none.
+
     `notes` is shown when all programs are ready; in it `{ingressgateway:8080}` stands for the host's port at which port
     8080 of that gateway is published.
     """
@@ -182,6 +184,7 @@ class Mesh(Entry):
     programs: Mapping[str, Program] = Field(default_factory=dict)
     gateways: Mapping[str, GatewayProgram] = Field(default_factory=dict)
     apply: tuple[str, ...] = ()
+    follow: str = ""
     notes: str = ""
 
     def proxy_of(self, entry: Program | GatewayProgram) -> ProxySettings:

@@ -47,7 +47,7 @@ class Edit:
         ignore_missing: Delete those that exist, and be silent about those that do not.
         namespace: Of objects that name none, and then of all: one that names another is refused. None: the mesh's own,
             and objects may name any.
-        directory: The whole content of the followed directory (`--config-dir`), if it changed.
+        directory: The whole content of the followed directory (`follow` in weft.yaml), if it changed.
         author: USER by `weft apply`. The DECLARATION is the whole of what weft.yaml applies: what it applied at an
             earlier start and no longer names is deleted, and what the user has applied since stays.
         fresh: Of a declaration: the user's objects do not stay.
