@@ -14,6 +14,7 @@ use libfuzzer_sys::fuzz_target;
 use rustls_pki_types::CertificateDer;
 use serde_json::json;
 use weft_core::http_manager::{ForwardClientCert, HttpManager};
+use weft_core::normalise::{Normalised, normalise};
 use weft_core::random::SplitMix;
 
 // The proxy is an executable without a library, so its code is compiled in from its source.
@@ -24,8 +25,6 @@ mod codec;
 #[path = "../../crates/proxy/src/filter.rs"]
 mod filter;
 mod heads;
-#[path = "../../crates/proxy/src/normalise.rs"]
-mod normalise;
 #[allow(dead_code)]
 #[path = "../../crates/proxy/src/route.rs"]
 mod route;
@@ -78,7 +77,6 @@ use codec::h2::{Connection, Event, Limits, Role};
 use codec::http1::{self, HeadParser};
 use codec::{Head, Known};
 use identify::Facts;
-use normalise::{Normalised, normalise};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// Envoy's names of what concerns one connection only (RFC 9110 7.6.1).

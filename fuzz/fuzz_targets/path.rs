@@ -10,13 +10,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
 use weft_core::http_manager::{EscapedSlashes, HttpManager};
-
-// The proxy is an executable without a library, so its code is compiled in from its source.
-#[allow(dead_code)]
-#[path = "../../crates/proxy/src/normalise.rs"]
-mod normalise;
-
-use normalise::{Normalised, normalise};
+use weft_core::normalise::{Normalised, normalise};
 
 /// Every way of normalising.
 static MANAGERS: LazyLock<Vec<HttpManager>> = LazyLock::new(|| {

@@ -48,6 +48,10 @@ class MeshNotRunning(WeftError):
 
     exit_code = 5
 
+    def __init__(self, message: str, *, running: Sequence[str] = ()) -> None:
+        self.running = tuple(running)
+        super().__init__(message)
+
 
 class NotSynced(WeftError):
     """

@@ -138,11 +138,10 @@ def test_hosts_that_a_gateway_does_not_have_are_those_of_istio(corpus: Path, exp
     result = parse([(name, "\n".join(lines))])
     assert not result.errors
     view = Snapshot(config={item.key: item for item in result.objects})
-    by_origin = {item.locate().line: str(item.key) for item in result.objects}
     found = {
-        by_origin[max(line for line in by_origin if line <= problem.origin.line)]
-        for problem in dangling(view)
-        if problem.code == "host-not-in-gateway"
+        str(key)
+        for key, problems in dangling(view).items()
+        if any(problem.code == "host-not-in-gateway" for problem in problems)
     }
     assert found == resources(case, "VirtualServiceHostNotFoundInGateway")
 
@@ -153,13 +152,10 @@ def test_conflicting_hosts_are_those_of_istio(corpus: Path, expected: dict[str, 
     result, view = honoured_only(corpus, case["inputFiles"])
     assert {problem.code for problem in result.errors} == {"not-honoured"}
     assert all(problem.path.startswith("spec.exportTo") for problem in result.errors)
-    by_origin = {item.locate().line: str(item.key) for item in result.objects}
     found = {
-        by_origin[max(line for line in by_origin if line <= problem.origin.line)]
-        for problem in dangling(view)
-        if problem.code == "same-host"
+        str(key) for key, problems in dangling(view).items() if any(problem.code == "same-host" for problem in problems)
     }
-    read_objects = set(by_origin.values())
+    read_objects = {str(item.key) for item in result.objects}
     assert found == {
         name for name in resources(case, "ConflictingMeshGatewayVirtualServiceHosts") if name in read_objects
     }

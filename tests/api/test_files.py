@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from weft.api.files import load_mesh, read_documents
-from weft.errors import InvalidConfiguration
+from weft.errors import InvalidConfiguration, UsageError
 
 
 @pytest.fixture
@@ -87,6 +87,21 @@ def test_missing_files_are_told_together_with_other_mistakes(tmp_path: Path) -> 
     assert sorted(found) == sorted(wanted)
 
 
+def test_what_the_system_does_not_even_look_for_is_told_where_it_is_named(tmp_path: Path) -> None:
+    """A name that is too long stands for all that is neither there nor absent: what is in another's directory, say."""
+    long = "n" * 300
+    (tmp_path / "weft.yaml").write_text(
+        f"programs:\n  a: {{command: [a], directory: {long}}}\napply: [{long}.yaml, '*/{long}']\n"
+    )
+    with pytest.raises(InvalidConfiguration) as caught:
+        load_mesh(tmp_path)
+    found = [(problem.path, problem.origin.line, problem.code) for problem in caught.value.problems]
+    paths = [("programs.a.directory", 2), ("apply[0]", 3), ("apply[1]", 3)]
+    assert sorted(found) == sorted((path, line, "unreadable-file") for path, line in paths)
+    with pytest.raises(UsageError, match="File name too long"):
+        load_mesh(tmp_path / long)
+
+
 def test_mistakes_of_applied_files_are_told_together_with_those_of_weft_yaml(tmp_path: Path) -> None:
     """In the order in which one reads them: weft.yaml first."""
     (tmp_path / "weft.yaml").write_text("progams: {}\napply: [rule.yaml, latin.yaml, absent.yaml]\n")
@@ -109,3 +124,32 @@ def test_a_weft_yaml_that_is_no_utf_8_is_a_malformed_document(tmp_path: Path) ->
     (tmp_path / "weft.yaml").write_bytes(b"mesh: caf\xe9\n")
     with pytest.raises(InvalidConfiguration, match=r"weft\.yaml:1:10: .* byte 0xe9 is not UTF-8"):
         load_mesh(tmp_path)
+
+
+def test_an_empty_name_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "weft.yaml").write_text('apply: [""]\n')
+    with pytest.raises(InvalidConfiguration, match=r"weft\.yaml:1:9: error: apply\[0\]: an empty name is no file"):
+        load_mesh(tmp_path)
+
+
+def test_the_weft_yaml_of_a_directory_is_none_of_its_documents(tree: Path) -> None:
+    (tree / "weft.yaml").write_text("apply: [., '*.yaml']\n")
+    (tree / "shop").mkdir()
+    (tree / "shop" / "weft.yaml").write_text("programs: {}\n")
+    assert names(tree, ".") == ["a.yml", "b.yaml", "c.json"]
+    assert names(tree, "**/*.yaml") == ["b.yaml", "deep/d.yaml", "deep/er/e.yaml"]
+    assert [Path(file).name for file, _ in load_mesh(tree).documents] == ["a.yml", "b.yaml", "c.json"]
+    _, problems = read_documents(["shop"], directory=tree)
+    assert [problem.message for problem in problems] == [
+        "`shop` holds no file that ends in .yaml, .yml, .json but weft.yaml, which `weft up` reads."
+    ]
+
+
+def test_a_weft_yaml_that_is_to_be_applied_is_called_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "weft.yaml").write_text("# us\nprograms: {}\napply: [weft.yaml]\n")
+    with pytest.raises(InvalidConfiguration) as caught:
+        load_mesh(tmp_path)
+    assert [str(problem).removeprefix(f"{tmp_path}/") for problem in caught.value.problems] == [
+        "weft.yaml:2:1: error: (document): weft.yaml describes a mesh, which `weft up` starts; it is no object to apply."
+        " Name the files that its `apply` names."
+    ]

@@ -81,6 +81,11 @@ MISTAKES = {
         "spec.rules[0].matches[0].headers[0].value",
         "bad-header",
     ),
+    "a header's value that is long, with a space at its end": (
+        filtered(f"{HEADERS}{{set: [{{name: a, value: '{'no-cache, ' * 20}'}}]}}}}"),
+        "spec.rules[0].filters[0].requestHeaderModifier.set[0].value",
+        "bad-header",
+    ),
     "header name": (
         match("headers: [{name: a b, value: b}]"),
         "spec.rules[0].matches[0].headers[0].name",
@@ -110,6 +115,26 @@ MISTAKES = {
     "host header": (
         filtered(f"{HEADERS}{{set: [{{name: Host, value: b}}]}}}}"),
         "spec.rules[0].filters[0].requestHeaderModifier.set[0].name",
+        "bad-header",
+    ),
+    "origin without a scheme": (
+        filtered("{type: CORS, cors: {allowOrigins: [https://a.example, b.example]}}"),
+        "spec.rules[0].filters[0].cors.allowOrigins[1]",
+        "bad-origin",
+    ),
+    "origin with a path": (
+        filtered("{type: CORS, cors: {allowOrigins: [https://a.example/x]}}"),
+        "spec.rules[0].filters[0].cors.allowOrigins[0]",
+        "bad-origin",
+    ),
+    "allowed header": (
+        filtered("{type: CORS, cors: {allowHeaders: ['x-a, x-b']}}"),
+        "spec.rules[0].filters[0].cors.allowHeaders[0]",
+        "bad-header",
+    ),
+    "exposed header": (
+        filtered('{type: CORS, cors: {exposeHeaders: [x-a, "x b"]}}'),
+        "spec.rules[0].filters[0].cors.exposeHeaders[1]",
         "bad-header",
     ),
     "length": (
@@ -193,10 +218,25 @@ MISTAKES = {
         "conflict",
     ),
     "service without selector": (f"{SERVICE}  ports: [{{port: 80}}]\n", "spec", "missing-field"),
+    "service with a dot in its name": (
+        f"{SERVICE.replace('name: s', 'name: reviews.v1')}  selector: {{a: b}}\n  ports: [{{port: 80}}]\n",
+        "metadata.name",
+        "bad-name",
+    ),
     "service of another type": (
         f"{SERVICE}  selector: {{a: b}}\n  type: ExternalName\n  ports: [{{port: 80}}]\n",
         "spec.type",
         "not-honoured",
+    ),
+    "service with a target out of range": (
+        f"{SERVICE}  selector: {{a: b}}\n  ports: [{{port: 80, targetPort: 70000}}]\n",
+        "spec.ports[0].targetPort",
+        "out-of-range",
+    ),
+    "service with a list of targets": (
+        f"{SERVICE}  selector: {{a: b}}\n  ports: [{{port: 80, targetPort: [1]}}]\n",
+        "spec.ports[0].targetPort",
+        "wrong-type",
     ),
     "service with a named target": (
         f"{SERVICE}  selector: {{a: b}}\n  ports: [{{port: 80, targetPort: http}}]\n",

@@ -86,6 +86,14 @@ spec:
     mirrorPercent: 5
   - route: [{destination: {host: service-0}}]
     mirrors: [{destination: {host: service-1, subset: v1}, percentage: {value: 1}}, {destination: {host: service-0}}]
+"""
+
+TCP_VIRTUAL_SERVICE = """\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: connections}
+spec:
+  hosts: [service-1]
   tcp:
   - match: [{port: 3306}]
     route: [{destination: {host: service-0}, weight: 1}, {destination: {host: service-1}, weight: 1}]
@@ -278,6 +286,7 @@ spec:
 """
 DOCUMENTS = (
     VIRTUAL_SERVICE,
+    TCP_VIRTUAL_SERVICE,
     DESTINATION_RULE,
     STICKY,
     GATEWAY,

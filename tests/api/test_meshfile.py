@@ -192,6 +192,16 @@ MISTAKES = {
         (1, 40, "programs.a.ports[1]", "duplicate-port"),
         "line 1, column 36",
     ),
+    "one port of the program for two of the service": (
+        f"{P}, ports: [{{number: 80, target_port: 8080}}, 8080]}}}}",
+        (1, 69, "programs.a.ports[1]", "duplicate-port"),
+        "the program's port 8080 is port 80 of the service already, at line 1, column 36",
+    ),
+    "one port of the program for two of the service, named": (
+        f"{P}, ports: [8080, {{number: 80, target_port: 8080}}]}}}}",
+        (1, 68, "programs.a.ports[1].target_port", "duplicate-port"),
+        "the program's port 8080 is port 8080 of the service already, at line 1, column 36",
+    ),
     "port's protocol": (
         f"{P}, ports: [{{number: 1, protocol: UDP}}]}}}}",
         (1, 58, "programs.a.ports[0].protocol", "unknown-value"),
@@ -392,6 +402,7 @@ def test_files_that_are_missing_are_said_with_their_place(tmp_path: Path) -> Non
     (tmp_path / "here.yaml").write_text("")
     (tmp_path / "weft.yaml").write_text(
         "apply: [here.yaml, gone.yaml, 'no/*.yaml', empty]\nprograms: {a: {command: x, directory: nowhere}}\n"
+        "follow: here.yaml\n"
     )
     with pytest.raises(InvalidConfiguration) as caught:
         load_mesh(tmp_path)
@@ -400,6 +411,7 @@ def test_files_that_are_missing_are_said_with_their_place(tmp_path: Path) -> Non
         ("weft.yaml:1:31", "`no/*.yaml` matches no file."),
         ("weft.yaml:1:44", "`empty` holds no file that ends in .yaml, .yml, .json."),
         ("weft.yaml:2:39", "`nowhere` is no directory."),
+        ("weft.yaml:3:9", "`here.yaml` is no directory."),
     ]
 
 

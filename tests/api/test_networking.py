@@ -158,7 +158,9 @@ def test_durations_are_those_of_go(text: str, seconds: float) -> None:
     assert parse_duration(text) == timedelta(microseconds=round(seconds * 1e6))
 
 
-@pytest.mark.parametrize("text", ["", "7", "s", "7 s", "1d", "1h 30m", "PT1S", "1e3s", "1.5", "9999999999h", "--1s"])
+@pytest.mark.parametrize(
+    "text", ["", "7", "s", "7 s", "1d", "1h 30m", "PT1S", "1e3s", "1.5", "9999999999h", "--1s", "٣s"]
+)
 def test_what_go_does_not_read_is_no_duration(text: str) -> None:
     assert parse_duration(text) is None
 

@@ -198,7 +198,6 @@ def test_what_a_cluster_writes_is_named_and_left_out() -> None:
     result = parse([("f", text)])
     assert [(line, column, code) for line, column, _, code in brief(result.problems)] == [
         (5, 3, "ignored"),
-        (9, 1, "ignored"),
     ]
     assert not result.errors
     assert "uid" in result.problems[0].message
@@ -331,6 +330,8 @@ SPECS = {
     ),
     "string for a duration": (f"timeout: soon\n{ROUTE}", [(8, 14, "timeout", "bad-duration")], "such as 7s"),
     "number for a duration": (f"timeout: 7\n{ROUTE}", [(8, 14, "timeout", "bad-duration")], "`7s` or `7ms`"),
+    "superscript for a duration": (f"timeout: ²\n{ROUTE}", [(8, 14, "timeout", "bad-duration")], "such as 7s"),
+    "digits of another script": (f"timeout: ٣s\n{ROUTE}", [(8, 14, "timeout", "bad-duration")], "such as 7s"),
     "duration below a millisecond": (f"timeout: 999us\n{ROUTE}", [(8, 14, "timeout", "bad-duration")], "at least 1ms"),
     "negative duration": (f"timeout: -1s\n{ROUTE}", [(8, 14, "timeout", "bad-duration")], "not `-1s`"),
     "number for a string": (

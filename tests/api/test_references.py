@@ -23,6 +23,11 @@ from weft.model import (
 )
 
 
+def warnings(view: Snapshot) -> list[Problem]:
+    """Return what dangles, in the order of the objects."""
+    return [problem for problems in dangling(view).values() for problem in problems]
+
+
 def service(name: str, *numbers: int) -> Service:
     return Service(
         name,
@@ -105,7 +110,7 @@ def test_what_is_complete_has_no_warnings() -> None:
         ),
         virtual_service("{destination: {host: ratings.default}}", "[ratings.default]", "z"),
     )
-    assert dangling(view) == []
+    assert warnings(view) == []
 
 
 # documents, code, place, words; the last document is the one at fault
@@ -124,6 +129,12 @@ CASES = {
     ),
     "host outside the mesh that nobody serves": (
         (virtual_service("{destination: {host: api.example.com}}"),),
+        "dangling-host",
+        "f0:3:57",
+        "answered with 503",
+    ),
+    "wildcard, which no service is called": (
+        (virtual_service('{destination: {host: "*.default.svc.cluster.local"}}'),),
         "dangling-host",
         "f0:3:57",
         "answered with 503",
@@ -230,7 +241,7 @@ CASES = {
 
 @pytest.mark.parametrize(("documents", "code", "place", "words"), CASES.values(), ids=CASES.keys())
 def test_a_reference_that_leads_nowhere_warns(documents: tuple[str, ...], code: str, place: str, words: str) -> None:
-    problems = dangling(snapshot(*documents))
+    problems = warnings(snapshot(*documents))
     assert brief(problems) == [(place, code)]
     assert problems[0].severity is Severity.WARNING
     assert words in f"{problems[0].message} {problems[0].remedy}"
@@ -251,7 +262,7 @@ def elsewhere(rule: str, namespace: str) -> str:
 
 
 def test_a_subset_in_a_rule_that_a_more_specific_one_hides_is_not_there() -> None:
-    (problem,) = dangling(snapshot(WILD, BARE, virtual_service(TO_V1)))
+    (problem,) = warnings(snapshot(WILD, BARE, virtual_service(TO_V1)))
     assert (str(problem.origin), problem.code) == ("f2:3:72", "dangling-subset")
     assert "not in force for calls from default: requests sent there are answered with 503." in problem.message
     assert problem.remedy == (
@@ -261,7 +272,7 @@ def test_a_subset_in_a_rule_that_a_more_specific_one_hides_is_not_there() -> Non
 
 def test_a_subset_in_a_namespace_where_nobody_looks_is_not_there() -> None:
     """The rule itself is warned about, too."""
-    hidden, dangles = sorted(dangling(snapshot(elsewhere(SUBSETS, "other"), virtual_service(TO_V1))), key=str)
+    hidden, dangles = sorted(warnings(snapshot(elsewhere(SUBSETS, "other"), virtual_service(TO_V1))), key=str)
     assert (str(hidden.origin), hidden.code) == ("f0:2:12", "no-effect")
     assert "where the service is (default), or in istio-system" in hidden.remedy
     assert (str(dangles.origin), dangles.code) == ("f1:3:72", "dangling-subset")
@@ -277,15 +288,15 @@ def test_a_subset_in_a_namespace_where_nobody_looks_is_not_there() -> None:
     ids=["of the root", "of a merged wildcard"],
 )
 def test_a_subset_in_a_rule_that_is_in_force_somewhere_here_is_there(rules: tuple[str, ...]) -> None:
-    assert dangling(snapshot(*rules, virtual_service(TO_V1))) == []
+    assert warnings(snapshot(*rules, virtual_service(TO_V1))) == []
 
 
 def test_a_subset_is_looked_for_where_each_caller_looks() -> None:
     """The callers of a namespace with a rule of its own do not see the service's."""
     view = snapshot(SUBSETS, elsewhere(BARE, "front"), virtual_service(TO_V1))
-    assert dangling(replace(view, config={key: item for key, item in view.config.items() if key.name != "bare"})) == []
+    assert warnings(replace(view, config={key: item for key, item in view.config.items() if key.name != "bare"})) == []
     caller = replace(workload("web-0"), namespace="front")
-    (problem,) = dangling(replace(view, workloads={**view.workloads, ("front", "web-0"): caller}))
+    (problem,) = warnings(replace(view, workloads={**view.workloads, ("front", "web-0"): caller}))
     assert (problem.code, str(problem.origin)) == ("dangling-subset", "f2:3:72")
     assert "for calls from front" in problem.message
 
@@ -302,7 +313,7 @@ def test_a_subset_for_the_mesh_is_not_looked_for_where_only_a_gateway_is() -> No
         for namespace in ["edge" if "istio" in each.labels else "front"]
     }
     assert [
-        problem for problem in dangling(replace(view, workloads=workloads)) if problem.code == "dangling-subset"
+        problem for problem in warnings(replace(view, workloads=workloads)) if problem.code == "dangling-subset"
     ] == []
 
 
@@ -329,7 +340,7 @@ def rules_of(kind: str, more: str = "", hosts: str = "[reviews]") -> str:
     ],
 )
 def test_rules_for_what_no_port_speaks_warn(kind: str, protocols: tuple[Protocol, ...], warned: bool) -> None:
-    problems = dangling(replace(snapshot(rules_of(kind)), services=spoken(*protocols)))
+    problems = warnings(replace(snapshot(rules_of(kind)), services=spoken(*protocols)))
     assert [problem.code for problem in problems] == (["no-effect"] if warned else [])
     for problem in problems:
         assert (problem.path, str(problem.origin)) == (f"spec.{kind}", "f0:3:26")
@@ -339,27 +350,46 @@ def test_rules_for_what_no_port_speaks_warn(kind: str, protocols: tuple[Protocol
 @pytest.mark.parametrize(
     "document",
     [
-        rules_of("tcp", ", gateways: [gw]", "[shop.example.com]"),
         rules_of("tcp", ", gateways: [mesh, gw]", "[reviews, shop.example.com]"),
         rules_of("tcp", "", "[reviews, api.example.com]"),
         rules_of("tcp", "", '["*.default.svc.cluster.local"]'),
     ],
-    ids=["at a gateway", "at a gateway too", "for a host outside the mesh", "for a wildcard"],
+    ids=["at a gateway too", "for a host outside the mesh", "for a wildcard"],
 )
 def test_rules_that_hold_elsewhere_or_for_others_do_not_warn(document: str) -> None:
     view = replace(snapshot(GATEWAY, document), services=spoken(Protocol.TCP, host="other"))
-    assert [problem.code for problem in dangling(view) if problem.code == "no-effect"] == []
+    assert [problem.code for problem in warnings(view) if problem.code == "no-effect"] == []
+
+
+@pytest.mark.parametrize(
+    ("hosts", "gateways", "port", "warned"),
+    [
+        ("[api.example.com]", "", 9080, True),
+        ("[api.example.com]", "", 80, False),
+        ("[reviews, api.example.com]", "", 9080, False),
+        ('["*.example.com"]', ", gateways: [mesh, gw]", 9080, True),
+        ("[shop.example.com]", ", gateways: [gw]", 9080, False),
+        ('["*.default.svc.cluster.local"]', "", 9080, False),
+    ],
+)
+def test_rules_for_names_outside_the_mesh_warn_where_no_sidecar_looks(
+    hosts: str, gateways: str, port: int, warned: bool
+) -> None:
+    view = snapshot(GATEWAY, virtual_service("{destination: {host: reviews}}", hosts, more=gateways))
+    offered = {each.hostname: each for each in (service("reviews", 9080), service("web", port))}
+    problems = [problem for problem in dangling(replace(view, services=offered)) if problem.code == "no-effect"]
+    assert [problem.path for problem in problems] == (["spec.hosts[0]"] if warned else [])
 
 
 def test_a_port_of_which_nobody_says_what_it_speaks_does_not_warn() -> None:
     """Without workloads, a port of a Service document has the default's protocol, which says nothing yet."""
     document = "kind: Service\nmetadata: {name: reviews}\nspec: {selector: {app: reviews}, ports: [{port: 9080}]}\n"
     view = snapshot(document, rules_of("tcp"))
-    assert [problem.code for problem in dangling(view)] == []
+    assert [problem.code for problem in warnings(view)] == []
     serving = {
         key: replace(each, ports=(WorkloadPort(9080),) if each.services else ()) for key, each in view.workloads.items()
     }
-    assert [problem.code for problem in dangling(replace(view, workloads=serving))] == ["no-effect"]
+    assert [problem.code for problem in warnings(replace(view, workloads=serving))] == ["no-effect"]
 
 
 def test_two_virtual_services_for_one_host_warn_and_name_the_older() -> None:
@@ -368,7 +398,7 @@ def test_two_virtual_services_for_one_host_warn_and_name_the_older() -> None:
         virtual_service(route, "[reviews]", "one"),
         virtual_service(route, "[reviews.default.svc.cluster.local]", "two", ", gateways: [mesh]"),
     )
-    problems = dangling(view)
+    problems = warnings(view)
     assert brief(problems) == [("f0:3:16", "same-host"), ("f1:3:16", "same-host")]
     for problem in problems:
         assert "the older: default/one." in problem.remedy
@@ -379,7 +409,7 @@ def test_two_virtual_services_for_one_host_warn_and_name_the_older() -> None:
 def test_one_host_in_two_spellings_is_warned_about(again: str) -> None:
     """Rules have no effect twice; short names are completed before it can be seen."""
     route = "{destination: {host: reviews}}"
-    (problem,) = dangling(snapshot(virtual_service(route, f"[reviews, {again}]", "one")))
+    (problem,) = warnings(snapshot(virtual_service(route, f"[reviews, {again}]", "one")))
     assert brief([problem]) == [("f0:3:25", "duplicate-host")]
     assert f"`{again}` is the host that `reviews` (f0:3:16) names already." in problem.message
 
@@ -391,25 +421,26 @@ def test_two_virtual_services_for_one_host_at_different_gateways_do_not_meet() -
         virtual_service(route, "[shop.example.com]", "one", ", gateways: [gw]"),
         virtual_service(route, "[shop.example.com]", "two"),
     )
-    assert dangling(view) == []
+    assert warnings(view) == []
 
 
 def test_at_a_gateway_the_rules_are_joined() -> None:
     route = "{destination: {host: reviews}}"
     one = virtual_service(route, "[shop.example.com]", "one", ", gateways: [gw]")
     two = virtual_service(route, "[shop.example.com]", "two", ", gateways: [default/gw]")
-    problems = dangling(snapshot(GATEWAY, one, two))
+    problems = warnings(snapshot(GATEWAY, one, two))
     assert [problem.code for problem in problems] == ["same-host", "same-host"]
     assert "A gateway joins them" in problems[0].remedy
 
 
-def test_only_what_is_asked_for_is_looked_at() -> None:
+def test_what_dangles_is_told_by_object() -> None:
     view = snapshot(
-        virtual_service("{destination: {host: nobody}}", "[reviews]", "one"),
+        virtual_service("{destination: {host: reviews}}", "[reviews]", "one"),
         virtual_service("{destination: {host: nobody}}", "[ratings]", "two"),
     )
-    problems = dangling(view, {ConfigKey("VirtualService", "default", "two")})
-    assert brief(problems) == [("f1:3:57", "dangling-host")]
+    (key,) = dangling(view)
+    assert key == ConfigKey("VirtualService", "default", "two")
+    assert brief(dangling(view)[key]) == [("f1:3:57", "dangling-host")]
 
 
 def test_tcp_routes_and_gateways_of_matches_are_looked_at() -> None:
@@ -418,7 +449,7 @@ def test_tcp_routes_and_gateways_of_matches_are_looked_at() -> None:
         "  tcp: [{route: [{destination: {host: nobody}}]}]\n"
         "  http: [{match: [{gateways: [nowhere]}], route: [{destination: {host: reviews}}]}]\n"
     )
-    problems = dangling(replace(view, services=spoken(Protocol.HTTP, Protocol.TCP)))
+    problems = warnings(replace(view, services=spoken(Protocol.HTTP, Protocol.TCP)))
     assert [problem for problem in brief(problems) if problem[1].startswith("dangling")] == [
         ("f0:6:31", "dangling-gateway"),
         ("f0:5:33", "dangling-host"),
@@ -439,7 +470,7 @@ def test_a_policy_that_holds_for_nobody_warns() -> None:
         peer_authentication("five", "{mtls: {mode: STRICT}}", "istio-system"),
         peer_authentication("six", "{mtls: {mode: STRICT}}", "elsewhere"),
     )
-    found = dangling(view)
+    found = warnings(view)
     assert brief(found) == [("f0:3:65", "dangling-port"), ("f1:3:8", "dangling-selector"), ("f3:3:1", "same-scope")]
     assert "app: reviews" in found[1].remedy
     assert "default/three (f2:3:1)" in found[2].message
@@ -460,4 +491,4 @@ def test_a_service_that_nobody_serves(spec: str, expected: list[tuple[str, str]]
     view = snapshot(f"kind: Service\nmetadata: {{name: s}}\nspec: {spec}")
     ports = (WorkloadPort(9080),)
     serving = {key: replace(each, ports=ports if "app" in each.labels else ()) for key, each in view.workloads.items()}
-    assert brief(dangling(replace(view, workloads=serving))) == expected
+    assert brief(warnings(replace(view, workloads=serving))) == expected

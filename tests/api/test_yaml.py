@@ -127,6 +127,13 @@ def test_aliases_and_merge_keys_are_resolved() -> None:
 REFUSED = {
     "duplicate key": ("a: 1\nb: 2\na: 3\n", (3, 1), "duplicate-key", "line 1, column 1"),
     "duplicate key in JSON": ('{"a": 1, "a": 2}', (1, 10), "duplicate-key", "line 1, column 2"),
+    "half a pair in JSON": (
+        '{"a": "\\ud83d\\ude00",\n\t"b": "x\\ud83d"}',
+        (2, 7),
+        "yaml-syntax",
+        "half of a surrogate pair",
+    ),
+    "half a pair in a key of JSON": ('{"\\ude00": 1}', (1, 2), "yaml-syntax", "half of a surrogate pair"),
     "duplicate key inside": ("x:\n  - {k: 1, k: 2}\n", (2, 12), "duplicate-key", "line 2, column 6"),
     "tab as indentation": ("a:\n\tb: 1\n", (2, 1), "yaml-syntax", "Indent with spaces"),
     "unclosed quote": ('a: "b\nc: 1\n', (1, 4), "yaml-syntax", "never closed"),
@@ -141,6 +148,7 @@ REFUSED = {
     "key that is a list": ("? [a]\n: 1\n", (1, 3), "yaml", "plain word"),
     "null key": ("~: 1\n", (1, 1), "yaml", "key is missing"),
     "merge of a scalar": ("a:\n  <<: b\n", (2, 7), "yaml", "merges mappings"),
+    "control character behind others": ("ä: é\nö: €\x07\n", (2, 5), "yaml-syntax", "not YAML"),
     "control character": ("a: \x07\n", (1, 4), "yaml-syntax", "not YAML"),
     "template": ("a: 1\n{{- if x }}\n", (2, 1), "yaml-syntax", "template"),
 }

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from weft.agent import paths
-from weft.cli import delete
-from weft.cli.apply import send
-from weft.cli.client import Client
+from weft.cli import apply, delete
+from weft.cli.apply import await_receipt, send
+from weft.cli.client import Client, Unanswered
 from weft.cli.documents import Sources
 from weft.errors import MeshNotRunning, WeftError
 
@@ -48,6 +48,34 @@ def serving(place: Path, answer: Callable[[socket.socket], None]) -> Iterator[No
         thread.start()
         yield
         thread.join()
+
+
+@contextmanager
+def answering(place: Path, *answers: bytes) -> Iterator[None]:
+    """Serve one call after another at *place*: each is read, answered with the next of *answers*, and cut off."""
+
+    def serve() -> None:
+        for answer in answers:
+            with server.accept()[0] as call, call.makefile("rb") as lines:
+                length = 0
+                while (line := lines.readline()).strip():
+                    if line.lower().startswith(b"content-length:"):
+                        length = int(line.partition(b":")[2])
+                lines.read(length)
+                call.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(place))
+        server.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+def ok(value: object) -> bytes:
+    content = json.dumps(value).encode()
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(content), content)
 
 
 def refusing(place: Path) -> None:
@@ -124,3 +152,51 @@ def test_one_that_stays_away_is_told_from_a_mesh_that_does_not_run(
 def test_without_patience_nothing_is_waited_for(place: Path) -> None:
     with pytest.raises(MeshNotRunning, match="No mesh 'shop' answers"):
         Client(place, "shop").get("/v1/version")
+
+
+RECEIPT = {"silent": [], "late": [], "refused": [], "acknowledged": ["a"], "affected": ["a"]}
+
+
+def test_a_receipt_is_asked_for_again_where_the_control_plane_dies(place: Path) -> None:
+    with answering(place, b"", b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{", ok(RECEIPT)):
+        assert await_receipt(Client(place), 7, 20.0) == RECEIPT
+
+
+@pytest.mark.parametrize("edit", ["apply", "delete"])
+def test_an_edit_that_is_not_told_who_has_it_says_what_was_done(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str
+) -> None:
+    (tmp_path / "a.yaml").write_text("...")
+    key = {"kind": "Gateway", "namespace": "default", "name": "a"}
+    result = {"key": key, "api_version": "networking.istio.io/v1", "action": f"{edit}d"}
+    outcome = {"revision": 7, "results": [result], "affected": ["a"], "warnings": []}
+    module = {"apply": apply, "delete": delete}[edit]
+    monkeypatch.setattr(module, "connect", lambda _: Client(place))
+    with answering(place, ok(outcome), b""):
+        done = CliRunner().invoke(module.command, ["-f", str(tmp_path / "a.yaml"), "--timeout", "0s"])
+    assert done.stdout == f"gateway.networking.istio.io/a {edit}d\n"
+    assert isinstance(done.exception, WeftError)
+    assert str(done.exception).startswith("Who has revision 7 is not known. The control plane did not answer")
+    assert str(done.exception).endswith("`weft wait --revision 7` asks again.")
+
+
+@pytest.mark.parametrize(
+    ("body", "broken"),
+    [
+        (b"4\r\n{}\n\n\r\n0\r\n\r\n", False),
+        (b"4\r\n{}\n\n\r\n", False),  # killed between two events, which cannot be told from an end
+        (b'9\r\n{}\n{"typ', True),
+    ],
+)
+def test_a_stream_of_events_that_breaks_off_is_told(place: Path, body: bytes, broken: bool) -> None:
+    opened: list[bool] = []
+    found = []
+    with answering(place, b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + body):
+        try:
+            for event in Client(place).events(opened=lambda: opened.append(not found)):
+                found.append(event)
+        except Unanswered:
+            assert broken
+        else:
+            assert not broken
+    assert (found, opened) == ([{}], [True])

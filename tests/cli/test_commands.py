@@ -18,12 +18,14 @@ import yaml
 
 from tests.cli.conftest import Weft
 from tests.controlplane.peers import Mesh, running_mesh, until
+from weft.agent import doctor, paths
 from weft.agent.workload import WorkloadSpec
 from weft.cli import apply, run, status
 from weft.cli.exec import meant
 from weft.cli.logs import access_text
 from weft.cli.proxy_config import secrets_table
 from weft.cli.ps import ports
+from weft.errors import UsageError
 
 RULE = """\
 apiVersion: networking.istio.io/v1
@@ -36,6 +38,13 @@ spec:
   - timeout: 3s
     route:
     - destination: {host: reviews}
+"""
+
+GATEWAY_CLASS = """\
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: other}
+spec: {controllerName: weft.dev/gateway-controller}
 """
 
 BAD = """\
@@ -106,6 +115,17 @@ def test_the_same_apply_again_waits_for_who_was_silent(mesh: Mesh, weft: Weft, r
     assert result.exit_code == 6
     assert result.stdout.splitlines()[0].endswith(" unchanged")
     assert "productpage-v1-0 refused 9080" in result.stderr
+
+
+def test_an_apply_that_affects_nobody_does_not_answer_for_those_before_it(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """What a proxy refused of somebody else's change is none of its business."""
+    with_proxy(mesh, refuses=frozenset({"9080"}))
+    assert weft("apply", "-f", rule, "--timeout", "1s").exit_code == 6
+    Path("other.yaml").write_text(RULE.replace("reviews", "example.com"))
+    result = weft("apply", "-f", "other.yaml", "--timeout", "1s")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0].endswith("/example.com created")
+    assert result.stdout.splitlines()[-1] == "No proxy is affected."
 
 
 def test_apply_names_who_refused_and_what(mesh: Mesh, weft: Weft, rule: Path) -> None:
@@ -289,7 +309,7 @@ def test_directories_are_read_to_any_depth_where_that_is_said(mesh: Mesh, weft: 
 def test_get_of_what_files_describe(mesh: Mesh, weft: Weft, rule: Path) -> None:
     result = weft("get", "-f", rule)
     assert result.exit_code == 4
-    assert "Not found: VirtualService reviews." in result.stderr
+    assert "Not found: VirtualService default/reviews." in result.stderr
     weft("apply", "-f", rule)
     Path("other.yaml").write_text(RULE.replace("reviews", "ratings"))
     weft("apply", "-f", "other.yaml")
@@ -297,6 +317,28 @@ def test_get_of_what_files_describe(mesh: Mesh, weft: Weft, rule: Path) -> None:
     assert weft("get", "vs", "-f", rule).exit_code == 2
     rule.write_text(BAD)
     assert weft("get", "-f", rule).exit_code == 3
+
+
+def test_get_of_files_misses_what_has_the_name_of_another(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """Neither a namesake in another namespace nor the other API's Gateway is what the file describes."""
+    rule.write_text("""\
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: door, namespace: a}
+spec: {selector: {a: b}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ["*"]}]}
+""")
+    assert weft("apply", "-f", rule).exit_code == 0
+    other = rule.with_name("other.yaml")
+    other.write_text(f"""\
+{rule.read_text().replace("namespace: a", "namespace: b")}---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: door, namespace: a}}
+spec: {{gatewayClassName: weft, listeners: [{{name: http, port: 80, protocol: HTTP}}]}}
+""")
+    result = weft("get", "-f", rule, "-f", other, "-o", "name")
+    assert (result.exit_code, result.stdout) == (4, "gateway.networking.istio.io/door\n")
+    assert "Not found: Gateway b/door, Gateway.gateway.networking.k8s.io a/door." in result.stderr
 
 
 def test_get_shows_istios_columns(mesh: Mesh, weft: Weft, rule: Path) -> None:
@@ -349,6 +391,91 @@ def test_get_goes_on_with_what_changes(mesh: Mesh, weft: Weft, rule: Path) -> No
         assert process.stdout.readline() == "virtualservice.networking.istio.io/reviews\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
+
+
+@pytest.mark.parametrize("form", ["json", "yaml", "table"])
+def test_get_goes_on_in_the_form_in_which_it_begins(mesh: Mesh, weft: Weft, rule: Path, form: str) -> None:
+    """One object after the other: a List would have to end before it is known what is in it."""
+    weft("apply", "-f", rule)
+    command = [sys.executable, "-m", "weft.cli.main", "get", "-w", "-o", form]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    reviews = yaml.safe_load(weft("get", "vs", "reviews", "-o", "yaml").stdout)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        mesh.apply(GATEWAY_CLASS)
+        text = first
+        while "other" not in text:
+            line = process.stdout.readline()
+            assert line
+            text += line
+        process.send_signal(signal.SIGINT)
+        text += process.stdout.read()
+    if form == "json":
+        decoder = json.JSONDecoder()
+        begin, end = decoder.raw_decode(text)
+        rest, _ = decoder.raw_decode(text[end:].lstrip())
+        assert (begin, rest["kind"]) == (reviews, "GatewayClass")
+    elif form == "yaml":
+        found = [*yaml.safe_load_all(text)]
+        assert (found[0], found[1]["kind"]) == (reviews, "GatewayClass")
+    else:
+        assert [line.split()[0] for line in text.splitlines()][:4] == ["NAME", "reviews", "NAME", "other"]
+
+
+def test_get_and_delete_by_labels(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    labelled = RULE.replace("name: reviews", "name: NAME\n  labels: {tier: TIER}", 1)
+    for name, tier in (("a", "web"), ("b", "web"), ("c", "store")):
+        mesh.apply(labelled.replace("NAME", name).replace("TIER", tier), file=f"{name}.yaml")
+    weft("apply", "-f", rule)
+    prefix = "virtualservice.networking.istio.io/"
+
+    def found(*arguments: str) -> str:
+        return weft("get", *arguments, "-o", "name").stdout.replace(prefix, "").replace("\n", " ").strip()
+
+    assert found("vs", "-l", "tier=web") == "a b"
+    assert found("-l", "tier!=web") == "c reviews"
+    assert found("vs", "-l", "tier in (web,store),tier") == "a b c"
+    assert found("vs", "-l", "!tier") == "reviews"
+    assert weft("get", "vs", "-l", "tier=none").stderr == "No objects found in namespace default.\n"
+    assert weft("get", "vs", "a", "-l", "tier").exit_code == 2
+    assert weft("get", "-f", rule, "-l", "tier").exit_code == 2
+    for arguments in (
+        ("vs", "a", "-l", "tier"),
+        ("vs", "--all", "-l", "tier"),
+        ("-f", rule, "-l", "tier"),
+        ("-l", "a"),
+    ):
+        assert weft("delete", *arguments).exit_code == 2
+    assert weft("delete", "vs", "-l", "tier =").exit_code == 0
+    assert weft("delete", "vs", "-l", "tier in (web)", "-o", "name").stdout.split() == [f"{prefix}a", f"{prefix}b"]
+    assert found("vs") == "c reviews"
+
+
+def test_get_goes_on_where_the_control_plane_is_started_again(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """What changes meanwhile is told, once; the end of the mesh ends it."""
+    weft("apply", "-f", rule)
+    Path("other.yaml").write_text(RULE.replace("reviews", "ratings"))
+    # The control plane of these tests holds the lock itself; that of `weft up` outlives it.
+    code = "import os; from weft.agent import paths; from weft.cli.main import main\n"
+    code += "paths.lock_holder = lambda mesh: 1 if mesh.mesh_file.exists() else None\nmain()"
+    command = [sys.executable, "-c", code, "get", "vs", "-w", "-o", "name"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "virtualservice.networking.istio.io/reviews\n"
+        mesh.restart()
+        weft("apply", "-f", "other.yaml")
+        assert process.stdout.readline() == "virtualservice.networking.istio.io/ratings\n"
+        weft("delete", "vs", "reviews")
+        mesh.restart()
+        assert process.stdout.readline() == "virtualservice.networking.istio.io/reviews\n"
+        mesh.paths.mesh_file.unlink()
+        mesh.kill()
+        assert (process.wait(20), process.stdout.read()) == (0, "")
+        assert process.stderr.read() == "The mesh 'test' has ended.\n"
 
 
 def test_delete_all_of_a_kind(mesh: Mesh, weft: Weft, rule: Path) -> None:
@@ -411,6 +538,16 @@ def test_what_get_prints_can_be_applied(mesh: Mesh, weft: Weft, rule: Path) -> N
     assert result.stdout.splitlines()[0] == "virtualservice.networking.istio.io/reviews unchanged"
 
 
+def test_what_get_adds_is_no_reason_to_refuse_it(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """A status is what this control plane writes itself, and reads of nobody."""
+    mesh.apply(GATEWAY_CLASS)
+    text = weft("get", "gc", "other", "-o", "yaml").stdout
+    assert "status:" in text
+    result = weft("apply", "-f", "-", "--strict", input=text)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[0] == "gatewayclass.gateway.networking.k8s.io/other unchanged"
+
+
 def test_get_of_what_is_not_there_is_exit_code_4(mesh: Mesh, weft: Weft, rule: Path) -> None:
     weft("apply", "-f", rule)
     result = weft("get", "vs", "nobody")
@@ -455,6 +592,32 @@ def test_delete_by_name_and_by_file(mesh: Mesh, weft: Weft, rule: Path) -> None:
     assert weft("delete", "vs").exit_code == 2
 
 
+def test_delete_needs_no_more_of_a_file_than_what_the_object_is_called(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """The spec has been broken since; kubectl needs `apiVersion`, `kind` and `metadata`, too."""
+    weft("apply", "-f", rule)
+    rule.write_text(BAD)
+    result = weft("delete", "-f", rule)
+    assert (result.exit_code, result.stdout) == (0, "virtualservice.networking.istio.io/reviews deleted\n")
+    rule.write_text(BAD.replace("  name: reviews\n", "  nmae: reviews\n"))
+    result = weft("delete", "-f", rule)
+    assert result.exit_code == 3
+    assert "reviews.yaml:3:1: error: metadata.name: `name` is missing." in result.stderr
+
+
+def test_delete_warns_of_what_refers_to_what_is_gone(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    mesh.running("reviews")
+    rule.write_text(RULE.replace("{host: reviews}", "{host: reviews, subset: v1}"))
+    text = "spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}]}\n"
+    head = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews}\n"
+    Path("subsets.yaml").write_text(head + text)
+    assert weft("apply", "-f", rule, "-f", "subsets.yaml", "--strict", "--no-wait").exit_code == 0
+    for arguments in (("--dry-run",), ("--no-wait",)):
+        result = weft("delete", "dr", "reviews", *arguments)
+        assert result.exit_code == 0
+        assert "no DestinationRule defines the subset `v1` of `reviews`" in result.stderr
+        assert "reviews.yaml:10:" in result.stderr
+
+
 def test_delete_ignores_only_what_is_not_there(mesh: Mesh, weft: Weft, rule: Path) -> None:
     name = "virtualservice.networking.istio.io/reviews"
     for arguments in (("vs", "nobody", "reviews"), ("-f", rule, "-f", "ratings.yaml")):
@@ -467,7 +630,7 @@ def test_delete_ignores_only_what_is_not_there(mesh: Mesh, weft: Weft, rule: Pat
         assert mesh.client.get("/v1/config") == []
 
 
-@pytest.mark.parametrize("command", [("get", "vs"), ("delete", "vs", "reviews")])
+@pytest.mark.parametrize("command", [("get", "vs"), ("delete", "vs", "reviews"), ("apply", "-f", "x")])
 def test_a_namespace_that_cannot_be_one_is_refused(mesh: Mesh, weft: Weft, command: tuple[str, ...]) -> None:
     done = weft(*command, "-n", "Bad_NS")
     assert done.exit_code == 2
@@ -490,11 +653,32 @@ def test_a_name_means_the_programs_of_that_service(name: str, found: list[str]) 
     assert meant(name, running) == found
 
 
-def test_delete_refuses_a_namespace_beside_files(mesh: Mesh, weft: Weft, rule: Path) -> None:
-    """The documents say where their objects are."""
-    weft("apply", "-f", rule)
-    assert weft("delete", "-n", "shop", "-f", rule).exit_code == 2
-    assert len(mesh.client.get("/v1/config")) == 1
+def test_a_namespace_beside_files_is_that_of_what_names_none(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """As kubectl has it: what names another is refused, with its place."""
+    name = "virtualservice.networking.istio.io/reviews"
+    assert weft("apply", "-f", rule, "-n", "shop").stdout.splitlines()[0] == f"{name} created (namespace shop)"
+    assert [item["key"]["namespace"] for item in mesh.client.get("/v1/config")] == ["shop"]
+    mesh.restart()
+    assert weft("apply", "-f", rule, "-n", "shop").stdout.splitlines()[0] == f"{name} unchanged (namespace shop)"
+    assert weft("diff", "-f", rule, "-n", "shop").exit_code == 0
+    assert weft("diff", "-f", rule).exit_code == 1
+    assert weft("get", "-f", rule, "-n", "shop", "-o", "name").stdout == f"{name}\n"
+    assert weft("get", "-f", rule).exit_code == 4
+    other = rule.with_name("other.yaml")
+    other.write_text(RULE.replace("name: reviews", "name: reviews\n  namespace: shop", 1))
+    for command in ("apply", "diff", "get", "delete"):
+        result = weft(command, "-f", other, "-n", "default")
+        assert result.exit_code == 3
+        assert (
+            "other.yaml:5:14: error: metadata.namespace: this is of namespace `shop`, and `default` was asked for."
+            in result.stderr
+        )
+        assert "Leave -n out, or write -n shop." in result.stderr
+    assert weft("apply", "-f", other, "-n", "default", "--dry-run=client").exit_code == 3
+    assert weft("delete", "-f", rule).exit_code == 4
+    assert weft("delete", "-f", rule, "-n", "shop").stdout == f"{name} deleted (namespace shop)\n"
+    with pytest.raises(UsageError, match=r"^`namespace`: a namespace is at most 63 lower-case letters"):
+        mesh.client.post("/v1/apply", {"documents": [], "namespace": "Bad_NS"})
 
 
 def test_diff_is_a_unified_diff_and_exits_1_when_different(mesh: Mesh, weft: Weft, rule: Path) -> None:
@@ -508,6 +692,22 @@ def test_diff_is_a_unified_diff_and_exits_1_when_different(mesh: Mesh, weft: Wef
     assert {"-  - timeout: 3s", "+  - timeout: 4s"} <= set(result.stdout.splitlines())
     assert "# proxy productpage-v1-0: 1 route changed" in result.stdout
     assert mesh.client.get("/v1/config")[0]["generation"] == 1
+
+
+def test_diff_leaves_out_what_has_only_moved(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    with_proxy(mesh)
+    weft("apply", "-f", rule, "--no-wait")
+    moved = rule.rename(rule.with_name("moved.yaml"))
+    result = weft("diff", "-f", moved)
+    assert (result.exit_code, result.stdout) == (0, "Nothing would change.\n")
+    # One that changes beside one that has moved: the proxies that are named are those of the change.
+    other = RULE.replace("reviews", "productpage")
+    moved.write_text(f"{other}---\n{RULE}")
+    result = weft("diff", "-f", moved, "-o", "json")
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    assert [change["key"]["name"] for change in answer["changes"]] == ["productpage"]
+    assert answer["resources"] == {}
 
 
 def test_status_shows_each_proxy_and_what_is_wrong(mesh: Mesh, weft: Weft, rule: Path) -> None:
@@ -725,6 +925,19 @@ def test_version_works_without_a_mesh_and_with_one(mesh: Mesh, weft: Weft) -> No
     assert weft("-m", "nobody").exit_code == 2
 
 
+def test_version_tells_several_meshes_from_none(mesh: Mesh, weft: Weft, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = paths.mesh_paths("other")
+    other.make()
+    other.mesh_file.write_text("{}")
+    monkeypatch.setattr(paths, "lock_holder", lambda _: 1)
+    line = "mesh     several run: other, test; say which one with --mesh NAME"
+    assert weft("version").stdout.splitlines()[1:] == [line]
+    assert json.loads(weft("version", "-o", "json").stdout)["running"] == ["other", "test"]
+    assert json.loads(weft("version", "-o", "json", "-m", "test").stdout)["mesh"]["mesh"] == "test"
+    monkeypatch.setattr(paths, "lock_holder", lambda _: None)
+    assert weft("version").stdout.splitlines()[1:] == ["mesh     none runs"]
+
+
 def test_why_is_answered_in_process(mesh: Mesh, weft: Weft, rule: Path) -> None:
     mesh.running("reviews")
     mesh.running("productpage")
@@ -735,6 +948,46 @@ def test_why_is_answered_in_process(mesh: Mesh, weft: Weft, rule: Path) -> None:
     answer = json.loads(weft("why", "--from", "productpage", "--to", "http://reviews:9080/", "-o", "json").stdout)
     assert answer["outbound"]["timeout_ms"] == 3000
     assert weft("why", "--from", "productpage", "--to", "http://reviews:9080/", "-H", "bad").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        ("status",),
+        ("status", "productpage-v1-0"),
+        ("status", "--revision", "REVISION"),
+        ("why", "--from", "productpage", "--to", "http://reviews:9080/"),
+        ("why", "--last-failed"),
+        ("doctor",),
+        ("get",),
+        ("ps",),
+        ("wait", "--revision", "REVISION"),
+        ("version",),
+        ("ca",),
+    ],
+)
+def test_yaml_says_what_json_says(
+    mesh: Mesh, weft: Weft, rule: Path, monkeypatch: pytest.MonkeyPatch, question: tuple[str, ...]
+) -> None:
+    findings = [doctor.Finding("root namespaces", works=False, obstacle='none: "here"', remedy="a\nb")]
+    findings.append(doctor.Finding(doctor.EXPLICIT, works=True))
+    monkeypatch.setattr(doctor, "diagnose", lambda: findings)
+    for agent in (mesh.running("reviews"), mesh.running("productpage", port=None)):
+        mesh.proxy(agent)
+        until(lambda name=agent.name: mesh.status(name)["connected"])
+    assert weft("apply", "-f", rule).exit_code == 0
+    revision = str(mesh.client.get("/v1/version")["revision"])
+    question = tuple(revision if word == "REVISION" else word for word in question)
+    said = [weft(*question, "-o", form) for form in ("json", "yaml")]
+    assert [result.exit_code for result in said] == [0, 0], said[0].stderr
+    assert still(json.loads(said[0].stdout)) == still(yaml.safe_load(said[1].stdout))
+
+
+def still(data: object) -> object:
+    """Return *data* without what differs from one moment to the next."""
+    if isinstance(data, dict):
+        return {key: still(value) for key, value in data.items() if key != "remaining_seconds"}
+    return [still(item) for item in data] if isinstance(data, list) else data
 
 
 def test_ctrl_c_is_exit_code_130(mesh: Mesh) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,16 +11,27 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from tests.cli.conftest import Weft
-from weft.cli.documents import DURATION
+from weft.cli import wait
+from weft.cli.documents import DURATION, read
 from weft.cli.kinds import parse_references, plural, resolve
 from weft.cli.main import COMMANDS, ExampleCommand, cli
 from weft.cli.output import columns, duration
 from weft.cli.problems import render, render_all
-from weft.cli.run import host_port, label, named, not_runnable, port
+from weft.cli.run import host_port, label, named, not_runnable, once, port
 from weft.cli.up import read_plan
-from weft.errors import UsageError
+from weft.errors import (
+    InvalidConfiguration,
+    MeshNotRunning,
+    ModeUnavailable,
+    NotFound,
+    NotSynced,
+    StoreError,
+    UsageError,
+    WeftError,
+)
 from weft.model import Origin, Problem, Severity
 
 MINE = ("apply", "get", "delete", "diff", "status", "why", "proxy-config", "wait", "version", "control-plane")
@@ -157,6 +170,15 @@ def test_a_dry_run_of_the_client_needs_no_mesh(
     bad.write_text(text.replace("host: a", "hots: a"))
     result = weft("apply", "-f", good, "--dry-run=client")
     assert result.stdout == "destinationrule.networking.istio.io/a checked (dry run)\n"
+    item = yaml.safe_load(text)
+    told = [weft("apply", "-f", good, "--dry-run=client", "-o", form).stdout for form in ("yaml", "json")]
+    assert [yaml.safe_load(told[0]), json.loads(told[1])] == [item, item]
+    more = tmp_path / "more.yaml"
+    more.write_text(text.replace("name: a", "name: b"))
+    result = weft("apply", "-f", good, "-f", more, "--dry-run=client", "-n", "shop", "-o", "yaml")
+    listed = yaml.safe_load(result.stdout)
+    assert (listed["apiVersion"], listed["kind"]) == ("v1", "List")
+    assert [it["metadata"] for it in listed["items"]] == [{"name": name, "namespace": "shop"} for name in ("a", "b")]
     result = weft("apply", "-f", bad, "--dry-run=client")
     assert result.exit_code == 3
     assert "bad.yaml:4:8: error: spec.hots: unknown field `hots`." in result.stderr
@@ -208,6 +230,16 @@ def test_the_control_plane_is_told_the_namespace_of_weft_yaml(tmp_path: Path, mo
     assert plan.declaration["namespace"] == "shop"
 
 
+def test_the_control_plane_is_told_which_directory_to_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From where weft.yaml is, wherever the control plane stands."""
+    monkeypatch.setenv("WEFT_PROXY", "weft-proxy")  # not started here
+    (tmp_path / "rules").mkdir()
+    for text, told in (("follow: rules\n", str(tmp_path / "rules")), ("mesh: shop\n", None)):
+        (tmp_path / "weft.yaml").write_text(text)
+        plan, _ = read_plan(tmp_path, mesh=None, fresh=False)
+        assert plan.declaration.get("config_dir") == told
+
+
 def test_ports_at_which_nobody_could_be_called_are_refused() -> None:
     """In explicit mode programs' networks are the host's, and weft has a port at its own address only."""
     for text in ("53", "15053/tcp"):
@@ -224,3 +256,74 @@ def test_a_port_of_the_host_is_none_of_the_programs_own() -> None:
         host_port(8000, [(8000, "HTTP")])
     with pytest.raises(UsageError, match=r"^--host-port 53: port 53 is where programs ask for names"):
         host_port(53, [])
+
+
+@pytest.mark.parametrize("files", [("",), ("reviews.yaml", "")])
+def test_an_empty_name_is_not_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
+) -> None:
+    """`weft delete -f "$FILE"` where FILE is not set must not delete what lies about."""
+    monkeypatch.chdir(tmp_path)
+    Path("reviews.yaml").write_text("")
+    with pytest.raises(UsageError, match=r"^-f '': an empty name, .* the current directory is -f \.$"):
+        read(files)
+
+
+def test_the_weft_yaml_of_a_directory_is_not_applied(
+    weft: Weft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guide's directory holds both; `-f .` means what is applied."""
+    monkeypatch.chdir(tmp_path)
+    Path("weft.yaml").write_text("programs: {}\n")
+    Path("deep").mkdir()
+    Path("deep", "weft.yaml").write_text("programs: {}\n")
+    result = weft("apply", "--dry-run=client", "-f", ".")
+    assert result.exit_code == 2
+    assert ".: holds no file that ends in .yaml, .yml, .json but weft.yaml, which `weft up` reads." in result.stderr
+    rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: a}\n"
+    Path("rule.yaml").write_text(rule)
+    checked = "destinationrule.networking.istio.io/a checked (dry run)\n"
+    assert weft("apply", "--dry-run=client", "-f", ".").stdout == checked
+    assert weft("apply", "--dry-run=client", "-R", "-f", ".").stdout == checked
+    result = weft("apply", "--dry-run=client", "-f", "weft.yaml")
+    assert result.exit_code == 3
+    assert "weft.yaml:1:1: error: (document): weft.yaml describes a mesh, which `weft up` starts" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WeftError("why"),
+        UsageError("why"),
+        InvalidConfiguration([]),
+        NotFound("why"),
+        MeshNotRunning("why"),
+        NotSynced("why"),
+        ModeUnavailable("why"),
+        StoreError("why"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_ends_a_command_with_the_code_that_is_documented(
+    weft: Weft, monkeypatch: pytest.MonkeyPatch, error: WeftError
+) -> None:
+    def fail(_: str | None) -> None:
+        raise error
+
+    monkeypatch.setattr(wait, "connect", fail)
+    result = weft("wait")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "exit-codes.md").read_text("utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    meaning = dict(rows)[str(result.exit_code)]
+    said = "Any other failure" if type(error) is WeftError else inspect.getdoc(type(error))
+    assert said is not None
+    assert meaning.startswith(said.strip().splitlines()[0].split(". ")[0])
+    assert result.stderr.startswith("error: ")
+
+
+def test_a_port_is_given_once() -> None:
+    """Two listeners of one name could not be published."""
+    once("--port", [8080, 9090])
+    for option in ("--port", "--host-port"):
+        with pytest.raises(UsageError, match=rf"^{option} 8080: this port is given twice\. Keep one of them\."):
+            once(option, [8080, 9090, 8080])

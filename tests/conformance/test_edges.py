@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,56 @@ def to(*ranges: str) -> Json:
     return {"prefix_ranges": [{"address_prefix": address, "prefix_len": int(length)} for address, length in parts]}
 
 
+def routed(more: Json | None = None, **action: Any) -> Json:
+    """A listener whose only route goes to a cluster, with *action*; the route has *more*."""
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "c", **action}, **(more or {})}
+    return {"clusters": [cluster("c", 80)], "listeners": [listener("l", 0, http_filters([route]))]}
+
+
+def adding(key: str, value: str) -> Json:
+    return routed({"request_headers_to_add": [{"header": {"key": key, "value": value}}]})
+
+
+def redirecting(**fields: str) -> Json:
+    return {"listeners": [listener("l", 0, http_filters([{"match": {"prefix": "/"}, "redirect": fields}]))]}
+
+
+def backing_off(**fields: str) -> Json:
+    return routed(retry_policy={"retry_on": "5xx", "retry_back_off": fields})
+
+
+def with_streams(most: int) -> Json:
+    manager = {"http2_protocol_options": {"max_concurrent_streams": most}}
+    return {"listeners": [listener("l", 0, http_filters([], manager=manager))]}
+
+
+def weighed(weight: int) -> Json:
+    made = cluster("c", 80)
+    made["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["load_balancing_weight"] = weight
+    return {"clusters": [made]}
+
+
+def overprovisioned(factor: int) -> Json:
+    made = cluster("c", 80)
+    made["load_assignment"]["policy"] = {"overprovisioning_factor": factor}
+    return {"clusters": [made]}
+
+
+def chain_with(socket: Json) -> Json:
+    made = listener("l", 0, [])
+    made["filter_chains"] = [{"transport_socket": socket, "filters": http_filters([])}]
+    return {"listeners": [made]}
+
+
+NAMELESS_TLS = {"name": "envoy.transport_sockets.tls"}
+"""A transport socket that says nothing of itself."""
+
 GOOD: dict[str, Json] = {
+    "a header with a tab in it": adding("x-a", "a\tb"),
+    "a longest wait between tries as long as the first": backing_off(base_interval="1s", max_interval="1s"),
+    "one stream": with_streams(1),
+    "the smallest weight": weighed(1),
+    "the smallest factor": overprovisioned(1),
     "the shortest times of keep-alive": keepalive("0.001s", "0.001s"),
     "the shortest time to connect": {"clusters": [cluster("c", 80, connect_timeout="0.000000001s")]},
     "a longest ejection as long as the first": ejecting(base_ejection_time="3s", max_ejection_time="3s"),
@@ -52,6 +102,29 @@ GOOD: dict[str, Json] = {
 }
 
 BAD: dict[str, Json] = {
+    "a header that is two": adding("x-a", "a\r\nx-b: c"),
+    "a header with NUL": adding("x-a", "a\0b"),
+    "the path as a header": adding(":path", "/x"),
+    "the host as a pseudo-header": adding(":authority", "x"),
+    "the host as a header": adding("Host", "x"),
+    "a path of two lines": routed(prefix_rewrite="/a\nb"),
+    "a host of two lines": routed(host_rewrite_literal="a\nb"),
+    "a substitution of two lines": routed(
+        regex_rewrite={"pattern": {"google_re2": {}, "regex": "a"}, "substitution": "a\nb"}
+    ),
+    "a redirect to a path of two lines": redirecting(path_redirect="/a\nb"),
+    "a redirect to a host of two lines": redirecting(host_redirect="a\nb"),
+    "a redirect to a prefix of two lines": redirecting(prefix_rewrite="/a\nb"),
+    "no first wait between tries": backing_off(max_interval="1s"),
+    "a first wait of no length": backing_off(base_interval="0s"),
+    "a longest wait between tries shorter than the first": backing_off(base_interval="1s", max_interval="0.9s"),
+    "no streams": with_streams(0),
+    "a weight of nothing": weighed(0),
+    "a factor of nothing": overprovisioned(0),
+    "a transport socket of a cluster that says nothing": {
+        "clusters": [cluster("c", 80, transport_socket=NAMELESS_TLS)]
+    },
+    "a transport socket of a chain that says nothing": chain_with(NAMELESS_TLS),
     "keep-alive without an interval between": keepalive("0s", "1s"),
     "keep-alive every microsecond": keepalive("0.000999s", "1s"),
     "keep-alive without time for the answer": keepalive("1s", "0s"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from tests.conformance.both import Json, both, cluster, http_filters, listener
+from tests.conformance.both import Json, both, cluster, http_filters, listener, over_http2
 from tests.conformance.frames import (
     ACK,
+    CANCEL,
     DATA,
     END_HEADERS,
     ENHANCE_YOUR_CALM,
@@ -17,6 +20,7 @@ from tests.conformance.frames import (
     HEADERS,
     PING,
     POST,
+    RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
     Wire,
@@ -25,7 +29,7 @@ from tests.conformance.frames import (
     number,
 )
 from tests.conformance.proxies import Static, until
-from tests.conformance.upstream import Witness
+from tests.conformance.upstream import Upstream, Witness
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
@@ -123,3 +127,71 @@ def test_a_connection_ends_where_its_limit_is(proxies: tuple[Static, Static], ki
         flood(client, limit)
         client.write(limit.frame * MORE)
         assert is_alive(client) == (kind in limit.by_default)
+
+
+GIVEN_UP = 600
+"""Requests at once: more than may be given up as soon as they were made, in either."""
+
+OLD_SECONDS = 2.0
+"""Envoy counts whole seconds, and more than one of them."""
+
+
+def grow_old() -> None:
+    began = time.monotonic()
+    until("they have waited", lambda: time.monotonic() - began > OLD_SECONDS)
+
+
+def test_requests_that_have_waited_may_be_given_up_all_at_once(tmp_path: Path) -> None:
+    """A deadline passes for all that wait for a server which hangs. Others share the connection, as between sidecars."""
+    silent = Upstream()
+
+    def resources(ports: dict[str, int]) -> Json:
+        own = {"match": {"prefix": "/own"}, "direct_response": {"status": 200}}
+        hung = {"match": {"prefix": "/"}, "route": {"cluster": "up", "timeout": "0s"}}
+        filters = http_filters([own, hung])
+        return {
+            "clusters": [cluster("up", silent.port, **over_http2())],
+            "listeners": [listener("l", ports["l"], filters)],
+        }
+
+    with silent.socket, both(tmp_path, ("l",), resources) as running:
+        for proxy in running:
+            until("it is ready", proxy.is_ready)
+            with Wire.client(proxy.ports["l"]) as client:
+                client.next(SETTINGS)
+                streams = range(1, 2 * GIVEN_UP, 2)
+                for stream in streams:
+                    client.get(stream, "/hung")
+                client.send(PING, 0, 0, b"all came")
+                client.next(PING)
+                grow_old()
+                client.write(b"".join(frame(RST_STREAM, 0, stream, number(CANCEL)) for stream in streams))
+                client.get(streams.stop + 1, "/own")
+                assert client.next(HEADERS, GOAWAY).kind == HEADERS, proxy.kind
+
+
+def test_how_many_may_be_given_up_is_read_from_the_runtime(tmp_path: Path) -> None:
+    """Envoy's keys; each ends a connection of which so many were given up at once."""
+    few = 10
+    values = {"overload.premature_reset_total_stream_count": few}
+    runtime = {"layers": [{"name": "ours", "static_layer": values}]}
+    silent = Upstream()
+
+    def resources(ports: dict[str, int]) -> Json:
+        filters = http_filters([{"match": {"prefix": "/"}, "route": {"cluster": "up", "timeout": "0s"}}])
+        return {
+            "clusters": [cluster("up", silent.port, **over_http2())],
+            "listeners": [listener("l", ports["l"], filters)],
+        }
+
+    with silent.socket, both(tmp_path, ("l",), resources, layered_runtime=runtime) as running:
+        for proxy in running:
+            until("it is ready", proxy.is_ready)
+            with Wire.client(proxy.ports["l"]) as client:
+                client.next(SETTINGS)
+                # weft-proxy's allowance grows with time: by a hundred each second.
+                for stream in range(1, 100 * few, 2):
+                    client.get(stream, "/hung")
+                    client.send(RST_STREAM, 0, stream, number(CANCEL))
+                last = [found.code for found in client.rest() if found.kind == GOAWAY]
+                assert last == ([] if proxy.kind == ENVOY else [ENHANCE_YOUR_CALM])

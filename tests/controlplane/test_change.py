@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.controlplane.test_steps import POLICY
-from weft.api.parse import parse
+from weft.api.parse import identify, parse
 from weft.controlplane import change
 from weft.controlplane.change import ControlPlane
-from weft.controlplane.edit import Document, Edit
+from weft.controlplane.edit import Action, Document, Edit
 from weft.controlplane.events import Events
 from weft.errors import StoreError, WeftError
 from weft.model import Protocol, WorkloadPort
 from weft.registry import Programs, Registration
 from weft.store import Changes, Lease, SqliteStore
+from weft.translate import check
 from weft.translate.peer_authentication import modes
 from weft.translate.resource import Resources, resource
 from weft.xds import Receipt
@@ -53,8 +55,13 @@ class Line:
         self.broken = False
         self.failing: set[str] = set()
         """Workloads for whose proxies translation fails."""
+        self.twofold: set[str] = set()
+        """Workloads for whose proxies a resource is made twice."""
         self.views: dict[str, Sequence[tuple[str, str, bytes]]] = {}
         """What each proxy was told last, by node id."""
+        self.confirming = asyncio.Event()
+        """Cleared while proxies are silent."""
+        self.confirming.set()
         self.between: Callable[[], None] = lambda: None
         """Called between two steps."""
         self.shown: dict[str, Any] = {}
@@ -67,11 +74,12 @@ class Line:
                 for (namespace, name), program in self.registry.programs.items()
             ],
             parse=parse,
-            references=lambda _: (),
+            identify=identify,
+            references=lambda _: {},
             statuses=lambda *_: {},
             translate=self._translate,
             refusals=lambda *_: (),
-            check=lambda _: (),
+            check=check,
             publish=self._publish,
             confirm=self._confirm,
             withdraw=lambda _: None,
@@ -86,7 +94,8 @@ class Line:
         both = any(snapshot.accepting_both.values())
         self.shown = {"both": both, "modes": {str(mode) for mode in modes(snapshot).values()}}
         self.shown["ready"] = {key[1] for key, item in snapshot.workloads.items() if item.ready}
-        return (resource("type", "ready", repr(sorted(self.shown["ready"])).encode()),)
+        made = resource("type", "ready", repr(sorted(self.shown["ready"])).encode())
+        return (made,) * (2 if proxy.workload in self.twofold else 1)
 
     def _publish(self, views: Mapping[str, Sequence[tuple[str, str, bytes]]], revision: int) -> frozenset[str]:
         if self.broken:
@@ -97,6 +106,7 @@ class Line:
 
     async def _confirm(self, revision: int, timeout: float) -> Receipt:
         self.between()
+        await self.confirming.wait()
         nobody: frozenset[str] = frozenset()
         return Receipt(revision, True, nobody, nobody, nobody, {}, True)
 
@@ -218,6 +228,28 @@ def test_a_step_that_cannot_be_published_is_tried_again_until_it_is(tmp_path: Pa
     run(tmp_path, body)
 
 
+def test_who_does_not_wait_has_an_answer_after_the_first_step(tmp_path: Path) -> None:
+    """All of the change is stored by then. The other steps follow, before the next edit."""
+
+    async def body(line: Line) -> None:
+        line.join("reviews")
+        await line.plane.change(policy("DISABLE"))
+        line.confirming.clear()
+        outcome = await line.plane.change(replace(policy("STRICT"), wait=False))
+        assert [action for _, action in outcome.results] == [Action.CONFIGURED]
+        transition = line.disk.load().transition
+        assert transition is not None
+        assert transition.remaining == 3
+        assert line.published[-1][1]["both"] is True
+        following = asyncio.ensure_future(line.plane.change(policy("PERMISSIVE")))
+        line.confirming.set()
+        await following
+        shown = [(item["modes"], item["both"]) for _, item in line.published[-4:]]
+        assert ({"STRICT"}, False) in shown
+
+    run(tmp_path, body)
+
+
 def told_ready(line: Line, key: tuple[str, str]) -> str:
     """Return which workloads are ready, as the proxy of *key* was told."""
     ((_, _, value),) = line.views[line.plane.proxies[key].node_id]
@@ -267,6 +299,26 @@ def test_one_proxy_that_cannot_be_translated_for_does_not_hold_up_the_others(
         await line.plane.change()
         assert told_ready(line, ratings) == "['ratings-v1-0', 'reviews-v1-0']"
         assert line.plane.withheld == {}
+
+    run(tmp_path, body)
+
+
+def test_a_view_that_cannot_be_published_is_withheld_from_its_proxy_alone(tmp_path: Path) -> None:
+    """The publisher takes all views or none. An edit that does not bring it about takes effect for the others."""
+
+    async def body(line: Line) -> None:
+        reviews, ratings = line.join("reviews"), line.join("ratings")
+        await line.plane.change()
+        line.twofold = {"ratings-v1-0"}
+        line.registry.report(reviews, proxy_ready=False)
+        await line.plane.change()
+        assert told_ready(line, reviews) == "['ratings-v1-0']"
+        assert told_ready(line, ratings) == "['ratings-v1-0', 'reviews-v1-0']"
+        node_id = line.plane.proxies[ratings].node_id
+        (reason,) = line.plane.withheld[node_id]
+        assert "ready stands 2 times among the resources of type type" in reason
+        assert (await line.plane.change(policy("PERMISSIVE"))).results
+        assert line.plane.withheld == {node_id: (reason,)}
 
     run(tmp_path, body)
 

@@ -352,6 +352,37 @@ def test_a_dangling_reference_warns_and_refuses_only_under_strict(mesh: Mesh) ->
     assert mesh.client.get("/v1/config") == []
 
 
+SUBSETS = """\
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: reviews
+spec:
+  host: reviews
+  subsets:
+  - {name: VERSION, labels: {version: VERSION}}
+"""
+
+
+def test_warnings_of_other_peoples_objects_are_not_those_of_an_apply(mesh: Mesh) -> None:
+    """All standard input is one file; and a remedy that names what there is now is no new warning."""
+    mesh.running("reviews")
+    mesh.running("ratings")
+    subset = RULE.format(timeout="3s").replace("{host: reviews}", "{host: reviews, subset: v9}")
+    assert {item["code"] for item in mesh.apply(subset, file="stdin")["warnings"]} == {"dangling-subset"}
+    other = RULE.format(timeout="1s").replace("reviews", "ratings")
+    own = mesh.apply(other, file="stdin", strict=True, dry_run=True)
+    assert own["warnings"] == []
+    for version in ("v1", "v2"):
+        text = SUBSETS.replace("VERSION", "v1") + f"  - {{name: {version}x, labels: {{version: v1}}}}\n"
+        assert mesh.apply(text, strict=True)["warnings"] == []
+    # An object that is applied again is told its own, and what an apply brings about elsewhere is its own, too.
+    assert len(mesh.apply(subset, file="stdin")["warnings"]) == 1
+    mesh.apply(subset.replace("v9", "v1"), file="stdin", strict=True)
+    broken = mesh.apply(SUBSETS.replace("VERSION", "v2"), dry_run=True)["warnings"]
+    assert ("stdin", "dangling-subset") in {(item["file"], item["code"]) for item in broken}
+
+
 def test_a_dry_run_names_the_affected_and_changes_nothing(mesh: Mesh) -> None:
     _, proxy, _ = two(mesh)
     revision = mesh.client.get("/v1/version")["revision"]

@@ -8,13 +8,19 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 import yaml
 
 from tests.e2e.conftest import REPOSITORY, Mesh, Person, eventually, processes_of
+from weft.agent.paths import mesh_paths
+from weft.agent.supervisor import BOOT_SECONDS
+from weft.errors import StoreError
 
 pytestmark = pytest.mark.e2e
 
@@ -266,6 +272,48 @@ def test_what_was_applied_is_kept_for_the_next_start_unless_that_is_fresh(person
     with person.mesh("--fresh", str(directory)) as mesh:
         assert "door" not in person.weft("get", "gateway", "-m", "keeper").stdout
         assert told not in mesh.output()
+
+
+@pytest.mark.any_data_plane
+def test_a_directory_is_followed_as_its_files_change(person: Person) -> None:
+    """What is saved is in force, what is wrong is said and changes nothing, and what begins wrong starts nothing."""
+    rule, _, other = APPLIED.partition("---\n")
+    person.write("followed/rules/deep/gateway.yaml", rule)
+    directory = person.write("followed/weft.yaml", "mesh: followed\nfollow: rules\n").parent
+
+    def there(kind: str) -> list[str]:
+        return person.weft("get", kind, "-m", "followed", "-o", "name").stdout.splitlines()
+
+    with person.mesh(str(directory)) as mesh:
+        assert there("gateway") == ["gateway.networking.istio.io/door"]
+        file = person.write("followed/rules/routes.yaml", other)
+        eventually(lambda: there("vs") == ["virtualservice.networking.istio.io/door"], "a new file is in force")
+        person.write("followed/rules/routes.yaml", other.replace("hosts", "hsots"))
+        eventually(lambda: "unknown field `hsots`" in mesh.output(), "a mistake is said")
+        assert there("vs") == ["virtualservice.networking.istio.io/door"]
+        file.unlink()
+        eventually(lambda: there("vs") == [], "what is gone is deleted")
+    person.write("followed/rules/routes.yaml", other.replace("hosts", "hsots"))
+    done = person.weft("up", str(directory))
+    assert done.returncode == 3
+    assert re.search(r"rules/routes\.yaml:5:3: error: spec\.hsots", done.stderr)
+
+
+@pytest.mark.any_data_plane
+def test_a_store_that_cannot_be_used_ends_weft_up_at_once_with_its_own_code(person: Person) -> None:
+    """It will not be another one at the next try: nobody waits until the mesh is given up."""
+    directory = person.write("newer/weft.yaml", "mesh: newer\nprograms: {}\n").parent
+    with person.mesh(str(directory)):
+        pass
+    store = mesh_paths("newer", environment=person.environment).state / "store.db"
+    with closing(sqlite3.connect(store)) as db:
+        db.execute("PRAGMA user_version = 99")
+    began = time.monotonic()
+    done = person.weft("up", str(directory))
+    assert time.monotonic() - began < BOOT_SECONDS
+    assert done.returncode == StoreError.exit_code, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: The control plane cannot start: {store} has layout 99")
+    assert "starting it again" not in done.stdout
 
 
 @pytest.mark.any_data_plane

@@ -430,3 +430,51 @@ def test_an_end_of_the_program_is_told_where_it_is_the_reason() -> None:
             assert "was killed" not in told(after, **reset)
             (hop,) = trees([record("client-v1-0", "outbound", at + after, flags=("UH",), **nobody)], now())
             assert "was killed" not in tell([hop])
+
+
+def test_a_program_that_calls_its_own_service_is_told_with_that_call() -> None:
+    """Its proxy sees the call leave, and a moment later arrive; neither follows from the other's other end."""
+    itself: dict[str, Any] = {
+        "listener": "240.240.0.3:9080",
+        "downstream": "10.244.0.3:41000",
+        "upstream_local": "10.244.0.3:51000",
+    }
+    arrives: dict[str, Any] = {"downstream": "10.244.0.3:51000", "status": 200, "duration_ms": 1.0}
+    left = record("server-0", "outbound", 0.002, status=200, duration_ms=3.0, **itself)
+    arrived = record("server-0", "inbound", 0.003, **arrives)
+    (hop,) = trees([left, arrived])
+    assert (hop.record, [item.record for item in hop.nexts]) == (left, [arrived])
+    assert "sent by server-0" in tell([hop])
+    assert "received for server-0" in tell([hop])
+    # In one millisecond, too, and where something had called it before.
+    first = record("client-0", "outbound", 0.0, status=200, duration_ms=30.0)
+    taken = record("server-0", "inbound", 0.001, status=200, duration_ms=20.0)
+    for at in (0.002, 0.003):
+        (hop,) = trees([first, taken, left, replace(arrived, start=at)])
+        (server,) = hop.nexts
+        (call,) = server.nexts
+        assert (hop.record, server.record, call.record) == (first, taken, left)
+        assert [item.record.start for item in call.nexts] == [at]
+
+
+def test_a_program_that_is_called_back_is_told_below_its_call() -> None:
+    """It calls a server that calls it: what it had sent before it was called does not follow from that."""
+    back: dict[str, Any] = {
+        "listener": "240.240.0.2:9080",
+        "downstream": "10.244.0.3:41000",
+        "upstream": f"{CLIENT}:9080",
+        "upstream_local": "10.244.0.3:51000",
+        "status": 200,
+    }
+    records = [
+        record("client-0", "outbound", 0.0, status=200, duration_ms=30.0),
+        record("server-0", "inbound", 0.001, status=200, duration_ms=20.0),
+        record("server-0", "outbound", 0.002, **back),
+        record("client-0", "inbound", 0.003, downstream="10.244.0.3:51000", listener=f"{CLIENT}:9080", status=200),
+    ]
+    (hop,) = trees(records)
+    chain = [hop]
+    while chain[-1].nexts:
+        (following,) = chain[-1].nexts
+        chain.append(following)
+    assert [item.record for item in chain] == records

@@ -147,6 +147,8 @@ def test_what_is_no_url_is_refused(bookinfo: Mesh, url: str) -> None:
         ("notaurl", "http://notaurl/"),
         ("reviews:9080", "http://reviews:9080/"),
         ("reviews:9080/reviews/0", "http://reviews:9080/reviews/0"),
+        ("reviews:9080?beta=yes", "http://reviews:9080/?beta=yes"),
+        ("reviews:9080?to=/x", "http://reviews:9080/?to=/x"),
     ],
 )
 def test_what_a_url_without_a_scheme_means_is_said(bookinfo: Mesh, word: str, url: str) -> None:

@@ -141,6 +141,27 @@ def test_faults_are_shown_and_strike_when_the_die_says_so() -> None:
 
 
 @pytest.mark.parametrize(
+    "action",
+    [
+        {"route": {"cluster": "v1"}},
+        {"route": {"cluster": "empty"}},
+        {"route": {"cluster": "gone"}},
+        {"redirect": {"pathRedirect": "/new"}},
+        {"directResponse": {"status": 204}},
+    ],
+)
+def test_an_abort_of_everything_needs_no_die(action: dict[str, Any]) -> None:
+    """It comes before what the route does, and before what becomes of that."""
+    rule = {
+        "match": {"prefix": "/"},
+        **action,
+        "typedPerFilterConfig": fault(abort={"httpStatus": 418, "percentage": {"numerator": 100}}),
+    }
+    answer = ask(Engine([*listeners(), routes(rule), cluster("v1", 1), cluster("empty")]))
+    assert (answer["outcome"], answer["status"], answer["response_flags"]) == ("fault", 418, "FI")
+
+
+@pytest.mark.parametrize(
     ("case", "resources", "question", "expected"),
     [
         ("no route", [], {"authority": "other"}, ("no_route", 404, "NR")),

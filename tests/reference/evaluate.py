@@ -246,7 +246,7 @@ class Mesh:
         from tests.reference import cors  # which is written in the words of this one
 
         if "redirect" in rule:
-            yield 1.0, redirect(request, rule["redirect"], name)
+            yield 1.0, redirect(request, rule["redirect"], match, name)
             return
         if "directResponse" in rule:
             body = rule["directResponse"].get("body", {}).get("string", "")
@@ -406,7 +406,7 @@ def rewritten(request: Request, rewrite: Document, match: Document) -> tuple[str
     return target(path, request.query), rewrite.get("authority", request.authority)
 
 
-def redirect(request: Request, spec: Document, name: str) -> Outcome:
+def redirect(request: Request, spec: Document, match: Document, name: str) -> Outcome:
     """HTTPRedirect: each field overwrites its portion of the URL, what it does not name stays; 301 by default."""
     scheme = spec.get("scheme", request.scheme)
     known = {"http": 80, "https": 443}[scheme]
@@ -420,6 +420,9 @@ def redirect(request: Request, spec: Document, name: str) -> Outcome:
         host = spec.get("authority", request.host)
         authority = host if port == known else f"{host}:{port}"
     path = spec.get("uri") or request.path
+    if "prefixRewrite" in spec:
+        # It replaces the prefix that was matched; a rule that matches no path has matched the slash.
+        path = spec["prefixRewrite"] + path[len(match.get("uri", {}).get("prefix", "/")) :]
     location = f"{scheme}://{authority}{target(path, request.query)}"
     return Outcome("redirect", status=spec.get("redirectCode", 301), location=location, rule=name)
 

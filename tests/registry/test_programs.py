@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -199,6 +201,24 @@ def test_a_name_that_cannot_be_part_of_a_host_is_refused(name: str) -> None:
         Programs().register(Registration(name))
 
 
+@pytest.mark.parametrize(
+    ("twice", "what"),
+    [
+        (
+            {"ports": (WorkloadPort(8080, Protocol.HTTP), WorkloadPort(8080, Protocol.TCP))},
+            "8080 twice among its `ports`",
+        ),
+        ({"host_ports": (5432, 6379, 5432)}, "5432 twice among its `host_ports`"),
+    ],
+)
+def test_a_port_that_is_named_twice_is_refused(twice: dict[str, Any], what: str) -> None:
+    """What its proxy is told would have two listeners of one name."""
+    programs = Programs()
+    with pytest.raises(RegistrationRefused, match=what):
+        programs.register(Registration("cart", **twice))
+    assert programs.programs == {}
+
+
 @given(st.lists(st.text("abc", min_size=1, max_size=3), max_size=60))
 def test_equal_names_have_equal_addresses_and_different_ones_different(names: list[str]) -> None:
     addresses = Addresses("10.244.0.0/16", {}, reserved=["10.244.0.53"])
@@ -314,3 +334,16 @@ def test_a_client_serves_no_document() -> None:
     key = programs.register(Registration("curl", client_only=True))
     view = programs.view([service_document("{selector: {app: curl}, ports: [{port: 80}]}")])
     assert view.workloads[key].services == ()
+
+
+def test_a_trial_gives_no_address_away() -> None:
+    """A dry run of services that nobody applies takes none, and above all none from a name that had it before."""
+    programs = Programs(service_cidr="240.240.0.0/29", service_addresses={REVIEWS: "240.240.0.2"})
+    documents = [service_document("{selector: {app: x}, ports: [{port: 80}]}", f"s{number}") for number in range(5)]
+    tried = programs.view(documents, is_trial=True)
+    assert len({service.address for service in tried.services.values()}) == 5
+    programs.register(Registration("cart", ports=HTTP_9080))
+    programs.register(Registration("reviews", ports=HTTP_9080))
+    found = programs.view().services
+    assert found[REVIEWS].address == "240.240.0.2"
+    assert found["cart.default.svc.cluster.local"].address == "240.240.0.3"

@@ -6,7 +6,10 @@ import random
 import sqlite3
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +51,29 @@ def test_what_was_committed_is_loaded_by_the_next_process(tmp_path: Path) -> Non
         leases=(Lease("default", "reviews-v1-0", "10.244.0.2", "12:34", True),),
         boot="first",
     )
+
+
+def test_who_reads_in_another_thread_sees_nothing_of_a_commit_that_is_under_way(tmp_path: Path) -> None:
+    """They share the connection, which would show it its own transaction."""
+    store = SqliteStore(tmp_path / "store.db")
+    read: list[Content] = []
+    reader = threading.Thread(target=lambda: read.append(store.load()))
+
+    class Slow(Sequence[StoredObject]):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: Any) -> Any:
+            if index == 0:
+                return stored("a")
+            if not reader.ident:  # the first object is written
+                reader.start()
+                reader.join(0.2)
+            raise IndexError
+
+    store.commit(Changes(put=Slow()), summary="", time=0)  # type: ignore[arg-type]
+    reader.join()
+    assert [(content.revision, len(content.objects)) for content in read] == [(1, 1)]
 
 
 def test_the_followed_directory_is_kept_as_it_was_good_last(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
+
+import pytest
 
 from weft.telemetry import History
 from weft.telemetry.history import KEPT_CONFIGURATIONS, SWEEP_EVERY
@@ -161,6 +164,80 @@ def test_old_configurations_go_with_what_only_they_had(tmp_path: Path) -> None:
     assert newest.resources == (("CDS", "a", b"cluster"), ("RDS", "9080", f"routes of {last}".encode()))
     (kept,) = history._db.execute("SELECT count(*) FROM resources").fetchone()
     assert kept <= KEPT_CONFIGURATIONS + SWEEP_EVERY + 1
+    history.close()
+
+
+def test_what_is_listed_reads_no_contents(tmp_path: Path) -> None:
+    """A record's revision is asked for each that is listed; a configuration may be large."""
+    clock = Clock()
+    history = History(tmp_path / "history.db", clock)
+    for revision in range(1, 10):
+        publish(history, clock, revision, published=revision * 10, acknowledged=revision * 10 + 1)
+    asked: list[str] = []
+    history._db.set_trace_callback(asked.append)
+    assert history.revision("node", 55) == 5
+    assert not any("content" in text for text in asked)
+    asked.clear()
+    assert [item.revision for item in history.at("node", 55)] == [5, 4]
+    assert sum("content" in text for text in asked) == 2
+    history.close()
+
+
+def test_a_sweep_looks_at_nothing_but_what_goes(tmp_path: Path) -> None:
+    """It holds the control plane up, and there may be many proxies; what several configurations have stays with the last."""
+    clock = Clock()
+    history = History(tmp_path / "history.db", clock)
+    for number in range(KEPT_CONFIGURATIONS + SWEEP_EVERY - 1):
+        publish(history, clock, number, published=number * 10, acknowledged=None)
+    asked: list[str] = []
+    history._db.set_trace_callback(asked.append)
+    publish(history, clock, 1000, published=100_000, acknowledged=None)
+    history._db.set_trace_callback(None)
+    assert any("RETURNING content" in text for text in asked)
+    assert not any(text.startswith("SELECT content FROM configurations") and "WHERE" not in text for text in asked)
+    assert history.resource("same") == b"cluster"
+    assert history.resource("v0") == b""
+    history.close()
+
+
+def test_when_it_is_full_the_oldest_goes_whosever_it_is_but_not_what_is_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that come and go do not take the place of those that stay."""
+    monkeypatch.setattr("weft.telemetry.history.KEPT_BYTES", 1 << 20)
+    clock = Clock()
+    history = History(tmp_path / "history.db", clock)
+    clock.now = 1.0
+    history.published("steady", 1, [("RDS", "9080", "steady", b"what it has")])
+    for number in range(10 * SWEEP_EVERY):
+        clock.now = 10.0 + number
+        node = f"job-{number}"
+        history.published(node, number, [("RDS", "9080", f"v{number}", bytes(9000))])
+        history.withdrawn(node)
+    (size,) = history._db.execute("SELECT sum(length(value)) FROM resources").fetchone()
+    assert size < 2 << 20
+    clock.now = 10_000.0
+    assert history.revision("steady", 9_000.0) == 1
+    assert history.resource("steady") == b"what it has"
+    assert history.revision("job-0", 9_000.0) is None
+    assert history.revision(f"job-{10 * SWEEP_EVERY - 1}", 9_000.0) is not None
+    history.close()
+
+
+def test_after_a_gap_what_is_kept_is_counted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    history = History(tmp_path / "history.db", clock)
+    publish(history, clock, 1, published=10, acknowledged=11)
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(history, "_note", fail)
+        publish(history, clock, 2, published=20, acknowledged=None)
+    publish(history, clock, 3, published=30, acknowledged=31)
+    assert [item.revision for item in history.at("node", 40)] == [3, 1]
+    assert history.at("node", 40)[0].resources == (("CDS", "a", b"cluster"), ("RDS", "9080", b"routes of 3"))
     history.close()
 
 

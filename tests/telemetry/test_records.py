@@ -28,6 +28,7 @@ def test_who_called_is_the_direct_peer_where_the_proxy_tells_and_else_the_remote
         ("99", "", 99, "200, grpc-status 99"),
         ("", "", None, "200"),
         ("x", "", None, "200"),
+        ("9" * 5000, "", None, "200"),
     ],
 )
 def test_the_status_of_grpc_is_that_of_the_trailers_or_of_an_answer_that_is_all_trailers(

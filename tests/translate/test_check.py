@@ -24,3 +24,11 @@ def test_what_is_waited_for_must_be_there(type_url: str, what: str) -> None:
     (problem,) = check(tuple(item for item in made if item.type_url != type_url))
     assert problem.severity is Severity.ERROR
     assert what in problem.message
+
+
+def test_a_name_means_one_thing() -> None:
+    """Two resources of one type and name are an error: the publisher could hand out neither."""
+    made = translate(mesh(1), sidecar())
+    (problem,) = check((made[0], *made))
+    assert problem.severity is Severity.ERROR
+    assert problem.message == f"{made[0].name} stands 2 times among the resources of type {made[0].type_url}"

@@ -86,6 +86,15 @@ def test_a_gateway_forwards_by_the_routes_that_are_attached_to_it() -> None:
     assert served(ask(snapshot, "b.example.com")) == "404"
 
 
+def test_codes_without_a_name_are_retried_too() -> None:
+    """499 and 520 are in nobody's registry, and programs answer them; what is no code to translation would be a condition."""
+    rules = "[{backendRefs: [{name: service-1, port: 9080}], retry: {attempts: 1, codes: [499, 503, 520]}}]"
+    answer = ask(applied(mesh(2, rules=False), GATEWAY + route("r", "service-1", rules=rules)), "a.example.com")
+    assert served(answer) == "service-1"
+    assert answer["retry"]["on"].endswith(",retriable-status-codes")
+    assert not set("0123456789") & set(answer["retry"]["on"])
+
+
 @pytest.mark.parametrize(
     ("offered", "wanted", "asked", "expected"),
     [

@@ -261,6 +261,24 @@ def test_rules_of_two_virtual_services_for_a_host_are_merged_at_a_gateway() -> N
     assert clusters_of(table(snapshot, ingress(), "http.8080")["x.example:8080"]) == ["service-1", "service-0"]
 
 
+def test_rules_of_a_virtual_service_for_two_gateways_on_one_port_all_hold() -> None:
+    """What is for either stands once, what matches everything last."""
+    server = {"port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}
+    http = [
+        {"match": [{"uri": {"prefix": "/both"}}], "route": to("service-2")},
+        {"match": [{"gateways": ["one"]}], "route": to("service-0")},
+        {"match": [{"uri": {"prefix": "/two"}, "gateways": ["two"]}], "route": to("service-1")},
+    ]
+    snapshot = applied(
+        mesh(3, rules=False),
+        gateway("one", created=1, selector={"istio": "ingressgateway"}, servers=[server]),
+        gateway("two", created=2, selector={"istio": "ingressgateway"}, servers=[server]),
+        virtual_service("x", hosts=["x.example"], gateways=["one", "two"], http=http),
+    )
+    found = clusters_of(table(snapshot, ingress(), "http.8080")["x.example:8080"])
+    assert found == ["service-2", "service-1", "service-0"]
+
+
 def test_the_policy_of_the_port_that_is_meant_holds_where_another_is_called() -> None:
     """A destination without a port means the service's only one; what its port's settings stick by holds there."""
     server = {"port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}

@@ -298,6 +298,11 @@ impl Cluster {
         }
     }
 
+    /// How to talk to an address that no discovery knows, which has no labels: only a match that asks for none is for it.
+    pub fn transport_for_original(&self) -> &TransportSocket {
+        self.transport_by(&[])
+    }
+
     /// How to talk to an endpoint: the first match whose labels it has, else the cluster's own socket.
     pub fn transport_for(&self, endpoint: &Endpoint) -> &TransportSocket {
         self.transport_by(&endpoint.transport_labels)
@@ -389,7 +394,9 @@ fn limits(context: &mut Context, cluster: &proto::Cluster) -> Limits {
 
 /// A transport socket; absent is plain.
 fn socket(context: &mut Context, socket: Option<&ProtoSocket>) -> TransportSocket {
-    let Some(ConfigType::TypedConfig(any)) = socket.and_then(|socket| socket.config_type.as_ref()) else {
+    let Some(socket) = socket else { return TransportSocket::default() };
+    let Some(ConfigType::TypedConfig(any)) = &socket.config_type else {
+        context.refuse_at("typed_config", "required: a transport socket without one would be no TLS");
         return TransportSocket::default();
     };
     context.at("typed_config", |context| {

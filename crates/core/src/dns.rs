@@ -220,7 +220,7 @@ fn template(context: &mut Context, assignment: &ClusterLoadAssignment) -> (LoadA
         .into_iter()
         .enumerate()
         .flat_map(|(locality, found)| found.into_iter().flatten().map(move |target| Target { locality, ..target }));
-    (LoadAssignment::shape(assignment, localities.into()), targets.collect())
+    (LoadAssignment::shape(context, assignment, localities.into()), targets.collect())
 }
 
 /// One endpoint; its locality is put in by the caller.

@@ -130,12 +130,20 @@ impl LoadAssignment {
     }
 
     pub(crate) fn read(context: &mut Context, assignment: &proto::ClusterLoadAssignment) -> Self {
-        Self::shape(assignment, context.each("endpoints", &assignment.endpoints, locality).into())
+        let localities = context.each("endpoints", &assignment.endpoints, locality).into();
+        Self::shape(context, assignment, localities)
     }
 
     /// What is in an assignment besides its localities.
-    pub(crate) fn shape(assignment: &proto::ClusterLoadAssignment, localities: Box<[Locality]>) -> Self {
+    pub(crate) fn shape(
+        context: &mut Context,
+        assignment: &proto::ClusterLoadAssignment,
+        localities: Box<[Locality]>,
+    ) -> Self {
         let factor = assignment.policy.as_ref().and_then(|policy| policy.overprovisioning_factor.as_ref());
+        if factor.is_some_and(|factor| factor.value == 0) {
+            context.refuse_at("policy.overprovisioning_factor", "must be more than zero");
+        }
         Self {
             name: assignment.cluster_name.as_str().into(),
             localities,
@@ -178,6 +186,10 @@ pub(crate) fn described(
     host: &proto::Endpoint,
     address: PeerAddress,
 ) -> Endpoint {
+    let weight = endpoint.load_balancing_weight.as_ref().map_or(1, |weight| weight.value);
+    if weight == 0 {
+        context.refuse_at("load_balancing_weight", "must be at least 1");
+    }
     Endpoint {
         check: host
             .health_check_config
@@ -185,7 +197,7 @@ pub(crate) fn described(
             .map(|config| Box::new(context.at("endpoint.health_check_config", |context| check_of(context, config)))),
         address,
         hostname: host.hostname.as_str().into(),
-        weight: endpoint.load_balancing_weight.as_ref().map_or(1, |weight| weight.value).max(1),
+        weight,
         health: match endpoint.health_status() {
             HealthStatus::Unknown | HealthStatus::Healthy => Health::Healthy,
             HealthStatus::Degraded => Health::Degraded,

@@ -63,6 +63,18 @@ const ALWAYS_REMOVED: [&str; 2] = ["keep-alive", "proxy-connection"];
 /// between two proxies would then end where each of them thinks.
 const FRAMING: [&str; 5] = ["connection", "content-length", "te", "transfer-encoding", "upgrade"];
 
+/// RFC 9110 5.5: a field that holds one of these ends, or does not, depending on who reads it.
+fn is_control(byte: u8) -> bool {
+    matches!(byte, b'\r' | b'\n' | 0)
+}
+
+/// Refuse a *text* that goes into a head and would not stay in its place there.
+pub(crate) fn refuse_controls(context: &mut Context, field: &str, text: &str) {
+    if text.bytes().any(is_control) {
+        context.refuse_at(field, "CR, LF and NUL are not allowed in what goes into a header");
+    }
+}
+
 impl HeaderEdits {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
@@ -94,6 +106,12 @@ impl HeaderEdits {
                     None => {
                         formatted.clear();
                         addition.value.write(variables, "", &mut formatted);
+                        // RFC 9110 5.5: some of what is written comes from peers, names in certificates for instance, which may hold anything.
+                        for byte in &mut formatted {
+                            if is_control(*byte) {
+                                *byte = b' ';
+                            }
+                        }
                         formatted.as_slice()
                     }
                 };
@@ -116,11 +134,20 @@ impl HeaderEdits {
     ) -> Self {
         let add = context.each(add_field, add, |context, option| {
             let header = option.header.as_ref()?;
-            if header.key.is_empty()
-                || (header.key.starts_with(':') && !matches!(header.key.as_str(), ":authority" | ":path"))
-            {
-                context.refuse_at("header.key", format!("`{}` cannot be added", header.key));
+            if header.key.is_empty() {
+                context.refuse_at("header.key", "required");
             }
+            // As Envoy: what rewrites them is the route's action, and an edit would come between it and what was matched.
+            if header.key.starts_with(':') || header.key.eq_ignore_ascii_case("host") {
+                context.refuse_at(
+                    "header.key",
+                    format!(
+                        "`{}` cannot be added; host_rewrite_literal and prefix_rewrite change host and path",
+                        header.key
+                    ),
+                );
+            }
+            refuse_controls(context, "header.key", &header.key);
             let name = header.key.to_ascii_lowercase();
             if FRAMING.contains(&name.as_str()) || ALWAYS_REMOVED.contains(&name.as_str()) {
                 context.refuse_at("header.key", format!("weft-proxy writes `{}` itself", header.key));
@@ -133,6 +160,11 @@ impl HeaderEdits {
                     ""
                 })
             };
+            refuse_controls(
+                context,
+                if header.raw_value.is_empty() { "header.value" } else { "header.raw_value" },
+                value,
+            );
             let action = match (&option.append, option.append_action()) {
                 // The deprecated `append` rules where it is set, as in Envoy.
                 (Some(append), _) if append.value => AppendAction::AppendOrAdd,

@@ -72,6 +72,10 @@ impl Http2Options {
             "initial_connection_window_size",
             options.initial_connection_window_size.as_ref().map(|size| size.value),
         );
+        let max_concurrent_streams = options.max_concurrent_streams.as_ref().map(|most| most.value);
+        if max_concurrent_streams.is_some_and(|most| !(1..1 << 31).contains(&most)) {
+            context.refuse_at("max_concurrent_streams", "between 1 and 2147483647 streams are needed");
+        }
         let keepalive = options.connection_keepalive.as_ref().and_then(|keepalive| {
             context.at("connection_keepalive", |context| {
                 let mut bounded = |field: &str, value: Option<&protobuf::Duration>, reason: &str| {
@@ -118,7 +122,7 @@ impl Http2Options {
                     options.max_inbound_window_update_frames_per_data_frame_sent.as_ref(),
                 ),
             },
-            max_concurrent_streams: options.max_concurrent_streams.as_ref().map(|most| most.value),
+            max_concurrent_streams,
             stream_window_bytes,
             connection_window_bytes,
             keepalive,

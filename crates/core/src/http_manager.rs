@@ -193,8 +193,8 @@ pub struct HttpManager {
     pub max_requests_per_connection: Option<u32>,
     /// Of requests. Default 60 KiB, 100 headers.
     pub head_limits: HeadLimits,
-    /// Wait so long for the client to close after a last answer. Default 1 s.
-    pub delayed_close_timeout: Option<Duration>,
+    /// Wait so long for the client to close after a last answer; zero: not at all. Default 1 s.
+    pub delayed_close_timeout: Duration,
     /// Changes of protocol that are allowed where a route says nothing about them.
     pub upgrades: Box<[Upgrade]>,
     /// Pass `Expect: 100-continue` on to the upstream instead of answering it here.
@@ -350,6 +350,9 @@ impl HttpManager {
             ),
             count: header_count(context, &common),
         };
+        let delayed_close_timeout = context
+            .duration("delayed_close_timeout", manager.delayed_close_timeout.as_ref())
+            .unwrap_or(default::DELAYED_CLOSE_TIMEOUT);
         let mut timeout = |field: &str, value, default: Option<Duration>| {
             context.duration(field, value).map_or(default, |timeout| (!timeout.is_zero()).then_some(timeout))
         };
@@ -376,11 +379,7 @@ impl HttpManager {
                 common.max_stream_duration.as_ref(),
                 None,
             ),
-            delayed_close_timeout: timeout(
-                "delayed_close_timeout",
-                manager.delayed_close_timeout.as_ref(),
-                Some(default::DELAYED_CLOSE_TIMEOUT),
-            ),
+            delayed_close_timeout,
             stat_prefix: manager.stat_prefix.as_str().into(),
             codec: match manager.codec_type() {
                 CodecType::Auto => Codec::Auto,

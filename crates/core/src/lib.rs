@@ -42,6 +42,7 @@ pub mod listener;
 pub mod local_caller;
 pub mod matching;
 pub mod metadata;
+pub mod normalise;
 pub mod outlier;
 pub mod plan;
 pub mod random;

@@ -95,6 +95,11 @@ impl LocalCaller {
         }
     }
 
+    /// The SHA-256 of the program's own `user:password`.
+    pub fn credential(&self) -> Option<&str> {
+        self.credential.as_deref()
+    }
+
     /// The listener to which a CONNECT leads.
     pub fn tunnel(&self, authority: &[u8]) -> Option<&Arc<str>> {
         self.tunnels.get(authority.to_ascii_lowercase().as_slice()).or_else(|| self.tunnels.get(&b"*"[..]))

@@ -258,12 +258,18 @@ impl RetryPolicy {
         });
         let back_off = policy.retry_back_off.as_ref();
         let (base, max) = context.at("retry_back_off", |context| {
-            (
-                context.duration("base_interval", back_off.and_then(|back_off| back_off.base_interval.as_ref())),
-                context.duration("max_interval", back_off.and_then(|back_off| back_off.max_interval.as_ref())),
-            )
+            let Some(back_off) = back_off else { return (None, None) };
+            let base = context.positive_duration("base_interval", back_off.base_interval.as_ref());
+            let max = context.positive_duration("max_interval", back_off.max_interval.as_ref());
+            if back_off.base_interval.is_none() {
+                context.refuse_at("base_interval", "required");
+            }
+            if max < base && max.is_some() {
+                context.refuse_at("max_interval", "must be at least base_interval");
+            }
+            (base, max)
         });
-        let base_interval = base.filter(|base| !base.is_zero()).unwrap_or(Self::DEFAULT_BASE_INTERVAL);
+        let base_interval = base.unwrap_or(Self::DEFAULT_BASE_INTERVAL);
         Self {
             on,
             on_text: policy.retry_on.as_str().into(),
@@ -278,7 +284,7 @@ impl RetryPolicy {
                 .flatten()
                 .collect(),
             base_interval,
-            max_interval: max.unwrap_or(base_interval * Self::DEFAULT_MAX_INTERVALS).max(base_interval),
+            max_interval: max.unwrap_or(base_interval * Self::DEFAULT_MAX_INTERVALS),
             host_selection_attempts: u32::try_from(policy.host_selection_retry_max_attempts).unwrap_or(0).max(1),
             avoid_previous_hosts,
         }

@@ -10,6 +10,7 @@ use support::{Fixed, HeaderList, OnlyProtocol, request};
 use weft_core::cluster::{Cluster, Discovery, LbPolicy};
 use weft_core::compile::{Compiled, Problems, Strictness};
 use weft_core::decide::decide;
+use weft_core::format::{Command, Variables};
 use weft_core::health_check::Probe;
 use weft_core::honoured::json::encode;
 use weft_core::http_manager::RouteSource;
@@ -460,6 +461,148 @@ fn times_that_envoy_refuses_are_refused_with_what_would_be_right() {
         let found = keepalive(interval, timeout);
         assert!(found.contains(&format!("connection_keepalive.{field}: must be 1 ms or more")), "{found}");
     }
+}
+
+#[test]
+fn values_that_envoy_refuses_are_refused_at_their_place() {
+    let back_off = |back_off: Value| {
+        let route = json!({"route": {"cluster": "c", "retry_policy": {"retry_on": "5xx", "retry_back_off": back_off}}});
+        (type_url::ROUTE_CONFIGURATION, configuration(route, json!({})))
+    };
+    let streams = |count: u32| {
+        let options = json!({"http2_protocol_options": {"max_concurrent_streams": count}});
+        (type_url::LISTENER, listener(json!({"filters": http(options, &[])}), json!({})))
+    };
+    let endpoints = |more: Value, weight: u32| {
+        let address = json!({"socket_address": {"address": "127.0.0.1", "port_value": 80}});
+        let endpoint = json!({"endpoint": {"address": address}, "load_balancing_weight": weight});
+        let assignment = json!({"cluster_name": "c", "endpoints": [{"lb_endpoints": [endpoint]}]});
+        (type_url::CLUSTER_LOAD_ASSIGNMENT, with(assignment, more))
+    };
+    let overprovisioned = |factor: u32| endpoints(json!({"policy": {"overprovisioning_factor": factor}}), 1);
+    let good = [
+        back_off(json!({"base_interval": "0.1s"})),
+        back_off(json!({"base_interval": "0.1s", "max_interval": "0.1s"})),
+        streams(1),
+        endpoints(json!({}), 1),
+        overprovisioned(1),
+    ];
+    for (kind, resource) in good {
+        assert_eq!(told(kind, &resource), Ok(vec![]), "{resource}");
+    }
+    for ((kind, resource), field) in [
+        (back_off(json!({})), "retry_back_off.base_interval: required"),
+        (back_off(json!({"base_interval": "0s"})), "retry_back_off.base_interval: must be more than zero"),
+        (
+            back_off(json!({"base_interval": "1s", "max_interval": "0.5s"})),
+            "retry_back_off.max_interval: must be at least base_interval",
+        ),
+        (streams(0), "http2_protocol_options.max_concurrent_streams: between 1 and 2147483647 streams are needed"),
+        (endpoints(json!({}), 0), "endpoints[0].lb_endpoints[0].load_balancing_weight: must be at least 1"),
+        (overprovisioned(0), "ClusterLoadAssignment.policy.overprovisioning_factor: must be more than zero"),
+    ] {
+        let problem = told(kind, &resource).unwrap_err();
+        assert!(problem.ends_with(field), "{problem}");
+    }
+}
+
+#[test]
+fn a_transport_socket_that_says_nothing_is_not_plain_text() {
+    let empty = json!({"transport_socket": {"name": "tls"}});
+    let required = "required: a transport socket without one would be no TLS";
+    assert_eq!(
+        told(type_url::CLUSTER, &with(json!({"name": "c"}), empty.clone())),
+        Err(format!("Cluster.transport_socket.typed_config: {required}"))
+    );
+    assert_eq!(
+        told(type_url::LISTENER, &listener(with(json!({"filters": tcp(json!({}))}), empty), json!({}))),
+        Err(format!("Listener.filter_chains[0].transport_socket.typed_config: {required}"))
+    );
+}
+
+#[test]
+fn an_address_without_labels_is_called_by_the_match_that_asks_for_none() {
+    let tls =
+        || json!({"name": "tls", "typed_config": typed("transport_sockets.tls.v3.UpstreamTlsContext", json!({}))});
+    let matches = |labels: Value| {
+        let matched = json!({"name": "m", "match": labels, "transport_socket": tls()});
+        cluster_of(json!({
+            "type": "ORIGINAL_DST",
+            "lb_policy": "CLUSTER_PROVIDED",
+            "transport_socket_matches": [matched],
+        }))
+    };
+    assert!(matches(json!({})).transport_for_original().tls.is_some());
+    assert!(matches(json!({"tlsMode": "istio"})).transport_for_original().tls.is_none());
+}
+
+#[test]
+fn a_close_that_is_not_to_be_delayed_is_not() {
+    let delay = |more: Value| {
+        let listener = listener_of(&listener(json!({"filters": http(more, &[])}), json!({})));
+        match &listener.filter_chains[0].filter {
+            NetworkFilter::Http(manager) => manager.delayed_close_timeout,
+            other => unreachable!("no {other:?} was asked for"),
+        }
+    };
+    assert_eq!(delay(json!({})), Duration::from_secs(1));
+    assert_eq!(delay(json!({"delayed_close_timeout": "0s"})), Duration::ZERO);
+}
+
+#[test]
+fn what_would_not_stay_in_its_place_in_a_head_is_refused() {
+    let to = json!({"route": {"cluster": "c"}});
+    let header = |key: &str, value: &str| {
+        let edits = json!({"request_headers_to_add": [{"header": {"key": key, "value": value}}]});
+        told(type_url::ROUTE_CONFIGURATION, &configuration(to.clone(), edits)).err().unwrap_or_default()
+    };
+    let controls = "CR, LF and NUL are not allowed in what goes into a header";
+    let at = "RouteConfiguration.request_headers_to_add[0].header";
+    assert_eq!(header("x", "a\tb"), "");
+    assert_eq!(header("x", "a\r\ntransfer-encoding: chunked"), format!("{at}.value: {controls}"));
+    assert_eq!(header("x\0", "a"), format!("{at}.key: {controls}"));
+    for key in [":authority", ":path", ":scheme", "Host"] {
+        let problem = header(key, "a");
+        assert!(problem.starts_with(&format!("{at}.key: `{key}` cannot be added; host_rewrite_literal")), "{problem}");
+    }
+    let action = |kind: &str, field: &str, value: Value| {
+        let more = if kind == "route" { json!({"cluster": "c", field: value}) } else { json!({field: value}) };
+        told(type_url::ROUTE_CONFIGURATION, &configuration(json!({kind: more}), json!({}))).err().unwrap_or_default()
+    };
+    for (kind, field) in [
+        ("route", "prefix_rewrite"),
+        ("route", "host_rewrite_literal"),
+        ("redirect", "prefix_rewrite"),
+        ("redirect", "path_redirect"),
+        ("redirect", "host_redirect"),
+        ("redirect", "scheme_redirect"),
+    ] {
+        let problem = action(kind, field, json!("/a\nb"));
+        assert!(problem.ends_with(&format!("{kind}.{field}: {controls}")), "{kind} {field}: {problem}");
+    }
+    let substitution = json!({"pattern": {"regex": "a"}, "substitution": "\r"});
+    let problem = action("route", "regex_rewrite", substitution);
+    assert!(problem.ends_with(&format!("route.regex_rewrite.substitution: {controls}")), "{problem}");
+}
+
+/// A peer whose certificate's name is several lines.
+struct Lines;
+
+impl Variables for Lines {
+    fn write(&self, _: &Command, out: &mut Vec<u8>) -> bool {
+        out.extend_from_slice(b"spiffe://a\r\nx-admin: yes\0");
+        true
+    }
+}
+
+#[test]
+fn what_a_peer_is_called_stays_in_its_field() {
+    let value = json!({"header": {"key": "x-peer", "value": "%DOWNSTREAM_PEER_URI_SAN%"}});
+    let edits = json!({"request_headers_to_add": [value]});
+    let table = routes_of(&configuration(json!({"route": {"cluster": "c"}}), edits));
+    let mut headers = HeaderList::default();
+    table.edits.request.apply(&mut headers, &Lines);
+    assert_eq!(headers, HeaderList::of(&[("x-peer", "spiffe://a  x-admin: yes ")]));
 }
 
 #[test]

@@ -16,11 +16,12 @@ use weft_core::decide::{Decision, Outcome, Step, decide};
 use weft_core::endpoint::LoadAssignment;
 use weft_core::fault::Fault;
 use weft_core::format::{Command, Format, Piece};
-use weft_core::hash_policy::{self, HashPolicy};
+use weft_core::hash_policy::{self, HashPolicy, HashSource};
 use weft_core::header_edit::{AppendAction, HeaderEdits};
 use weft_core::http_manager::HttpManager;
 use weft_core::listener::{Connection, Direction, FilterChain, Listener, NetworkFilter, Opening};
 use weft_core::metadata::Metadata;
+use weft_core::normalise::{Normalised, normalise};
 use weft_core::plan::Plan;
 use weft_core::random::{Draw, Random};
 use weft_core::rbac::{self, Names, Rbac, Rules, Verdict, Verdicts};
@@ -54,6 +55,8 @@ struct Question {
     names: Option<Names>,
     /// The client, where a proxy that is believed stands before this one.
     client: IpAddr,
+    /// Whether the question says who the client is; where it does not, `client` and `source` stand for anybody.
+    is_client_known: bool,
     /// Whether the client speaks TLS, where the question says so; then a listener that takes something else refuses it.
     tls: Option<bool>,
     request: OwnedRequest,
@@ -92,7 +95,7 @@ impl Random for Dice {
 /// # Errors
 /// The question is not JSON of that shape, no listener takes such a connection, or a random value is missing.
 pub fn answer(plan: &Plan, text: &str, mode: Mode) -> Result<String, String> {
-    let question = Question::read(text)?;
+    let mut question = Question::read(text)?;
     let mut notes = Notes { items: Vec::new(), all: mode == Mode::Explain };
     let mut answer = Map::new();
 
@@ -115,7 +118,11 @@ pub fn answer(plan: &Plan, text: &str, mode: Mode) -> Result<String, String> {
                 NetworkFilter::Http(_) if question.is_in_tls_to(chain) => {
                     refuse(&mut answer, "refused", Cause::MalformedRequest, None);
                 }
-                NetworkFilter::Http(manager) => http(plan, manager, &question, mode, &mut notes, &mut answer)?,
+                NetworkFilter::Http(manager) => {
+                    if question.admit(manager, &mut answer) {
+                        http(plan, manager, &question, mode, &mut notes, &mut answer)?;
+                    }
+                }
             }
         }
     }
@@ -172,7 +179,8 @@ impl Question {
         let tls = value.get("tls").and_then(Value::as_bool);
         let sni = string("sni");
         let principal = string("source_principal");
-        let source = address("source")?.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
+        let given = address("source")?;
+        let source = given.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
         let opening = if tls.unwrap_or(sni.is_some() || principal.is_some()) {
             // What weft-proxy and Istio's proxies offer to each other.
             let sidecars = || ["istio-http/1.1", "istio", "http/1.1"].map(str::to_owned).to_vec();
@@ -192,6 +200,7 @@ impl Question {
                 Some(Ok(client)) => client,
                 Some(Err(_)) => return Err("client: not an IP address: 203.0.113.9".to_owned()),
             },
+            is_client_known: given.is_some() || value.get("client").is_some(),
             opening,
             tls,
             request: OwnedRequest {
@@ -204,6 +213,47 @@ impl Question {
             dice,
             taken: Taken::read(&value)?,
         })
+    }
+
+    /// Make of the request what the proxy routes, as far as it is known here; false: the proxy answers it before.
+    fn admit(&mut self, manager: &HttpManager, answer: &mut Map<String, Value>) -> bool {
+        if self.taken.is_some() {
+            return true; // what has taken a route had been let in
+        }
+        if let Some(caller) = manager.local_caller() {
+            // Whoever asks the forward proxy has its address from HTTP_PROXY, and the credential with it.
+            let presented = caller.credential().filter(|_| caller.forward_proxy);
+            if let Err(cause) = caller.admit(&self.request, presented) {
+                return turn_away(answer, cause, cause.row().body);
+            }
+        }
+        match normalise(self.request.path.as_bytes(), manager) {
+            Normalised::Same => {}
+            Normalised::Changed(path) => {
+                self.request.path = String::from_utf8_lossy(&path).into_owned();
+                answer.insert("path".into(), json!(self.request.path));
+            }
+            Normalised::Refused => {
+                let why = "The path has a NUL, or escaped slashes that are refused.";
+                return turn_away(answer, Cause::BadPath, why);
+            }
+            Normalised::Redirect(path) => {
+                refuse(answer, "redirect", Cause::EscapedSlashes, None);
+                answer.insert("location".into(), json!(String::from_utf8_lossy(&path)));
+                return false;
+            }
+        }
+        // As in Envoy: the first proxy inside believes nobody, the others what they are told.
+        const FORWARDED_PROTO: &str = "x-forwarded-proto";
+        let headers = &mut self.request.headers;
+        if manager.use_remote_address && manager.xff_num_trusted_hops == 0 {
+            headers.retain(|(name, _)| !name.eq_ignore_ascii_case(FORWARDED_PROTO));
+        }
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(FORWARDED_PROTO)) {
+            let scheme = if self.names.is_some() { "https" } else { "http" };
+            headers.push((FORWARDED_PROTO.to_owned(), scheme.to_owned()));
+        }
+        true
     }
 
     /// The listener that takes the connection: by capture and original destination, else by address, else by port
@@ -277,6 +327,13 @@ fn refuse(answer: &mut Map<String, Value>, outcome: &str, cause: Cause, status: 
     answer.insert("status".into(), if status == 0 { Value::Null } else { json!(status) });
     answer.insert("response_flags".into(), json!(row.flag.map_or("-", ResponseFlag::code)));
     answer.insert("explanation".into(), json!(row.flag.map_or(row.details, ResponseFlag::explanation)));
+}
+
+/// The proxy answers before it looks for a route. Returns false: the request was not let in.
+fn turn_away(answer: &mut Map<String, Value>, cause: Cause, why: &str) -> bool {
+    refuse(answer, "turned_away", cause, None);
+    answer.insert("explanation".into(), json!(why));
+    false
 }
 
 /// What the network filters of a chain say; the first refusal.
@@ -407,8 +464,10 @@ fn tcp(
     answer.insert("outcome".into(), json!("tcp"));
     answer.insert("idle_timeout_ms".into(), millis(filter.idle_timeout));
     let clusters = filter.clusters.iter().map(|(name, weight)| {
-        let mut described = json!({"name": &**name, "weight": weight, "share": f64::from(*weight) / total});
-        if let Some(cluster) = plan.clusters.get(name).filter(|cluster| cluster.policy.is_consistent_hash()) {
+        let share = f64::from(*weight) / total;
+        let found = plan.clusters.get(name);
+        let mut described = json!({"name": &**name, "weight": weight, "share": share, "exists": found.is_some()});
+        if let Some(cluster) = found.filter(|cluster| cluster.policy.is_consistent_hash()) {
             let by: &[HashPolicy] = if filter.hash_source_ip { &[HashPolicy::SOURCE_IP] } else { &[] };
             described["hash"] = describe_hash(plan, cluster, by, question);
         }
@@ -568,8 +627,16 @@ fn http(
         }
         answer.insert("route".into(), described);
         answer.insert("metadata".into(), weft);
-        answer.insert("request_headers".into(), edits(decision.request_edits()));
-        answer.insert("response_headers".into(), edits(decision.response_edits()));
+        // Of several destinations each is told with its own edits, and here is what is done to every request.
+        let own = match &route.action {
+            Action::Forward(forward) if !is_chosen(forward, question) => decision.target().map(|target| &target.edits),
+            _ => None,
+        };
+        let is_shared = |level: &&HeaderEdits| {
+            own.is_none_or(|own| !std::ptr::eq(*level, &own.request) && !std::ptr::eq(*level, &own.response))
+        };
+        answer.insert("request_headers".into(), edits(decision.request_edits().filter(is_shared)));
+        answer.insert("response_headers".into(), edits(decision.response_edits().filter(is_shared)));
     }
     match &decision.outcome {
         Outcome::Redirect(redirect) => {
@@ -638,7 +705,19 @@ fn need_dice(decision: &Decision<'_>, dice: &Dice) -> Result<(), String> {
     Ok(())
 }
 
-/// Where the dice say that the fault strikes, the outcome is the fault's. `explain` without dice leaves it open.
+/// Whether the fault ends every request, whatever the dice say, and whichever destination they choose.
+fn always_aborts(decision: &Decision<'_>) -> bool {
+    let is_of_all = match decision.route.map(|route| &route.action) {
+        Some(Action::Forward(forward)) if forward.targets.len() > 1 => {
+            forward.targets.iter().all(|target| target.overrides.fault.is_none())
+        }
+        _ => true,
+    };
+    let abort = decision.fault.and_then(|fault| fault.abort);
+    is_of_all && abort.is_some_and(|abort| abort.share.numerator >= abort.share.denominator)
+}
+
+/// Where the dice say that the fault strikes, or none is needed, the outcome is the fault's. `explain` without dice leaves it open.
 fn strike(decision: &Decision<'_>, question: &Question, mode: Mode, answer: &mut Map<String, Value>) {
     let dice = &question.dice;
     let outcome = decision.strike(&mut dice.clone());
@@ -647,7 +726,8 @@ fn strike(decision: &Decision<'_>, question: &Question, mode: Mode, answer: &mut
         answer.insert("delayed_ms".into(), millis(Some(delay)));
         flags.insert(ResponseFlag::DelayInjected);
     }
-    if let Some(status) = outcome.abort.filter(|_| mode == Mode::Decide || dice.fault_abort.is_some()) {
+    let is_known = mode == Mode::Decide || dice.fault_abort.is_some() || always_aborts(decision);
+    if let Some(status) = outcome.abort.filter(|_| is_known) {
         refuse(answer, "fault", Cause::FaultAbort, Some(status));
         flags.insert(ResponseFlag::FaultInjected);
     }
@@ -701,11 +781,12 @@ fn describe_forward(
     answer.insert("idle_timeout_ms".into(), millis(forward.idle_timeout.unwrap_or(manager.stream_idle_timeout)));
     answer.insert("retry".into(), forward.retry.as_deref().map_or(Value::Null, describe_retry));
     let path = decision.path_rewrite(question.request.path.as_bytes());
+    let host = if is_chosen(forward, question) { decision.host_rewrite() } else { forward.host_rewrite.as_ref() };
     answer.insert(
         "rewrite".into(),
         json!({
             "path": path.map(|path| String::from_utf8_lossy(&path).into_owned()),
-            "authority": decision.host_rewrite().map(|host| &**host),
+            "authority": host.map(|host| &**host),
         }),
     );
     let mirrors = forward.mirrors.iter().map(|mirror| {
@@ -726,17 +807,23 @@ fn describe_forward(
 fn describe_hash(plan: &Plan, cluster: &Cluster, policies: &[HashPolicy], question: &Question) -> Value {
     let client = hash_policy::Client { address: question.client, remote: question.source, local: question.destination };
     let hashed = hash_policy::hash(policies, &question.request, &client);
+    // Who the client is may matter to one that another property has not decided for.
+    let anybody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let by_anybody = hash_policy::Client { address: anybody, ..client };
+    let is_by_client = hash_policy::hash(policies, &question.request, &by_anybody).key != hashed.key;
+    let is_of_unknown = is_by_client && !question.is_client_known;
     // A cookie that is made here says the same for every request of a connection, and a question need not come by one.
-    let is_known = hashed.cookies.is_empty() || question.source.port() != 0;
+    let is_known = (hashed.cookies.is_empty() || question.source.port() != 0) && !is_of_unknown;
     let key = hashed.key.filter(|_| is_known);
     let endpoint = key.and_then(|key| {
         let balancer = Balancer::new(cluster, plan.assignment_of(cluster)?, None, 0);
         balancer.picker().pick(Some(key), &mut question.dice.clone(), 1, |_| false).ok()
     });
     let looked_at = policies.iter().map(|policy| {
+        let is_unknown = policy.source == HashSource::SourceIp && !question.is_client_known;
         json!({
             "of": policy.source.to_string(),
-            "value": policy.source.value(&question.request, &client),
+            "value": policy.source.value(&question.request, &client).filter(|_| !is_unknown),
             "terminal": policy.terminal,
         })
     });
@@ -746,6 +833,7 @@ fn describe_hash(plan: &Plan, cluster: &Cluster, policies: &[HashPolicy], questi
         "key": key.map(|key| format!("{key:016x}")),
         "endpoint": endpoint.map(|host| host.endpoint.address.to_string()),
         "makes_cookie": !hashed.cookies.is_empty(),
+        "of_unknown_client": is_of_unknown,
         "origin": metadata(&cluster.metadata)["origins"]["loadBalancer"],
     })
 }
@@ -778,12 +866,12 @@ fn describe_target(
     if forward.targets.len() > 1 && target.weight > 0 {
         let mut dice = Dice { weight: Some(die), ..question.dice.clone() };
         let decision = decide(plan, manager, &question.request, &mut dice, &mut Silent);
-        described["request_headers"] = edits(decision.request_edits());
-        described["response_headers"] = edits(decision.response_edits());
+        described["request_headers"] = edits(std::iter::once(&target.edits.request));
+        described["response_headers"] = edits(std::iter::once(&target.edits.response));
         if let Some(fault) = decision.fault {
             described["fault"] = describe_fault(fault);
         }
-        if let Some(host) = decision.host_rewrite() {
+        if let Some(host) = target.host_rewrite.as_ref().filter(|_| forward.host_rewrite.is_none()) {
             described["authority"] = json!(&**host);
         }
     }

@@ -142,6 +142,8 @@ mod outline {
     use weft_protos::envoy::config::core::v3 as core;
     use weft_protos::envoy::config::overload::v3::OverloadManager;
 
+    use crate::runtime::LayeredRuntime;
+
     /// `envoy.config.bootstrap.v3.Bootstrap`
     #[derive(Clone, PartialEq, Message)]
     pub(super) struct Bootstrap {
@@ -159,8 +161,8 @@ mod outline {
         pub(super) stats_config: Option<Vec<u8>>,
         #[prost(message, optional, tag = "15")]
         pub(super) overload_manager: Option<OverloadManager>,
-        #[prost(bytes = "vec", optional, tag = "17")]
-        pub(super) layered_runtime: Option<Vec<u8>>,
+        #[prost(message, optional, tag = "17")]
+        pub(super) layered_runtime: Option<LayeredRuntime>,
     }
 
     #[derive(Clone, PartialEq, Message)]
@@ -252,10 +254,10 @@ impl Bootstrap {
     }
 
     fn from_proto(context: &mut Context, bootstrap: outline::Bootstrap) -> Bootstrap {
-        if bootstrap.layered_runtime.is_some() {
-            context
-                .at("layered_runtime", |context| context.pass_over("weft-proxy has no runtime: default values hold"));
-        }
+        let resets = bootstrap
+            .layered_runtime
+            .map(|runtime| context.at("layered_runtime", |context| runtime.compile(context)))
+            .unwrap_or_default();
         if bootstrap.stats_config.is_some() {
             context.at("stats_config", |context| context.pass_over("weft-proxy names its metrics by itself"));
         }
@@ -297,6 +299,10 @@ impl Bootstrap {
         context.each("static_resources.listeners", &listeners, |context, body| {
             compile(context, type_url::LISTENER, body);
         });
+        let mut overload = bootstrap.overload_manager.map_or_else(overload::Config::by_default, |manager| {
+            context.at("overload_manager", |context| overload::Config::compile(context, &manager))
+        });
+        overload.resets = resets;
         let node = bootstrap.node.unwrap_or_default();
         if node.id.is_empty() {
             context.refuse_at("node.id", "required");
@@ -314,9 +320,7 @@ impl Bootstrap {
             clusters: clusters.into_iter().filter_map(|(name, place)| Some((name, place?))).collect(),
             resources,
             not_applied,
-            overload: bootstrap.overload_manager.map_or_else(overload::Config::by_default, |manager| {
-                context.at("overload_manager", |context| overload::Config::compile(context, &manager))
-            }),
+            overload,
         }
     }
 }

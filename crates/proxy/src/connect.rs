@@ -84,7 +84,7 @@ impl Destination {
     fn transport<'c>(&self, cluster: &'c Cluster) -> &'c TransportSocket {
         match self {
             Destination::Host(host) => cluster.transport_for(&host.endpoint),
-            Destination::Original(_) => &cluster.transport,
+            Destination::Original(_) => cluster.transport_for_original(),
         }
     }
 

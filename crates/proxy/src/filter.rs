@@ -10,6 +10,7 @@ use weft_core::decide::Decision;
 use weft_core::format::Variables;
 use weft_core::grpc_timeout;
 use weft_core::http_manager::{ForwardClientCert, HttpManager, ServerHeader};
+use weft_core::normalise::{Normalised, normalise};
 use weft_core::random::{Draw, Random};
 use weft_core::respond::Cause;
 use weft_core::route::Forward;
@@ -18,7 +19,6 @@ use weft_core::steering::Steering;
 use crate::clock::Clock;
 use crate::codec::{Head, Known, Name, Version};
 use crate::identify::Facts;
-use crate::normalise::{Normalised, normalise};
 use crate::route::{Editable, View};
 use crate::tls;
 

@@ -4,7 +4,8 @@
 //! done first: nobody is accepted any more (who comes waits in the kernel's queue), then connections close after their answers, then requests
 //! are refused, those of routes of the priority HIGH last. All of it is over as soon as the pressure is.
 //!
-//! Thresholds are those of the bootstrap's `overload_manager` (envoy.config.overload.v3), or the defaults here, which are on.
+//! Thresholds are those of the bootstrap's `overload_manager` (envoy.config.overload.v3), or the defaults here, which are on. What one client
+//! may give up is of its runtime (`crate::runtime`).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use weft_protos::envoy::extensions::resource_monitors::downstream_connections::v
 use weft_protos::envoy::extensions::resource_monitors::fixed_heap::v3::FixedHeapConfig;
 use weft_protos::google::protobuf::Any;
 
+use crate::codec::h2::Resets;
 use crate::logging;
 use crate::worker::Command;
 
@@ -139,6 +141,8 @@ pub struct Config {
     memory_bytes: Option<u64>,
     pub connections: u64,
     rules: Vec<Rule>,
+    /// Of each client's connection of HTTP/2.
+    pub resets: Resets,
 }
 
 impl Config {
@@ -157,6 +161,7 @@ impl Config {
                 // Idle clients make room before anybody has to be refused.
                 rule(Action::DisableHttpKeepalive, Resource::Connections, 0.90),
             ],
+            resets: Resets::default(),
         }
     }
 
@@ -264,6 +269,7 @@ pub struct Overload {
     limit: u64,
     /// For whoever asks, in thousandths.
     memory: AtomicU64,
+    pub resets: Resets,
 }
 
 /// A connection that counts against the limit of the process.
@@ -284,6 +290,7 @@ impl Overload {
             connections: AtomicU64::new(0),
             limit: config.connections,
             memory: AtomicU64::new(0),
+            resets: config.resets,
         }
     }
 

@@ -342,12 +342,15 @@ def find(mesh: str | None = None) -> MeshPaths:
     chosen = [paths for paths in running if mesh in (None, paths.mesh)]
     if len(chosen) == 1:
         return chosen[0]
-    names = ", ".join(paths.mesh for paths in running)
+    names = [paths.mesh for paths in running]
+    listed = ", ".join(names)
     if chosen:
-        raise MeshNotRunning(f"Several meshes run: {names}. Say which one with --mesh NAME or WEFT_MESH=NAME.")
-    if mesh is None:
-        raise MeshNotRunning("No mesh runs. `weft up` starts one.")
-    raise MeshNotRunning(f"No mesh {mesh!r} runs; running: {names or 'none'}. `weft up` starts one.")
+        message = f"Several meshes run: {listed}. Say which one with --mesh NAME or WEFT_MESH=NAME."
+    elif mesh is None:
+        message = "No mesh runs. `weft up` starts one."
+    else:
+        message = f"No mesh {mesh!r} runs; running: {listed or 'none'}. `weft up` starts one."
+    raise MeshNotRunning(message, running=names)
 
 
 def running(paths: MeshPaths) -> list[str]:

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,7 +33,7 @@ from weft.agent.paths import MeshPaths
 from weft.agent.proxy import describe, ended
 from weft.agent.workload import WorkloadSpec
 from weft.data_plane import WEFT_PROXY
-from weft.errors import ModeUnavailable, WeftError
+from weft.errors import InvalidConfiguration, ModeUnavailable, StoreError, WeftError
 from weft.model import SERVICE_CIDR, loopback
 
 BOOT_SECONDS = 20.0
@@ -70,6 +71,21 @@ class MeshRunning(WeftError):
 
 class MeshBroken(WeftError):
     """A process that the mesh cannot do without could not be started, or died."""
+
+
+class NotStarted(WeftError):
+    """The control plane ended before it served, with the code of something that starting it again does not mend."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+FINAL = frozenset({InvalidConfiguration.exit_code, StoreError.exit_code})
+"""How a control plane ends that would end the same way each time."""
+
+LOG_RECORD = re.compile(r"\d{4}-\d{2}-\d{2} ")
+"""How a record of a process's log begins; what it says as it ends begins otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +221,8 @@ class Supervisor:
         self._hurried = asyncio.Event()
         self._pids: dict[str, int] = {"up": os.getpid(), "holder": early.holder}
         self._holding = asyncio.Event()
+        self._serves = False
+        """All of the mesh's own processes have served."""
         self._interception = "tproxy"
         self._claim: socket.socket | None = None
         self._failure: WeftError | None = None
@@ -235,6 +253,7 @@ class Supervisor:
             UsageError: A port cannot be published.
             ModeUnavailable: The machine does not allow namespaces.
             MeshBroken: A process of the mesh could not be started, or died and cannot be replaced.
+            NotStarted: The control plane refuses what it is to begin with, or cannot use its store.
         """
         loop = asyncio.get_running_loop()
         self._take_lock()
@@ -364,6 +383,7 @@ class Supervisor:
                 f"The mesh did not come up within {BOOT_SECONDS:.0f} seconds. {self._last_words()}".rstrip()
             ) from exc
         if not self._stopping.is_set():
+            self._serves = True
             self._write_mesh_file()
             self._task(self._follow_control_plane())
             self._screen("up", {"runtime": str(self._mesh.runtime)})
@@ -442,6 +462,9 @@ class Supervisor:
                 self._task(self._renew_mesh_file())
             code = await (ended_pid(child) if isinstance(child, int) else ended(child))
             if self._stopping.is_set():
+                return
+            if name == "control-plane" and not self._serves and code in FINAL:
+                self._fail(NotStarted(f"The control plane cannot start: {self._said(name)}", code))
                 return
             self._screen("died", {"process": name, "how": describe(code), "log": str(self._mesh.log(name))})
             if time.monotonic() - started > STEADY_SECONDS:
@@ -559,6 +582,14 @@ class Supervisor:
         if self._failure is None:
             self._failure = error
         self._stopping.set()
+
+    def _said(self, name: str) -> str:
+        """Return what a process of the mesh said as it ended: what stands in its log after the last record."""
+        lines: list[str] = []
+        with contextlib.suppress(OSError):
+            for line in self._mesh.log(name).read_text("utf-8", "replace").splitlines():
+                lines = [] if LOG_RECORD.match(line) else [*lines, line]
+        return "\n".join(lines).removeprefix("error: ") or f"see {self._mesh.log(name)}."
 
     def _last_words(self) -> str:
         words = []

@@ -408,6 +408,11 @@ def _decimal(text: str) -> int | None:
     return None
 
 
+def _is_plain_number(text: str) -> bool:
+    """Return whether *text* is digits with a point at most: those of other scripts are none (`²`)."""
+    return text.isascii() and text.replace(".", "", 1).isdigit()
+
+
 def _label(path: Path, kind: str) -> str:
     """Name an item or the whole by what is around it (`hosts[0]`)."""
     length = len(path)
@@ -435,7 +440,7 @@ def _wanted(error: ErrorDetails, written: str) -> tuple[str, str, str]:
     if kind in ("model_type", "model_attributes_type"):
         return "a mapping", "Write its fields as `key: value` below it.", "wrong-type"
     if kind in ("duration", "short_duration"):
-        unit = plain.replace(".", "", 1).isdigit() and float(plain) > 0
+        unit = _is_plain_number(plain) and float(plain) > 0
         return _WANTED[kind], f"Add the unit: `{plain}s` or `{plain}ms`." if unit else "", "bad-duration"
     if kind == "string_type" and written not in ("a list", "a mapping", "null"):
         return _WANTED[kind], f'Put it in quotes: "{plain}".', "wrong-type"
@@ -445,7 +450,7 @@ def _wanted(error: ErrorDetails, written: str) -> tuple[str, str, str]:
         return _WANTED[kind], "Leave the quotes out.", "wrong-type"
     if kind in ("int_type", "float_type") and written == plain and (number := _decimal(plain)) is not None:
         return _WANTED[kind], f"Write `{number}`: numbers are decimal.", "wrong-type"
-    if kind in ("int_type", "float_type") and written != plain and plain.replace(".", "", 1).isdigit():
+    if kind in ("int_type", "float_type") and written != plain and _is_plain_number(plain):
         return _WANTED[kind], "Leave the quotes out.", "wrong-type"
     if kind == "tuple_type":
         return _WANTED[kind], "Begin each item with `- `.", "wrong-type"

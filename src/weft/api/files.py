@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import TextIO
 
 from weft import model
-from weft.api.meshfile import FILE_NAME, Mesh, MeshResult, parse_mesh
+from weft.api.meshfile import Mesh, MeshResult, parse_mesh
 from weft.api.parse import parse
 from weft.errors import InvalidConfiguration, UsageError
-from weft.model import Origin, Problem, Severity, decode
-
-SUFFIXES = (".yaml", ".yml", ".json")
-"""What is read of a directory: kubectl's choice."""
+from weft.model import MESH_FILE, Origin, Problem, Severity, decode, is_document, without_documents
 
 STANDARD_INPUT = "-"
 """The name that stands for it; its document is called `weft.model.STANDARD_INPUT`."""
@@ -31,9 +28,9 @@ def read_documents(
     """
     Return file and text of all that *names* name, each file once, and what cannot be read.
 
-    A name is a file, a directory (its own files that end in `SUFFIXES`, in order of name), a pattern (`*`, `?`,
-    `[...]`, `**` for any depth), or `-` for standard input. Relative names start from *directory*, else from where the
-    process stands; files are called as they were named.
+    A name is a file, a directory (those of its own files that are documents, in order of name), a pattern (`*`, `?`,
+    `[...]`, `**` for any depth; the weft.yaml that it meets is left out), or `-` for standard input. Relative names
+    start from *directory*, else from where the process stands; files are called as they were named.
     """
     documents: dict[str, str] = {}
     problems: list[Problem] = []
@@ -41,7 +38,12 @@ def read_documents(
         if name == STANDARD_INPUT:
             documents[model.STANDARD_INPUT] = (standard_input or sys.stdin).read()
             continue
-        for file in _expand(name, directory, problems):
+        try:
+            files = _expand(name, directory, problems)
+        except OSError as exc:
+            problems.append(_problem(name, f"cannot be read: {exc.strerror}."))
+            continue
+        for file in files:
             if file in documents:
                 continue
             try:
@@ -90,11 +92,11 @@ def load_mesh(path: Path, *, interception: str | None = None) -> LoadedMesh:
             it names does not exist: everything that is, at once.
         UsageError: There is no such file.
     """
-    file = path / FILE_NAME if path.is_dir() else path
     try:
+        file = path / MESH_FILE if path.is_dir() else path
         text = decode(str(file), file.read_bytes())
     except OSError as exc:
-        raise UsageError(f"{file}: {exc.strerror}.") from exc
+        raise UsageError(f"{exc.filename}: {exc.strerror}.") from exc
     if isinstance(text, Problem):
         raise InvalidConfiguration([text], NOTHING_STARTED)
     directory = file.resolve().parent
@@ -121,6 +123,12 @@ def _applied(result: MeshResult, directory: Path) -> tuple[list[tuple[str, str]]
     for index, name in enumerate(names if isinstance(names, list) else ()):
         if not isinstance(name, str):
             continue
+        if not name:
+            assert document is not None
+            place = document.locate_value(("apply", index))
+            remedy = "Write `.` for the directory of weft.yaml."
+            problems.append(Problem(place, f"apply[{index}]", "an empty name is no file.", remedy, code=ABSENT))
+            continue
         found, unreadable = read_documents([str(directory / name)])
         documents.update(found)
         for problem in unreadable:
@@ -134,25 +142,34 @@ def _applied(result: MeshResult, directory: Path) -> tuple[list[tuple[str, str]]
 
 
 def _directories(result: MeshResult, directory: Path) -> Iterator[Problem]:
-    """Say which working directories are not there, also of a text with other mistakes."""
+    """Say which directories are not there that programs work in or that is followed, also of a text with other mistakes."""
     document = result.document
     if document is None or not isinstance(document.value, Mapping):
         return
     programs = document.value.get("programs")
-    for name, program in programs.items() if isinstance(programs, Mapping) else ():
-        wanted = program.get("directory") if isinstance(program, Mapping) else None
-        if isinstance(wanted, str) and not (directory / wanted).is_dir():
-            origin = document.locate_value(("programs", name, "directory"))
-            message = f"`{wanted}` is no directory."
-            yield Problem(origin, f"programs.{name}.directory", message, code=ABSENT)
+    named = {("follow",): document.value.get("follow")} | {
+        ("programs", name, "directory"): program.get("directory")
+        for name, program in (programs.items() if isinstance(programs, Mapping) else ())
+        if isinstance(program, Mapping)
+    }
+    for place, wanted in named.items():
+        if isinstance(wanted, str) and (fault := _directory_fault(directory / wanted)) is not None:
+            yield Problem(document.locate_value(place), ".".join(map(str, place)), f"`{wanted}` {fault}", code=ABSENT)
+
+
+def _directory_fault(path: Path) -> str | None:
+    try:
+        return None if path.is_dir() else "is no directory."
+    except OSError as exc:  # too long a name, or what is above it may not be looked into
+        return f"cannot be read: {exc.strerror}."
 
 
 def _expand(name: str, directory: Path | None, problems: list[Problem]) -> Sequence[str]:
     path = _under(directory, name)
     if path.is_dir():
-        found = sorted(item.name for item in path.iterdir() if item.suffix in SUFFIXES and item.is_file())
+        found = sorted(item.name for item in path.iterdir() if is_document(item.name) and item.is_file())
         if not found:
-            problems.append(_problem(name, f"holds no file that ends in {', '.join(SUFFIXES)}."))
+            problems.append(_problem(name, without_documents(mesh_file=(path / MESH_FILE).exists())))
         return [str(Path(name) / item) for item in found]
     if path.exists() or not glob.has_magic(name):
         if not path.exists():
@@ -161,7 +178,7 @@ def _expand(name: str, directory: Path | None, problems: list[Problem]) -> Seque
         return [name]
     # Path.glob refuses absolute patterns, and knows no root directory.
     matched = sorted(glob.glob(name, root_dir=directory, recursive=True))  # noqa: PTH207
-    files = [item for item in matched if _under(directory, item).is_file()]
+    files = [item for item in matched if Path(item).name != MESH_FILE and _under(directory, item).is_file()]
     if not files:
         problems.append(_problem(name, "matches no file."))
     return files

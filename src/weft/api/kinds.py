@@ -6,12 +6,13 @@ A kind that is listed with a model of None is one that weft knows and does not h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pydantic import BaseModel
 
 from weft.api import gateway_api, kubernetes
+from weft.api.names import object_name_fault, service_name_fault
 from weft.api.networking import DestinationRule, Gateway, VirtualService
 from weft.api.security import PeerAuthentication
 
@@ -26,12 +27,14 @@ class Kind:
         group: Empty for Kubernetes' own.
         versions: In order of preference; the first is what weft writes.
         model: The spec's class.
+        name_fault: Says what is wrong with an object's name; one of `weft.api.names`.
     """
 
     name: str
     group: str
     versions: tuple[str, ...]
     model: type[BaseModel] | None = None
+    name_fault: Callable[[str], str | None] = object_name_fault
 
     @property
     def kind(self) -> str:
@@ -62,7 +65,7 @@ KNOWN: Mapping[str, Kind] = {
         Kind(KUBERNETES_GATEWAY, _GATEWAY_API, ("v1", "v1beta1"), gateway_api.Gateway),
         Kind("GatewayClass", _GATEWAY_API, ("v1", "v1beta1"), gateway_api.GatewayClass),
         Kind("ReferenceGrant", _GATEWAY_API, ("v1", "v1beta1"), gateway_api.ReferenceGrant),
-        Kind("Service", "", ("v1",), kubernetes.Service),
+        Kind("Service", "", ("v1",), kubernetes.Service, service_name_fault),
         Kind("ServiceEntry", _NETWORKING, _THREE),
         Kind("Sidecar", _NETWORKING, _THREE),
         Kind("WorkloadEntry", _NETWORKING, _THREE),

@@ -8,12 +8,30 @@ services that programs make by running. Source: Kubernetes' API reference of 202
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from weft.api.gateway_api import PortNumber, Type
-from weft.api.values import Int32
+from weft.api.values import Int32, integral
+
+
+def _number_or_name(value: Any) -> int | str:
+    """Check what would have an error for each of both if it were a union."""
+    value = integral(value)
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise PydanticCustomError("wanted", "{what}", {"what": "a port's number, or its name"})
+    if value < 1:
+        raise PydanticKnownError("greater_than_equal", {"ge": 1})
+    if value > 65535:
+        raise PydanticKnownError("less_than_equal", {"le": 65535})
+    return value
+
+
+PortNumberOrName = Annotated[int | str, PlainValidator(_number_or_name)]
 
 
 class ServicePort(Type):
@@ -23,7 +41,7 @@ class ServicePort(Type):
     protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
     app_protocol: str = ""
     port: PortNumber
-    target_port: PortNumber | str | None = None
+    target_port: PortNumberOrName | None = None
     node_port: Int32 | None = None
 
 

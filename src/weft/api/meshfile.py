@@ -25,11 +25,10 @@ from weft.api.rules import shared
 from weft.api.values import Duration
 from weft.api.yaml import Document, Path, read
 from weft.data_plane import ENVOY, WEFT_PROXY
-from weft.model import Origin, Problem, Published, Severity
+from weft.model import MESH_FILE, Origin, Problem, Published, Severity
 from weft.model.capability import GRANTABLE, canonical, capability_fault
 from weft.model.reserved import NAMES_PORT
 
-FILE_NAME = "weft.yaml"
 READY_TIMEOUT = timedelta(seconds=30)
 """How long a program may take until its ports answer: a JVM on a busy laptop needs twenty seconds."""
 
@@ -170,6 +169,8 @@ class Mesh(Entry):
     `interception` says how programs' traffic reaches their proxies: caught in namespaces (`tproxy`), by addresses that
     programs are told (`explicit`), or the first where it is permitted (`auto`).
 
+    `follow` names a directory whose files are in force as they are, and as they change; empty: none.
+
     `notes` is shown when all programs are ready; in it `{ingressgateway:8080}` stands for the host's port at which port
     8080 of that gateway is published.
     """
@@ -183,6 +184,7 @@ class Mesh(Entry):
     programs: Mapping[str, Program] = Field(default_factory=dict)
     gateways: Mapping[str, GatewayProgram] = Field(default_factory=dict)
     apply: tuple[str, ...] = ()
+    follow: str = ""
     notes: str = ""
 
     def proxy_of(self, entry: Program | GatewayProgram) -> ProxySettings:
@@ -236,14 +238,14 @@ def parse_mesh(file: str, text: str, *, directory_name: str, interception: str |
         return MeshResult(None, tuple(problems))
     if len(documents) > 1:
         origin = documents[1].locate(())
-        message = f"{FILE_NAME} is one document, and a second begins here."
+        message = f"{MESH_FILE} is one document, and a second begins here."
         second = Problem(origin, "(document)", message, "Apply YAML under `apply`.")
         return MeshResult(None, (*problems, second))
     if not documents:
         message = "the file is empty."
         return MeshResult(None, (Problem(Origin(file, 1), "(document)", message, "Describe `programs`."),))
     document = documents[0]
-    checked = check(Mesh, document.value, document, kind=FILE_NAME)
+    checked = check(Mesh, document.value, document, kind=MESH_FILE)
     found = [*problems, *checked.problems]
     described = checked.value
     if described is not None:
@@ -386,6 +388,7 @@ def _program(path: Path, name: str, program: Program, mesh: Mesh) -> Iterator[Fi
 
 def _ports(path: Path, ports: Sequence[Port], *, explicit: bool) -> Iterator[Finding]:
     numbers: dict[int, int] = {}
+    bound: dict[int, int] = {}
     names: dict[str, int] = {}
     for index, port in enumerate(ports):
         for name in ("number", "target_port"):
@@ -399,7 +402,16 @@ def _ports(path: Path, ports: Sequence[Port], *, explicit: bool) -> Iterator[Fin
             message = f"port {port.number} stands already at {{first}}."
             first = (*path, numbers[port.number])
             yield Finding((*path, index), message, "Keep one of them.", "duplicate-port", at_value=True, first=first)
+        elif (own := port.target_port or port.number) in bound:
+            # The proxy has one listener for each port that the program binds, and it speaks one protocol.
+            other = ports[bound[own]].number
+            message = f"the program's port {own} is port {other} of the service already, at {{first}}."
+            remedy = "Keep one of them, or have the program listen on another for this one (`target_port`)."
+            place = (*path, index, "target_port") if port.target_port else (*path, index)
+            first = (*path, bound[own])
+            yield Finding(place, message, remedy, "duplicate-port", at_value=True, first=first)
         numbers.setdefault(port.number, index)
+        bound.setdefault(port.target_port or port.number, index)
         if not port.name:
             continue
         if (fault := label_fault(port.name, "a port's name")) is not None:

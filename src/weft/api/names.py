@@ -44,6 +44,11 @@ def object_name_fault(name: str) -> str | None:
     return f"a name is lower-case letters, digits and inner hyphens, in parts divided by dots, not `{name}`."
 
 
+def service_name_fault(name: str) -> str | None:
+    """A service's name is one label of its host."""
+    return label_fault(name, "a service's name")
+
+
 def label_key_fault(key: str) -> str | None:
     """Key of a label: `version`, `example.com/tier`."""
     prefix, slash, name = key.rpartition("/")

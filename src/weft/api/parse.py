@@ -8,8 +8,9 @@ everything that is wrong at once. No I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from weft.api.check import check
@@ -19,7 +20,7 @@ from weft.api.names import label_fault, label_key_fault, label_value_fault, obje
 from weft.api.nearest import did_you_mean, nearest
 from weft.api.rules import RULES
 from weft.api.yaml import Document, Path, dotted, read
-from weft.model import ConfigKey, ConfigObject, Origin, Problem, Severity
+from weft.model import MESH_FILE, ConfigKey, ConfigObject, Origin, Problem, Severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,16 @@ class ParseResult:
         return tuple(problem for problem in self.problems if problem.severity is Severity.ERROR)
 
 
-def parse(documents: Iterable[tuple[str, str]], *, default_namespace: str = "default") -> ParseResult:
+def parse(
+    documents: Iterable[tuple[str, str]], *, default_namespace: str = "default", confined: bool = False
+) -> ParseResult:
     """
     Return the objects that *documents* describe and everything that is wrong with them.
 
     Args:
         documents: File as the user named it, and its text: YAML or JSON, any number of documents, `kind: List` too.
         default_namespace: Of objects that name none.
+        confined: That an object names another namespace is a mistake.
     """
     objects: dict[ConfigKey, ConfigObject] = {}
     problems: list[Problem] = []
@@ -56,7 +60,7 @@ def parse(documents: Iterable[tuple[str, str]], *, default_namespace: str = "def
         mine: list[Problem] = list(unreadable)
         for document in found:
             for base, value in _items(document, mine):
-                reader = _ObjectReader(document, base, default_namespace)
+                reader = _ObjectReader(document, base, default_namespace, confined=confined)
                 item = reader.read(value)
                 mine.extend(reader.problems)
                 if item is None or document.flawed:
@@ -66,6 +70,30 @@ def parse(documents: Iterable[tuple[str, str]], *, default_namespace: str = "def
                 objects[item.key] = item
         problems.extend(sorted(mine, key=lambda problem: problem.origin))
     return ParseResult(tuple(objects.values()), tuple(problems))
+
+
+def identify(
+    documents: Iterable[tuple[str, str]], *, default_namespace: str = "default", confined: bool = False
+) -> tuple[tuple[ConfigKey, ...], tuple[Problem, ...]]:
+    """
+    Return which objects *documents* are about, each once, and what keeps that from being known. See `parse`.
+
+    For deletion: no more is read than what tells an object from others, so that one whose text has been broken since it
+    was applied can be deleted by it.
+    """
+    keys: dict[ConfigKey, None] = {}
+    problems: list[Problem] = []
+    for file, text in documents:
+        found, unreadable = read(file, text)
+        mine: list[Problem] = list(unreadable)
+        for document in found:
+            for base, value in _items(document, mine):
+                reader = _ObjectReader(document, base, default_namespace, confined=confined)
+                if (key := reader.identify(value)) is not None:
+                    keys.setdefault(key)
+                mine.extend(reader.problems)
+        problems.extend(sorted(mine, key=lambda problem: problem.origin))
+    return tuple(keys), tuple(problems)
 
 
 def _twice(item: ConfigObject, earlier: ConfigObject) -> Problem:
@@ -98,6 +126,8 @@ def _items(document: Document, problems: list[Problem]) -> Iterator[tuple[Path, 
 
 
 _ENVELOPE = ("apiVersion", "kind", "metadata", "spec", "status")
+"""`status` is what a control plane reports, this one too: nobody wants anything by it, and it is left out without a word."""
+
 _METADATA = ("name", "namespace", "labels", "annotations")
 
 _SERVER_OWNED = (
@@ -118,26 +148,33 @@ _SERVER_OWNED = (
 class _ObjectReader:
     """Reads one object; gathers what is wrong in `problems`."""
 
-    def __init__(self, document: Document, base: Path, default_namespace: str) -> None:
+    def __init__(self, document: Document, base: Path, default_namespace: str, *, confined: bool) -> None:
         self.document = document
         self.base = base
         self.default_namespace = default_namespace
+        self.confined = confined
         self.problems: list[Problem] = []
 
+    def identify(self, value: Any) -> ConfigKey | None:
+        """Read what tells the object from others, and nothing else."""
+        if not self._is_object(value):
+            return None
+        kind = self._kind(value)
+        metadata = self._metadata_mapping(value)
+        name, namespace = ("", "") if metadata is None else self._names(metadata, object_name_fault)
+        if kind is None or self.problems:
+            return None
+        return ConfigKey(kind.name, namespace, name)
+
     def read(self, value: Any) -> ConfigObject | None:
-        if not isinstance(value, dict):
-            message = f"an object is a mapping with `apiVersion`, `kind`, `metadata`, not {_kind_of(value)}."
-            self._value((), message, "", "wrong-type")
+        if not self._is_object(value):
             return None
         kind = self._kind(value)
         for key in value:
             # What another kind has at its top (`data`, `webhooks`) is no second mistake beside the kind itself.
             if key not in _ENVELOPE and (kind is not None or nearest(key, _ENVELOPE)):
                 self._key((key,), f"unknown field `{key}`.", did_you_mean(key, _ENVELOPE), "unknown-field")
-        name, namespace, labels = self._metadata(value)
-        if value.get("status"):
-            message = "`status` is what a cluster reports; weft does not read it."
-            self._key(("status",), message, "Remove it.", "ignored", warning=True)
+        name, namespace, labels = self._metadata(value, kind.name_fault if kind is not None else object_name_fault)
         if kind is None or kind.model is None:
             return None
         respelled, spec = self._spec(kind, value, name, namespace)
@@ -178,6 +215,17 @@ class _ObjectReader:
 
     # The envelope
 
+    def _is_object(self, value: Any) -> bool:
+        if not isinstance(value, dict):
+            message = f"an object is a mapping with `apiVersion`, `kind`, `metadata`, not {_kind_of(value)}."
+            self._value((), message, "", "wrong-type")
+            return False
+        if PurePath(self.document.file).name == MESH_FILE and not {"apiVersion", "kind"} & value.keys():
+            message = f"{MESH_FILE} describes a mesh, which `weft up` starts; it is no object to apply."
+            self._key((), message, "Name the files that its `apply` names.", "mesh-file")
+            return False
+        return True
+
     def _kind(self, value: Mapping[str, Any]) -> Kind | None:
         api_version = self._string(value, ("apiVersion",))
         name = self._string(value, ("kind",))
@@ -213,25 +261,15 @@ class _ObjectReader:
             message = f"kind `{name}` has no version `{api_version}`."
             self._value(("apiVersion",), message, f"Write one of {', '.join(known)}.", "unknown-version")
 
-    def _metadata(self, value: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
+    def _metadata(
+        self, value: Mapping[str, Any], name_fault: Callable[[str], str | None]
+    ) -> tuple[str, str, dict[str, str]]:
         """Return name, namespace and labels; empty where they are wrong."""
-        metadata = value.get("metadata")
-        if not isinstance(metadata, dict):
-            if metadata is None:
-                self._key(("metadata",), "`metadata` is missing.", "Add `metadata` with a `name`.", "missing-field")
-            else:
-                written = self.document.written((*self.base, "metadata"))
-                self._value(("metadata",), f"`metadata` wants a mapping, not `{written}`.", "", "wrong-type")
+        metadata = self._metadata_mapping(value)
+        if metadata is None:
             return "", self.default_namespace, {}
-        self._metadata_names(metadata)
-        name = self._string(metadata, ("metadata", "name")) or ""
-        if name and (fault := object_name_fault(name)) is not None:
-            self._value(("metadata", "name"), fault, "", "bad-name")
-        namespace = self.default_namespace
-        if metadata.get("namespace") is not None:
-            namespace = self._string(metadata, ("metadata", "namespace")) or namespace
-            if (fault := label_fault(namespace, "a namespace")) is not None:
-                self._value(("metadata", "namespace"), fault, "", "bad-name")
+        self._metadata_fields(metadata)
+        name, namespace = self._names(metadata, name_fault)
         labels = self._strings(metadata, "labels")
         for key, label in labels.items():
             if (fault := label_key_fault(key)) is not None:
@@ -241,7 +279,34 @@ class _ObjectReader:
         self._strings(metadata, "annotations")
         return name, namespace, labels
 
-    def _metadata_names(self, metadata: Mapping[str, Any]) -> None:
+    def _metadata_mapping(self, value: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        metadata = value.get("metadata")
+        if isinstance(metadata, dict):
+            return metadata
+        if metadata is None:
+            self._key(("metadata",), "`metadata` is missing.", "Add `metadata` with a `name`.", "missing-field")
+        else:
+            written = self.document.written((*self.base, "metadata"))
+            self._value(("metadata",), f"`metadata` wants a mapping, not `{written}`.", "", "wrong-type")
+        return None
+
+    def _names(self, metadata: Mapping[str, Any], name_fault: Callable[[str], str | None]) -> tuple[str, str]:
+        """Return name and namespace; the name is empty where there is none."""
+        name = self._string(metadata, ("metadata", "name")) or ""
+        if name and (fault := name_fault(name)) is not None:
+            self._value(("metadata", "name"), fault, "", "bad-name")
+        namespace = self.default_namespace
+        if metadata.get("namespace") is not None:
+            namespace = self._string(metadata, ("metadata", "namespace")) or namespace
+            if (fault := label_fault(namespace, "a namespace")) is not None:
+                self._value(("metadata", "namespace"), fault, "", "bad-name")
+            elif self.confined and namespace != self.default_namespace:
+                message = f"this is of namespace `{namespace}`, and `{self.default_namespace}` was asked for."
+                remedy = f"Leave -n out, or write -n {namespace}."
+                self._value(("metadata", "namespace"), message, remedy, "other-namespace")
+        return name, namespace
+
+    def _metadata_fields(self, metadata: Mapping[str, Any]) -> None:
         owned = [key for key in metadata if key in _SERVER_OWNED and metadata[key] is not None]
         for key in metadata:
             if key == "generateName":

@@ -9,7 +9,7 @@ Source for what is looked at: Istio's analyzers (istio.io/docs/reference/config/
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Protocol
 
@@ -27,6 +27,9 @@ SENT = "requests sent there are answered with 503"
 COPIED = "no copy is sent"
 """What comes of a destination that is not there."""
 
+HTTP_PORT = 80
+"""Where names outside the mesh are called."""
+
 
 class View(Protocol):
     """What is read of a `weft.model.Snapshot`."""
@@ -41,19 +44,11 @@ class View(Protocol):
     def hostname(self, host: str, namespace: str) -> str: ...
 
 
-def dangling(view: View, only: Container[ConfigKey] | None = None) -> list[Problem]:
-    """
-    Return a warning for each reference that leads nowhere, in the order of the objects.
-
-    *only* limits the answer to what is written in these objects, those of the change, say; None means all.
-    """
+def dangling(view: View) -> dict[ConfigKey, tuple[Problem, ...]]:
+    """Return a warning for each reference that leads nowhere, by the object in which it is written."""
     finder = _Finder(view)
-    return [
-        problem
-        for item in chain.from_iterable(map(view.of_kind, _KINDS))
-        if only is None or item.key in only
-        for problem in finder.problems(item)
-    ]
+    found = {item.key: tuple(finder.problems(item)) for item in chain.from_iterable(map(view.of_kind, _KINDS))}
+    return {key: problems for key, problems in found.items() if problems}
 
 
 _KINDS = ("VirtualService", "DestinationRule", "Gateway", "PeerAuthentication", "Service")
@@ -88,6 +83,7 @@ class _Finder:
 
     def _virtual_service(self, item: ConfigObject, spec: VirtualService) -> Iterator[Problem]:
         yield from self._hosts(item, spec)
+        yield from self._outside(item, spec)
         yield from self._protocols(item, spec)
         for index, name in enumerate(spec.gateways):
             yield from self._gateway_reference(item, ("spec", "gateways", index), name, spec)
@@ -123,6 +119,29 @@ class _Finder:
                 message = f"no service is called `{host}`, so no sidecar applies these rules for it."
                 yield _warning(item, path, message, self._known_services(host, item.key.namespace), "dangling-host")
             yield from self._same_host(item, spec, path, host)
+
+    def _outside(self, item: ConfigObject, spec: VirtualService) -> Iterator[Problem]:
+        """
+        Rules of the mesh for names outside of it, which are called on port 80.
+
+        A sidecar that catches requests looks at those on the ports where services of the mesh speak HTTP, as in Istio.
+        """
+        if not spec.http or MESH not in _gateways_of(item, spec):
+            return
+        hosts = [self.view.hostname(host, item.key.namespace) for host in spec.hosts]
+        services = self.view.services
+        if any(host_covers(host, name) for host in hosts for name in services):
+            return  # they hold on the ports of that service, too
+        if any(port.number == HTTP_PORT and port.protocol.is_http for each in services.values() for port in each.ports):
+            return
+        for index, host in enumerate(hosts):
+            if not host.endswith(f".svc.{self.view.domain_suffix}"):
+                name = spec.hosts[index]
+                message = (
+                    f"no service speaks HTTP on port 80, so requests to `{name}` that are caught pass these rules by."
+                )
+                remedy = "In explicit mode they hold; else once the mesh has such a service."
+                yield _warning(item, ("spec", "hosts", index), message, remedy, "no-effect")
 
     def _protocols(self, item: ConfigObject, spec: VirtualService) -> Iterator[Problem]:
         """Rules of one kind for hosts whose ports all speak another; what is not known to speak anything is let be."""
@@ -209,13 +228,11 @@ class _Finder:
         full = self.view.hostname(destination.host, item.key.namespace)
         service = self.view.services.get(full)
         if service is None:
-            if not (destination.host.startswith("*") and any(host_covers(full, name) for name in self.view.services)):
-                message = f"nobody serves `{destination.host}`: {gone}."
-                remedy = self._known_services(destination.host, item.key.namespace)
-                yield _warning(item, (*path, "host"), message, remedy, "dangling-host")
-                return  # whether a DestinationRule has the subset is no second mistake beside it
-        else:
-            yield from self._port(item, path, destination, service)
+            message = f"nobody serves `{destination.host}`: {gone}."
+            remedy = self._known_services(destination.host, item.key.namespace)
+            yield _warning(item, (*path, "host"), message, remedy, "dangling-host")
+            return  # whether a DestinationRule has the subset is no second mistake beside it
+        yield from self._port(item, path, destination, service)
         if destination.subset:
             yield from self._subset(item, path, destination, full, gone)
 

@@ -39,6 +39,11 @@ does.
 - `connectionPool.http.h2UpgradePolicy` of a DestinationRule: where nothing is said, a weft-proxy speaks HTTP/2 to other
   sidecars; Istio HTTP/1.1, and so does Envoy in weft ([decision 0012](../decisions/0012-http2-between-sidecars.md)).
 
+## Where rules hold for sidecars alone
+
+`tcp` of a VirtualService: gateways listen for HTTP only yet. Rules for gateways alone are refused, those for both are
+warned about.
+
 ## Where DestinationRules are looked up
 
 As in Istio: in the caller's namespace, then in that of the service, then in `istio-system`. The first that has a rule

@@ -18,8 +18,8 @@ from pydantic_core import PydanticCustomError
 
 NANOSECONDS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 NANOSECONDS |= {"µs": 10**3, "μs": 10**3}  # the micro sign and the Greek letter, as in Go
-_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
-_WHOLE = re.compile(r"[-+]?(?:0|(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+)\Z")
+_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+_WHOLE = re.compile(r"[-+]?(?:0|(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+)\Z")
 
 
 def parse_duration(text: str) -> timedelta | None:
@@ -62,7 +62,7 @@ def _duration(*, least: timedelta) -> Callable[[Any], timedelta]:
     return check
 
 
-def _integral(value: Any) -> Any:
+def integral(value: Any) -> Any:
     """Return a float without fraction as the integer that it is: the CRD's schema takes it for one."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -75,6 +75,6 @@ Duration = Annotated[timedelta, PlainValidator(_duration(least=timedelta(millise
 DurationOrZero = Annotated[timedelta, PlainValidator(_duration(least=timedelta(0))), _WRITTEN]
 """The few durations where zero has a meaning of its own (`0s` switches an idle timeout off)."""
 
-Int32 = Annotated[int, BeforeValidator(_integral), Field(ge=-(2**31), le=2**31 - 1)]
-UInt32 = Annotated[int, BeforeValidator(_integral), Field(ge=0, le=2**32 - 1)]
-UInt64 = Annotated[int, BeforeValidator(_integral), Field(ge=0, le=2**64 - 1)]
+Int32 = Annotated[int, BeforeValidator(integral), Field(ge=-(2**31), le=2**31 - 1)]
+UInt32 = Annotated[int, BeforeValidator(integral), Field(ge=0, le=2**32 - 1)]
+UInt64 = Annotated[int, BeforeValidator(integral), Field(ge=0, le=2**64 - 1)]

@@ -235,6 +235,10 @@ class _TooDeepError(yaml.MarkedYAMLError):
         super().__init__(None, None, f"nested more than {MAX_DEPTH} levels deep", mark)
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_HALF_PAIR = "found half of a surrogate pair"
+
+
 class _NotJsonError(Exception):
     """The text is not JSON."""
 
@@ -296,6 +300,8 @@ class _JsonScanner:
             value, self.at = scanstring(self.text, self.at + 1, True)
         except ValueError as exc:
             raise _NotJsonError from exc
+        if _SURROGATE.search(value):  # a pair is one character by now
+            raise yaml.MarkedYAMLError(None, None, _HALF_PAIR, mark)
         return ScalarNode("", value, mark, mark, '"')
 
     def _items(self, depth: int, end: str, *, keyed: bool) -> Iterator[tuple[ScalarNode | None, Node]]:
@@ -510,10 +516,10 @@ def dotted(path: Sequence[str | int]) -> str:
 
 def _syntax_problem(file: str, line_offset: int, chunk: str, exc: yaml.YAMLError) -> Problem:
     mark = getattr(exc, "problem_mark", None) or getattr(exc, "context_mark", None)
-    if mark is None:  # ReaderError knows an offset in the text only
+    if mark is None:  # ReaderError knows an offset in the text only, in bytes of UTF-8
         position = getattr(exc, "position", 0) or 0
-        before = chunk[:position]
-        origin = Origin(file, line_offset + before.count("\n") + 1, position - (before.rfind("\n") + 1) + 1)
+        before = chunk.encode()[:position].decode(errors="ignore")
+        origin = Origin(file, line_offset + before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1)
         return Problem(origin, "(document)", f"not YAML: {_reason(exc)}.", code="yaml-syntax")
     problem = str(getattr(exc, "problem", "") or "")
     if problem in _AT_CONTEXT and getattr(exc, "context_mark", None) is not None:
@@ -521,6 +527,8 @@ def _syntax_problem(file: str, line_offset: int, chunk: str, exc: yaml.YAMLError
     origin = Origin(file, line_offset + mark.line + 1, mark.column + 1)
     if isinstance(exc, _TooDeepError):
         return Problem(origin, "(document)", f"{problem}.", code="too-deep")
+    if problem == _HALF_PAIR:  # whatever else stands in its line
+        return Problem(origin, "(document)", *_WORDS[problem], code="yaml-syntax")
     lines = chunk.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
     indentation = line[: len(line) - len(line.lstrip())]
@@ -549,6 +557,10 @@ _AT_CONTEXT = {"found unexpected end of stream", "could not find expected ':'"}
 """Where libyaml notices these is far behind the place where they were made: the opening quote, the key."""
 
 _WORDS = {
+    _HALF_PAIR: (
+        "this text has half of a surrogate pair, which is no character.",
+        "Write both halves (`\\ud83d\\ude00`), or the character itself.",
+    ),
     "mapping values are not allowed in this context": (
         "a second `:` stands where no key can begin.",
         "Check the indentation, or put a text that contains `: ` in quotes.",

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from weft.cli.client import LONGEST_WAIT_SECONDS, TIMEOUT_SECONDS, Client, connect
+from weft.cli.client import (
+    LONGEST_WAIT_SECONDS,
+    PAUSE_SECONDS,
+    TIMEOUT_SECONDS,
+    Away,
+    Client,
+    Unanswered,
+    connect,
+)
 from weft.cli.documents import (
     DURATION,
     DocumentsCommand,
@@ -19,21 +27,25 @@ from weft.cli.documents import (
     parsed,
     read,
 )
-from weft.cli.output import NAME, duration, emit, mesh_option, output_option, place, plural
+from weft.cli.kinds import namespace_option
+from weft.cli.output import NAME, as_list, duration, emit, mesh_option, output_option, place, plural
 from weft.cli.problems import Refused, from_json, render
-from weft.errors import InvalidConfiguration, NotFound, NotSynced
+from weft.errors import InvalidConfiguration, NotFound, NotSynced, WeftError
 
 EXAMPLES = """
-weft apply -f reviews.yaml                 apply a file, and wait until the proxies have it
-weft apply -f networking/ --dry-run        check a directory of files; change nothing
-weft apply -R -f all/ --dry-run=client     without a mesh, and the directories below it, too
-weft apply -f - --strict < all.yaml        standard input; a dangling reference refuses, too
-weft apply -f reviews.yaml --no-wait       return as soon as the control plane has it
+weft apply -f reviews.yaml                    apply a file, and wait until the proxies have it
+weft apply -f networking/ --dry-run           check a directory of files; change nothing
+weft apply -R -f all/ --dry-run=client        without a mesh, and the directories below it, too
+weft apply -f all/ --dry-run=client -o yaml   print the objects that it holds
+weft apply -f - --strict < all.yaml           standard input; a dangling reference refuses, too
+weft apply -f reviews.yaml -n shop            into namespace shop, if the file names none
+weft apply -f reviews.yaml --no-wait          return as soon as the control plane has it
 """
 
 
 @click.command(cls=DocumentsCommand, examples=EXAMPLES)
 @file_option(required=True)
+@namespace_option
 @dry_run_option("Check everything, change nothing; with =client without asking a mesh, so that none need run.")
 @click.option("--strict", is_flag=True, help="Refuse what would only be warned about.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the affected proxies have it.")
@@ -44,6 +56,7 @@ def command(
     *,
     files: Sequence[str],
     recursive: bool,
+    namespace: str | None,
     dry_run: str,
     strict: bool,
     wait: bool,
@@ -52,52 +65,73 @@ def command(
     mesh: str | None,
 ) -> None:
     """
-    Apply configuration: Istio's YAML, as it is.
+    Apply configuration: Istio's YAML and the Gateway API's, as it is.
 
     All documents take effect together, or none. Exits with 3 if a document is refused, with 6 if a proxy has not
     acknowledged within --timeout or has refused the change. A program that is stopped (Ctrl-Z) is not waited for.
+    A change between plain text and mutual TLS is made in steps, each of which waits up to 10 s for proxies that are
+    silent; --timeout begins when the last one is made.
     """
     sources = read(files, recursive=recursive)
     started = time.monotonic()
     trial = dry_run != "none"
     receipt = None
+    unknown = None
     if dry_run == "client":
-        answer = check(sources, strict=strict)
+        answer = check(sources, namespace=namespace, strict=strict)
     else:
         client = connect(mesh)
-        answer = send(client, "/v1/apply", sources, dry_run=trial, strict=strict)
+        answer = send(client, "/v1/apply", sources, namespace=namespace, dry_run=trial, strict=strict, wait=wait)
         if wait and not trial and answer["affected"]:
-            receipt = await_receipt(client, answer["revision"], timeout)
+            try:
+                receipt = await_receipt(client, answer["revision"], timeout)
+            except WeftError as error:  # told after what was done
+                unknown = error
     if not answer["results"]:
         raise no_objects(files, "apply")
     elapsed = time.monotonic() - started
     for problem in from_json(answer["warnings"]):
         click.echo(render(problem, sources.texts), err=True)
-    data = {**answer, "receipt": receipt}
+    data: Mapping[str, Any] = {**answer, "receipt": receipt}
+    if dry_run == "client":
+        data = as_list(answer["manifests"])  # nothing became of them; as kubectl has it, what they are
     if output == NAME:
         emit(data, output, lambda: "\n".join(full_name(result) for result in answer["results"]))
     else:
         emit(data, output, lambda: _text(answer, receipt, elapsed, dry_run=dry_run, wait=wait))
+    if unknown is not None:
+        raise unknown
     if receipt is not None:
         check_receipt(receipt, timeout)
-    elif wait and not trial:
+    elif wait and not trial and not _changes(answer):
         _await_earlier(client, timeout)
 
 
-def check(sources: Sources, *, strict: bool) -> dict[str, Any]:
+def check(sources: Sources, *, namespace: str | None, strict: bool) -> dict[str, Any]:
     """
-    Return what `send` would of an apply, for as much as the documents alone tell.
+    Return what `send` would of an apply, for as much as the documents alone tell, and the objects as `manifests`.
 
     Raises:
         Refused: They have mistakes.
     """
     from weft.controlplane.edit import key_to_json, problem_to_json
 
-    result = parsed(sources, strict=strict)
+    result = parsed(sources, strict=strict, namespace=namespace or "default", confined=namespace is not None)
     checked = [
         {"key": key_to_json(item.key), "api_version": item.api_version, "action": "checked"} for item in result.objects
     ]
-    return {"results": checked, "affected": [], "warnings": [problem_to_json(problem) for problem in result.problems]}
+    manifests = []
+    for item in result.objects:
+        metadata = item.manifest["metadata"]
+        if namespace is not None:
+            metadata = {**metadata, "namespace": namespace}
+        manifests.append({**item.manifest, "metadata": metadata})
+    return {
+        "results": checked,
+        "affected": [],
+        "warnings": [problem_to_json(problem) for problem in result.problems],
+        "manifests": manifests,
+    }
 
 
 def send(client: Client, call: str, sources: Sources, **more: object) -> Any:
@@ -123,12 +157,27 @@ def send(client: Client, call: str, sources: Sources, **more: object) -> Any:
 
 
 def await_receipt(client: Client, revision: int, timeout: float) -> dict[str, Any]:
-    """Return the receipt of *revision* once everybody who is waited for has answered, or after *timeout* seconds."""
+    """
+    Return the receipt of *revision* once everybody who is waited for has answered, or after *timeout* seconds.
+
+    A control plane that dies meanwhile is asked again when it is back: it keeps receipts.
+
+    Raises:
+        WeftError: At the end of that time there is nobody to ask.
+    """
     deadline = time.monotonic() + timeout
     while True:
         left = max(0.0, deadline - time.monotonic())
         wait = min(left, LONGEST_WAIT_SECONDS)
-        answer = client.get(f"/v1/revisions/{revision}", wait=wait, timeout=wait + TIMEOUT_SECONDS)
+        try:
+            answer = client.get(f"/v1/revisions/{revision}", wait=wait, timeout=wait + TIMEOUT_SECONDS)
+        except (Unanswered, Away) as error:
+            if time.monotonic() >= deadline:
+                raise WeftError(
+                    f"Who has revision {revision} is not known. {error} `weft wait --revision {revision}` asks again."
+                ) from error
+            time.sleep(PAUSE_SECONDS)
+            continue
         assert isinstance(answer, dict)
         if not is_awaited(answer) or wait == left:
             return answer
@@ -220,6 +269,11 @@ def refusal(part: Mapping[str, Any]) -> str:
     return f"{part['name']}: {part['message']}{places}"
 
 
+def _changes(answer: Mapping[str, Any]) -> bool:
+    """Whether an apply changed any object."""
+    return any(result["action"] not in ("unchanged", "kept") for result in answer["results"])
+
+
 def _await_earlier(client: Client, timeout: float) -> None:
     """Wait for what others still lack: an apply that is tried again must not succeed because the first one changed it."""
     deadline = time.monotonic() + timeout
@@ -256,7 +310,7 @@ def _text(
         lines.append(f"{plural(len(affected), 'proxy', 'proxies')} would be affected.")
     elif receipt is not None:
         had = len(receipt["acknowledged"])
-        if any(result["action"] not in ("unchanged", "kept") for result in answer["results"]):
+        if _changes(answer):
             whom = plural(len(receipt["affected"]), "affected proxy has it", "affected proxies have it")
             lines.append(f"{had} of {whom} ({duration(elapsed)}).")
         else:

@@ -9,7 +9,7 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,10 @@ LONGEST_WAIT_SECONDS = 600.0
 
 class Unanswered(WeftError):
     """The control plane was asked and did not answer: what it was asked for may be done, or not."""
+
+
+class Away(WeftError):
+    """The mesh runs, its control plane does not, and that for longer than was to be waited: nothing was asked."""
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -74,6 +78,8 @@ class Client:
 
     Raises (every method):
         MeshNotRunning: Nobody answers at the socket.
+        Away: Nobody answers there for longer than `patience`, and the mesh runs.
+        Unanswered: The answer did not come, or broke off.
         NotFound, UsageError, InvalidConfiguration: The control plane's 404, 400, 422.
         WeftError: Any other refusal, with the exit code of what the control plane raised, or a broken answer.
     """
@@ -113,13 +119,23 @@ class Client:
                 f"{error} The change may be made all the same: `weft get` shows what is in force."
             ) from error
 
-    def events(self, path: str = "/v1/events", **query: object) -> Iterator[dict[str, Any]]:
-        """Yield the events of a stream of JSON lines until the server ends it."""
+    def events(
+        self, path: str = "/v1/events", *, opened: Callable[[], None] | None = None, **query: object
+    ) -> Iterator[dict[str, Any]]:
+        """
+        Yield the events of a stream of JSON lines until the server ends it, or is ended.
+
+        Args:
+            opened: Called once the server has begun to answer, before the first event comes.
+        """
+        target = _target(path, query)
         with closing(UnixConnection(self._path, None)) as connection:
-            answer = self._send(connection, "GET", _target(path, query), None)
+            answer = self._send(connection, "GET", target, None)
             if answer.status != 200:
                 raise _error(answer.status, answer.read())
-            while line := answer.readline():
+            if opened is not None:
+                opened()
+            while line := _line(answer, target):
                 if line.strip():
                     yield json.loads(line)
 
@@ -160,14 +176,14 @@ class Client:
                     name = f"mesh {self.mesh!r}" if self.mesh else "mesh"
                     raise MeshNotRunning(f"No {name} answers at {self._path}. `weft up` starts one.") from exc
                 if time.monotonic() >= deadline:
-                    raise WeftError(
+                    raise Away(
                         f"The mesh {self.mesh!r} runs, and its control plane does not: `weft up` starts it again by itself."
                         f" What keeps it: {files.log('control-plane')}. `weft status` says what works meanwhile."
                     ) from exc
             time.sleep(PAUSE_SECONDS)
 
 
-def connect(mesh: str | None) -> Client:
+def connect(mesh: str | None, *, patience: float = RETURN_SECONDS) -> Client:
     """
     Return a client of *mesh*, or of the only mesh that runs.
 
@@ -177,7 +193,18 @@ def connect(mesh: str | None) -> Client:
     from weft.agent import paths  # the one home of every path
 
     found = paths.find(mesh)
-    return Client(found.api_socket, found.mesh, patience=RETURN_SECONDS)
+    return Client(found.api_socket, found.mesh, patience=patience)
+
+
+def _line(answer: http.client.HTTPResponse, target: str) -> bytes:
+    """Return the next line of a stream; empty at its end, which is also how a killed server's stream looks."""
+    try:
+        line = answer.readline()
+    except (OSError, http.client.HTTPException) as exc:
+        raise Unanswered(f"The control plane's answer to GET {target} broke off: {exc}.") from exc
+    if line and not line.endswith(b"\n"):
+        raise Unanswered(f"The control plane's answer to GET {target} broke off.")
+    return line
 
 
 def _target(path: str, query: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,22 +12,30 @@ from weft.cli.client import connect
 from weft.cli.documents import DURATION, DocumentsCommand, dry_run_option, file_option, no_objects, read
 from weft.cli.kinds import ISTIO_GATEWAY, means, mesh_namespace, namespace_option, parse_references
 from weft.cli.output import NAME, emit, mesh_option, output_option
-from weft.errors import UsageError
+from weft.cli.problems import from_json, render
+from weft.cli.selectors import selected, selector_option
+from weft.errors import UsageError, WeftError
+
+if TYPE_CHECKING:
+    from weft.api.gateway_api import LabelSelector
 
 EXAMPLES = """
 weft delete virtualservice reviews        one object
 weft delete vs/reviews dr/reviews         several
 weft delete -f reviews.yaml               whatever the file defines
+weft delete -f reviews.yaml -n shop       in namespace shop, where the file names none
+weft delete vs -l app=reviews             those with these labels
 weft delete vs,dr --all                   every VirtualService and DestinationRule of the namespace
 """
 
 
 @click.command(cls=DocumentsCommand, examples=EXAMPLES)
-@click.argument("what", nargs=-1, metavar="[KIND NAME... | KIND/NAME... | KIND[,KIND] --all]")
+@click.argument("what", nargs=-1, metavar="[KIND NAME... | KIND/NAME... | KIND[,KIND] (-l SELECTOR | --all)]")
 @file_option(required=False)
 @namespace_option
+@selector_option
 @click.option("--all", "everything", is_flag=True, help="All objects of these kinds in the namespace.")
-@dry_run_option("Say what would be deleted, delete nothing; =client says the same.")
+@dry_run_option("Say what would be deleted, delete nothing; =client is the same, and needs the mesh, too.")
 @click.option("--ignore-not-found", is_flag=True, help="Delete those that exist; succeed if some do not.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the affected proxies have it.")
 @click.option("--timeout", type=DURATION, default="10s", show_default=True, help="How long to wait.")
@@ -38,6 +47,7 @@ def command(
     files: Sequence[str],
     recursive: bool,
     namespace: str | None,
+    selector: LabelSelector | None,
     everything: bool,
     dry_run: str,
     ignore_not_found: bool,
@@ -53,33 +63,48 @@ def command(
     named = [name is not None for _, name in references]
     if everything and (files or any(named)):
         raise UsageError("--all goes with a KIND alone: `weft delete KIND --all`.")
-    if not everything and not all(named):
-        raise UsageError("Say which one: `weft delete KIND NAME`, or `weft delete KIND --all`. `weft get` lists them.")
-    if files and namespace is not None:
-        raise UsageError("-n goes with KIND NAME; with -f, `metadata.namespace` of each document says where it is.")
+    if selector is not None and (everything or files or any(named)):
+        raise UsageError("-l goes with a KIND alone: `weft delete KIND -l app=reviews`.")
+    if not everything and selector is None and not all(named):
+        raise UsageError(
+            "Say which: `weft delete KIND NAME`, `weft delete KIND -l LABEL=VALUE`, or `weft delete KIND --all`."
+            " `weft get` lists them."
+        )
     sources = read(files, recursive=recursive)
     client = connect(mesh)
     trial = dry_run != "none"
-    more = {"dry_run": trial, "ignore_not_found": ignore_not_found}
+    more = {"dry_run": trial, "ignore_not_found": ignore_not_found, "wait": wait}
     if files:
-        answer = send(client, "/v1/delete", sources, **more)
+        answer = send(client, "/v1/delete", sources, namespace=namespace, **more)
         if not (answer["results"] or ignore_not_found):
             raise no_objects(files, "delete")
     else:
         namespace = namespace or mesh_namespace(client)
-        there = [item["key"] for item in client.get("/v1/config", namespace=namespace)]
-        if everything:
+        there = [
+            item["key"]
+            for item in client.get("/v1/config", namespace=namespace)
+            if selected(selector, item["manifest"])
+        ]
+        if everything or selector is not None:
             keys = [key for key in there if any(means(kind, key) for kind, _ in references)]
         else:
             keys = [key for kind, name in references for key in _meant(kind, str(name), namespace, there)]
         answer = client.edit("/v1/delete", {"keys": keys, **more})
     receipt = None
+    unknown = None
     if wait and not trial and answer["affected"]:
-        receipt = await_receipt(client, answer["revision"], timeout)
+        try:
+            receipt = await_receipt(client, answer["revision"], timeout)
+        except WeftError as error:  # told after what was done
+            unknown = error
     if not answer["results"]:
         click.echo("Nothing to delete.", err=True)
+    for problem in from_json(answer["warnings"]):  # about others, which refer to what is gone
+        click.echo(render(problem, {}), err=True)
     lines = [full_name(it) if output == NAME else describe(it, dry_run=trial) for it in answer["results"]]
     emit({**answer, "receipt": receipt}, output, lambda: "\n".join(lines))
+    if unknown is not None:
+        raise unknown
     if receipt is not None:
         check_receipt(receipt, timeout)
 

@@ -13,6 +13,7 @@ import click
 from weft.cli.apply import send
 from weft.cli.client import connect
 from weft.cli.documents import file_option, no_objects, read
+from weft.cli.kinds import namespace_option
 from weft.cli.main import ExampleCommand
 from weft.cli.output import emit, mesh_option, output_option, to_yaml
 from weft.cli.problems import from_json, render
@@ -20,6 +21,7 @@ from weft.errors import WeftError
 
 EXAMPLES = """
 weft diff -f reviews.yaml                 what would change
+weft diff -f reviews.yaml -n shop         in namespace shop, where the file names none
 weft diff -f networking/ && echo same     exit code 0: nothing would; 1: something would
 """
 
@@ -37,17 +39,19 @@ NOUNS = {
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES)
 @file_option(required=True)
+@namespace_option
 @output_option()
 @mesh_option
-def command(*, files: Sequence[str], recursive: bool, output: str, mesh: str | None) -> None:
+def command(*, files: Sequence[str], recursive: bool, namespace: str | None, output: str, mesh: str | None) -> None:
     """
     Show what an apply would change: each object as a unified diff, and the proxies that would be told.
 
-    Exits with 0 if nothing would change, with 1 if something would, with more if that cannot be told.
+    Where an object is written is no difference. Exits with 0 if nothing would change, with 1 if something would, with 2
+    or more if that cannot be told.
     """
     try:
         sources = read(files, recursive=recursive)
-        answer = send(connect(mesh), "/v1/diff", sources)
+        answer = send(connect(mesh), "/v1/diff", sources, namespace=namespace)
         if not answer["changes"]:
             raise no_objects(files, "diff")
     except WeftError as error:

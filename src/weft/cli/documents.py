@@ -15,14 +15,12 @@ import click
 from weft.cli.main import ExampleCommand
 from weft.cli.problems import Refused
 from weft.errors import UsageError, WeftError
-from weft.model import STANDARD_INPUT, Problem, decode
+from weft.model import MESH_FILE, STANDARD_INPUT, Problem, decode, is_document, without_documents
 
 if TYPE_CHECKING:
     from weft.api import ParseResult
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-SUFFIXES = (".yaml", ".yml", ".json")
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -80,7 +78,8 @@ def file_option(*, required: bool) -> Callable[[F], F]:
             multiple=True,
             required=required,
             metavar="FILE|DIR|-",
-            help="A file, a directory (its .yaml, .yml and .json files), or - for standard input. May be repeated.",
+            help="A file, a directory (its .yaml, .yml and .json files without weft.yaml), or - for standard input."
+            " May be repeated.",
         )(function)
 
     return decorate
@@ -98,7 +97,7 @@ def read(files: Sequence[str], *, recursive: bool = False) -> Sources:
     Return what *files* hold, called as `weft.model.Origin` calls files. A directory's files come in order of name.
 
     Raises:
-        UsageError: A file cannot be read, is a URL, or a directory holds none; names all of them.
+        UsageError: A name is empty or a URL, a file cannot be read, or a directory holds none; names all of them.
     """
     texts: dict[str, str] = {}
     unreadable: list[Problem] = []
@@ -112,7 +111,9 @@ def read(files: Sequence[str], *, recursive: bool = False) -> Sources:
             texts[name] = text
 
     for name in files:
-        if "://" in name:
+        if not name:  # a path that is empty is the current directory to all that open files
+            mistakes.append("-f '': an empty name, as of a variable that is not set; the current directory is -f .")
+        elif "://" in name:
             mistakes.append(f"{name}: weft does not fetch from the network; download it first.")
         elif name == "-" and files.count("-") > 1:
             mistakes.append("-: standard input can be read only once.")
@@ -123,7 +124,8 @@ def read(files: Sequence[str], *, recursive: bool = False) -> Sources:
                 found = _expand(Path(name), recursive=recursive)
                 if not found:
                     hint = "" if recursive else " -R reads the directories in it, too."
-                    mistakes.append(f"{name}: holds no file that ends in {', '.join(SUFFIXES)}.{hint}")
+                    told = without_documents(mesh_file=(Path(name) / MESH_FILE).exists())
+                    mistakes.append(f"{name}: {told}{hint}")
                 for path in found:
                     add(str(path.absolute()), path.read_bytes())
             except OSError as exc:
@@ -137,21 +139,23 @@ def _expand(path: Path, *, recursive: bool) -> Sequence[Path]:
     if not path.is_dir():
         return [path]
     found = path.rglob("*") if recursive else path.iterdir()
-    return sorted(item for item in found if item.suffix in SUFFIXES and item.is_file())
+    return sorted(item for item in found if is_document(item.name) and item.is_file())
 
 
-def parsed(sources: Sources, *, strict: bool = False, namespace: str = "default") -> ParseResult:
+def parsed(
+    sources: Sources, *, strict: bool = False, namespace: str = "default", confined: bool = False
+) -> ParseResult:
     """
     Return what *sources* hold, read in this process: no mesh need run, and none is asked what else it has.
 
-    *namespace* is that of objects that name none.
+    *namespace* is that of objects that name none; *confined*, one that names another is a mistake.
 
     Raises:
         Refused: They have mistakes, or under *strict* what would be warned about.
     """
     from weft.api import parse  # pydantic models
 
-    result = parse(sources.texts.items(), default_namespace=namespace)
+    result = parse(sources.texts.items(), default_namespace=namespace, confined=confined)
     if sources.unreadable or result.errors or (strict and result.problems):
         raise Refused([*sources.unreadable, *(result.errors or (result.problems if strict else ()))], sources.texts)
     return result

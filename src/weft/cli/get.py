@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from weft.cli.apply import full_name
-from weft.cli.client import Client, connect
+from weft.cli.client import PAUSE_SECONDS, Client, Unanswered, connect
 from weft.cli.documents import Sources, file_option, no_objects, parsed, read
 from weft.cli.kinds import listed, means, mesh_namespace, namespace_option, parse_references
 from weft.cli.main import ExampleCommand
-from weft.cli.output import NAME, columns, duration, emit, mesh_option, output_option, place
-from weft.errors import NotFound, UsageError
+from weft.cli.output import NAME, as_list, columns, duration, emit, mesh_option, output_option, place
+from weft.cli.selectors import selected, selector_option
+from weft.errors import MeshNotRunning, NotFound, UsageError
+
+if TYPE_CHECKING:
+    from weft.api.gateway_api import LabelSelector
 
 EXAMPLES = """
 weft get                              everything in the mesh's namespace
 weft get virtualservices              one kind; vs, dr, gw and pa are short for four of them
-weft get vs reviews -o yaml           one object, as it was applied
+weft get vs reviews -o yaml           one object, as it was applied, with its status
 weft get vs/reviews dr/reviews        several objects
+weft get vs -l app=reviews,tier!=web  those with these labels
 weft get -f reviews.yaml              what the file describes, as it is in force
 weft get -A -o wide                   every namespace, with where each was written and who applied it
-weft get vs -w                        and each one that changes, until Ctrl-C
+weft get vs -w                        and then each one that changes
+weft get vs -w -o json                the same, one object after the other
 """
 
 
@@ -31,8 +39,14 @@ weft get vs -w                        and each one that changes, until Ctrl-C
 @click.argument("what", nargs=-1, metavar="[KIND[,KIND] [NAME]... | KIND/NAME...]")
 @file_option(required=False)
 @namespace_option
+@selector_option
 @click.option("-A", "--all-namespaces", is_flag=True, help="Every namespace.")
-@click.option("-w", "--watch", is_flag=True, help="Go on, and show each object again that changes or goes.")
+@click.option(
+    "-w",
+    "--watch",
+    is_flag=True,
+    help="Go on, and show each object again that changes or goes, until Ctrl-C or the end of the mesh.",
+)
 @output_option("wide", NAME)
 @mesh_option
 def command(
@@ -41,36 +55,56 @@ def command(
     files: Sequence[str],
     recursive: bool,
     namespace: str | None,
+    selector: LabelSelector | None,
     all_namespaces: bool,
     watch: bool,
     output: str,
     mesh: str | None,
 ) -> None:
-    """Show configuration objects."""
+    """
+    Show configuration objects.
+
+    Exits with 4 if one that is named, or that a file describes, does not exist; the others are shown.
+    """
     references = parse_references(what)
     if references and files:
         raise UsageError("Say what to show: either KIND NAME, or -f FILE.")
+    if selector is not None and (files or any(name is not None for _, name in references)):
+        raise UsageError("-l goes with a KIND alone, or with all kinds: `weft get KIND -l app=reviews`.")
     client = connect(mesh)
     described: set[tuple[str, str, str]] = set()
     if files:
-        described = _described(files, read(files, recursive=recursive), namespace or mesh_namespace(client))
+        sources = read(files, recursive=recursive)
+        described = _described(files, sources, namespace or mesh_namespace(client), confined=namespace is not None)
         references = [(kind, name) for kind, _, name in sorted(described)]
     # What files describe is where they say.
     namespace = None if all_namespaces or files else namespace or mesh_namespace(client)
 
-    def asked() -> Sequence[Mapping[str, Any]]:
+    def asked(client: Client) -> Sequence[Mapping[str, Any]]:
         found = client.get("/v1/config", namespace=namespace)
         if files:
             return [item for item in found if _identity(item["key"]) in described]
-        return [item for item in found if not references or any(_means(each, item["key"]) for each in references)]
+        return [
+            item
+            for item in found
+            if selected(selector, item["manifest"])
+            and (not references or any(_means(each, item["key"]) for each in references))
+        ]
 
-    found = asked()
-    missing = [
-        f"{kind} {name}"
-        for kind, name in references
-        if name is not None and not any(_means((kind, name), item["key"]) for item in found)
-    ]
-    if found or not missing:
+    found = asked(client)
+    if files:
+        there = {_identity(item["key"]) for item in found}
+        missing = [f"{kind} {where}/{name}" for kind, where, name in sorted(described - there)]
+    else:
+        missing = [
+            f"{kind} {name}"
+            for kind, name in references
+            if name is not None and not any(_means((kind, name), item["key"]) for item in found)
+        ]
+    if watch and output in ("json", "yaml"):
+        for item in found:
+            _tell(item, output)
+    elif found or not missing:
         _show(found, output, references, namespace)
     if missing:
         kinds = {kind for kind, _ in references}
@@ -78,17 +112,17 @@ def command(
         there_are = listed(item["key"] for item in everything if any(means(kind, item["key"]) for kind in kinds))
         raise NotFound(f"Not found: {', '.join(missing)}. There are: {there_are}.")
     if watch:
-        _watch(client, asked, found, output, namespaces=namespace is None)
+        _watch(client.mesh, asked, found, output, namespaces=namespace is None)
 
 
-def _described(files: Sequence[str], sources: Sources, namespace: str) -> set[tuple[str, str, str]]:
+def _described(files: Sequence[str], sources: Sources, namespace: str, *, confined: bool) -> set[tuple[str, str, str]]:
     """
     Return kind, namespace and name of the objects in *sources*.
 
     Raises:
         Refused: They have mistakes.
     """
-    objects = parsed(sources, namespace=namespace).objects
+    objects = parsed(sources, namespace=namespace, confined=confined).objects
     if not objects:
         raise no_objects(files, "get")
     return {(item.key.kind, item.key.namespace, item.key.name) for item in objects}
@@ -110,8 +144,7 @@ def _show(
         where = "any namespace" if namespace is None else f"namespace {namespace}"
         click.echo(f"No objects found in {where}.", err=True)
     manifests = [item["manifest"] for item in found]
-    single = len(references) == 1 and references[0][1] is not None and len(manifests) == 1
-    data = manifests[0] if single else {"apiVersion": "v1", "kind": "List", "items": manifests}
+    data = as_list(manifests, single=len(references) == 1 and references[0][1] is not None)
 
     def text() -> str:
         if output == NAME:
@@ -122,8 +155,8 @@ def _show(
 
 
 def _watch(
-    client: Client,
-    asked: Callable[[], Sequence[Mapping[str, Any]]],
+    mesh: str,
+    asked: Callable[[Client], Sequence[Mapping[str, Any]]],
     shown: Sequence[Mapping[str, Any]],
     output: str,
     *,
@@ -131,9 +164,11 @@ def _watch(
 ) -> None:
     """Print what *asked* returns otherwise than *shown*, with each event of the mesh, until the mesh ends."""
     before = {_identity(item["key"]): item for item in shown}
-    # The last event of those that were is told again, so that what changed before we listened is seen, too.
-    for _ in client.events(replay=1):
-        now = {_identity(item["key"]): item for item in asked()}
+    headed = shown[-1]["key"]["kind"] if shown else None
+
+    def look() -> None:
+        nonlocal before, headed
+        now = {_identity(item["key"]): item for item in asked(client)}
         for key in sorted(before.keys() | now.keys()):
             item = now.get(key) or before[key]
             if key in before and key in now and before[key] == item:
@@ -141,11 +176,30 @@ def _watch(
             if output == NAME:
                 click.echo(full_name(item))
             elif output in ("json", "yaml"):
-                click.echo("---\n" if output == "yaml" else "", nl=False)
-                emit(item["manifest"], output, str)
+                _tell(item, output)
             else:
-                click.echo(table([item], wide=output == "wide", namespaces=namespaces).partition("\n")[2])
+                text = table([item], wide=output == "wide", namespaces=namespaces)
+                click.echo(text if item["key"]["kind"] != headed else text.partition("\n")[2])
+                headed = item["key"]["kind"]
         before = now
+
+    try:
+        client = connect(mesh, patience=math.inf)
+        while True:
+            # A control plane that is killed is started again, and has another's memory of events: none. What changed
+            # before it listens to us is seen by a look at the beginning, and by the last event, which is told again.
+            with suppress(Unanswered):
+                for _ in client.events(replay=1, opened=look):
+                    look()
+            time.sleep(PAUSE_SECONDS)
+    except MeshNotRunning:
+        click.echo(f"The mesh {mesh!r} has ended.", err=True)
+
+
+def _tell(item: Mapping[str, Any], output: str) -> None:
+    """Print one object of a stream of them, which has no end that a List could close."""
+    click.echo("---\n" if output == "yaml" else "", nl=False)
+    emit(item["manifest"], output, str)
 
 
 def table(found: Sequence[Mapping[str, Any]], *, wide: bool, namespaces: bool) -> str:

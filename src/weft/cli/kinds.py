@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
 
@@ -11,6 +11,8 @@ from weft.cli.client import Client
 from weft.cli.main import unknown
 from weft.cli.output import check_name
 from weft.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 SHORT = {
     "vs": "VirtualService",
@@ -86,10 +88,10 @@ def parse_references(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
     return [(kind, name) for kind in kinds for name in arguments[1:]]
 
 
-def namespace_option(function: Any) -> Any:
+def namespace_option(function: F) -> F:
     """Give a command `-n/--namespace`, passed as `namespace`; None if absent, which means `mesh_namespace`."""
-    text = "Which namespace; the mesh's own if absent."
-    return click.option("-n", "--namespace", callback=_checked, help=text)(function)
+    text = "Which namespace; the mesh's own if absent. Of files: for what names none; what names another is refused."
+    return click.option("-n", "--namespace", metavar="NAME", callback=_checked, help=text)(function)
 
 
 def _checked(_context: click.Context, _parameter: click.Parameter, namespace: str | None) -> str | None:

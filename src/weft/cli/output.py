@@ -8,7 +8,7 @@ always say the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,6 +60,13 @@ def emit(data: Any, output: str, table: Callable[[], str]) -> None:
         click.echo(to_yaml(data), nl=False)
     elif text := table():
         click.echo(text)
+
+
+def as_list(manifests: Sequence[Mapping[str, Any]], *, single: bool = True) -> Mapping[str, Any]:
+    """Return *manifests* as one value, as kubectl prints them: a List, or the only one itself, if *single* permits that."""
+    if single and len(manifests) == 1:
+        return manifests[0]
+    return {"apiVersion": "v1", "kind": "List", "items": manifests}
 
 
 def to_yaml(data: Any) -> str:

@@ -100,6 +100,8 @@ def command(
     found = paths.find(mesh)
     explicit = paths.is_explicit(found)
     serves = tuple(port(text, explicit=explicit) for text in ports)
+    once("--port", [number for number, _ in serves])
+    once("--host-port", host_ports)
     declaration = paths.read_declaration(found)
     spec = WorkloadSpec(
         service=named("--name", name, "a service's name") or service_name(argv[0]),
@@ -306,6 +308,18 @@ def port(text: str, *, explicit: bool) -> tuple[int, str]:
     if (protocol := protocol.upper() or "HTTP") not in PROTOCOLS:
         raise UsageError(f"--port {text}: there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
     return int(number), protocol
+
+
+def once(option: str, numbers: Sequence[int]) -> None:
+    """
+    Refuse a port that *option* names twice: a proxy has one listener for each.
+
+    Raises:
+        UsageError: There is one.
+    """
+    for index, number in enumerate(numbers):
+        if number in numbers[:index]:
+            raise UsageError(f"{option} {number}: this port is given twice. Keep one of them.")
 
 
 def pair(text: str, option: str) -> tuple[str, str]:

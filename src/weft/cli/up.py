@@ -140,6 +140,8 @@ def read_plan(
         "boot": uuid.uuid4().hex,
         "fresh": fresh,
     }
+    if read.follow:
+        declaration["config_dir"] = str(directory / read.follow)
     if read.addresses.services:
         declaration["service_cidr"] = read.addresses.services
     plan = Plan(

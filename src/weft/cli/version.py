@@ -22,17 +22,21 @@ weft version --client        of the command line alone
 @output_option()
 @mesh_option
 def command(*, client_only: bool, output: str, mesh: str | None) -> None:
-    """Show the versions of client, mesh and proxies. No mesh need run."""
+    """
+    Show the versions of client, mesh and proxies.
+
+    No mesh need run; where several do, say which one with --mesh, or they are only named.
+    """
     from weft.version import weft_version
 
     data: dict[str, Any] = {"client": weft_version()}
     if not client_only:
         try:
             data["mesh"] = connect(mesh).get("/v1/version")
-        except MeshNotRunning:
+        except MeshNotRunning as error:
             if mesh is not None:
                 raise
-            data["mesh"] = None
+            data |= {"mesh": None, "running": list(error.running)}
     emit(data, output, lambda: _text(data))
 
 
@@ -44,6 +48,8 @@ def _text(data: dict[str, Any]) -> str:
         for proxy in mesh["proxies"]:
             builds[proxy["data_plane"]] = builds.get(proxy["data_plane"], 0) + 1
         lines += [f"proxies  {name} ({plural(count, 'proxy', 'proxies')})" for name, count in sorted(builds.items())]
+    elif running := data.get("running"):
+        lines.append(f"mesh     several run: {', '.join(running)}; say which one with --mesh NAME")
     elif "mesh" in data:
         lines.append("mesh     none runs")
     return "\n".join(lines)

@@ -42,6 +42,9 @@ HEALTH_SECONDS = 1.0
 REFUSED_SHOWN = 200
 """Refused connections, from the beginning of a request on, that are looked through for the one behind its failure."""
 
+EXPLAINED = 100
+"""Records under one id that are explained, the newest. A request has few; a program that gives all of its own one id has any number."""
+
 CLOCK_SECONDS = 1.0
 """By which the clocks of proxies and of the control plane, and the arrival of a record, may differ."""
 
@@ -102,18 +105,17 @@ def _past(client: Client, request_id: str | None, failed: bool, source: str | No
     def records(**query: Any) -> list[Record]:
         return [Record.from_json(item) for item in client.get("/v1/records", **query)["records"]]
 
+    known: dict[tuple[str, int, float, float | None], Configuration] = {}
+
+    def configuration(node: str, item: dict[str, Any]) -> Configuration:
+        key = (node, item["revision"], item["published"], item["acknowledged"])
+        if key not in known:  # most records of a proxy are of one
+            known[key] = Configuration(*key, tuple(_decoded(resource) for resource in item["resources"]))
+        return known[key]
+
     @functools.cache  # of one record more than one thing is asked
     def configurations(node: str, at: float) -> list[Configuration]:
-        return [
-            Configuration(
-                node,
-                item["revision"],
-                item["published"],
-                item["acknowledged"],
-                tuple(_decoded(resource) for resource in item["resources"]),
-            )
-            for item in client.get("/v1/history", node=node, at=at)
-        ]
+        return [configuration(node, item) for item in client.get("/v1/history", node=node, at=at)]
 
     found: list[Record] = []
     if request_id is None:
@@ -132,6 +134,13 @@ def _past(client: Client, request_id: str | None, failed: bool, source: str | No
                 f"No proxy has told of a request {request_id!r}. `weft logs --access` shows the ids of those that were seen;"
                 " only the newest are kept. A gateway gives what comes to it an id of its own, whatever the client sent."
             )
+    if len(found) > EXPLAINED:
+        click.echo(
+            f"{len(found)} records have this id, of which the newest {EXPLAINED} are explained: an id is for one request and"
+            " what follows from it.",
+            err=True,
+        )
+        found = sorted(found, key=lambda record: record.start)[-EXPLAINED:]
     began = min(item.start for item in found) - CLOCK_SECONDS
     refused = records(limit=REFUSED_SHOWN, failed=1, log="connections", since=began)
     running = programs(client.get("/v1/workloads"), client.get("/v1/proxies"))

@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from weft._native import RecordStore
+from weft.api.names import label_fault
 from weft.controlplane.agents import STOP_SECONDS, AgentServer, AgentState, Key, outside_refusal
 from weft.controlplane.blame import field_of, origins_of
 from weft.controlplane.change import ControlPlane, Outcome
@@ -135,7 +136,13 @@ class Api:
 
     async def apply(self, request: Request) -> Any:
         body = await _body(request)
-        edit = Edit(documents=_documents(body), strict=bool(body.get("strict")), dry_run=bool(body.get("dry_run")))
+        edit = Edit(
+            documents=_documents(body),
+            namespace=_namespace(body),
+            strict=bool(body.get("strict")),
+            dry_run=bool(body.get("dry_run")),
+            wait=bool(body.get("wait", True)),
+        )
         return _outcome(await self._plane.change(edit))
 
     async def delete(self, request: Request) -> Any:
@@ -144,13 +151,17 @@ class Api:
         edit = Edit(
             delete=keys,
             delete_documents=_documents(body) if "documents" in body else (),
+            namespace=_namespace(body),
             ignore_missing=bool(body.get("ignore_not_found")),
             dry_run=bool(body.get("dry_run")),
+            wait=bool(body.get("wait", True)),
         )
         return _outcome(await self._plane.change(edit))
 
     async def diff(self, request: Request) -> Any:
-        outcome = await self._plane.change(Edit(documents=_documents(await _body(request)), dry_run=True))
+        body = await _body(request)
+        edit = Edit(documents=_documents(body), namespace=_namespace(body), dry_run=True, unmoved=True)
+        outcome = await self._plane.change(edit)
         changes = []
         for key, _ in outcome.results:
             before, after = outcome.before.objects.get(key), outcome.after.objects.get(key)
@@ -184,9 +195,11 @@ class Api:
 
     async def config(self, request: Request) -> Any:
         wanted = {name: request.query_params[name] for name in ConfigKey._fields if name in request.query_params}
+        # In a thread: the store may be syncing a commit to a slow disk meanwhile.
+        revisions = await asyncio.to_thread(self._store.revisions, REVISIONS_SEARCHED)
+        times = {item.revision: item.time for item in revisions}
+        times |= await asyncio.to_thread(self._store.created_times)
         configuration = self._plane.configuration
-        times = {item.revision: item.time for item in self._store.revisions(REVISIONS_SEARCHED)}
-        times |= self._store.created_times()
         return [
             {
                 "key": key_to_json(key),
@@ -336,7 +349,7 @@ class Api:
     async def revisions(self, request: Request) -> Any:
         return [
             {"revision": item.revision, "time": item.time, "summary": item.summary}
-            for item in self._store.revisions(KEPT_REVISIONS_SHOWN)
+            for item in await asyncio.to_thread(self._store.revisions, KEPT_REVISIONS_SHOWN)
         ]
 
     async def revision(self, request: Request) -> Any:
@@ -353,8 +366,8 @@ class Api:
         if wait and self._plane.proxies:
             deadline = time.monotonic() + wait
             receipt = await self._answered(number, deadline)
-            return self._receipt(receipt, await self._agents.names_taken(max(0.0, deadline - time.monotonic())))
-        return self._receipt(self._publisher.receipt(number), await self._agents.names_taken(0.0))
+            return await self._receipt(receipt, await self._agents.names_taken(max(0.0, deadline - time.monotonic())))
+        return await self._receipt(self._publisher.receipt(number), await self._agents.names_taken(0.0))
 
     async def _answered(self, number: int, deadline: float) -> Receipt:
         """Wait for the proxies that revision *number* is about, but for an Envoy whose agent, which relays it, is stopped."""
@@ -538,8 +551,10 @@ class Api:
             "origins": origins_of(item.type_url, value, field),
         }
 
-    def _receipt(self, receipt: Receipt, without_names: Mapping[Key, AgentState]) -> dict[str, Any]:
+    async def _receipt(self, receipt: Receipt, without_names: Mapping[Key, AgentState]) -> dict[str, Any]:
         """`without_names`: workloads whose programs are not answered by the names of now, whatever their proxies have."""
+        found = await asyncio.to_thread(self._store.revisions, REVISIONS_SEARCHED)
+        logged = next((item for item in found if item.revision == receipt.revision), None)
         workloads = {proxy.node_id: proxy.workload for proxy in self._plane.proxies.values()}
         keys = {proxy.node_id: key for key, proxy in self._plane.proxies.items()}
         silent = self._awaited(receipt.silent)
@@ -558,9 +573,6 @@ class Api:
             }
             for node_id, refusal in sorted(receipt.refused.items())
         ]
-        logged = next(
-            (item for item in self._store.revisions(REVISIONS_SEARCHED) if item.revision == receipt.revision), None
-        )
         return {
             "revision": receipt.revision,
             "time": logged and logged.time,
@@ -650,6 +662,15 @@ def _documents(body: Mapping[str, Any]) -> tuple[Document, ...]:
     if len({document.file for document in documents}) < len(documents):
         raise UsageError("Two documents have the same `file`; a position could mean either.")
     return documents
+
+
+def _namespace(body: Mapping[str, Any]) -> str | None:
+    """Return the namespace that all documents are to be of; None if that is not said."""
+    if (namespace := body.get("namespace")) is None:
+        return None
+    if (fault := label_fault(str(namespace), "a namespace")) is not None:
+        raise UsageError(f"`namespace`: {fault}")
+    return str(namespace)
 
 
 def _number(text: str, most: float) -> float:

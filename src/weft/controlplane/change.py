@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -51,7 +51,17 @@ RETRY_SECONDS = 1.0
 class Parse(Protocol):
     """`weft.api.parse`: read (file, text) pairs; every object, and every mistake at once."""
 
-    def __call__(self, documents: Iterable[tuple[str, str]], *, default_namespace: str) -> ParseResult: ...
+    def __call__(
+        self, documents: Iterable[tuple[str, str]], *, default_namespace: str, confined: bool = False
+    ) -> ParseResult: ...
+
+
+class Identify(Protocol):
+    """`weft.api.parse.identify`: read (file, text) pairs; which objects they are about, and every mistake about that."""
+
+    def __call__(
+        self, documents: Iterable[tuple[str, str]], *, default_namespace: str, confined: bool = False
+    ) -> tuple[Sequence[ConfigKey], Sequence[Problem]]: ...
 
 
 class Confirm(Protocol):
@@ -95,7 +105,7 @@ class ControlPlane:
         store: Opened, and with nobody else's hand on it.
         registry: What runs.
         leases: Returns the leases as they should be stored now.
-        parse, references, statuses, refusals, translate, check, publish: The rooms of the line, in its order.
+        parse, identify, references, statuses, refusals, translate, check, publish: The rooms of the line, in its order.
         confirm: Waits for the proxies' answers.
         withdraw: Ends the view of a proxy that is gone.
         data_planes: Those that programs will have beside them, before the first of them has joined.
@@ -110,7 +120,8 @@ class ControlPlane:
         registry: Registry,
         leases: Callable[[], Iterable[Lease]],
         parse: Parse,
-        references: Callable[[Snapshot], Sequence[Problem]],
+        identify: Identify,
+        references: Callable[[Snapshot], Mapping[ConfigKey, Sequence[Problem]]],
         statuses: Callable[[Snapshot, Iterable[Proxy]], Mapping[ConfigKey, Status]],
         translate: Callable[[Snapshot, Proxy], Resources],
         refusals: Callable[[ConfigObject, str], Sequence[Problem]],
@@ -130,6 +141,7 @@ class ControlPlane:
         self._registry = registry
         self._leases = leases
         self._parse = parse
+        self._identify = identify
         self._namespace = namespace
         self._references = references
         self._statuses = statuses
@@ -156,7 +168,8 @@ class ControlPlane:
         self._published: dict[str, Resources] = {}
         self.withheld: Mapping[str, tuple[str, ...]] = {}
         """Why a proxy keeps its last good configuration, by node id; of those that have the newest nothing."""
-        self._warnings: tuple[Problem, ...] = ()
+        self._warnings: Mapping[ConfigKey, tuple[Problem, ...]] = {}
+        """Of what is in force, by the object in which it is written."""
         self._found: Mapping[ConfigKey, Status] | None = None
         self._looked_at: tuple[object, ...] = ()
         content = store.load()
@@ -212,7 +225,11 @@ class ControlPlane:
                 # Not without the followed directory: its objects are nowhere else, and proxies would lose them.
                 await self._turn_once(Edit(directory=edit.directory))
             await self._walk(Outcome(self.revision))  # what an earlier edit could not finish
-            return await self._walk(await self._turn_once(edit))
+            outcome = await self._turn_once(edit)
+            if edit.wait:
+                return await self._walk(outcome)
+        self._go_on()
+        return outcome
 
     async def _walk(self, outcome: Outcome) -> Outcome:
         """Publish the steps that are left, each when the one before is confirmed; if that fails, again after a while."""
@@ -284,15 +301,15 @@ class ControlPlane:
             revision = self.revision + 1
 
             # parse: every mistake at once
-            applied, remarks = self._parsed(edit.documents)
-            deleted = [*edit.delete, *(item.key for item, _ in self._parsed(edit.delete_documents)[0])]
+            applied, remarks = self._parsed(edit.documents, edit.namespace)
+            deleted = [*edit.delete, *self._identified(edit.delete_documents, edit.namespace)]
             directory = None if edit.directory is None else self._parsed(edit.directory)[0]
             merged = merge(
                 self.configuration, edit, applied=applied, deleted=deleted, directory=directory, revision=revision
             )
 
             # ingest: what runs now, and the services that people describe
-            view = self._registry.view(_services(merged.configuration))
+            view = self._registry.view(_services(merged.configuration), is_trial=edit.dry_run)
 
             # snapshot: all that translation may read, frozen
             snapshot = replace(
@@ -308,8 +325,8 @@ class ControlPlane:
                 statuses is None or edit.asks or looked_at != self._looked_at
             ):  # not for each endpoint that comes or goes
                 statuses = self._statuses(snapshot, view.proxies.values())
-            warnings = (*self._references(snapshot), *_problems(statuses))
-            news = (*remarks, *self._news(warnings, edit))
+            warnings = _joined(self._references(snapshot), {key: status.problems for key, status in statuses.items()})
+            news = (*remarks, *self._news(warnings, {item.key for item, _ in applied}))
             if edit.strict and news:
                 raise InvalidConfiguration(news)
             self._refuse([item for item, _ in applied], view)
@@ -468,15 +485,29 @@ class ControlPlane:
         await self.change()
         return self.revision
 
-    def _parsed(self, documents: Sequence[Document]) -> tuple[list[tuple[ConfigObject, Document]], tuple[Problem, ...]]:
+    def _parsed(
+        self, documents: Sequence[Document], namespace: str | None = None
+    ) -> tuple[list[tuple[ConfigObject, Document]], tuple[Problem, ...]]:
         """Return the objects, each with its text, and the warnings; raise if there is any error."""
         result = self._parse(
-            ((document.file, document.text) for document in documents), default_namespace=self._namespace
+            ((document.file, document.text) for document in documents),
+            default_namespace=namespace or self._namespace,
+            confined=namespace is not None,
         )
         if result.errors:
             raise InvalidConfiguration(result.problems)
         texts = {document.file: document for document in documents}
         return [(item, texts[item.locate().file]) for item in result.objects], result.problems
+
+    def _identified(self, documents: Sequence[Document], namespace: str | None) -> Sequence[ConfigKey]:
+        """Return which objects *documents* are about; raise if that is not clear of each. Specs do not matter."""
+        texts = ((document.file, document.text) for document in documents)
+        keys, problems = self._identify(
+            texts, default_namespace=namespace or self._namespace, confined=namespace is not None
+        )
+        if problems:
+            raise InvalidConfiguration(problems)
+        return keys
 
     def _reload(self, stored: Mapping[ConfigKey, StoredObject]) -> Configuration:
         objects: dict[ConfigKey, ConfigObject] = {}
@@ -495,10 +526,22 @@ class ControlPlane:
                 objects[item.key] = replace(again, generation=item.generation, created=item.created)
         return Configuration(objects, {key: stored[key] for key in objects})
 
-    def _news(self, warnings: Sequence[Problem], edit: Edit) -> tuple[Problem, ...]:
-        """Return the warnings that concern *edit*: about its own texts, and new ones about what others applied."""
-        files = {document.file for document in edit.documents}
-        found = [item for item in warnings if item.origin.file in files or item not in self._warnings]
+    def _news(
+        self, warnings: Mapping[ConfigKey, Sequence[Problem]], applied: Collection[ConfigKey]
+    ) -> tuple[Problem, ...]:
+        """
+        Return the warnings that concern an edit: about what is *applied*, and new ones about what others applied.
+
+        By objects, not by files: whatever came by standard input is of one file. What is said of the same place in other
+        words, because a remedy names what there is now, is not new.
+        """
+        known = {(key, item.path, item.code) for key, items in self._warnings.items() for item in items}
+        found = [
+            item
+            for key, items in warnings.items()
+            for item in items
+            if key in applied or (key, item.path, item.code) not in known
+        ]
         return tuple(sorted(found, key=lambda item: item.origin))
 
     def _reported_statuses(
@@ -578,10 +621,12 @@ class ControlPlane:
             return last, (reason,)
         if not problems:
             return resources, ()
-        if asked:
+        reasons = tuple(map(str, problems))
+        if asked and not set(reasons) <= set(self.withheld.get(proxy.node_id, ())):
             raise InvalidConfiguration(problems)
-        # Nobody asked who could be told: the proxy keeps the last good configuration, and everybody can read why.
-        return last, tuple(map(str, problems))
+        # Nobody asked who could be told, or another change is what brings it about: the proxy keeps the last good
+        # configuration, and everybody can read why.
+        return last, reasons
 
     def _tell_withheld(self, withheld: Mapping[str, tuple[str, ...]], view: View) -> None:
         """Tell of each proxy that keeps what it has, once for each reason."""
@@ -616,9 +661,13 @@ def _differing(
     return {key: reported.get(key) for key in stored.keys() | reported.keys() if stored.get(key) != reported.get(key)}
 
 
-def _problems(statuses: Mapping[ConfigKey, Status]) -> Iterator[Problem]:
-    for status in statuses.values():
-        yield from status.problems
+def _joined(*found: Mapping[ConfigKey, Sequence[Problem]]) -> dict[ConfigKey, tuple[Problem, ...]]:
+    """Return what all of *found* say of each object."""
+    joined: dict[ConfigKey, tuple[Problem, ...]] = {}
+    for each in found:
+        for key, items in each.items():
+            joined[key] = (*joined.get(key, ()), *items)
+    return joined
 
 
 def _services(configuration: Configuration) -> list[ConfigObject]:

@@ -45,25 +45,33 @@ class Edit:
         delete: Objects to delete.
         delete_documents: Texts whose objects are to be deleted.
         ignore_missing: Delete those that exist, and be silent about those that do not.
-        directory: The whole content of the followed directory (`--config-dir`), if it changed.
+        namespace: Of objects that name none, and then of all: one that names another is refused. None: the mesh's own,
+            and objects may name any.
+        directory: The whole content of the followed directory (`follow` in weft.yaml), if it changed.
         author: USER by `weft apply`. The DECLARATION is the whole of what weft.yaml applies: what it applied at an
             earlier start and no longer names is deleted, and what the user has applied since stays.
         fresh: Of a declaration: the user's objects do not stay.
         boot: Of a declaration: which `weft up` this is.
         strict: Warnings refuse, too.
         dry_run: Everything but storing and publishing.
+        unmoved: What is applied as it is stays where it is written: of a diff, which is about what it says.
+        wait: Of a change in steps: until the last one is published. Otherwise for the first, with which all of it is
+            stored, and the others follow.
     """
 
     documents: tuple[Document, ...] = ()
     delete: tuple[ConfigKey, ...] = ()
     delete_documents: tuple[Document, ...] = ()
     ignore_missing: bool = False
+    namespace: str | None = None
     directory: tuple[Document, ...] | None = None
     author: Author = Author.USER
     fresh: bool = False
     boot: str | None = None
     strict: bool = False
     dry_run: bool = False
+    unmoved: bool = False
+    wait: bool = True
 
     def summary(self, results: Sequence[tuple[ConfigKey, Action]]) -> str:
         """Return one line for the log of revisions (`apply: VirtualService default/reviews configured`)."""
@@ -162,6 +170,8 @@ def merge(
             continue
         placed, action = _place(objects.get(item.key), item, revision)
         results.append((item.key, action))
+        if edit.unmoved and action is Action.UNCHANGED:
+            continue
         kept = StoredObject(
             item.key, document.file, document.text, placed.generation, placed.created, author=edit.author
         )

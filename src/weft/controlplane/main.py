@@ -26,7 +26,7 @@ from weft.agent.bootstrap import RECORDS_CLUSTER
 from weft.agent.paths import MeshPaths
 from weft.agent.processes import parent
 from weft.api.conditions import statuses
-from weft.api.parse import parse
+from weft.api.parse import identify, parse
 from weft.api.references import dangling
 from weft.controlplane.agents import AgentServer, is_alive
 from weft.controlplane.api import Api
@@ -141,6 +141,10 @@ async def _start(
             history.published(node_id, revision, publisher.resources(node_id) or ())
         return affected
 
+    def withdraw(node_id: str) -> None:
+        publisher.withdraw(node_id)
+        history.withdrawn(node_id)
+
     translator = Translator()
     plane = ControlPlane(
         store=store,
@@ -150,6 +154,7 @@ async def _start(
             for (namespace, name), program in registry.programs.items()
         ],
         parse=parse,
+        identify=identify,
         references=dangling,
         statuses=statuses,
         refusals=refusals,
@@ -157,7 +162,7 @@ async def _start(
         check=check,
         publish=publish,
         confirm=publisher.wait,
-        withdraw=publisher.withdraw,
+        withdraw=withdraw,
         announce=lambda: agents.publish_names(),  # noqa: PLW0108 - made below, with the plane itself
         events=events,
         data_planes=declaration.get("data_planes") or (),

@@ -45,6 +45,7 @@ class Hash:
         key: The hash in hexadecimal; empty if the request has none of them, and then chance decides.
         endpoint: Whose the key is.
         makes_cookie: The proxy gives the client a cookie, by which its next requests come to the same endpoint.
+        of_unknown_client: The key follows from the client's address, which is not known; `key` is empty then, too.
         origin: Where that is written, or `default`.
     """
 
@@ -53,6 +54,7 @@ class Hash:
     key: str
     endpoint: str
     makes_cookie: bool
+    of_unknown_client: bool
     origin: str
 
 
@@ -73,6 +75,8 @@ class Share:
 
     `status` is what is answered where it does not. `hash` is set where a hash chooses the endpoint. `metadata` is the
     rule's for this share, where it shares requests out, else the cluster's, which `own` is always, if it is known.
+    `request_headers`, `response_headers` and `authority`, the host that it becomes, are done to what this share gets only,
+    where there are several.
     """
 
     cluster: str
@@ -82,6 +86,9 @@ class Share:
     status: int = 503
     hash: Hash | None = None
     own: Metadata = field(default_factory=dict)
+    request_headers: Mapping[str, Any] = field(default_factory=dict)
+    response_headers: Mapping[str, Any] = field(default_factory=dict)
+    authority: str = ""
 
     @property
     def parts(self) -> tuple[str, str, str]:
@@ -120,7 +127,8 @@ class Decision:
 
     Attributes:
         outcome: `forward`, `direct_response`, `redirect`, `no_route`, `no_cluster`, `tcp`, `refused`, `fault`,
-            `denied` (by RBAC rules), `preflight` (a browser is told what a page of another site may do).
+            `denied` (by RBAC rules), `turned_away` (before any rule was looked for), `preflight` (a browser is told what a
+            page of another site may do).
         status: HTTP status, where the proxy itself answers.
         route: Metadata of the route that matched; empty if none did.
         origins: For each setting of that route the place that set it, or `default`.
@@ -157,12 +165,20 @@ class Decision:
                     item.get("metadata") or {},
                     int(item.get("status") or 503),
                     _hash(item["hash"]) if item.get("hash") else None,
+                    request_headers=item.get("request_headers") or {},
+                    response_headers=item.get("response_headers") or {},
+                    authority=item.get("authority") or "",
                 )
                 for item in raw.get("clusters") or ()
             ),
             endpoints=tuple(_endpoint(item) for item in raw.get("endpoints") or ()),
             considered=tuple(_considered(item) for item in raw.get("considered") or ()),
         )
+
+    @property
+    def is_of_bytes(self) -> bool:
+        """Whether bytes are passed on as they are, so that nothing can be answered."""
+        return self.outcome == "tcp" or (self.outcome == "no_cluster" and self.status is None)
 
     @property
     def mirrors(self) -> tuple[Mirror, ...]:
@@ -211,6 +227,7 @@ def _hash(item: Mapping[str, Any]) -> Hash:
         key=item["key"] or "",
         endpoint=item["endpoint"] or "",
         makes_cookie=bool(item["makes_cookie"]),
+        of_unknown_client=bool(item["of_unknown_client"]),
         origin=str(item["origin"] or DEFAULT),
     )
 

@@ -30,6 +30,9 @@ from weft.translate import names
 Past: TypeAlias = Callable[[str, float], Iterable[Configuration]]
 """(node id, seconds since 1970) -> the configurations that it may have had then, the likeliest first (`History.at`)."""
 
+Engines: TypeAlias = dict[int, tuple[Configuration, Engine]]
+"""The decision code on configurations, by their `id`: to compile one takes longer than to ask it, and many records are of one."""
+
 SUPERSEDED_SECONDS = 1.0
 """So long after a proxy has acknowledged a configuration none of its threads looks at the endpoints of an older one."""
 
@@ -236,16 +239,17 @@ def happened(
     for record in sorted((item for item in records if item.log == "tries"), key=lambda item: item.start):
         if (hop := _hop_of_try(hops, record)) is not None:
             (hop.failed_copies if _is_of_copy(record, hop) else hop.tries).append(record)
+    engines: Engines = {}
     for hop in hops:
         _add_last_try(hop)
-        hop.decision, hop.revision = _decide(hop.record, past)
+        hop.decision, hop.revision = _decide(hop.record, past, engines)
     copies: list[Hop] = []
     for hop in hops:
         _add_copies(hop, hops, copies)
-    roots = [hop for hop in hops if not any(hop is copy for copy in copies) and not _attach(hop, hops)]
+    roots = _roots(hops, copies)
     for hop in hops:
         if (there := _refusal(hop, refused)) is not None:
-            hop.refused = _connection(there, past, services, hop)
+            hop.refused = _connection(there, past, services, engines, hop)
         if hop.record.flags or _is_unread(hop.record):
             hop.called = called(hop.record, services, past(hop.record.node, hop.record.start))
         hop.finding = find(hop.record, facts(hop, programs, services))
@@ -256,18 +260,20 @@ def happened(
         hop.nexts.sort(key=lambda item: item.record.start)
     if not hops:
         for record in records:
-            roots.append(_connection(record, past, services))
+            roots.append(_connection(record, past, services, engines))
     return roots
 
 
-def _connection(record: Record, past: Past, services: Sequence[Mapping[str, Any]], caller: Hop | None = None) -> Hop:
+def _connection(
+    record: Record, past: Past, services: Sequence[Mapping[str, Any]], engines: Engines, caller: Hop | None = None
+) -> Hop:
     """
     Return what came to nothing before any request: a connection that was refused, with what its proxy had been told to
     accept, or a lookup, about which no proxy decides.
     """
     hop = Hop(record, caller=caller)
     if record.log != "lookups":
-        hop.decision, hop.revision = _decide(record, past)
+        hop.decision, hop.revision = _decide(record, past, engines)
     hop.finding = find(record, facts(hop, services=services))
     return hop
 
@@ -688,32 +694,48 @@ def _within(inner: Record, outer: Record) -> bool:
     return outer.start - CLOCK_SECONDS <= inner.start <= outer.end + CLOCK_SECONDS
 
 
-def _attach(hop: Hop, hops: Sequence[Hop]) -> bool:
-    """Find the hop from which *hop* followed, and put it there."""
+def _roots(hops: Sequence[Hop], copies: Sequence[Hop]) -> list[Hop]:
+    """Put each hop where it followed from, and return those that followed from none."""
+    rest = [hop for hop in hops if not any(hop is copy for copy in copies)]
+    origins: dict[int, Hop] = {}
+    # Connections tell for certain whose the server's sides are; what a program called is only guessed from times.
+    for hop in sorted(rest, key=lambda hop: hop.record.direction != "inbound"):
+        candidates = [other for other in _candidates(hop, hops) if not _is_below(other, hop, origins)]
+        within = [other for other in candidates if _within(hop.record, other.record)]
+        if not within:
+            continue
+        # The one that began last is the nearest.
+        origins[id(hop)] = nearest = max(within, key=lambda other: other.record.start)
+        nearest.nexts.append(hop)
+        if hop.record.direction == "inbound":
+            hop.caller = nearest
+    return [hop for hop in rest if id(hop) not in origins]
+
+
+def _is_below(hop: Hop, top: Hop, origins: Mapping[int, Hop]) -> bool:
+    """Whether *hop* is *top*, or followed from it; *origins*: from which hop one of that `id` followed."""
+    while hop is not top and (origin := origins.get(id(hop))) is not None:
+        hop = origin
+    return hop is top
+
+
+def _candidates(hop: Hop, hops: Sequence[Hop]) -> list[Hop]:
+    """Return those of *hops* from which *hop* may have followed."""
     record = hop.record
     if record.direction == "inbound":
-        candidates = [other for other in hops if other.record.direction != "inbound" and _called(other, record)]
-        if not candidates:
-            candidates = [other for other in hops if other.record.direction != "inbound"]
-            candidates = [other for other in candidates if other.record.upstream == record.listener]
-    else:
-        # The program of a workload passed the id on to what it called meanwhile.
-        candidates = [
-            other
-            for other in hops
-            if other.record.direction in ("inbound", "gateway")
-            and other.record.node == record.node
-            and not any(other is copy.arrived for copy in hop.copies)
-        ]
-    within = [other for other in candidates if other is not hop and _within(record, other.record)]
-    if not within:
-        return False
-    # The one that began last is the nearest.
-    nearest = max(within, key=lambda other: other.record.start)
-    nearest.nexts.append(hop)
-    if record.direction == "inbound":
-        hop.caller = nearest
-    return True
+        callers = [other for other in hops if other.record.direction != "inbound"]
+        by_connection = [other for other in callers if _called(other, record)]
+        return by_connection or [other for other in callers if other.record.upstream == record.listener]
+    # The program of a workload passed the id on to what it called meanwhile. It had not been called yet when it called
+    # itself, or somebody who called it back; both times are of one clock.
+    return [
+        other
+        for other in hops
+        if other.record.direction in ("inbound", "gateway")
+        and other.record.node == record.node
+        and round(other.record.start, 3) <= round(record.start, 3)
+        and not any(other is copy.arrived for copy in hop.copies)
+    ]
 
 
 def _add_last_try(hop: Hop) -> None:
@@ -754,7 +776,14 @@ def _target_workload(hop: Hop) -> str:
     return ""
 
 
-def _decide(record: Record, past: Past) -> tuple[Decision | None, int | None]:
+def _engine(candidate: Configuration, engines: Engines) -> Engine:
+    """Return the decision code on *candidate*, of *engines* if it is there."""
+    if id(candidate) not in engines:
+        engines[id(candidate)] = (candidate, Engine(list(candidate.resources), strict=False))
+    return engines[id(candidate)][1]
+
+
+def _decide(record: Record, past: Past, engines: Engines) -> tuple[Decision | None, int | None]:
     """
     Ask the engine what that proxy was told, with the configuration that agrees best with the record.
 
@@ -770,7 +799,7 @@ def _decide(record: Record, past: Past) -> tuple[Decision | None, int | None]:
         if not _is_address(asked["destination"]):
             continue  # the engine knows a way in by nothing else
         try:
-            answer = json.loads(Engine(list(candidate.resources), strict=False).explain(json.dumps(asked)))
+            answer = json.loads(_engine(candidate, engines).explain(json.dumps(asked)))
         except ValueError:
             continue  # no listener takes it: another configuration may
         decision = Decision.from_json(answer)

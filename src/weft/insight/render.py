@@ -33,8 +33,8 @@ OUTSIDE = {
 """What Istio's names for the outside world mean."""
 
 
-ANSWERED = frozenset({"denied", "preflight"})
-"""Outcomes that a filter of the proxy decides, and that no program sees."""
+ANSWERED = frozenset({"denied", "preflight", "turned_away"})
+"""Outcomes that the proxy itself decides, and that no program sees."""
 
 
 Place = Callable[[str], str]
@@ -93,11 +93,25 @@ _NO_GRANT = "no ReferenceGrant of its namespace allows HTTPRoutes of this one to
 
 
 def _going(explanation: Explanation) -> str:
-    """Return one sentence: where it goes."""
+    """Return where it goes, and what becomes of it before."""
     decision = explanation.outbound
-    raw = decision.raw
     if explanation.refusal is not None:
         return "\n".join(_refused(explanation.refusal))
+    if decision.outcome == "fault":
+        end = f"The proxy answers {decision.status} itself, every time: a fault is injected."
+        return f"{end} Without it: {_shares(explanation)}." if decision.shares else end
+    fault = decision.raw.get("fault") or {}
+    going = _going_unharmed(explanation)
+    if not (aborted := fault.get("abort_percent")):
+        return going
+    end = f"{aborted:g} % are answered {fault['abort_status']} by the proxy itself: a fault is injected."
+    return f"{end} Otherwise {going[0].lower()}{going[1:]}"
+
+
+def _going_unharmed(explanation: Explanation) -> str:
+    """Return one sentence: where it goes if no fault is injected."""
+    decision = explanation.outbound
+    raw = decision.raw
     if decision.outcome == "redirect":
         return f"The proxy answers {decision.status} itself and sends the caller to {raw.get('location', '')}."
     if decision.outcome == "direct_response":
@@ -111,8 +125,9 @@ def _going(explanation: Explanation) -> str:
     if decision.outcome == "denied":
         end = f"answers {decision.status} itself" if decision.status is not None else "closes the connection"
         return f"The proxy {end}: its rules do not let this in ({decision.explanation})."
-    if decision.outcome == "fault":
-        return f"The proxy answers {decision.status} itself: a fault is injected."
+    if decision.outcome == "turned_away":
+        why = decision.explanation.rstrip(".")
+        return f"The proxy answers {decision.status} itself: {why[:1].lower()}{why[1:]}."
     if decision.outcome == "no_route":
         return f"No rule takes this request: the proxy answers {decision.status} itself ({decision.flags or 'NR'})."
     if decision.outcome == "no_cluster":
@@ -123,11 +138,7 @@ def _going(explanation: Explanation) -> str:
         return f"The rule names a destination that is not there: {end}."
     if decision.outcome == "refused":
         return "The proxy refuses the connection: no filter chain takes it."
-    going = ", ".join(
-        f"{_percent(share.share)} to {_name(share)}{_nobody(explanation, share)}"
-        for share in decision.shares
-        if share.share > 0
-    )
+    going = _shares(explanation)
     refused = [side for side in explanation.inbound if side.refusal is not None]
     if refused and decision.status is None:
         whom = "it is refused there" if len(refused) == len(explanation.inbound) else "it is refused in part"
@@ -135,31 +146,52 @@ def _going(explanation: Explanation) -> str:
     if decision.outcome == "tcp" and decision.flags:
         reason = decision.explanation.rstrip(".")
         return f"It would go {going}, but the proxy resets the connection ({decision.flags}): {reason}."
-    aborted = (raw.get("fault") or {}).get("abort_percent", 0)
-    if aborted and decision.status is None:
-        status = raw["fault"]["abort_status"]
-        if aborted >= 100:
-            return f"The proxy answers {status} itself, every time: a fault is injected. Without it: {going}."
-        return f"{aborted:g} % are answered {status} by the proxy itself: a fault is injected. The rest goes {going}."
     if decision.status is not None:
         reason = decision.explanation.rstrip(".") or "no endpoint can take it"
         return f"It would go {going}, but the proxy answers {decision.status} itself ({decision.flags}): {reason}."
     if explanation.unknown_host is not None:
         return "\n".join(_if_it_is_known(explanation.unknown_host, going))
+    if all(_nobody(explanation, share) for share in decision.shares if share.share > 0):
+        return f"It would go {going}."
     return f"It goes {going}."
 
 
+def _shares(explanation: Explanation) -> str:
+    """Return the destinations with what each gets."""
+    return ", ".join(
+        f"{_percent(share.share)} to {_name(share)}{_nobody(explanation, share)}"
+        for share in explanation.outbound.shares
+        if share.share > 0
+    )
+
+
 def _nobody(explanation: Explanation, share: Share) -> str:
-    """Return that a destination among others has endpoints and none that is used: the proxy answers what would go there."""
+    """
+    Return that nobody takes what would go to a destination, and what the proxy does then; empty if somebody does.
+
+    Of an only one the sentence tells that already, unless a fault comes before it.
+    """
     decision = explanation.outbound
-    mine = [item for item in decision.endpoints if item.cluster == share.cluster]
-    if decision.status is not None or decision.flags or not mine or any(item.share > 0 for item in mine):
+    if decision.outcome not in ("forward", "tcp", "fault"):
         return ""
-    return f" (none of whose endpoints is used now: {_answered_for_nobody(decision)})"
+    if decision.outcome != "fault" and (decision.status is not None or decision.flags):
+        return ""
+    if not share.exists:
+        why = f"to which {_NO_GRANT}" if is_refused_cluster(share.cluster) else "which is not there"
+        return f" ({why}: {_answered_for_missing(decision, share)})"
+    mine = [item for item in decision.endpoints if item.cluster == share.cluster]
+    if any(item.share > 0 for item in mine):
+        return ""
+    why = "none of whose endpoints is used now" if mine else "which has no endpoint"
+    return f" ({why}: {_answered_for_nobody(decision)})"
 
 
 def _answered_for_nobody(decision: Decision) -> str:
-    return "the connection is reset (UH)" if decision.outcome == "tcp" else "answered with 503 (UH)"
+    return "the connection is reset (UH)" if decision.is_of_bytes else "answered with 503 (UH)"
+
+
+def _answered_for_missing(decision: Decision, share: Share) -> str:
+    return "the connection is closed (NC)" if decision.is_of_bytes else f"answered with {share.status} (NC)"
 
 
 def _if_it_is_known(host: UnknownHost, going: str) -> Iterator[str]:
@@ -185,13 +217,23 @@ def _rule(decision: Decision, place: Place) -> str:
         lines.append(f"matched: {_condition(matched.reason)}")
     elif host is not None:
         lines.append(f"none of the rules for {host.name.rpartition(':')[0] or host.name} matched")
-    elif decision.outcome == "tcp":
-        lines.append("bytes are passed on as they are; no rule looks inside")
+    elif decision.is_of_bytes:
+        lines += _rule_of_bytes(decision, place)
     passed = [item for item in routes if not item.matched]
     if passed:
         lines += ["", "Tried before it, in this order:" if matched is not None else "Tried, in this order:"]
         lines += [f"{number}. {line}" for number, item in enumerate(passed, 1) for line in _tried(item, place)]
     return _section("Rule", lines)
+
+
+def _rule_of_bytes(decision: Decision, place: Place) -> Iterator[str]:
+    """Tell which rule for TCP or TLS has chosen; its filter chain carries where it is written."""
+    chains = (item for item in decision.considered if item.subject == "filter_chain" and item.matched)
+    chain = next((item for item in chains if item.metadata.get("kind")), None)
+    if chain is not None:
+        yield _source(chain.metadata, place)
+        yield f"matched: {chain.reason}"
+    yield "bytes are passed on as they are" + ("" if chain is not None else "; no rule looks inside")
 
 
 def _tried(item: Considered, place: Place) -> Iterator[str]:
@@ -221,7 +263,7 @@ def _destinations(explanation: Explanation, place: Place) -> str:
         lines.append(f"{_percent(share.share):>6}  {_name(share)}{origin}")
         if not share.exists:
             why = _NO_GRANT if is_refused_cluster(share.cluster) else "does not exist"
-            lines.append(f"{INDENT * 4}{why}: answered with {share.status} (NC)")
+            lines.append(f"{INDENT * 4}{why}: {_answered_for_missing(decision, share)}")
             continue
         mine = [item for item in decision.endpoints if item.cluster in (share.cluster, "")]
         if not mine and share.share > 0:
@@ -259,9 +301,9 @@ def _settings(explanation: Explanation, place: Place) -> str:
     decision = explanation.outbound
     raw, lines = decision.raw, []
 
-    def add(name: str, text: str, key: str) -> None:
-        origin = str(decision.origins.get(key, DEFAULT))
-        lines.append((name, text, "default" if origin == DEFAULT else place(origin)))
+    def add(name: str, text: str, *keys: str, origins: Mapping[str, str] = decision.origins) -> None:
+        written = [place(str(origins[key])) for key in keys if origins.get(key, DEFAULT) != DEFAULT]
+        lines.append((name, text, " and ".join(dict.fromkeys(written)) or "default"))
 
     if decision.outcome in ("forward", "fault"):
         timeout = raw.get("timeout_ms")
@@ -280,12 +322,19 @@ def _settings(explanation: Explanation, place: Place) -> str:
         lines.append(("access", text, name))
     for side, name in (("request_headers", "request header"), ("response_headers", "response header")):
         for text in _edits(raw.get(side) or {}):
-            add(name, text, "headers")
+            add(name, text, "headers", "destinationHeaders")
     rewrite = raw.get("rewrite") or {}
     if rewrite.get("path"):
         add("path", f"becomes {rewrite['path']}", "rewrite")
     if rewrite.get("authority"):
-        add("host", f"becomes {rewrite['authority']}", "rewrite")
+        add("host", f"becomes {rewrite['authority']}", "authority" if "authority" in decision.origins else "rewrite")
+    for share in decision.shares:
+        own = share.metadata.get("origins") or {}
+        for edits, name in ((share.request_headers, "request header"), (share.response_headers, "response header")):
+            for text in _edits(edits):
+                add(name, f"{text}, to {_name(share)}", "headers", origins=own)
+        if share.authority:
+            add("host", f"becomes {share.authority}, to {_name(share)}", "headers", origins=own)
     if decision.outcome not in ANSWERED:
         for share in decision.shares:
             if share.hash is not None:
@@ -309,6 +358,8 @@ def _hashed(share: Share, hashed: Hash) -> str:
     table = "a ring" if hashed.by == "ring" else "a Maglev table"
     if hashed.makes_cookie and not hashed.key:
         end = "a cookie is made for the client, which leads back to the first endpoint"
+    elif hashed.of_unknown_client:
+        end = "an endpoint for each client's address, which is not known here"
     elif not hashed.key:
         end = "any endpoint, by chance"
     else:

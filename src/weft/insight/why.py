@@ -9,7 +9,7 @@ outbound side, and then the inbound side of each destination.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -45,6 +45,12 @@ PROGRAMS_ALPN = ["h2", "http/1.1"]
 """What programs offer that speak TLS themselves: browsers, curl, most libraries."""
 
 PORTS = {"http": 80, "https": 443}
+
+FORBIDDEN = 403
+"""Status for a caller that the proxy does not take for its program."""
+
+FORWARDED_PROTO = "x-forwarded-proto"
+"""Header by which a proxy says whether a request came to it by TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +211,10 @@ def explain(
     if unseen is not None:
         return _explanation(question, source, target, UNSEEN, unseen, unknown, assumptions)
     asked = _request(question, target, "gateway" if is_gateway else "outbound")
+    if not is_gateway and not _is_explicit(source):
+        asked["source"] = _source_address(source, target.address)
     outbound = _ask(engine, asked)
+    assumptions += _assumed_reading(source, outbound, is_gateway=is_gateway)
     refused = _refused_at_home(engine, asked, outbound, target, service, workloads, is_gateway=is_gateway)
     if refused is not None:
         return _explanation(question, source, target, outbound, refused, unknown, assumptions)
@@ -302,6 +311,22 @@ def _assumed_health(workload: str, unused: Found | None) -> str:
     )
 
 
+def _source_address(source: Json, target: str) -> str:
+    """Return from where the program in namespaces of its own calls *target*, by a port that does not matter."""
+    return f"[{source['address6']}]:0" if ":" in target and source.get("address6") else f"{source['address']}:0"
+
+
+def _assumed_reading(source: Json, decision: Decision, *, is_gateway: bool) -> Iterator[str]:
+    """Say as what the proxy reads the request, where that is not as it was written, and who else may send it."""
+    if path := decision.raw.get("path"):
+        yield f"The proxy makes paths normal before it looks for a rule: this one is {path}."
+    if decision.outcome == "turned_away" and decision.status == FORBIDDEN and not is_gateway:
+        yield (
+            "The program calls the service's address by itself; by HTTP_PROXY, which carries its credential, what web pages"
+            f" have {source['workload']} ask for is let in, too."
+        )
+
+
 def _is_chance(decision: Decision) -> bool:
     fault = decision.raw.get("fault") or {}
     shares = [share.share for share in decision.shares]
@@ -333,7 +358,7 @@ def _source(name: str, workloads: Sequence[Json], assumptions: list[str]) -> Jso
 def _split(url: str) -> tuple[str, str, str, int, str]:
     """Return scheme, authority, host, port, path."""
     try:
-        parts = urlsplit(url if "://" in url else _without_scheme(url))
+        parts = urlsplit(url if "://" in url else f"http://{url}")
         port = parts.port
     except ValueError as exc:
         raise UsageError(f"{url!r} is no URL: {exc}") from exc
@@ -344,8 +369,9 @@ def _split(url: str) -> tuple[str, str, str, int, str]:
 
 
 def _without_scheme(url: str) -> str:
-    """Return the URL that a *url* without `http://` means: a word alone is a host."""
-    return f"http://{url}" + ("" if "/" in url else "/")
+    """Return the URL that a *url* without `http://` means: a word alone is a host, and before a query there is a path."""
+    host, mark, query = url.partition("?")
+    return f"http://{host}" + ("" if "/" in host else "/") + mark + query
 
 
 def _target(
@@ -544,7 +570,8 @@ def _inbound_sides(
             **asked,
             "direction": "inbound",
             "destination": endpoint.address,
-            "path": rewrite.get("path") or asked["path"],
+            "path": rewrite.get("path") or outbound.raw.get("path") or asked["path"],
+            "headers": _forwarded_headers(asked),
             "authority": rewrite.get("authority") or asked["authority"],
         }
         if workload["kind"] == "gateway":
@@ -580,6 +607,14 @@ def _inbound_sides(
             )
         )
     return tuple(sides)
+
+
+def _forwarded_headers(asked: Mapping[str, Any]) -> list[list[str]]:
+    """Return the headers of a request with what the caller's proxy says of how it came."""
+    headers: list[list[str]] = asked["headers"]
+    if any(name == FORWARDED_PROTO for name, _ in headers):
+        return headers
+    return [*headers, [FORWARDED_PROTO, asked["scheme"]]]
 
 
 def _called_directly(outbound: Decision, target: Target, workloads: Sequence[Json]) -> tuple[Endpoint, ...]:

@@ -5,6 +5,7 @@ No I/O, no clock. Everybody imports from here; this package imports nothing else
 """
 
 from weft.model.config import ROOT_NAMESPACE, ConfigKey, ConfigObject
+from weft.model.documents import MESH_FILE, is_document, without_documents
 from weft.model.origin import STANDARD_INPUT, Origin, Problem, Severity, decode, shown
 from weft.model.proxy import MESH_CIDR, SERVICE_CIDR, Interception, LocalCaller, Proxy, ProxyKind, Published
 from weft.model.service import Protocol, Service, ServicePort
@@ -13,6 +14,7 @@ from weft.model.workload import Identity, Workload, WorkloadPort
 
 __all__ = [
     "MESH_CIDR",
+    "MESH_FILE",
     "ROOT_NAMESPACE",
     "SERVICE_CIDR",
     "STANDARD_INPUT",
@@ -34,5 +36,7 @@ __all__ = [
     "Workload",
     "WorkloadPort",
     "decode",
+    "is_document",
     "shown",
+    "without_documents",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
+from copy import copy
 
 from weft.errors import WeftError
 
@@ -33,6 +34,12 @@ class Addresses:
             and address not in self._reserved
             and (int(address) - int(self._network.network_address) - 1) % spacing == 0
         }
+
+    def copy(self) -> Addresses:
+        """Return a pool that has given the same addresses, and gives further ones by itself."""
+        other = copy(self)
+        other._by_name = dict(self._by_name)
+        return other
 
     def assign(self, name: str, *, in_use: Iterable[str] = ()) -> str:
         """

@@ -296,17 +296,26 @@ class Programs:
         """Take *documents* of kind Service for what people describe from now on."""
         self._selecting = self._by_hostname(documents)
 
-    def view(self, documents: Iterable[ConfigObject] | None = None) -> View:
-        """Return what there is now. What did not change is the same object as in the last view."""
+    def view(self, documents: Iterable[ConfigObject] | None = None, *, is_trial: bool = False) -> View:
+        """
+        Return what there is now. What did not change is the same object as in the last view.
+
+        Args:
+            documents: Those of kind Service that people describe, if not those that were adopted.
+            is_trial: Nothing comes of it: what new services would get is given to nobody.
+        """
         selecting = self._selecting if documents is None else self._by_hostname(documents)
-        services = self._services(selecting)
+        addresses = self._service_addresses.copy() if is_trial else self._service_addresses
+        services = self._services(selecting, addresses)
         workloads = {key: self._workload(key[1], program, selecting) for key, program in self.programs.items()}
         proxies = {key: self._proxy(key[1], program) for key, program in self.programs.items()}
         last = self._last
-        self._last = View(
+        found = View(
             _shared(services, last.services), _shared(workloads, last.workloads), _shared(proxies, last.proxies)
         )
-        return self._last
+        if not is_trial:
+            self._last = found
+        return found
 
     def _by_hostname(self, documents: Iterable[ConfigObject]) -> dict[str, Selecting]:
         found = map(Selecting.from_document, documents)
@@ -341,8 +350,19 @@ class Programs:
                 f"In explicit mode only {WEFT_PROXY} can tell a program's calls from everybody else's, not"
                 f" {registration.data_plane}."
             )
+        for what, numbers in (
+            ("ports", [port.number for port in registration.ports]),
+            ("host_ports", [*registration.host_ports]),
+        ):
+            if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
+                # A view holds one listener of a name; with two it could not be published.
+                listed = ", ".join(map(str, twice))
+                raise RegistrationRefused(
+                    f"The workload of {registration.service!r} names {listed} twice among its `{what}`: a port is named"
+                    " once."
+                )
         hostname = self._hostname(registration.service, registration.namespace)
-        service = self._services(self._selecting).get(hostname)
+        service = self._services(self._selecting, self._service_addresses).get(hostname)
         for port in registration.ports:
             known = next((item for item in service.ports if item.target == port.number), None) if service else None
             if known is not None and known.protocol is not port.protocol:
@@ -363,7 +383,7 @@ class Programs:
     def _hostname(self, name: str, namespace: str) -> str:
         return f"{name}.{namespace}.svc.{self.domain_suffix}"
 
-    def _services(self, selecting: Mapping[str, Selecting]) -> dict[str, Service]:
+    def _services(self, selecting: Mapping[str, Selecting], addresses: Addresses) -> dict[str, Service]:
         ports: dict[str, dict[int, ServicePort]] = {}
         names: dict[str, tuple[str, str]] = {}
         for hostname, declared in self._declared.items():
@@ -388,7 +408,7 @@ class Programs:
                 name=names[hostname][0],
                 namespace=names[hostname][1],
                 hostname=hostname,
-                address=self._service_addresses.assign(hostname, in_use=names),
+                address=addresses.assign(hostname, in_use=names),
                 ports=tuple(sorted(ports[hostname].values(), key=lambda port: port.number)),
                 selector=selecting[hostname].selector if hostname in selecting else {"app": names[hostname][0]},
             )

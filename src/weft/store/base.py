@@ -121,7 +121,7 @@ class Content:
 
 class Store(Protocol):
     """
-    Keeps everything, for one control plane at a time.
+    Keeps everything, for one control plane at a time, and for any of its threads.
 
     `commit` returns once the change would survive the loss of power, and a reader never sees a part of one.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -81,7 +82,8 @@ class SqliteStore:
     """
     A `weft.store.Store` in the file *path*, which is made if it is not there.
 
-    One thread at a time may use it, though not always the same one.
+    Any thread may use it; one at a time does, since there is one connection, of which a reader would see what another
+    thread has not committed yet.
 
     Raises:
         StoreError: The file cannot be opened, is no store, is of a newer weft, or is held by another control plane.
@@ -89,7 +91,8 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with self._translated():
+        self._using = threading.Lock()
+        with self._used():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.touch(mode=0o600, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
@@ -100,7 +103,7 @@ class SqliteStore:
                 raise
 
     def load(self) -> Content:
-        with self._translated():
+        with self._used():
             rows = self._db.execute(
                 "SELECT kind, namespace, name, file, texts.text, generation, created, author"
                 " FROM objects JOIN texts ON texts.id = objects.text ORDER BY created, kind, namespace, name"
@@ -131,7 +134,7 @@ class SqliteStore:
             return Content(self._revision(), objects, addresses, leases, boot, transition, statuses, directory)
 
     def commit(self, changes: Changes, *, summary: str, time: float, at_least: int = 0) -> int:
-        with self._translated(), self._transaction():
+        with self._used(), self._transaction():
             revision = max(self._revision() + 1, at_least)
             for item in changes.put:
                 self._put(item, revision)
@@ -173,21 +176,21 @@ class SqliteStore:
         return revision
 
     def revisions(self, limit: int) -> list[StoredRevision]:
-        with self._translated():
+        with self._used():
             rows = self._db.execute(
                 "SELECT revision, time, summary FROM revisions ORDER BY revision DESC LIMIT ?", (limit,)
             )
             return [StoredRevision(*row) for row in rows]
 
     def created_times(self) -> dict[int, float]:
-        with self._translated():
+        with self._used():
             rows = self._db.execute(
                 "SELECT revision, time FROM revisions WHERE revision IN (SELECT created FROM objects)"
             )
             return dict(rows.fetchall())
 
     def close(self) -> None:
-        with self._translated():
+        with self._used():
             self._db.close()
 
     def _open(self) -> None:
@@ -231,9 +234,11 @@ class SqliteStore:
             raise
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _used(self) -> Iterator[None]:
+        """Use the connection; what goes wrong with it is a StoreError."""
         try:
-            yield
+            with self._using:
+                yield
         except sqlite3.OperationalError as exc:
             if "locked" in str(exc):
                 raise StoreError(f"{self._path} is in use by another control plane of this mesh.") from exc

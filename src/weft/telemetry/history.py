@@ -12,6 +12,7 @@ import json
 import logging
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ KEPT_CONFIGURATIONS = 256
 """For each proxy. More changes than that within the time that records are kept are those of a test."""
 
 KEPT_BYTES = 64 << 20
-"""Of the file; when it is full, the older half goes."""
+"""Of the file; when it is full, the older half of all configurations goes, but for what proxies have that are there."""
 
 SWEEP_EVERY = 64
 """Configurations between two looks for what is too old."""
@@ -75,8 +76,11 @@ class History:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._since_sweep = 0
-        self._known: set[str] = set()
-        """Versions that are in the file."""
+        self._uses: Counter[str] = Counter()
+        """How many configurations have each version that is in the file."""
+        self._is_counted = False
+        self._there: set[str] = set()
+        """Proxies that were published to, and have not gone since."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._db = _open(path)
@@ -85,17 +89,22 @@ class History:
             for part in ("", "-wal", "-shm"):
                 path.with_name(path.name + part).unlink(missing_ok=True)
             self._db = _open(path)
-        self._known.update(version for (version,) in self._db.execute("SELECT version FROM resources"))
+        self._count()
 
     def published(self, node: str, revision: int, resources: Iterable[tuple[str, str, str, bytes]]) -> None:
         """Note what was just published to a proxy: (type URL, name, version, serialised message); equal versions, equal bytes."""
+        self._there.add(node)
         values, content = {}, []
         for type_url, name, version, value in resources:
             content.append((type_url, name, version))
-            if version not in self._known:
+            if version not in self._uses:
                 values[version] = value
         text = json.dumps(sorted(content), separators=(",", ":"))
         self._write(lambda: self._note(node, revision, text, values))
+
+    def withdrawn(self, node: str) -> None:
+        """Note that a proxy is gone: when the file is full, what it had last may go like anything else."""
+        self._there.discard(node)
 
     def acknowledged(self, node: str, revision: int) -> None:
         """Note that a proxy has everything of *revision*, and so of those before."""
@@ -137,11 +146,11 @@ class History:
         """Close the file."""
         self._db.close()
 
-    def _in_force(self, node: str, at: float, limit: int) -> list[tuple[int, int, float, float | None, str]]:
+    def _in_force(self, node: str, at: float, limit: int) -> list[tuple[int, int, float, float | None]]:
         at += ACKNOWLEDGE_SECONDS
         now = self._clock()
         rows = self._db.execute(
-            "SELECT id, revision, published, acknowledged, content FROM configurations"
+            "SELECT id, revision, published, acknowledged FROM configurations"
             f" WHERE node = ? AND {BEFORE} ORDER BY id DESC LIMIT ?",
             (node, at, now, KEPT_CONFIGURATIONS),
         ).fetchall()
@@ -151,9 +160,10 @@ class History:
         ordered = rows[known : known + 1] + rows[max(0, known - 1) : known] + rows[known + 1 : known + 2]
         return ordered[:limit]
 
-    def _configuration(self, row: tuple[int, int, float, float | None, str]) -> Configuration:
-        number, revision, published, acknowledged, content = row
-        (node,) = self._db.execute("SELECT node FROM configurations WHERE id = ?", (number,)).fetchone()
+    def _configuration(self, row: tuple[int, int, float, float | None]) -> Configuration:
+        number, revision, published, acknowledged = row
+        found = self._db.execute("SELECT node, content FROM configurations WHERE id = ?", (number,)).fetchone()
+        node, content = found
         resources = []
         for type_url, name, version in json.loads(content):
             found = self._db.execute("SELECT value FROM resources WHERE version = ?", (version,)).fetchone()
@@ -161,7 +171,16 @@ class History:
                 resources.append((type_url, name, found[0]))
         return Configuration(node, revision, published, acknowledged, tuple(resources))
 
+    def _count(self) -> None:
+        """Count what configurations have, of which a sweep that looked through all of them would take long."""
+        counted: Counter[str] = Counter()
+        for (content,) in self._db.execute("SELECT content FROM configurations"):
+            counted.update(_versions(content))
+        self._uses, self._is_counted = counted, True
+
     def _note(self, node: str, revision: int, content: str, values: dict[str, bytes]) -> None:
+        if not self._is_counted:
+            self._count()
         last = self._db.execute(
             "SELECT content FROM configurations WHERE node = ? ORDER BY id DESC LIMIT 1", (node,)
         ).fetchone()
@@ -172,7 +191,7 @@ class History:
             "INSERT INTO configurations (node, revision, published, content) VALUES (?, ?, ?, ?)",
             (node, revision, self._clock(), content),
         )
-        self._known.update(values)
+        self._uses.update(_versions(content))
         self._since_sweep += 1
         if self._since_sweep >= SWEEP_EVERY:
             self._since_sweep = 0
@@ -181,27 +200,29 @@ class History:
     def _sweep(self) -> None:
         """Forget what is too old or too much."""
         for (node,) in self._db.execute("SELECT DISTINCT node FROM configurations").fetchall():
-            self._forget(node, KEPT_CONFIGURATIONS)
+            self._forget(
+                "node = ? AND id NOT IN (SELECT id FROM configurations WHERE node = ? ORDER BY id DESC LIMIT ?)",
+                (node, node, KEPT_CONFIGURATIONS),
+            )
         (pages,), (page,) = (self._db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
         (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
         if (pages - free) * page > KEPT_BYTES:
-            counts = self._db.execute("SELECT node, count(*) FROM configurations GROUP BY node").fetchall()
-            for node, count in counts:
-                self._forget(node, max(1, count // 2))
-        kept: set[str] = set()
-        for (content,) in self._db.execute("SELECT content FROM configurations"):
-            kept.update(version for _, _, version in json.loads(content))
-        gone = self._known - kept
-        self._db.executemany("DELETE FROM resources WHERE version = ?", [(version,) for version in gone])
-        self._known = kept
+            (count,) = self._db.execute("SELECT count(*) FROM configurations").fetchone()
+            self._forget(
+                "id IN (SELECT id FROM configurations WHERE id NOT IN"
+                " (SELECT max(id) FROM configurations WHERE node IN (SELECT value FROM json_each(?)) GROUP BY node)"
+                " ORDER BY id LIMIT ?)",
+                (json.dumps(sorted(self._there)), count // 2),
+            )
 
-    def _forget(self, node: str, keep: int) -> None:
-        """Forget all but the newest *keep* configurations of a proxy."""
-        self._db.execute(
-            "DELETE FROM configurations WHERE node = ? AND id NOT IN"
-            " (SELECT id FROM configurations WHERE node = ? ORDER BY id DESC LIMIT ?)",
-            (node, node, keep),
-        )
+    def _forget(self, which: str, values: tuple[object, ...]) -> None:
+        """Forget the configurations for which *which* holds, and what only they had."""
+        gone = self._db.execute(f"DELETE FROM configurations WHERE {which} RETURNING content", values).fetchall()
+        self._uses.subtract(version for (content,) in gone for version in _versions(content))
+        unused = {version for (content,) in gone for version in _versions(content) if self._uses[version] <= 0}
+        self._db.executemany("DELETE FROM resources WHERE version = ?", [(version,) for version in unused])
+        for version in unused:
+            del self._uses[version]
 
     def _write(self, work: Callable[[], object]) -> None:
         """Do *work* in one transaction. A full disk costs the history, not the mesh."""
@@ -209,8 +230,15 @@ class History:
             with self._db:
                 work()
         except sqlite3.Error as error:
-            self._known.clear()  # what was just written may not be there
+            # What was just written may not be there.
+            self._uses.clear()
+            self._is_counted = False
             log.warning("the history of configurations has a gap: %s", error)
+
+
+def _versions(content: str) -> set[str]:
+    """Return the versions that a configuration has."""
+    return {version for _, _, version in json.loads(content)}
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -271,9 +271,13 @@ def _method(number: int) -> str:
     return str(base_pb2.RequestMethod.Name(number)) if known else ""
 
 
+_MOST_DIGITS = 10
+"""Of a number that a server wrote; those of gRPC have two, and Python reads no more than some thousand."""
+
+
 def _number(text: str | None) -> int | None:
     """Return what a server wrote as a number; None for what is none."""
-    return int(text) if text and text.isascii() and text.isdigit() else None
+    return int(text) if text and len(text) <= _MOST_DIGITS and text.isascii() and text.isdigit() else None
 
 
 def _ms(common: Any, field: str) -> float | None:

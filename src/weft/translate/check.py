@@ -1,5 +1,6 @@
 """
-The last look before publishing: nothing in a view may wait for, or send to, something that the view does not hold.
+The last look before publishing: nothing in a view may wait for, or send to, something that the view does not hold, and
+no name may mean two things.
 
 Called by the control plane on the resources of each proxy. What is found is weft's own mistake and stops the change; a
 route that a person wrote to a subset or host that is not there is `weft.api.references`' to report.
@@ -7,6 +8,7 @@ route that a person wrote to a subset or host that is not there is `weft.api.ref
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,9 +25,13 @@ NOWHERE = Origin("-", 1)
 
 
 def check(resources: Resources) -> tuple[Problem, ...]:
-    """Return an error for each listener without its routes, and each cluster without its endpoints."""
+    """Return an error for each name that is given twice, each listener without its routes, each cluster without its endpoints."""
     held = _names(resources)
     problems = []
+    count = Counter((item.type_url, item.name) for item in resources)
+    for (type_url, name), times in count.items():
+        if times > 1:  # xDS tells resources apart by these; the publisher would refuse the views of all
+            problems.append(_error(name, f"stands {times} times among the resources of type {type_url}"))
     for item in resources:
         if item.type_url == CLUSTER:
             cluster = cluster_pb2.Cluster.FromString(item.value)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from envoy.config.core.v3 import base_pb2
@@ -54,11 +55,26 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The routes of one VirtualService for one host; `number` is the server's port."""
+    """
+    The routes of one VirtualService for one host.
+
+    Attributes:
+        number: The server's port.
+        by_gateway: The routes of each Gateway that it is bound to: which rules hold hangs on their `match.gateways`.
+    """
 
     item: ConfigObject
     number: int
-    routes: list[Any]
+    by_gateway: dict[str, list[Any]] = field(default_factory=dict)
+
+    def routes(self) -> list[Any]:
+        """Return the routes of all Gateways behind each other; a rule that holds for several of them counts once."""
+        first, *others = self.by_gateway.values()
+        found = list(first)
+        for route in chain.from_iterable(others):
+            if route not in found:
+                found.append(route)
+        return found
 
 
 def gateway(reading: Reading) -> tuple[Resource, ...]:
@@ -196,7 +212,8 @@ def _routes(reading: Reading, port: int, servers: list[Bound], listeners: list[B
     Return the virtual hosts of all servers on one port; a host that a VirtualService has is not also HTTPRoutes'.
 
     Of each VirtualService the hosts that a server offers; rules of several VirtualServices for one host stand behind
-    each other, oldest first, and those that match everything move to the end, or they would hide the rest.
+    each other, oldest first, as do those of one for several Gateways, and those that match everything move to the end,
+    or they would hide the rest.
     """
     parts: dict[str, dict[ConfigKey, _Part]] = defaultdict(dict)
     for bound in servers:
@@ -206,8 +223,8 @@ def _routes(reading: Reading, port: int, servers: list[Bound], listeners: list[B
             hosts = set(_offered(reading, bound, item)) if item.spec.http else set()
             made = http_routes(reading, item, number, gateways=(name,)) if hosts else []
             for host in hosts if made else ():
-                # Two servers may offer one host of one VirtualService: its rules count once.
-                parts[host].setdefault(item.key, _Part(item, number, made))
+                # Two servers of a Gateway may offer one host of one VirtualService: its rules count once.
+                parts[host].setdefault(item.key, _Part(item, number)).by_gateway.setdefault(name, made)
     table = []
     for host, by_key in sorted(parts.items()):
         ordered = sorted(by_key.values(), key=lambda part: (part.item.created, *part.item.key))
@@ -215,7 +232,7 @@ def _routes(reading: Reading, port: int, servers: list[Bound], listeners: list[B
         message = route_components_pb2.VirtualHost(
             name=names.virtual_host(host, oldest.number), domains=[host], include_request_attempt_count=True
         )
-        every = [route for part in ordered for route in part.routes]
+        every = [route for part in ordered for route in part.routes()]
         message.routes.extend(sorted(every, key=lambda route: matching.catches_all(route.match)))
         annotate(message.metadata, describe(oldest.item, "spec"))
         table.append(virtual_host(message))

@@ -365,7 +365,7 @@ def _forward(reading: Reading, candidate: _Candidate, route: Any) -> None:
             weighted.weight.value = ref.weight
             headers.apply(_headers(ref.filters), weighted)
             at = ("spec", "rules", candidate.index, "backendRefs", place)
-            annotate(weighted.metadata_match, describe(candidate.route.item, *at))
+            annotate(weighted.metadata_match, describe(candidate.route.item, *at, origins=_edited(candidate, place)))
     for hashed in hashes:
         load_balancing.apply_to_route(hashed, action)
     per_try = timeouts.backend_request if timeouts else None
@@ -440,11 +440,24 @@ def _described(candidate: _Candidate) -> dict[str, Any]:
             origins["retries"] = str(item.locate(*at, "timeouts", "backendRequest"))
         else:
             origins["retries"] = DEFAULT
+        serving = [place for place, ref in enumerate(rule.backend_refs) if ref.weight]
+        if len(serving) == 1 and (edited := _edited(candidate, serving[0])):
+            origins["destinationHeaders"] = edited["headers"]
         if timeouts is not None and timeouts.backend_request is not None:
             origins["perTryTimeout"] = str(item.locate(*at, "timeouts", "backendRequest"))
     if candidate.place is not None:
         origins["match"] = str(item.locate(*at, "matches", candidate.place))
     return describe(item, *at, origins=origins)
+
+
+def _edited(candidate: _Candidate, place: int) -> dict[str, str]:
+    """Return where the backend at *place* says how headers are edited, under its name in the metadata; empty if nowhere."""
+    filters = candidate.rule.backend_refs[place].filters
+    index = next((index for index, one in enumerate(filters) if _FILTER_ORIGINS.get(one.type) == "headers"), None)
+    if index is None:
+        return {}
+    at = ("spec", "rules", candidate.index, "backendRefs", place, "filters", index)
+    return {"headers": str(candidate.route.item.locate(*at))}
 
 
 _FILTER_ORIGINS = {

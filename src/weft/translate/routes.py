@@ -8,7 +8,7 @@ VirtualService; where it is silent, what istiod generates (tests/translate/test_
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -305,7 +305,22 @@ def _described(item: ConfigObject, place: tuple[int, int | None], rule: HTTPRout
             origins[name] = DEFAULT
     if place[1] is not None:
         origins["match"] = str(item.locate(*at, "match", place[1]))
+    if forwards and len(rule.route) == 1 and rule.route[0].headers is not None:
+        origins["destinationHeaders"] = str(item.locate(*at, "route", 0, "headers"))
+    if forwards and (origin := _authority_origin(rule, origins)):
+        origins["authority"] = origin
     return describe(item, *at, origins=origins)
+
+
+def _authority_origin(rule: HTTPRoute, origins: Mapping[str, str]) -> str:
+    """Return where the host is written that all requests of *rule* get, in the order in which `_forward` looks; or ""."""
+    if rule.rewrite is not None and rule.rewrite.authority:
+        return origins["rewrite"]
+    if headers.authority(rule.headers):
+        return origins["headers"]
+    if len(rule.route) == 1 and headers.authority(rule.route[0].headers):
+        return origins["destinationHeaders"]
+    return ""
 
 
 def _forward(reading: Reading, item: ConfigObject, port: int, route: Any, *, index: int, authority: str) -> None:
@@ -341,7 +356,9 @@ def _forward(reading: Reading, item: ConfigObject, port: int, route: Any, *, ind
                 weighted.host_rewrite_literal = of_target
             load_balancing.apply_to_route(hashed, action)
             # A weighted cluster has no other metadata; Envoy looks at nothing but `envoy.lb` in it.
-            annotate(weighted.metadata_match, describe(item, "spec", "http", index, "route", place))
+            at = ("spec", "http", index, "route", place)
+            edited = {"headers": str(item.locate(*at, "headers"))} if target.headers is not None else None
+            annotate(weighted.metadata_match, describe(item, *at, origins=edited))
     if authority:
         action.host_rewrite_literal = authority
     retry.apply(rule.retries, action, sticky=len(hashes) == 1 and hashes[0] is not None)
@@ -380,6 +397,8 @@ def _redirect(redirect: HTTPRedirect, action: Any, port: int) -> None:
     action.host_redirect = redirect.authority
     if redirect.uri:
         action.path_redirect = redirect.uri
+    elif redirect.prefix_rewrite:
+        action.prefix_rewrite = redirect.prefix_rewrite
     if redirect.scheme:
         action.scheme_redirect = redirect.scheme
     default = 443 if redirect.scheme == "https" else 80

@@ -183,7 +183,11 @@ fn filter_chain(context: &mut Context, chain: &proto::FilterChain) -> Option<Fil
     let conditions = chain.filter_chain_match.clone().unwrap_or_default();
     let conditions = context.at("filter_chain_match", |context| chain_match(context, &conditions));
     let tls = chain.transport_socket.as_ref().and_then(|socket| {
-        let Some(SocketType::TypedConfig(any)) = &socket.config_type else { return None };
+        let Some(SocketType::TypedConfig(any)) = &socket.config_type else {
+            context
+                .refuse_at("transport_socket.typed_config", "required: a transport socket without one would be no TLS");
+            return None;
+        };
         context.at("transport_socket.typed_config", |context| {
             match any.type_url.rsplit('/').next().unwrap_or_default() {
                 "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext" => {

@@ -29,7 +29,7 @@ use crate::compile::{Compiled, Context, Problems, Strictness};
 use crate::cors::{CORS_FILTER, Cors, CorsOverride, CorsPolicy};
 use crate::fault::Fault;
 use crate::hash_policy::HashPolicy;
-use crate::header_edit::HeaderEdits;
+use crate::header_edit::{HeaderEdits, refuse_controls};
 use crate::matching::{HeaderMatch, PathMatch, QueryMatch, build_regex};
 use crate::metadata::Metadata;
 use crate::random::Fraction;
@@ -292,7 +292,10 @@ fn forward(
         high_priority: action.priority() == RoutingPriority::High,
         path_rewrite: path_rewrite(context, &action.prefix_rewrite, action.regex_rewrite.as_ref()),
         host_rewrite: match &action.host_rewrite_specifier {
-            Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => Some(host.as_str().into()),
+            Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+                refuse_controls(context, "host_rewrite_literal", host);
+                Some(host.as_str().into())
+            }
             Some(HostRewriteSpecifier::AutoHostRewrite(wanted)) if !wanted.value => None,
             Some(HostRewriteSpecifier::AutoHostRewrite(_)) => {
                 context.refuse_at("auto_host_rewrite", "only false is supported; host_rewrite_literal names a host");
@@ -382,6 +385,7 @@ fn weighted_clusters(
 }
 
 fn path_rewrite(context: &mut Context, prefix: &str, regex: Option<&RegexMatchAndSubstitute>) -> Option<PathRewrite> {
+    refuse_controls(context, "prefix_rewrite", prefix);
     match regex {
         None => (!prefix.is_empty()).then(|| PathRewrite::Prefix(prefix.into())),
         Some(_) if !prefix.is_empty() => {
@@ -393,6 +397,7 @@ fn path_rewrite(context: &mut Context, prefix: &str, regex: Option<&RegexMatchAn
 }
 
 fn regex_rewrite(context: &mut Context, rewrite: &RegexMatchAndSubstitute) -> Option<PathRewrite> {
+    refuse_controls(context, "substitution", &rewrite.substitution);
     let pattern = match build_regex(rewrite.pattern.as_ref().map_or("", |pattern| &pattern.regex)) {
         Ok(pattern) => pattern,
         Err(reason) => {
@@ -428,10 +433,15 @@ fn regex_rewrite(context: &mut Context, rewrite: &RegexMatchAndSubstitute) -> Op
 fn redirect(context: &mut Context, action: &proto::RedirectAction) -> Redirect {
     let (prefix, regex, path) = match &action.path_rewrite_specifier {
         None => ("", None, None),
-        Some(PathRewriteSpecifier::PathRedirect(path)) => ("", None, Some(path.as_str().into())),
+        Some(PathRewriteSpecifier::PathRedirect(path)) => ("", None, Some(Box::<str>::from(path.as_str()))),
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => (prefix.as_str(), None, None),
         Some(PathRewriteSpecifier::RegexRewrite(rewrite)) => ("", Some(rewrite), None),
     };
+    refuse_controls(context, "path_redirect", path.as_deref().unwrap_or_default());
+    refuse_controls(context, "host_redirect", &action.host_redirect);
+    if let Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) = &action.scheme_rewrite_specifier {
+        refuse_controls(context, "scheme_redirect", scheme);
+    }
     Redirect {
         status: match action.response_code {
             0 => 301,

@@ -17,8 +17,6 @@ use crate::serve::{Downstream, Scratch, Socket};
 use super::client::Client;
 use super::{Exchange, Next, Onward, earliest, streams};
 
-/// How long an answer may linger after the proxy decided to close, if the manager says nothing (Envoy's default).
-const DELAYED_CLOSE: Duration = Duration::from_secs(1);
 /// Request bytes that are read and thrown away so that the client sees the answer before the close.
 const LINGER_BYTES: u64 = 256 * 1024;
 /// Of an empty line before a request, which does not count as its head (RFC 9112 2.2).
@@ -214,7 +212,7 @@ async fn linger_until(socket: &mut Socket, deadline: Instant) {
 
 /// Until when a client may read what is left to read, once there will be no more.
 fn close_deadline(manager: &HttpManager) -> Instant {
-    Instant::now() + manager.delayed_close_timeout.unwrap_or(DELAYED_CLOSE)
+    Instant::now() + manager.delayed_close_timeout
 }
 
 fn request_limits(manager: &HttpManager) -> Limits {

@@ -54,7 +54,11 @@ enum Event {
 
 /// Serve a connection whose client speaks HTTP/2.
 pub async fn serve(down: Downstream, mut socket: Socket, manager: &HttpManager, _registration: Registration) {
-    let limits = Limits { output_bytes: socket.buffer.limit(), ..http2_limits(&manager.http2, &manager.head_limits) };
+    let limits = Limits {
+        output_bytes: socket.buffer.limit(),
+        resets: down.worker.overload.resets,
+        ..http2_limits(&manager.http2, &manager.head_limits)
+    };
     let mut driver = Driver::new(Role::Server, limits, socket.io.is_secure());
     let down = Rc::new(down);
     let mut leaving = Leaving::No;
@@ -140,7 +144,9 @@ pub async fn serve(down: Downstream, mut socket: Socket, manager: &HttpManager, 
 /// Send what is left to say, and close so that the client sees it.
 async fn say_the_last(mut driver: Driver, mut socket: Socket, manager: &HttpManager) {
     let Socket { io, alarm, .. } = &mut socket;
-    let deadline = Instant::now() + manager.delayed_close_timeout.unwrap_or(GRACE);
+    let delay = manager.delayed_close_timeout;
+    // Where nothing is waited for afterwards, what was said still has to leave.
+    let deadline = Instant::now() + if delay.is_zero() { GRACE } else { delay };
     let flush = poll_fn(|context| driver.poll_flush(context, io));
     if let Ok(Ok(())) = alarm.limit(Some(deadline), flush).await {
         // The streams that are left learn that they are gone.

@@ -112,7 +112,8 @@ fn read(certificate: &[u8]) -> Option<Names> {
                 }
                 _ => continue,
             };
-            list.push(std::str::from_utf8(name).ok()?.to_owned());
+            // One that is not text is no name (RFC 5280 4.2.1.6), and hides none of the others: a rule may deny by those.
+            list.extend(std::str::from_utf8(name).map(str::to_owned));
         }
         return Some(names);
     }
@@ -169,6 +170,7 @@ mod tests {
             SEQUENCE,
             &[
                 &der(EMAIL, &[b"a@example"]),
+                &der(URI, &[b"spiffe://mesh/\xff"]),
                 &der(DNS_NAME, &[b"*.example"]),
                 &der(URI, &[b"spiffe://mesh/a"]),
                 &der(IP_ADDRESS, &[&[192, 0, 2, 7]]),

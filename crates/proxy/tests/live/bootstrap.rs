@@ -49,7 +49,7 @@ static_resources:
 fn what_is_in_a_bootstrap_serves_without_a_control_plane() {
     let mut mesh = Mesh::prepare(&[]);
     let head = format!(
-        "node: {{id: alone, cluster: c}}\nadmin: {{address: {{pipe: {{path: {}, mode: {}}}}}}}\nlayered_runtime: {{layers: [{{name: a, static_layer: {{}}}}]}}\nstats_config: {{use_all_default_tags: true}}\n",
+        "node: {{id: alone, cluster: c}}\nadmin: {{address: {{pipe: {{path: {}, mode: {}}}}}}}\nlayered_runtime: {{layers: [{{name: a, static_layer: {{a: 1}}}}]}}\nstats_config: {{use_all_default_tags: true}}\n",
         mesh.path("admin.sock").display(),
         0o666
     );
@@ -62,7 +62,7 @@ fn what_is_in_a_bootstrap_serves_without_a_control_plane() {
     assert_eq!(mesh.dump("static_clusters")[0]["cluster"]["name"], "upstream");
     assert_eq!(mesh.dump("static_listeners")[0]["listener"]["name"], "fixed");
     assert!(mesh.dump("dynamic_listeners").is_empty() && mesh.dump("dynamic_active_clusters").is_empty());
-    for field in ["layered_runtime", "stats_config", "admin.address.pipe.mode"] {
+    for field in ["layered_runtime.layers[0].static_layer.a", "stats_config", "admin.address.pipe.mode"] {
         assert!(mesh.log().contains(&format!("not applied, in the bootstrap: Bootstrap.{field}: ")), "{}", mesh.log());
     }
     assert_eq!(std::fs::metadata(mesh.path("admin.sock")).unwrap().permissions().mode() & 0o777, 0o600);

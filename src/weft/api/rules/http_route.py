@@ -41,7 +41,11 @@ NONE = timedelta(0)
 
 _PATH = re.compile(r"(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})+\Z")
 _NOT_IN_PATH = ("//", "/./", "/../", "%2f", "%2F", "#")
-_HEADER_VALUE = re.compile(r"[!-~]+(?:[\t ]?[!-~]+)*\Z")
+_HEADER_VALUE = re.compile(r"[!-~]+(?:[\t ][!-~]+)*\Z")
+"""The CRD's pattern, written so that each text can be read in one way only: this engine tries all of them."""
+
+_ORIGIN = re.compile(r"(?:\*|https?://(?:(?:\*\.)?(?:[a-zA-Z0-9-]+\.)*[a-zA-Z0-9-]+|\*)(?::[0-9]{1,5})?)\Z")
+"""The CRD's pattern."""
 
 
 def findings(spec: HTTPRoute, name: str, namespace: str) -> Iterator[Finding]:
@@ -314,3 +318,12 @@ def _cors(path: Path, cors: HTTPCORSFilter) -> Iterator[Finding]:
         if "*" in values and len(values) > 1:
             message = f'"*" stands for all, so nothing can stand beside it in `{name}`.'
             yield Finding((*path, name), message, 'Keep "*" or the others.', "conflict")
+    for index, origin in enumerate(cors.allow_origins):
+        if not _ORIGIN.match(origin):
+            message = f"`{origin}` is no origin: a scheme and a host, perhaps a port."
+            remedy = 'Write `https://example.com`, `https://*.example.com:8443` or `"*"`, say.'
+            yield Finding((*path, "allowOrigins", index), message, remedy, "bad-origin", at_value=True)
+    for name, headers in (("allowHeaders", cors.allow_headers), ("exposeHeaders", cors.expose_headers)):
+        for index, header in enumerate(headers):
+            if (fault := header_name_fault(header)) is not None:
+                yield Finding((*path, name, index), fault, code="bad-header", at_value=True)

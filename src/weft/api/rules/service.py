@@ -13,8 +13,6 @@ from weft.api.yaml import Path
 
 def findings(spec: Service, name: str, namespace: str) -> Iterator[Finding]:
     """Yield what is wrong between the fields of *spec*."""
-    if (fault := label_fault(name, "a service's name")) is not None:
-        yield Finding((), fault, code="bad-name", concerns=())
     if not spec.selector:
         message = "without `selector` nobody serves this: weft reads no endpoints of Kubernetes."
         yield Finding((), message, "Add `selector: {app: reviews}`, say.", "missing-field", concerns=("selector",))

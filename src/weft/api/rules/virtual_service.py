@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -88,8 +87,21 @@ def findings(spec: VirtualService, name: str, namespace: str) -> Iterator[Findin
         yield from _http_route(("http", index), route)
     for index, tcp in enumerate(spec.tcp):
         yield from _tcp_route(("tcp", index), tcp)
+    if spec.tcp and any(name != MESH for name in spec.gateways):
+        yield _no_tcp_at_gateways(for_mesh)
     for field, routes in (("http", spec.http), ("tcp", spec.tcp), ("tls", spec.tls)):
         yield from _unreachable(field, routes)
+
+
+def _no_tcp_at_gateways(for_mesh: bool) -> Finding:
+    """What `weft.api.honoured` cannot say field by field: the servers of gateways speak HTTP, so nothing follows `tcp`."""
+    hinges = (("gateways",),)
+    if for_mesh:
+        message = "`tcp` is for sidecars alone: weft does not honour it at gateways yet."
+        return Finding(("tcp",), message, "", "no-effect", Severity.WARNING, concerns=(), hinges=hinges)
+    message = "weft does not honour `tcp` at gateways yet."
+    remedy = "Remove it, or name `mesh` in `gateways`, for sidecars."
+    return Finding(("tcp",), message, remedy, "not-honoured", concerns=(), hinges=hinges)
 
 
 def _hosts(spec: VirtualService, for_mesh: bool) -> Iterator[Finding]:
@@ -197,6 +209,8 @@ def _one_action(path: Path, route: HTTPRoute) -> Iterator[Finding]:
             ("corsPolicy", route.cors_policy),
             ("mirror", route.mirror),
             ("mirrors", route.mirrors or None),
+            ("timeout", route.timeout),
+            ("retries", route.retries),
         ):
             if there is not None:
                 message = f"`{name}` has no effect beside `{answer}`: nothing is forwarded."
@@ -206,6 +220,8 @@ def _one_action(path: Path, route: HTTPRoute) -> Iterator[Finding]:
             (*path, "mirrors"), "`mirror` and `mirrors` exclude each other.", "Keep `mirrors`.", "conflict", concerns=()
         )
     yield from _mirror_share(path, route)
+    for index, copy in enumerate(route.mirrors):
+        yield from _percentage((*path, "mirrors", index, "percentage"), copy.percentage)
 
 
 def _mirror_share(path: Path, route: HTTPRoute) -> Iterator[Finding]:
@@ -225,6 +241,7 @@ def _mirror_share(path: Path, route: HTTPRoute) -> Iterator[Finding]:
     if route.mirror_percent is not None and route.mirror_percent > 100:
         message = f"a percentage is 0 to 100, not {route.mirror_percent}."
         yield Finding((*path, "mirrorPercent"), message, code="out-of-range", at_value=True)
+    yield from _percentage((*path, "mirrorPercentage"), route.mirror_percentage)
 
 
 def _http_match(path: Path, match: HTTPMatchRequest) -> Iterator[Finding]:
@@ -408,7 +425,7 @@ def _direct_response(path: Path, response: HTTPDirectResponse) -> Iterator[Findi
     if body.bytes is not None:
         try:
             size = len(base64.b64decode(body.bytes, validate=True))
-        except binascii.Error:
+        except ValueError:  # `binascii.Error`, or plainly this where it is not ASCII
             yield Finding((*path, "body", "bytes"), "`bytes` wants base64.", code="wrong-type", at_value=True)
     if size > LARGEST_BODY:
         yield Finding((*path, "body"), f"a body has at most {LARGEST_BODY} bytes, not {size}.", code="out-of-range")
@@ -501,6 +518,8 @@ def _retries(path: Path, retries: HTTPRetry) -> Iterator[Finding]:
         "perTryTimeout": retries.per_try_timeout is not None,
         "retryOn": bool(retries.retry_on),
         "retryRemoteLocalities": retries.retry_remote_localities is not None,
+        "retryIgnorePreviousHosts": retries.retry_ignore_previous_hosts is not None,
+        "backoff": retries.backoff is not None,
     }
     if retries.attempts == 0 and any(given.values()):
         first = next(name for name, there in given.items() if there)
@@ -542,11 +561,7 @@ def _retry_remedy(condition: str) -> str:
 
 
 def _is_status(text: str) -> bool:
-    try:
-        HTTPStatus(int(text))
-    except ValueError:
-        return False
-    return text.isdigit()
+    return len(text) == 3 and text.isascii() and text.isdigit() and int(text) in set(HTTPStatus)
 
 
 def _fault(path: Path, fault: HTTPFaultInjection) -> Iterator[Finding]:

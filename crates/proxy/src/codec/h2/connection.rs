@@ -148,6 +148,8 @@ pub struct Connection {
     abandoned: Recent,
     /// Highest number that the peer has opened.
     pub(super) last_peer: StreamId,
+    /// Streams that the peer has opened; it may leave out numbers.
+    peers_opened: u32,
     pub(super) next_local: StreamId,
     block: Option<Block>,
     fragments: Vec<u8>,
@@ -161,6 +163,8 @@ pub struct Connection {
     pub(super) claimed: u64,
     receive_window: ReceiveWindow,
     resets: Allowance,
+    /// Streams that the peer has given up prematurely so far; see [`super::limits::Resets`].
+    premature_resets: u32,
     pub(super) idle_frames: Allowance,
     pub(super) out: Vec<u8>,
     pub(super) counts: Counts,
@@ -201,6 +205,7 @@ impl Connection {
             closed: Recent::default(),
             abandoned: Recent::default(),
             last_peer: 0,
+            peers_opened: 0,
             next_local: 1,
             block: None,
             fragments: Vec::new(),
@@ -212,7 +217,8 @@ impl Connection {
             widest: DEFAULT_WINDOW_BYTES.into(),
             claimed: 0,
             receive_window: ReceiveWindow::new(limits.connection_window_bytes.max(DEFAULT_WINDOW_BYTES)),
-            resets: Allowance::new(limits.resets),
+            resets: Allowance::new(limits.resets.rate),
+            premature_resets: 0,
             idle_frames: Allowance::new(limits.idle_frames),
             out,
             counts: Counts::default(),
@@ -356,7 +362,7 @@ impl Connection {
 
     /// Streams that either side has opened so far.
     fn opened(&self) -> u32 {
-        self.last_peer.div_ceil(2) + self.next_local / 2
+        self.peers_opened + self.next_local / 2
     }
 
     fn is_peers(&self, stream: StreamId) -> bool {
@@ -393,25 +399,38 @@ impl Connection {
         self.abandoned.contains(stream) || may_be && !self.closed.contains(stream)
     }
 
-    /// Returns whether there was such a stream.
-    fn forget(&mut self, stream: StreamId) -> bool {
+    /// Returns the stream, if there was one.
+    fn forget(&mut self, stream: StreamId) -> Option<Stream> {
         let gone = self.streams.remove(&stream);
         self.claimed -= gone.as_ref().map_or(0, |stream| stream.claim);
-        gone.is_some()
+        gone
     }
 
     /// Reset *stream* for a rule that the peer broke. Counts like a reset of the peer's: it made us do it (CVE-2025-8671).
     fn break_stream<'i>(&mut self, stream: StreamId, code: Code, reason: Breach, now: Duration) -> Outcome<'i> {
         frame::reset(&mut self.out, stream, code);
+        let is_premature = self.streams.get(&stream).is_none_or(|stream| self.is_premature(stream, now));
         self.abandon(stream);
         self.count_answer()?;
-        self.spend_reset(now)?;
+        if is_premature {
+            self.spend_reset(now)?;
+        }
         Ok(Some(Event::Broken { stream, code, reason }))
     }
 
+    /// Whether *stream*, which is given up, has cost the peer nothing: it is unanswered, and too young to have been waited for.
+    fn is_premature(&self, stream: &Stream, now: Duration) -> bool {
+        stream.sending == Progress::Head && now.saturating_sub(stream.since) < self.limits.resets.lifetime
+    }
+
+    /// The peer has given up a stream prematurely.
     fn spend_reset(&mut self, now: Duration) -> Result<(), ConnectionError> {
         // A server upstream of us may refuse as it likes: it answers what we asked.
-        if self.role == Role::Client || self.resets.spend(now) {
+        if self.role == Role::Client {
+            return Ok(());
+        }
+        self.premature_resets = self.premature_resets.saturating_add(1);
+        if self.resets.spend(now) || self.premature_resets.saturating_mul(2) < self.opened() {
             return Ok(());
         }
         fatal(Code::ENHANCE_YOUR_CALM, "too many streams were given up")
@@ -450,7 +469,9 @@ impl Connection {
         let ended = header.has(flag::END_STREAM);
         self.count_content(left, ended)?;
         if left == 0 && !ended {
-            self.spend_idle(now)?;
+            if self.limits.floods.consecutive_empty_frames == u32::MAX {
+                self.spend_idle(now)?;
+            }
         } else {
             self.idle_frames.earn(10);
         }
@@ -613,6 +634,7 @@ impl Connection {
         };
         if part == Part::Request {
             self.last_peer = id;
+            self.peers_opened += 1;
             if id > self.accept_up_to {
                 self.decode(bytes, part, head, block.ended, false)?;
                 self.abandoned.note(id);
@@ -643,7 +665,7 @@ impl Connection {
             (Part::Trailers, Verdict::Good) => self.end_message(id, block.ended, now),
             (Part::Request, verdict) => {
                 let stream = Stream::new(self.remote.initial_window_bytes, self.limits.stream_window_bytes);
-                self.streams.insert(id, stream);
+                self.streams.insert(id, Stream { since: now, ..stream });
                 self.idle_frames.earn(10);
                 Ok(Some(self.begin_message(id, head, block.ended, verdict)))
             }
@@ -725,10 +747,12 @@ impl Connection {
         if header.stream == 0 {
             return fatal(Code::PROTOCOL_ERROR, "PRIORITY on the connection");
         }
-        self.spend_idle(now)?;
+        let per_stream = self.limits.floods.priority_frames_per_stream;
+        if per_stream == u32::MAX {
+            self.spend_idle(now)?;
+        }
         self.counts.priority_frames = self.counts.priority_frames.saturating_add(1);
-        let most = self.limits.floods.priority_frames_per_stream.saturating_mul(self.opened() + 1);
-        if self.counts.priority_frames > most {
+        if self.counts.priority_frames > per_stream.saturating_mul(self.opened() + 1) {
             return fatal(Code::ENHANCE_YOUR_CALM, "too many PRIORITY frames");
         }
         let &[a, b, c, d, _] = payload else {
@@ -763,12 +787,14 @@ impl Connection {
         if self.is_idle(header.stream) {
             return fatal(Code::PROTOCOL_ERROR, "RST_STREAM on an idle stream");
         }
-        if !self.forget(header.stream) {
+        let Some(stream) = self.forget(header.stream) else {
             self.spend_idle(now)?;
             return Ok(None);
-        }
+        };
         self.closed.note(header.stream);
-        self.spend_reset(now)?;
+        if self.is_premature(&stream, now) {
+            self.spend_reset(now)?;
+        }
         Ok(Some(Event::Reset { stream: header.stream, code: Code(number([a, b, c, d])) }))
     }
 
@@ -836,12 +862,14 @@ impl Connection {
         let &[a, b, c, d] = payload else {
             return fatal(Code::FRAME_SIZE_ERROR, "WINDOW_UPDATE is not four bytes long");
         };
-        self.spend_idle(now)?;
         self.counts.window_updates = self.counts.window_updates.saturating_add(1);
         // Envoy's formula: some to begin with, and two for each stream.
         let per_data_frame = self.limits.floods.window_updates_per_data_frame;
         let earned = per_data_frame.saturating_mul(self.counts.data_frames_sent).saturating_add(self.opened());
         let is_limited = per_data_frame != u32::MAX;
+        if !is_limited {
+            self.spend_idle(now)?;
+        }
         if is_limited && self.counts.window_updates > earned.saturating_mul(2).saturating_add(5) {
             return fatal(Code::ENHANCE_YOUR_CALM, "too many WINDOW_UPDATE frames");
         }

@@ -22,14 +22,32 @@ pub struct Limits {
     pub extended_connect: bool,
     /// Bytes that may wait to be written; while there are more, streams and the peer wait.
     pub output_bytes: usize,
-    /// Streams that the peer may cancel in a burst; see [`Allowance`].
-    pub resets: Rate,
-    /// Frames without content in a burst: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA and CONTINUATION, unknown types.
+    pub resets: Resets,
+    /// Frames without content in a burst: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA and CONTINUATION, unknown types. Of kinds that
+    /// [`Floods`] bounds it says nothing.
     pub idle_frames: Rate,
     pub floods: Floods,
 }
 
-/// Bounds that a configuration may set beside [`Limits::idle_frames`], which always holds. The connection ends beyond them.
+/// Streams that the peer may give up prematurely: before we have begun to answer, and soon after it opened them. A client whose patience
+/// ends gives up streams that are old, however many; rapid reset (CVE-2023-44487) leaves none time to grow old. As Envoy does, it is
+/// looked at whether they are at least half of all streams, too: one that gets most of its answers is no attacker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resets {
+    /// Streams in a burst; see [`Allowance`].
+    pub rate: Rate,
+    /// How long a stream must be open for its end not to be premature.
+    pub lifetime: Duration,
+}
+
+impl Default for Resets {
+    fn default() -> Self {
+        // Envoy's default values. An attacker makes hundreds of thousands a second.
+        Resets { rate: Rate { burst: 500, per_second: 100 }, lifetime: Duration::from_secs(1) }
+    }
+}
+
+/// Bounds that a configuration may set. The connection ends beyond them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Floods {
     /// Frames of ours that may wait to be written.
@@ -77,9 +95,7 @@ impl Default for Limits {
             extended_connect: false,
             // Some frames of the largest size that we send.
             output_bytes: 256 * 1024,
-            // A client that gives up on many requests at once (a page is left, a deadline passes) is no attacker;
-            // rapid reset (CVE-2023-44487) makes hundreds of thousands a second.
-            resets: Rate { burst: 500, per_second: 100 },
+            resets: Resets::default(),
             // gRPC libraries ping and open windows once for every few frames of data; what they do is paid for by that data.
             idle_frames: Rate { burst: 2000, per_second: 200 },
             floods: Floods::default(),

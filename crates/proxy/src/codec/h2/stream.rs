@@ -6,6 +6,8 @@
 //! ```
 //! What the standard calls open is neither side `Ended`, half-closed is one of them.
 
+use std::time::Duration;
+
 use super::flow::{ReceiveWindow, SendWindow};
 
 /// How far one direction of a stream has come.
@@ -21,6 +23,8 @@ pub enum Progress {
 pub struct Stream {
     pub receiving: Progress,
     pub sending: Progress,
+    /// When the peer opened it, since the begin of the connection; zero of streams that we opened.
+    pub since: Duration,
     pub send_window: SendWindow,
     pub receive_window: ReceiveWindow,
     /// Body bytes that must still come, if the head said how many.
@@ -36,6 +40,7 @@ impl Stream {
         Stream {
             receiving: Progress::Head,
             sending: Progress::Head,
+            since: Duration::ZERO,
             send_window: SendWindow::new(send_window),
             receive_window: ReceiveWindow::new(receive_window),
             expected: None,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::frame::{self, PREFACE, flag, kind};
-use super::limits::{Floods, Rate};
+use super::limits::{Floods, Rate, Resets};
 use super::message::MessageError;
 use super::settings::Settings;
 use super::*;
@@ -44,11 +44,15 @@ fn text(bytes: &[u8]) -> &str {
 
 /// Feed *bytes* in pieces of *step*; adjacent parts of a body are one.
 fn feed(connection: &mut Connection, bytes: &[u8], step: usize) -> (Vec<Seen>, Option<Code>) {
+    feed_at(NOW, connection, bytes, step)
+}
+
+fn feed_at(now: Duration, connection: &mut Connection, bytes: &[u8], step: usize) -> (Vec<Seen>, Option<Code>) {
     let mut seen: Vec<Seen> = Vec::new();
     let (mut used, mut end) = (0, 0);
     let mut head = Head::default();
     loop {
-        match connection.receive(&bytes[used..end], NOW, &mut head) {
+        match connection.receive(&bytes[used..end], now, &mut head) {
             Err(error) => return (seen, Some(error.code)),
             Ok((0, None)) if end == bytes.len() => return (seen, None),
             Ok((0, None)) => end = (end + step).min(bytes.len()),
@@ -120,6 +124,11 @@ impl Raw {
         let mut bytes = PREFACE.to_vec();
         Settings::default().write(&mut bytes);
         Raw { bytes }
+    }
+
+    /// On a connection that has begun.
+    fn bare() -> Raw {
+        Raw { bytes: Vec::new() }
     }
 
     fn frame(mut self, kind: u8, flags: u8, stream: StreamId, payload: &[u8]) -> Raw {
@@ -565,7 +574,8 @@ fn streams_above_the_limit_are_refused() {
 #[test]
 fn floods_end_the_connection() {
     let few = Rate { burst: 50, per_second: 0 };
-    let limits = Limits { resets: few, idle_frames: few, ..Limits::default() };
+    let resets = Resets { rate: few, ..Resets::default() };
+    let limits = Limits { resets, idle_frames: few, ..Limits::default() };
     let rapid_reset = |count: u32| {
         (0..count).fold(Raw::new(), |raw, index| {
             let id = 2 * index + 1;
@@ -576,8 +586,14 @@ fn floods_end_the_connection() {
     let many = |raw: Raw, kind: u8, flags: u8, stream: StreamId, payload: &[u8]| {
         (0..100).fold(raw, |raw, _| raw.frame(kind, flags, stream, payload))
     };
+    // Numbers that are left out are no streams.
+    let with_gaps = (0..100).fold(Raw::new(), |raw, index| {
+        let id = 20 * index + 1;
+        raw.get(id, true).frame(kind::RST_STREAM, 0, id, &Code::CANCEL.0.to_be_bytes())
+    });
     let cases = [
         ("rapid reset", rapid_reset(100)),
+        ("rapid reset with gaps", with_gaps),
         (
             "made to reset",
             (0..100).fold(Raw::new(), |raw, index| {
@@ -599,6 +615,67 @@ fn floods_end_the_connection() {
     let endless = |raw: Raw| (0..20).fold(raw, |raw, _| raw.frame(kind::CONTINUATION, 0, 1, &[0x82; 16_000]));
     let raw = endless(Raw::new().frame(kind::HEADERS, 0, 1, &[]));
     assert_eq!(raw.read_by_server(Limits::default()).1, Some(Code::ENHANCE_YOUR_CALM));
+}
+
+#[test]
+fn only_streams_that_are_given_up_prematurely_are_counted() {
+    let at = Duration::from_millis;
+    let rate = Rate { burst: 10, per_second: 0 };
+    let limits = Limits { resets: Resets { rate, lifetime: at(1000) }, ..Limits::default() };
+    let cancel = |raw: Raw, ids: &[StreamId]| {
+        ids.iter().fold(raw, |raw, &id| raw.frame(kind::RST_STREAM, 0, id, &Code::CANCEL.0.to_be_bytes()))
+    };
+    let odd = |from: u32, count: u32| (from..from + count).map(|index| 2 * index + 1).collect::<Vec<_>>();
+    let open = |raw: Raw, ids: &[StreamId]| ids.iter().fold(raw, |raw, &id| raw.get(id, true));
+    // A deadline passes for all of them at once.
+    let ids = odd(0, 100);
+    for (waited, expected) in [(at(999), Some(Code::ENHANCE_YOUR_CALM)), (at(1000), None)] {
+        let mut server = Connection::new(Role::Server, limits);
+        assert_eq!(feed_at(at(0), &mut server, &open(Raw::new(), &ids).bytes, usize::MAX / 2).1, None);
+        assert_eq!(
+            feed_at(waited, &mut server, &cancel(Raw::bare(), &ids).bytes, usize::MAX / 2).1,
+            expected,
+            "{waited:?}"
+        );
+    }
+    // The client has seen enough of their answers.
+    let mut server = Connection::new(Role::Server, limits);
+    feed(&mut server, &open(Raw::new(), &ids).bytes, usize::MAX / 2);
+    for &id in &ids {
+        server.response(id, &response(200, Framing::Chunked), Framing::Chunked, false);
+    }
+    assert_eq!(feed(&mut server, &cancel(Raw::bare(), &ids).bytes, usize::MAX / 2).1, None);
+    // Most of its requests it sees through: whole exchanges earn nothing here, for the allowance was never touched.
+    let (whole, given_up) = (odd(0, 25), odd(25, 24));
+    let mut server = Connection::new(Role::Server, limits);
+    feed(&mut server, &open(Raw::new(), &whole).bytes, usize::MAX / 2);
+    for &id in &whole {
+        server.response(id, &response(204, Framing::None), Framing::None, true);
+    }
+    let bytes = cancel(open(Raw::bare(), &given_up), &given_up).bytes;
+    assert_eq!(feed(&mut server, &bytes, usize::MAX / 2).1, None);
+    let more = odd(49, 2);
+    let bytes = cancel(open(Raw::bare(), &more), &more).bytes;
+    assert_eq!(feed(&mut server, &bytes, usize::MAX / 2).1, Some(Code::ENHANCE_YOUR_CALM));
+}
+
+#[test]
+fn a_bound_of_its_own_holds_instead_of_the_allowance() {
+    let floods = Floods {
+        consecutive_empty_frames: 100,
+        priority_frames_per_stream: 100,
+        window_updates_per_data_frame: 100,
+        ..Floods::default()
+    };
+    let allowance = Limits { idle_frames: Rate { burst: 0, per_second: 0 }, ..Limits::default() };
+    let frames: [(u8, &[u8]); 3] =
+        [(kind::DATA, &[]), (kind::PRIORITY, &[0, 0, 0, 3, 0]), (kind::WINDOW_UPDATE, &[0, 0, 0, 1])];
+    for (kind, payload) in frames {
+        // Of WINDOW_UPDATE there may be seven where nothing was sent.
+        let raw = || (0..7).fold(Raw::new().get(1, false), |raw, _| raw.frame(kind, 0, 1, payload));
+        assert_eq!(raw().read_by_server(Limits { floods, ..allowance }).1, None, "{kind}");
+        assert_eq!(raw().read_by_server(allowance).1, Some(Code::ENHANCE_YOUR_CALM), "{kind}");
+    }
 }
 
 #[test]

@@ -27,6 +27,12 @@ def apply(headers: Headers | None, target: Any) -> str:
     response = headers.response or HeaderOperations()
     _edit(request, target.request_headers_to_add, target.request_headers_to_remove)
     _edit(response, target.response_headers_to_add, target.response_headers_to_remove)
+    return authority(headers)
+
+
+def authority(headers: Headers | None) -> str:
+    """Return the authority that *headers* ask for, as `apply` does."""
+    request = (headers and headers.request) or HeaderOperations()
     return _authority(request.set) or _authority(request.add)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any
 
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
@@ -60,7 +59,7 @@ def _conditions(text: str) -> tuple[str, list[int]]:
     """Take the status codes out of a list of conditions (`gateway-error,503`); with any, they are a condition."""
     conditions, codes = [], []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        if part.isascii() and part.isdigit() and int(part) in set(HTTPStatus):
+        if part.isascii() and part.isdigit():
             codes.append(int(part))
         else:
             conditions.append(part)

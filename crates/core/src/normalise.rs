@@ -1,12 +1,13 @@
 //! Paths as they are matched: one spelling for one resource, so that a rule cannot be walked around by another spelling.
 
-use weft_core::http_manager::{EscapedSlashes, HttpManager};
+use crate::http_manager::{EscapedSlashes, HttpManager};
 
 /// What became of a path.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Normalised {
     /// It was normal already.
     Same,
+    /// This is the normal one.
     Changed(Vec<u8>),
     /// It cannot be normalised, or has escaped slashes that are refused: 400.
     Refused,
