@@ -21,8 +21,12 @@ class View:
 class Registry(Protocol):
     """A source of services. What changes it is its own affair; `view` is what the control plane reads."""
 
-    def view(self, documents: Iterable[ConfigObject] | None = None) -> View:
-        """Return what there is; *documents* of kind Service stand in for those that were adopted last."""
+    def view(self, documents: Iterable[ConfigObject] | None = None, *, is_trial: bool = False) -> View:
+        """
+        Return what there is; *documents* of kind Service stand in for those that were adopted last.
+
+        Of a trial (*is_trial*) nothing comes, and what new services would get is given to nobody.
+        """
         ...
 
     def adopt(self, documents: Iterable[ConfigObject]) -> None:
