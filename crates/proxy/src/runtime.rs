@@ -83,7 +83,6 @@ mod tests {
 
     use super::*;
     use crate::bootstrap::Bootstrap;
-    use crate::codec::h2::Rate;
 
     /// Problems by path, or what is passed over.
     fn compile(layers: &serde_json::Value) -> Result<(Resets, Vec<String>), BTreeMap<String, String>> {
@@ -103,7 +102,8 @@ mod tests {
             {"name": "first", "static_layer": {PREMATURE_RESETS: 5, PREMATURE_LIFETIME_SECONDS: 7}},
             {"name": "second", "static_layer": {"overload": {"premature_reset_total_stream_count": 2000}}},
         ]);
-        let resets = Resets { rate: Rate { burst: 2000, ..Resets::default().rate }, lifetime: Duration::from_secs(7) };
+        let mut resets = Resets { lifetime: Duration::from_secs(7), ..Resets::default() };
+        resets.rate.burst = 2000;
         assert_eq!(compile(&layers), Ok((resets, Vec::new())));
         assert_eq!(compile(&json!([])), Ok((Resets::default(), Vec::new())));
     }
