@@ -377,7 +377,7 @@ def test_rules_for_names_outside_the_mesh_warn_where_no_sidecar_looks(
 ) -> None:
     view = snapshot(GATEWAY, virtual_service("{destination: {host: reviews}}", hosts, more=gateways))
     offered = {each.hostname: each for each in (service("reviews", 9080), service("web", port))}
-    problems = [problem for problem in dangling(replace(view, services=offered)) if problem.code == "no-effect"]
+    problems = [problem for problem in warnings(replace(view, services=offered)) if problem.code == "no-effect"]
     assert [problem.path for problem in problems] == (["spec.hosts[0]"] if warned else [])
 
 

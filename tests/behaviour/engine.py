@@ -21,6 +21,7 @@ def explain(resources: list[tuple[str, str, str, bytes]], request: Request, dest
     question = {
         "direction": "outbound" if request.gateway == "mesh" else "gateway",
         "destination": destination,
+        "source": "127.0.0.1:0",  # of the live client; which port it will have nobody knows
         "method": request.method,
         "scheme": request.scheme,
         "authority": request.authority,

@@ -19,7 +19,7 @@ from weft.cli.client import Client, Unanswered
 from weft.cli.documents import Sources
 from weft.errors import MeshNotRunning, WeftError
 
-OUTCOME = {"revision": 7, "results": [], "affected": []}
+OUTCOME = {"revision": 7, "results": [], "warnings": [], "affected": []}
 ANSWER = f"HTTP/1.1 200 OK\r\ncontent-length: {len(json.dumps(OUTCOME))}\r\n\r\n{json.dumps(OUTCOME)}".encode()
 
 

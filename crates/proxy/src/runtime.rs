@@ -113,6 +113,8 @@ mod tests {
         let layers = json!([
             {"name": "ours", "static_layer": {"envoy.reloadable_features.x": true, "re2": {"max_program_size": {"error_level": 1}}}},
             {"name": "admin", "admin_layer": {}},
+            {"name": "disk", "disk_layer": {"symlink_root": "/srv/runtime"}},
+            {"name": "rtds", "rtds_layer": {"name": "runtime"}},
         ]);
         let (resets, mut passed_over) = compile(&layers).unwrap();
         passed_over.sort();
@@ -123,6 +125,8 @@ mod tests {
                 "Bootstrap.layered_runtime.layers[0].static_layer.envoy.reloadable_features.x",
                 "Bootstrap.layered_runtime.layers[0].static_layer.re2.max_program_size.error_level",
                 "Bootstrap.layered_runtime.layers[1]",
+                "Bootstrap.layered_runtime.layers[2]",
+                "Bootstrap.layered_runtime.layers[3]",
             ]
         );
     }
