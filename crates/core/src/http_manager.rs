@@ -282,6 +282,12 @@ fn header_count(context: &mut Context, common: &HttpProtocolOptions) -> u32 {
 }
 
 impl HttpManager {
+    /// Whether `x-forwarded-proto` stays as a peer says it. The first proxy inside believes nobody; the others, and one behind proxies that
+    /// are trusted, believe what they are told (Envoy).
+    pub fn believes_forwarded_proto(&self) -> bool {
+        !self.use_remote_address || self.xff_num_trusted_hops > 0
+    }
+
     pub(crate) fn compile(context: &mut Context, manager: &proto::HttpConnectionManager) -> Option<Self> {
         let routes = match &manager.route_specifier {
             Some(RouteSpecifier::Rds(rds)) => {

@@ -243,10 +243,9 @@ impl Question {
                 return false;
             }
         }
-        // As in Envoy: the first proxy inside believes nobody, the others what they are told.
         const FORWARDED_PROTO: &str = "x-forwarded-proto";
         let headers = &mut self.request.headers;
-        if manager.use_remote_address && manager.xff_num_trusted_hops == 0 {
+        if !manager.believes_forwarded_proto() {
             headers.retain(|(name, _)| !name.eq_ignore_ascii_case(FORWARDED_PROTO));
         }
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(FORWARDED_PROTO)) {

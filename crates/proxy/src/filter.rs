@@ -110,15 +110,14 @@ fn tell_origin(request: &mut Head, manager: &HttpManager, facts: &Facts) -> Orig
             let mut text = [0u8; 45];
             request.append_to_list(X_FORWARDED_FOR, write_ip(peer, &mut text));
         }
-        if hops == 0 {
-            request.set(X_FORWARDED_PROTO, facts.scheme());
-        }
         (client, is_first_hand)
     } else {
         let client = forwarded_for(request, hops);
         (client, hops == 0 && client.is_some() && forwarded_count(request) == 1)
     };
-    if !request.has_known(Known::ForwardedProto) {
+    if !manager.believes_forwarded_proto() {
+        request.set(X_FORWARDED_PROTO, facts.scheme());
+    } else if !request.has_known(Known::ForwardedProto) {
         request.append(X_FORWARDED_PROTO, facts.scheme());
     }
     // Without use_remote_address a request that says nothing is from outside, wherever it comes from.

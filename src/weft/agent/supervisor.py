@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -585,19 +586,22 @@ class Supervisor:
 
     def _said(self, name: str) -> str:
         """Return what a process of the mesh said as it ended: what stands in its log after the last record."""
-        lines: list[str] = []
-        with contextlib.suppress(OSError):
-            for line in self._mesh.log(name).read_text("utf-8", "replace").splitlines():
-                lines = [] if LOG_RECORD.match(line) else [*lines, line]
-        return "\n".join(lines).removeprefix("error: ") or f"see {self._mesh.log(name)}."
+        said = list(takewhile(lambda line: not LOG_RECORD.match(line), reversed(self._logged(name))))
+        return "\n".join(reversed(said)).removeprefix("error: ") or f"see {self._mesh.log(name)}."
 
     def _last_words(self) -> str:
         words = []
         for name in ("control-plane", "edge"):
-            with contextlib.suppress(OSError):
-                lines = self._mesh.log(name).read_text("utf-8", "replace").splitlines()
-                words += [f"The last line of {name}: {lines[-1]}"] if lines else []
+            if lines := self._logged(name):
+                words.append(f"The last line of {name}: {lines[-1]}")
         return " ".join(words)
+
+    def _logged(self, name: str) -> list[str]:
+        """Return the lines of a process's log; none if it has no log."""
+        try:
+            return self._mesh.log(name).read_text("utf-8", "replace").splitlines()
+        except OSError:
+            return []
 
     # --- down ---
 

@@ -54,22 +54,17 @@ def parse(
         confined: That an object names another namespace is a mistake.
     """
     objects: dict[ConfigKey, ConfigObject] = {}
-    problems: list[Problem] = []
-    for file, text in documents:
-        found, unreadable = read(file, text)
-        mine: list[Problem] = list(unreadable)
-        for document in found:
-            for base, value in _items(document, mine):
-                reader = _ObjectReader(document, base, default_namespace, confined=confined)
-                item = reader.read(value)
-                mine.extend(reader.problems)
-                if item is None or document.flawed:
-                    continue
-                if (earlier := objects.pop(item.key, None)) is not None:
-                    mine.append(_twice(item, earlier))
-                objects[item.key] = item
-        problems.extend(sorted(mine, key=lambda problem: problem.origin))
-    return ParseResult(tuple(objects.values()), tuple(problems))
+
+    def take(reader: _ObjectReader, value: Any) -> None:
+        item = reader.read(value)
+        if item is None or reader.document.flawed:
+            return
+        if (earlier := objects.pop(item.key, None)) is not None:
+            reader.problems.append(_twice(item, earlier))
+        objects[item.key] = item
+
+    problems = _each_object(documents, default_namespace, take, confined=confined)
+    return ParseResult(tuple(objects.values()), problems)
 
 
 def identify(
@@ -82,6 +77,23 @@ def identify(
     was applied can be deleted by it.
     """
     keys: dict[ConfigKey, None] = {}
+
+    def take(reader: _ObjectReader, value: Any) -> None:
+        if (key := reader.identify(value)) is not None:
+            keys.setdefault(key)
+
+    problems = _each_object(documents, default_namespace, take, confined=confined)
+    return tuple(keys), problems
+
+
+def _each_object(
+    documents: Iterable[tuple[str, str]],
+    default_namespace: str,
+    take: Callable[[_ObjectReader, Any], None],
+    *,
+    confined: bool,
+) -> tuple[Problem, ...]:
+    """Have *take* read each object of *documents*, and return all that is wrong with them, file by file."""
     problems: list[Problem] = []
     for file, text in documents:
         found, unreadable = read(file, text)
@@ -89,11 +101,10 @@ def identify(
         for document in found:
             for base, value in _items(document, mine):
                 reader = _ObjectReader(document, base, default_namespace, confined=confined)
-                if (key := reader.identify(value)) is not None:
-                    keys.setdefault(key)
+                take(reader, value)
                 mine.extend(reader.problems)
         problems.extend(sorted(mine, key=lambda problem: problem.origin))
-    return tuple(keys), tuple(problems)
+    return tuple(problems)
 
 
 def _twice(item: ConfigObject, earlier: ConfigObject) -> Problem:

@@ -83,10 +83,7 @@ def command(
         client = connect(mesh)
         answer = send(client, "/v1/apply", sources, namespace=namespace, dry_run=trial, strict=strict, wait=wait)
         if wait and not trial and answer["affected"]:
-            try:
-                receipt = await_receipt(client, answer["revision"], timeout)
-            except WeftError as error:  # told after what was done
-                unknown = error
+            receipt, unknown = receipt_or_why_not(client, answer["revision"], timeout)
     if not answer["results"]:
         raise no_objects(files, "apply")
     elapsed = time.monotonic() - started
@@ -181,6 +178,16 @@ def await_receipt(client: Client, revision: int, timeout: float) -> dict[str, An
         assert isinstance(answer, dict)
         if not is_awaited(answer) or wait == left:
             return answer
+
+
+def receipt_or_why_not(
+    client: Client, revision: int, timeout: float
+) -> tuple[dict[str, Any], None] | tuple[None, WeftError]:
+    """As `await_receipt`; that there is nobody to ask is returned, for it is told after what was done."""
+    try:
+        return await_receipt(client, revision, timeout), None
+    except WeftError as error:
+        return None, error
 
 
 def is_awaited(receipt: Mapping[str, Any]) -> bool:

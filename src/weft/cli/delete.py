@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from weft.cli.apply import await_receipt, check_receipt, describe, full_name, send
+from weft.cli.apply import check_receipt, describe, full_name, receipt_or_why_not, send
 from weft.cli.client import connect
 from weft.cli.documents import DURATION, DocumentsCommand, dry_run_option, file_option, no_objects, read
 from weft.cli.kinds import ISTIO_GATEWAY, means, mesh_namespace, namespace_option, parse_references
 from weft.cli.output import NAME, emit, mesh_option, output_option
 from weft.cli.problems import from_json, render
 from weft.cli.selectors import selected, selector_option
-from weft.errors import UsageError, WeftError
+from weft.errors import UsageError
 
 if TYPE_CHECKING:
     from weft.api.gateway_api import LabelSelector
@@ -93,10 +93,7 @@ def command(
     receipt = None
     unknown = None
     if wait and not trial and answer["affected"]:
-        try:
-            receipt = await_receipt(client, answer["revision"], timeout)
-        except WeftError as error:  # told after what was done
-            unknown = error
+        receipt, unknown = receipt_or_why_not(client, answer["revision"], timeout)
     if not answer["results"]:
         click.echo("Nothing to delete.", err=True)
     for problem in from_json(answer["warnings"]):  # about others, which refer to what is gone

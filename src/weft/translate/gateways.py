@@ -69,10 +69,15 @@ class _Part:
 
     def routes(self) -> list[Any]:
         """Return the routes of all Gateways behind each other; a rule that holds for several of them counts once."""
+        if len(self.by_gateway) == 1:
+            return next(iter(self.by_gateway.values()))
+        # By their bytes: to compare each with each would take long where there are thousands.
         first, *others = self.by_gateway.values()
+        known = {route.SerializeToString(deterministic=True) for route in first}
         found = list(first)
         for route in chain.from_iterable(others):
-            if route not in found:
+            if (written := route.SerializeToString(deterministic=True)) not in known:
+                known.add(written)
                 found.append(route)
         return found
 

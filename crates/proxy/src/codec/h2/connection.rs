@@ -337,6 +337,11 @@ impl Connection {
         fatal(Code::ENHANCE_YOUR_CALM, "too many frames without content")
     }
 
+    /// The same for a kind of frames that a configuration may bound by itself; *bound* is what it says, or `u32::MAX`.
+    fn spend_idle_unless_bounded(&mut self, bound: u32, now: Duration) -> Result<(), ConnectionError> {
+        if bound == u32::MAX { self.spend_idle(now) } else { Ok(()) }
+    }
+
     /// We answer a frame that cost the peer nothing.
     fn count_answer(&mut self) -> Result<(), ConnectionError> {
         self.counts.waiting = self.counts.waiting.saturating_add(1);
@@ -469,9 +474,7 @@ impl Connection {
         let ended = header.has(flag::END_STREAM);
         self.count_content(left, ended)?;
         if left == 0 && !ended {
-            if self.limits.floods.consecutive_empty_frames == u32::MAX {
-                self.spend_idle(now)?;
-            }
+            self.spend_idle_unless_bounded(self.limits.floods.consecutive_empty_frames, now)?;
         } else {
             self.idle_frames.earn(10);
         }
@@ -748,9 +751,7 @@ impl Connection {
             return fatal(Code::PROTOCOL_ERROR, "PRIORITY on the connection");
         }
         let per_stream = self.limits.floods.priority_frames_per_stream;
-        if per_stream == u32::MAX {
-            self.spend_idle(now)?;
-        }
+        self.spend_idle_unless_bounded(per_stream, now)?;
         self.counts.priority_frames = self.counts.priority_frames.saturating_add(1);
         if self.counts.priority_frames > per_stream.saturating_mul(self.opened() + 1) {
             return fatal(Code::ENHANCE_YOUR_CALM, "too many PRIORITY frames");
@@ -867,9 +868,7 @@ impl Connection {
         let per_data_frame = self.limits.floods.window_updates_per_data_frame;
         let earned = per_data_frame.saturating_mul(self.counts.data_frames_sent).saturating_add(self.opened());
         let is_limited = per_data_frame != u32::MAX;
-        if !is_limited {
-            self.spend_idle(now)?;
-        }
+        self.spend_idle_unless_bounded(per_data_frame, now)?;
         if is_limited && self.counts.window_updates > earned.saturating_mul(2).saturating_add(5) {
             return fatal(Code::ENHANCE_YOUR_CALM, "too many WINDOW_UPDATE frames");
         }
