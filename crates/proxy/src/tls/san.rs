@@ -75,6 +75,12 @@ const EMAIL: u8 = 0x81;
 const DNS_NAME: u8 = 0x82;
 const URI: u8 = 0x86;
 const IP_ADDRESS: u8 = 0x87;
+/// Those that matter to nobody here.
+const OTHER_NAME: u8 = 0xa0;
+const X400_ADDRESS: u8 = 0xa3;
+const DIRECTORY_NAME: u8 = 0xa4;
+const EDI_PARTY_NAME: u8 = 0xa5;
+const REGISTERED_ID: u8 = 0x88;
 
 fn read(certificate: &[u8]) -> Option<Names> {
     let certificate = Reader(certificate).expect(SEQUENCE)?;
@@ -110,7 +116,9 @@ fn read(certificate: &[u8]) -> Option<Names> {
                     names.addresses.extend(address(name));
                     continue;
                 }
-                _ => continue,
+                OTHER_NAME | X400_ADDRESS | DIRECTORY_NAME | EDI_PARTY_NAME | REGISTERED_ID => continue,
+                // No kind of name: what follows is none, either.
+                _ => break,
             };
             // One that is not text is no name (RFC 5280 4.2.1.6), and hides none of the others: a rule may deny by those.
             list.extend(std::str::from_utf8(name).map(str::to_owned));
@@ -140,7 +148,12 @@ impl<'a> Reader<'a> {
                 let count = usize::from(first & 0x0f);
                 let digits = rest.get(..count)?;
                 rest = &rest[count..];
-                digits.iter().fold(0usize, |total, &digit| total << 8 | usize::from(digit))
+                let length = digits.iter().fold(0usize, |total, &digit| total << 8 | usize::from(digit));
+                // X.690 10.1: in the fewest digits, or other readers take what follows for something else.
+                if length < 0x80 || digits[0] == 0 {
+                    return None;
+                }
+                length
             }
             _ => return None,
         };
@@ -160,7 +173,19 @@ mod tests {
 
     fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
         let content = parts.concat();
-        [&[tag, 0x81, u8::try_from(content.len()).unwrap()][..], &content].concat()
+        let length = u8::try_from(content.len()).unwrap();
+        let digits: &[u8] = if length < 0x80 { &[length] } else { &[0x81, length] };
+        [&[tag], digits, &content].concat()
+    }
+
+    #[test]
+    fn a_length_in_more_digits_than_it_needs_is_no_der() {
+        assert_eq!(Reader(&[URI, 0x81, 0x80, 0]).next(), None, "cut off");
+        for long in [&[URI, 0x81, 1, b'a'][..], &[URI, 0x82, 0, 0x80]] {
+            assert_eq!(Reader(&[long, &[b'a'; 0x80]].concat()).next(), None, "{long:x?}");
+        }
+        let short = [&[URI, 0x81, 0x80][..], &[b'a'; 0x80]].concat();
+        assert_eq!(Reader(&short).next(), Some((URI, &[b'a'; 0x80][..])));
     }
 
     #[test]
