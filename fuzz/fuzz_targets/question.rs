@@ -22,12 +22,14 @@ use weft_protos::type_url;
 // What is bound to Python is no library for others, so its code is compiled in from its source.
 #[path = "../../crates/native/src/explain.rs"]
 mod explain;
+#[path = "../../crates/native/src/question.rs"]
+mod question;
 #[path = "../../crates/native/src/taken.rs"]
 mod taken;
 
 use explain::{Mode, answer};
 
-const OUTCOMES: [&str; 11] = [
+const OUTCOMES: [&str; 12] = [
     "call",
     "denied",
     "direct_response",
@@ -39,6 +41,7 @@ const OUTCOMES: [&str; 11] = [
     "redirect",
     "refused",
     "tcp",
+    "turned_away",
 ];
 const DICE: [&str; 5] = ["cors", "fault_abort", "fault_delay", "route", "weight"];
 /// Of an answer about a question of nothing. What a question adds is repeated by what is told of each route and destination.
@@ -134,7 +137,8 @@ fn assert_decided_alike(plan: &Plan, question: &Value, answer: &Map<String, Valu
         method: text("method", "GET"),
         scheme: text("scheme", "http"),
         authority: text("authority", ""),
-        path: text("path", "/"),
+        // As the proxy reads it, where that is told.
+        path: answer.get("path").and_then(Value::as_str).map_or_else(|| text("path", "/"), str::to_owned),
         headers: pairs.map(|pair| (part(pair, 0), part(pair, 1))).collect(),
     };
     let decision = decide(plan, manager, &request, &mut Dice(&question["random"]), &mut Silent);

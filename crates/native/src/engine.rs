@@ -1,4 +1,4 @@
-//! `Engine` and `validate`: the proxy's decision code for Python. Shapes of question and answer are in `explain.rs`.
+//! `Engine` and `validate`: the proxy's decision code for Python. Shapes of question and answer are in `question.rs` and `explain.rs`.
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;

@@ -2,6 +2,7 @@
 
 mod engine;
 mod explain;
+mod question;
 mod record_store;
 mod stream_core;
 mod taken;
