@@ -145,18 +145,20 @@ fn take_apart(message: &Bytes) {
     let (identifier, taken) = taken.expect("what decodes can be taken apart");
     assert_eq!(identifier.is_some(), decoded.identifier.is_some());
     let records = |kind| taken.iter().filter(move |(of, _)| *of == kind).map(|(_, entry)| entry.clone());
-    // Where both kinds are there a decoder knows the last group only.
+    // A decoder forgets a group where one of the other kind follows, be it empty: what it knows are the last records.
     match decoded.log_entries {
-        Some(LogEntries::HttpLogs(logs)) if records(Kind::Tcp).next().is_none() => {
-            let read =
-                records(Kind::Http).map(|entry| HttpAccessLogEntry::decode(entry).expect("it was decoded before"));
-            assert!(read.eq(logs.log_entry));
+        Some(LogEntries::HttpLogs(logs)) => {
+            let read: Vec<_> = records(Kind::Http)
+                .map(|entry| HttpAccessLogEntry::decode(entry).expect("it was decoded before"))
+                .collect();
+            assert!(read.ends_with(&logs.log_entry));
         }
-        Some(LogEntries::TcpLogs(logs)) if records(Kind::Http).next().is_none() => {
-            let read = records(Kind::Tcp).map(|entry| TcpAccessLogEntry::decode(entry).expect("it was decoded before"));
-            assert!(read.eq(logs.log_entry));
+        Some(LogEntries::TcpLogs(logs)) => {
+            let read: Vec<_> = records(Kind::Tcp)
+                .map(|entry| TcpAccessLogEntry::decode(entry).expect("it was decoded before"))
+                .collect();
+            assert!(read.ends_with(&logs.log_entry));
         }
-        Some(_) => {}
         None => assert!(taken.is_empty()),
     }
 }
