@@ -58,6 +58,7 @@ GOALS = (
     Goal("memory.loaded", 30),
     Goal("memory.plain", 2),
     Goal("memory.mtls", 16),
+    Goal("demo", 8),
     Goal("start.answering", 10),
     Goal("latency.p50", 1.0, "envoy"),
     Goal("latency.p50", 1.0, "haproxy"),

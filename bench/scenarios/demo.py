@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from bench import peers
@@ -27,8 +28,14 @@ def run(run: Run) -> list[Table]:
     return [Table("demo", "Memory in the demo, a sample for each of its proxies", series)]
 
 
-def sidecars_mib(work: Path, data_plane: str) -> list[float]:
-    """Return the resident MiB of each proxy of Bookinfo after some pages, gateway included; *data_plane* is a name."""
+def sidecars_mib(
+    work: Path, data_plane: str, pages: int = PAGES, look: Callable[[], object] = lambda: None
+) -> list[float]:
+    """
+    Return the resident MiB of each proxy of Bookinfo after some pages, gateway included; *data_plane* is a name.
+
+    *look* is called when the pages have come, while all runs.
+    """
     # Short: paths of Unix sockets end after 107 bytes.
     home = work / f"d-{data_plane}"
     home.mkdir(mode=0o700)
@@ -39,12 +46,13 @@ def sidecars_mib(work: Path, data_plane: str) -> list[float]:
     program = Path(peers.executable(data_plane)).name[:15]
     with running(command, log=log, environment=environment) as process:
         page = _address(process, log) + "/productpage"
-        for _ in range(PAGES):
+        for _ in range(pages):
             with urllib.request.urlopen(page, timeout=30) as answer:
                 answer.read()
         sizes = [resident_kib(pid) / 1024 for pid in family(process.pid) if program_name(pid) == program]
         if not sizes:
             raise RuntimeError(f"no {data_plane} among the processes of weft up: {log.read_text()}")
+        look()
         process.send_signal(signal.SIGINT)
         process.wait(END_SECONDS)
         return sizes

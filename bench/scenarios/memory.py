@@ -11,6 +11,7 @@ import contextlib
 import resource
 import socket
 import ssl
+import time
 from collections.abc import Iterator, Sequence
 
 from bench import backends, peers, probes, role
@@ -25,6 +26,7 @@ SAMPLES = 3
 CONNECTIONS = 1000
 SERVICES = 1000
 ENDPOINTS = 10
+SETTLE_SECONDS = 1.0
 MESH = role.BARE | {Feature.VIRTUAL_HOSTS, Feature.RETRY, Feature.CIRCUIT_BREAKER, Feature.LEAST_REQUEST}
 PEERS = ("weft-proxy", "envoy", "haproxy")
 
@@ -90,6 +92,17 @@ def _ask_for_a_second(run: Run, peer: Peer, wanted: Role) -> int:
     ).requests
 
 
+def _settle(peer: Peer) -> None:
+    """Wait until *peer* gives nothing back any more of what its start needed; else the connections would seem to cost less."""
+    before = peer.resident_kib()
+    while True:
+        time.sleep(SETTLE_SECONDS)
+        after = peer.resident_kib()
+        if after >= before:
+            return
+        before = after
+
+
 def _connections(run: Run, name: str, wanted: Role, context: ssl.SSLContext | None) -> dict[str, Series]:
     names = [each for each in (*PEERS, "nginx") if each in run.peers]
     result = {each: Series("KiB each") for each in names}
@@ -102,6 +115,7 @@ def _connections(run: Run, name: str, wanted: Role, context: ssl.SSLContext | No
                 wrapped = context.wrap_socket(plain, server_hostname="localhost") if context else plain
                 handshakes.ask(opened.enter_context(wrapped), body, close=False)
 
+            _settle(peer)
             # The first ones need what all share: memory of a pool, a connection upstream.
             for _ in range(CONNECTIONS // 10):
                 connect()

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::{env, fs};
 
-/// What the demo's proxies enter: mangled names, `*` for what differs between builds. `tools/order/order.py` writes it.
+/// What the demo's proxies enter, at first between two changes of configuration: mangled names, `*` for what differs between builds. `tools/order/order.py` writes it.
 const ORDER: &str = "order.txt";
 
 fn main() {
@@ -18,7 +18,8 @@ fn main() {
     let directory = env::var("OUT_DIR").expect("cargo sets it for build scripts");
     let script = Path::new(&directory).join("order.ld");
     let names = fs::read_to_string(ORDER).expect("the list is beside this file");
-    fs::write(&script, linker_script(names.lines())).expect("cargo made the directory");
+    fs::write(&script, linker_script(names.lines().filter(|line| !line.starts_with('#'))))
+        .expect("cargo made the directory");
     println!("cargo:rustc-link-arg-bins=-Wl,-T,{}", script.display());
 }
 

@@ -2,7 +2,8 @@
  * Preloaded into weft-proxy by order.py: which functions does a process enter, in any thread?
  *
  * A breakpoint stands at the entry of every function of the executable. The first thread to arrive writes the
- * function's address to $WEFT_ENTERED/<pid>, eight bytes each, and takes the breakpoint away. x86-64 and ELF only.
+ * function's address to $WEFT_ENTERED/<pid>, eight bytes each, and takes the breakpoint away. When the proxy gives back
+ * its code all of them are set again, and an address of zero says so. x86-64 and ELF only.
  */
 #define _GNU_SOURCE
 #include <elf.h>
@@ -14,6 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -37,6 +39,25 @@ static void arrived(int number, siginfo_t *info, void *context) {
             abort();
     }
     registers[REG_RIP] = address;
+}
+
+static void set_again(void) {
+    unsigned long none = 0;
+    if (write(out, &none, sizeof none) != sizeof none)
+        abort();
+    for (unsigned long address = low; address < high; address++)
+        if (first_bytes[address - low] != BREAKPOINT)
+            *(unsigned char *)address = BREAKPOINT;
+}
+
+/* Instead of libc's: to give the code back would take the breakpoints away. */
+int madvise(void *begin, size_t length, int advice) {
+    unsigned long address = (unsigned long)begin;
+    if (first_bytes && address < high && low < address + length) {
+        set_again();
+        return 0;
+    }
+    return syscall(SYS_madvise, begin, length, advice);
 }
 
 static int find_code(struct dl_phdr_info *info, size_t size, void *unused) {

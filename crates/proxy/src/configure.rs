@@ -29,6 +29,7 @@ use crate::logging;
 use crate::on_demand::{Answer, Ask, Asked, Change};
 use crate::patience::Patience;
 use crate::plan::Active;
+use crate::resident;
 use crate::state::{self, Entry};
 use crate::warming::{Holdings, Key, Wanted};
 use crate::worker::{Command, Draining};
@@ -40,6 +41,8 @@ const FIRST_CLUSTERS_TIME: Duration = Duration::from_secs(5);
 const GATHER_TIME: Duration = Duration::from_millis(5);
 /// Changes of this time go to the disk together.
 const SAVE_TIME: Duration = Duration::from_millis(200);
+/// Changes of this time are one more reason to keep the code that reads them.
+const QUIET_TIME: Duration = Duration::from_millis(250);
 /// The longest and shortest time between two looks at whether an interval of outlier detection is over.
 const TICK_TIME: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -62,6 +65,8 @@ pub struct Configurator {
     hosts_are_open: bool,
     state_dir: Option<PathBuf>,
     changed: Rc<Notify>,
+    /// There is a new generation.
+    settled: Rc<Notify>,
     /// Something is not on the disk yet.
     unsaved: bool,
     draining: Draining,
@@ -110,6 +115,7 @@ impl Configurator {
                 hosts_are_open: false,
                 state_dir,
                 changed: Rc::new(Notify::new()),
+                settled: Rc::new(Notify::new()),
                 unsaved: false,
                 draining: Draining::No,
                 is_waiting: false,
@@ -163,6 +169,7 @@ impl Configurator {
             }
             spawn_local(follow(task, Rc::clone(this), Source::ControlPlane(place)));
         }
+        spawn_local(keep_small(Rc::clone(&configurator.settled)));
         drop(configurator);
         spawn_local(keep_saving(Rc::clone(this)));
         spawn_local(keep_ticking(Rc::clone(this)));
@@ -286,6 +293,7 @@ impl Configurator {
         self.tell(|| Command::Plan(Arc::clone(&self.active)));
         self.hand_out_sockets();
         self.subscribe();
+        self.settled.notify_one();
         if self.holdings.knows_clusters() && !std::mem::replace(&mut self.is_waiting, true) {
             self.me.upgrade().map(|me| spawn_local(wait_for_clusters(me)));
         }
@@ -701,6 +709,15 @@ async fn keep_saving(configurator: Rc<RefCell<Configurator>>) {
 fn report_save(directory: &std::path::Path, result: std::io::Result<()>) {
     if let Err(error) = result {
         log::error!(target: logging::STATE, "the state cannot be kept in {}: {error}", directory.display());
+    }
+}
+
+/// Give back the code that a change needed, once the changes that come with it are over.
+async fn keep_small(settled: Rc<Notify>) {
+    loop {
+        settled.notified().await;
+        tokio::time::sleep(QUIET_TIME).await;
+        resident::give_back_code();
     }
 }
 

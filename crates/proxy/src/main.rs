@@ -57,6 +57,7 @@ mod plan;
 mod profile;
 mod rbac;
 mod record;
+mod resident;
 mod respond;
 mod route;
 mod rpc;

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 pub mod cpu;
 mod elf;
 pub mod heap;
-mod modules;
+pub mod modules;
 mod pprof;
 mod symbols;
 

@@ -25,6 +25,8 @@ pub struct Loaded {
     /// From the beginning of the first to the end of the last segment.
     pub addresses: Range<u64>,
     segments: Vec<Range<u64>>,
+    /// Those of the segments that may not be written, as whole pages; none of what is no file.
+    unwritable: Vec<Range<u64>>,
     eh_frame_hdr: Option<Range<u64>>,
 }
 
@@ -58,11 +60,25 @@ unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: usize, all: *mu
         "" => OWN.into(),
         name => PathBuf::from(name),
     };
+    // The kernel's own object has a name without a directory.
+    let is_file = path.is_absolute();
+    let unwritable = headers
+        .iter()
+        .filter(|header| is_file && header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0)
+        .map(|header| whole_pages(range(header)))
+        .collect();
     if let (Some(first), Some(last)) = (segments.first(), segments.last()) {
         let (addresses, eh_frame_hdr) = (first.start..last.end, of_kind(libc::PT_GNU_EH_FRAME).next());
-        all.push(Loaded { path, base: info.dlpi_addr, addresses, segments, eh_frame_hdr });
+        all.push(Loaded { path, base: info.dlpi_addr, addresses, segments, unwritable, eh_frame_hdr });
     }
     0
+}
+
+/// Segments do not share pages: what else is on the first and the last of one belongs to its mapping.
+fn whole_pages(range: Range<u64>) -> Range<u64> {
+    // SAFETY: it takes a number and gives one.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(1).unsigned_abs();
+    range.start / page * page..range.end.next_multiple_of(page)
 }
 
 pub fn unwinder(modules: &[Loaded]) -> Unwinder {
@@ -76,6 +92,11 @@ impl Loaded {
     pub fn name(&self) -> String {
         let path = if self.path == Path::new(OWN) { std::env::current_exe().ok() } else { None };
         path.as_ref().unwrap_or(&self.path).display().to_string()
+    }
+
+    /// See the field.
+    pub fn unwritable(&self) -> impl Iterator<Item = Range<u64>> {
+        self.unwritable.iter().cloned()
     }
 
     fn for_unwinding(&self) -> Module<&'static [u8]> {

@@ -599,3 +599,20 @@ fn the_admin_socket_shows_what_is_in_force() {
     mesh.admin("POST", "/quitquitquit");
     assert!(mesh.wait_exit().success());
 }
+
+#[test]
+fn code_that_only_changes_need_is_given_back() {
+    let mut mesh = Mesh::start(&[Upstream::saying("old")], |_| {});
+    let given_back = |mesh: &Mesh| {
+        until("code is given back", || (mesh.resident_bytes() * 3 < mesh.peak_resident_bytes() * 2).then_some(()));
+    };
+    given_back(&mesh);
+    assert_eq!(mesh.client().get("/").text(), "old");
+    // It comes again with the next change, and goes again.
+    let other = Upstream::saying("new");
+    mesh.change(|setup| setup.more.extend(cluster_of("other", &[other])));
+    mesh.change(|setup| setup.route(vec![to("other", "/")]));
+    assert_eq!(mesh.client().get("/").text(), "new");
+    given_back(&mesh);
+    assert_eq!(mesh.client().get("/").text(), "new");
+}

@@ -305,6 +305,13 @@ impl Mesh {
         text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
     }
 
+    /// The most that was resident at once.
+    pub fn peak_resident_bytes(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
     /// Have *writer* send far more than what lies between it and *reader* can hold, who does not read at first: the proxy's memory stays
     /// as it is, and then all of it arrives.
     #[track_caller]
