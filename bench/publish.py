@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path("bench/results")
 RESULT = RESULTS / "latest.json"
 CONFIGURATIONS = RESULTS / "configurations"
-PUBLISHED = ("s2-", "s3-")
-"""Scenarios whose configurations are kept with the figures, by the beginnings of the files' names."""
+UNPUBLISHED = ("growth-", "memory-loaded-")
+"""Scenarios whose configurations are thousands of entries alike, by the beginnings of the files' names; those of all others are kept with the figures."""
 
 PICTURE = Path("docs/images/cost.svg")
 README = Path("README.md")
@@ -34,7 +34,7 @@ def publish(result: str, configurations: Path, root: Path = ROOT) -> None:
     shutil.rmtree(root / CONFIGURATIONS, ignore_errors=True)
     (root / CONFIGURATIONS).mkdir(parents=True)
     for file in configurations.iterdir():
-        if file.name.startswith(PUBLISHED):
+        if not file.name.startswith(UNPUBLISHED):
             shutil.copyfile(file, root / CONFIGURATIONS / file.name)
     (root / RESULT).write_text(result)
     for path, text in pages(json.loads(result), root).items():

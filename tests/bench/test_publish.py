@@ -30,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_published_run_stands_in_every_page_with_the_machine_and_the_versions(root: Path, tmp_path: Path) -> None:
     given = tmp_path / "given"
     given.mkdir()
-    for name in ("s1-envoy.json", "s2-envoy.json", "s3-h2-in-envoy.json"):
+    for name in ("s1-envoy.json", "s3-h2-in-envoy.json", "growth-hosts-10000-envoy.json"):
         (given / name).write_text("{}")
     publish.publish(report.as_json(TABLES, ABOUT), given, root)
     readme = (root / README).read_text()
@@ -45,7 +45,7 @@ def test_a_published_run_stands_in_every_page_with_the_machine_and_the_versions(
     assert "old" not in readme
     assert "| S2 | <= 0.3 x envoy | 0.25 | met |" in (root / EXPLANATION).read_text()
     assert "mesh features" in (root / PICTURE).read_text()
-    assert {file.name for file in (root / CONFIGURATIONS).iterdir()} == {"s2-envoy.json", "s3-h2-in-envoy.json"}
+    assert {file.name for file in (root / CONFIGURATIONS).iterdir()} == {"s1-envoy.json", "s3-h2-in-envoy.json"}
     assert publish.pages(json.loads((root / RESULT).read_text()), root) == {
         root / page: (root / page).read_text() for page in (README, EXPLANATION, PICTURE)
     }
