@@ -27,6 +27,13 @@ from weft.cli.proxy_config import secrets_table
 from weft.cli.ps import ports
 from weft.errors import UsageError
 
+SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec: {{selector: {{app: reviews}}, ports: [{{port: 9080}}]}}
+"""
+
 RULE = """\
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -840,6 +847,7 @@ def test_an_agent_that_is_silent_is_named_and_one_that_is_stopped_is_not_waited_
     mesh.proxy(late)
     process = mesh.status(late.name)["agent"]["pid"]
     reason = f"its agent, process {process}, is silent: its program is not answered by the names of now."
+    rule.write_text(f"{RULE}---\n{SERVICE.format(name='one')}")
     for command in (("apply", "-f", rule), ("apply", "-f", rule), ("wait",), ("wait", "--revision", 1)):
         result = weft(*command, "--timeout", "500ms")
         assert result.exit_code == 6, (command, result.output)
@@ -849,6 +857,8 @@ def test_an_agent_that_is_silent_is_named_and_one_that_is_stopped_is_not_waited_
     assert f"  {late.name}: {reason}" in shown
     revision = mesh.client.get("/v1/version")["revision"]
     assert f"  late     {late.name}: {reason}" in weft("status", "--revision", revision).stdout
+    rule.write_text(RULE.replace("3s", "5s"))
+    assert weft("apply", "-f", rule, "--timeout", "1h").exit_code == 0, "it changes no names"
     late.close()
     until(lambda: len(mesh.client.get("/v1/workloads")) == 1)
 
@@ -856,7 +866,7 @@ def test_an_agent_that_is_silent_is_named_and_one_that_is_stopped_is_not_waited_
     assert apart.process is not None
     apart.process.send_signal(signal.SIGSTOP)
     until(lambda: mesh.status(apart.name)["agent"]["state"] == "stopped")
-    rule.write_text(RULE.replace("3s", "4s"))
+    rule.write_text(f"{RULE.replace('3s', '4s')}---\n{SERVICE.format(name='another')}")
     reason = f"its agent, process {apart.process.pid}, is stopped, as by Ctrl-Z; it gets what is new when it goes on"
     for command in (("apply", "-f", rule), ("wait",)):
         result = weft(*command, "--timeout", "1h")

@@ -366,8 +366,9 @@ class Api:
         if wait and self._plane.proxies:
             deadline = time.monotonic() + wait
             receipt = await self._answered(number, deadline)
-            return await self._receipt(receipt, await self._agents.names_taken(max(0.0, deadline - time.monotonic())))
-        return await self._receipt(self._publisher.receipt(number), await self._agents.names_taken(0.0))
+            late = await self._agents.names_taken(max(0.0, deadline - time.monotonic()), number)
+            return await self._receipt(receipt, late)
+        return await self._receipt(self._publisher.receipt(number), await self._agents.names_taken(0.0, number))
 
     async def _answered(self, number: int, deadline: float) -> Receipt:
         """Wait for the proxies that revision *number* is about, but for an Envoy whose agent, which relays it, is stopped."""
@@ -552,7 +553,7 @@ class Api:
         }
 
     async def _receipt(self, receipt: Receipt, without_names: Mapping[Key, AgentState]) -> dict[str, Any]:
-        """`without_names`: workloads whose programs are not answered by the names of now, whatever their proxies have."""
+        """`without_names`: workloads whose programs are not answered by the names that the revision changed, whatever their proxies have."""
         found = await asyncio.to_thread(self._store.revisions, REVISIONS_SEARCHED)
         logged = next((item for item in found if item.revision == receipt.revision), None)
         workloads = {proxy.node_id: proxy.workload for proxy in self._plane.proxies.values()}
