@@ -690,6 +690,31 @@ def test_a_namespace_beside_files_is_that_of_what_names_none(mesh: Mesh, weft: W
         mesh.client.post("/v1/apply", {"documents": [], "namespace": "Bad_NS"})
 
 
+def test_an_object_of_the_whole_mesh_is_seen_from_every_namespace(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """As kubectl has it: -n says nothing of a GatewayClass."""
+    name = "gatewayclass.gateway.networking.k8s.io/other"
+    rule.write_text(f"{RULE}---\n{GATEWAY_CLASS}")
+    created = weft("apply", "-f", rule, "-n", "shop").stdout.splitlines()
+    assert created[:2] == ["virtualservice.networking.istio.io/reviews created (namespace shop)", f"{name} created"]
+    mesh.restart()
+    rule.write_text(GATEWAY_CLASS)
+    for where in ((), ("-n", "shop"), ("-n", "store")):
+        assert weft("apply", "-f", rule, *where).stdout.splitlines()[0] == f"{name} unchanged"
+        assert weft("diff", "-f", rule, *where).exit_code == 0
+        assert weft("get", "-f", rule, *where, "-o", "name").stdout == f"{name}\n"
+        assert weft("get", "gc", "other", *where, "-o", "name").stdout == f"{name}\n"
+        checked = weft("apply", "-f", rule, *where, "--dry-run=client", "-o", "yaml").stdout
+        assert yaml.safe_load(checked)["metadata"] == {"name": "other"}
+    assert weft("get", "gc", "-A").stdout.split()[:2] == ["NAME", "CONTROLLER"]
+    heads = [line.split()[0] for line in weft("get", "vs,gc", "-A").stdout.splitlines() if "NAME" in line]
+    assert heads == ["NAME", "NAMESPACE"]
+    missing = weft("delete", "gc", "another", "-n", "shop")
+    assert missing.stderr.startswith("error: Not found: GatewayClass another. There are: GatewayClass other, ")
+    rule.write_text(GATEWAY_CLASS.replace("weft.dev", "example.org"))
+    assert "--- live: GatewayClass other\n" in weft("diff", "-f", rule, "-n", "shop").stdout
+    assert weft("delete", "gc", "other", "-n", "store").stdout == f"{name} deleted\n"
+
+
 def test_diff_is_a_unified_diff_and_exits_1_when_different(mesh: Mesh, weft: Weft, rule: Path) -> None:
     with_proxy(mesh)
     weft("apply", "-f", rule, "--no-wait")

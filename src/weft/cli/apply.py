@@ -120,7 +120,7 @@ def check(sources: Sources, *, namespace: str | None, strict: bool) -> dict[str,
     manifests = []
     for item in result.objects:
         metadata = item.manifest["metadata"]
-        if namespace is not None:
+        if namespace is not None and item.key.namespace:
             metadata = {**metadata, "namespace": namespace}
         manifests.append({**item.manifest, "metadata": metadata})
     return {
@@ -303,7 +303,7 @@ def full_name(result: Mapping[str, Any]) -> str:
 def describe(result: Mapping[str, Any], *, dry_run: bool = False) -> str:
     """Return `virtualservice.networking.istio.io/reviews configured`, as kubectl says it."""
     namespace = result["key"]["namespace"]
-    place = "" if namespace == "default" else f" (namespace {namespace})"
+    place = "" if namespace in ("", "default") else f" (namespace {namespace})"
     return f"{full_name(result)} {result['action']}{place}{' (dry run)' if dry_run else ''}"
 
 
