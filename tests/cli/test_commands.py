@@ -11,6 +11,7 @@ import sys
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -21,6 +22,7 @@ from tests.controlplane.peers import Mesh, running_mesh, until
 from weft.agent import doctor, paths
 from weft.agent.workload import WorkloadSpec
 from weft.cli import apply, run, status
+from weft.cli.client import Client
 from weft.cli.exec import meant
 from weft.cli.logs import access_text
 from weft.cli.proxy_config import secrets_table
@@ -860,6 +862,40 @@ def test_wait_returns_when_all_are_in_sync_and_names_those_that_are_not(mesh: Me
     mesh.proxy(client)
     result = weft("wait")
     assert (result.exit_code, result.stdout) == (0, "1 proxy is in sync.\n")
+
+
+def test_ctrl_c_while_proxies_are_waited_for_says_what_is_stored_and_who_has_yet_to_answer(
+    mesh: Mesh, weft: Weft, rule: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mesh.running("productpage", port=None)
+    server = mesh.running("reviews")
+    mesh.proxy(client, silent=True)
+    get = Client.get
+
+    def interrupted(self: Client, path: str, **query: Any) -> Any:
+        if query.get("wait"):
+            raise KeyboardInterrupt
+        return get(self, path, **query)
+
+    monkeypatch.setattr(Client, "get", interrupted)
+    for command, done in ((("apply", "-f", rule), "created"), (("delete", "vs", "reviews"), "deleted")):
+        result = weft(*command, "--timeout", "1h")
+        revision = mesh.client.get("/v1/version")["revision"]
+        assert (result.exit_code, result.stdout) == (130, f"virtualservice.networking.istio.io/reviews {done}\n")
+        assert result.stderr == (
+            f"error: Interrupted. Revision {revision} is stored and takes effect all the same; {client.name}, {server.name}"
+            f" have not acknowledged it yet. `weft wait --revision {revision}` waits for them.\n"
+        )
+
+    def sent(self: Client, *_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "_send", sent)
+    result = weft("delete", "-f", rule)
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "error: Interrupted. The change may be made all the same: `weft get` shows what is in force.\n"
+    )
 
 
 def test_an_agent_that_is_silent_is_named_and_one_that_is_stopped_is_not_waited_for(

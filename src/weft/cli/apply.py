@@ -14,6 +14,7 @@ from weft.cli.client import (
     TIMEOUT_SECONDS,
     Away,
     Client,
+    Interrupted,
     Unanswered,
     connect,
 )
@@ -183,11 +184,27 @@ def await_receipt(client: Client, revision: int, timeout: float) -> dict[str, An
 def receipt_or_why_not(
     client: Client, revision: int, timeout: float
 ) -> tuple[dict[str, Any], None] | tuple[None, WeftError]:
-    """As `await_receipt`; that there is nobody to ask is returned, for it is told after what was done."""
+    """As `await_receipt`; that there is nobody to ask, or Ctrl-C, is returned, for it is told after what was done."""
     try:
         return await_receipt(client, revision, timeout), None
+    except KeyboardInterrupt:
+        return None, Interrupted(f"Interrupted. {_outstanding(client, revision)}")
     except WeftError as error:
         return None, error
+
+
+def _outstanding(client: Client, revision: int) -> str:
+    """Return that *revision* is stored, and who has yet to acknowledge it, for somebody who waits no longer."""
+    stored = f"Revision {revision} is stored and takes effect all the same"
+    goes_on = f"`weft wait --revision {revision}` waits for them."
+    try:
+        receipt = client.get(f"/v1/revisions/{revision}")
+    except WeftError:
+        return f"{stored}; who has it is not known. {goes_on}"
+    names = sorted({*receipt["silent"], *(item["workload"] for item in receipt["late"])})
+    if not names:
+        return f"{stored}; nobody has yet to acknowledge it."
+    return f"{stored}; {', '.join(names)} {'has' if len(names) == 1 else 'have'} not acknowledged it yet. {goes_on}"
 
 
 def is_awaited(receipt: Mapping[str, Any]) -> bool:
