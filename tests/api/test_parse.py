@@ -13,6 +13,7 @@ from weft.api.check import placeholder
 from weft.api.kinds import KUBERNETES_GATEWAY
 from weft.api.meshfile import Mesh
 from weft.api.networking import DestinationRule, VirtualService
+from weft.api.parse import identify
 from weft.api.shapes import fields
 from weft.model import ConfigKey, ConfigObject, Origin, Problem, Severity
 
@@ -171,6 +172,22 @@ def test_the_namespace_is_the_documents_or_the_default() -> None:
     text = f"{ENVELOPE}spec: {{hosts: [a], http: [{{{ROUTE}}}]}}"
     assert parse([("f", text)], default_namespace="shop").objects[0].key.namespace == "shop"
     assert parse([("f", text.replace("name: x", "name: x, namespace: y"))]).objects[0].key.namespace == "y"
+
+
+def test_an_object_of_the_whole_mesh_is_in_no_namespace() -> None:
+    text = "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {name: x}\nspec: {controllerName: weft.dev/gateway-controller}"
+    for confined in (False, True):
+        result = parse([("f", text)], default_namespace="shop", confined=confined)
+        assert ([item.key for item in result.objects], result.problems) == ([ConfigKey("GatewayClass", "", "x")], ())
+    assert str(result.objects[0].key) == "GatewayClass x"
+    named = text.replace("name: x", "name: x, namespace: y")
+    assert identify([("f", named)], default_namespace="shop", confined=True)[0] == (ConfigKey("GatewayClass", "", "x"),)
+    result = parse([("f", named)], default_namespace="shop", confined=True)
+    assert [item.key for item in result.objects] == [ConfigKey("GatewayClass", "", "x")]
+    assert [str(problem) for problem in result.problems] == [
+        "f:3:21: warning: metadata.namespace: a GatewayClass is in no namespace: it is the whole mesh's. Remove it."
+    ]
+    assert result.errors == ()
 
 
 def test_an_object_described_twice_warns_and_the_later_one_counts() -> None:

@@ -106,7 +106,7 @@ VIRTUAL_SERVICES = {
     "mirror beside an answer": (
         rule("directResponse: {status: 200}, mirror: {host: b}"),
         "http[0].mirror",
-        "conflict",
+        "no-effect",
         "mirror",
         "nothing is forwarded",
     ),
@@ -169,14 +169,21 @@ VIRTUAL_SERVICES = {
     "timeout beside a redirect": (
         rule("redirect: {uri: /x}, timeout: 1s"),
         "http[0].timeout",
-        "conflict",
+        "no-effect",
         "timeout",
         "nothing is forwarded",
+    ),
+    "copies beside a redirect": (
+        rule("redirect: {uri: /x}, mirrors: [{destination: {host: b}}]"),
+        "http[0].mirrors",
+        "no-effect",
+        "mirrors",
+        "Remove it.",
     ),
     "retries beside an answer": (
         rule("directResponse: {status: 200}, retries: {attempts: 1}"),
         "http[0].retries",
-        "conflict",
+        "no-effect",
         "retries",
         "nothing is forwarded",
     ),
@@ -569,7 +576,7 @@ VIRTUAL_SERVICES = {
     "pages of a redirect": (
         rule("corsPolicy: {allowOrigins: [{exact: a}]}, redirect: {uri: /a}"),
         "http[0].corsPolicy",
-        "conflict",
+        "no-effect",
         "corsPolicy",
         "no effect beside `redirect`",
     ),

@@ -11,6 +11,7 @@ import sys
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -21,11 +22,19 @@ from tests.controlplane.peers import Mesh, running_mesh, until
 from weft.agent import doctor, paths
 from weft.agent.workload import WorkloadSpec
 from weft.cli import apply, run, status
+from weft.cli.client import Client
 from weft.cli.exec import meant
 from weft.cli.logs import access_text
 from weft.cli.proxy_config import secrets_table
 from weft.cli.ps import ports
 from weft.errors import UsageError
+
+SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec: {{selector: {{app: reviews}}, ports: [{{port: 9080}}]}}
+"""
 
 RULE = """\
 apiVersion: networking.istio.io/v1
@@ -683,6 +692,31 @@ def test_a_namespace_beside_files_is_that_of_what_names_none(mesh: Mesh, weft: W
         mesh.client.post("/v1/apply", {"documents": [], "namespace": "Bad_NS"})
 
 
+def test_an_object_of_the_whole_mesh_is_seen_from_every_namespace(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """As kubectl has it: -n says nothing of a GatewayClass."""
+    name = "gatewayclass.gateway.networking.k8s.io/other"
+    rule.write_text(f"{RULE}---\n{GATEWAY_CLASS}")
+    created = weft("apply", "-f", rule, "-n", "shop").stdout.splitlines()
+    assert created[:2] == ["virtualservice.networking.istio.io/reviews created (namespace shop)", f"{name} created"]
+    mesh.restart()
+    rule.write_text(GATEWAY_CLASS)
+    for where in ((), ("-n", "shop"), ("-n", "store")):
+        assert weft("apply", "-f", rule, *where).stdout.splitlines()[0] == f"{name} unchanged"
+        assert weft("diff", "-f", rule, *where).exit_code == 0
+        assert weft("get", "-f", rule, *where, "-o", "name").stdout == f"{name}\n"
+        assert weft("get", "gc", "other", *where, "-o", "name").stdout == f"{name}\n"
+        checked = weft("apply", "-f", rule, *where, "--dry-run=client", "-o", "yaml").stdout
+        assert yaml.safe_load(checked)["metadata"] == {"name": "other"}
+    assert weft("get", "gc", "-A").stdout.split()[:2] == ["NAME", "CONTROLLER"]
+    heads = [line.split()[0] for line in weft("get", "vs,gc", "-A").stdout.splitlines() if "NAME" in line]
+    assert heads == ["NAME", "NAMESPACE"]
+    missing = weft("delete", "gc", "another", "-n", "shop")
+    assert missing.stderr.startswith("error: Not found: GatewayClass another. There are: GatewayClass other, ")
+    rule.write_text(GATEWAY_CLASS.replace("weft.dev", "example.org"))
+    assert "--- live: GatewayClass other\n" in weft("diff", "-f", rule, "-n", "shop").stdout
+    assert weft("delete", "gc", "other", "-n", "store").stdout == f"{name} deleted\n"
+
+
 def test_diff_is_a_unified_diff_and_exits_1_when_different(mesh: Mesh, weft: Weft, rule: Path) -> None:
     with_proxy(mesh)
     weft("apply", "-f", rule, "--no-wait")
@@ -830,6 +864,40 @@ def test_wait_returns_when_all_are_in_sync_and_names_those_that_are_not(mesh: Me
     assert (result.exit_code, result.stdout) == (0, "1 proxy is in sync.\n")
 
 
+def test_ctrl_c_while_proxies_are_waited_for_says_what_is_stored_and_who_has_yet_to_answer(
+    mesh: Mesh, weft: Weft, rule: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mesh.running("productpage", port=None)
+    server = mesh.running("reviews")
+    mesh.proxy(client, silent=True)
+    get = Client.get
+
+    def interrupted(self: Client, path: str, **query: Any) -> Any:
+        if query.get("wait"):
+            raise KeyboardInterrupt
+        return get(self, path, **query)
+
+    monkeypatch.setattr(Client, "get", interrupted)
+    for command, done in ((("apply", "-f", rule), "created"), (("delete", "vs", "reviews"), "deleted")):
+        result = weft(*command, "--timeout", "1h")
+        revision = mesh.client.get("/v1/version")["revision"]
+        assert (result.exit_code, result.stdout) == (130, f"virtualservice.networking.istio.io/reviews {done}\n")
+        assert result.stderr == (
+            f"error: Interrupted. Revision {revision} is stored and takes effect all the same; {client.name}, {server.name}"
+            f" have not acknowledged it yet. `weft wait --revision {revision}` waits for them.\n"
+        )
+
+    def sent(self: Client, *_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "_send", sent)
+    result = weft("delete", "-f", rule)
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "error: Interrupted. The change may be made all the same: `weft get` shows what is in force.\n"
+    )
+
+
 def test_an_agent_that_is_silent_is_named_and_one_that_is_stopped_is_not_waited_for(
     mesh: Mesh, weft: Weft, rule: Path
 ) -> None:
@@ -840,6 +908,7 @@ def test_an_agent_that_is_silent_is_named_and_one_that_is_stopped_is_not_waited_
     mesh.proxy(late)
     process = mesh.status(late.name)["agent"]["pid"]
     reason = f"its agent, process {process}, is silent: its program is not answered by the names of now."
+    rule.write_text(f"{RULE}---\n{SERVICE.format(name='one')}")
     for command in (("apply", "-f", rule), ("apply", "-f", rule), ("wait",), ("wait", "--revision", 1)):
         result = weft(*command, "--timeout", "500ms")
         assert result.exit_code == 6, (command, result.output)
@@ -849,6 +918,8 @@ def test_an_agent_that_is_silent_is_named_and_one_that_is_stopped_is_not_waited_
     assert f"  {late.name}: {reason}" in shown
     revision = mesh.client.get("/v1/version")["revision"]
     assert f"  late     {late.name}: {reason}" in weft("status", "--revision", revision).stdout
+    rule.write_text(RULE.replace("3s", "5s"))
+    assert weft("apply", "-f", rule, "--timeout", "1h").exit_code == 0, "it changes no names"
     late.close()
     until(lambda: len(mesh.client.get("/v1/workloads")) == 1)
 
@@ -856,7 +927,7 @@ def test_an_agent_that_is_silent_is_named_and_one_that_is_stopped_is_not_waited_
     assert apart.process is not None
     apart.process.send_signal(signal.SIGSTOP)
     until(lambda: mesh.status(apart.name)["agent"]["state"] == "stopped")
-    rule.write_text(RULE.replace("3s", "4s"))
+    rule.write_text(f"{RULE.replace('3s', '4s')}---\n{SERVICE.format(name='another')}")
     reason = f"its agent, process {apart.process.pid}, is stopped, as by Ctrl-Z; it gets what is new when it goes on"
     for command in (("apply", "-f", rule), ("wait",)):
         result = weft(*command, "--timeout", "1h")

@@ -83,7 +83,7 @@ class Line:
             publish=self._publish,
             confirm=self._confirm,
             withdraw=lambda _: None,
-            announce=lambda: None,
+            announce=lambda revision: None,
             events=self.events,
         )
         self.plane.settled.set()

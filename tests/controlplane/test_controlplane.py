@@ -32,6 +32,25 @@ spec:
     - destination: {{host: reviews}}
 """
 
+SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata: {name: another}
+spec: {selector: {app: reviews}, ports: [{port: 9080}]}
+"""
+
+GATEWAY = """\
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: nobodys}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - port: {number: 8080, name: http, protocol: HTTP}
+    hosts: ["*"]
+"""
+"""For a gateway that this mesh does not have."""
+
 
 def two(mesh: Mesh) -> tuple[Agent, ScriptedProxy, Agent]:
     """A running client and a running server; return the client's agent and proxy, and the server's agent."""
@@ -151,17 +170,7 @@ def test_an_equal_apply_makes_no_revision_and_wakes_nobody(mesh: Mesh) -> None:
 def test_a_proxy_hears_nothing_of_what_does_not_concern_it(mesh: Mesh) -> None:
     """A gateway's routes concern the gateway alone."""
     two(mesh)
-    gateway = """\
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: edge}
-spec:
-  selector: {istio: ingressgateway}
-  servers:
-  - port: {number: 8080, name: http, protocol: HTTP}
-    hosts: ["*"]
-"""
-    answer = mesh.apply(gateway)
+    answer = mesh.apply(GATEWAY)
     assert answer["affected"] == []
     assert mesh.status("productpage-v1-0")["published"] < answer["revision"]
 
@@ -182,13 +191,7 @@ def test_a_program_that_is_not_answered_by_the_new_names_is_named(mesh: Mesh) ->
     two(mesh)
     late = mesh.running("ratings", takes_names=False)
     mesh.proxy(late)
-    service = """\
-apiVersion: v1
-kind: Service
-metadata: {name: another}
-spec: {selector: {app: reviews}, ports: [{port: 9080}]}
-"""
-    revision = mesh.apply(service)["revision"]
+    revision = mesh.apply(SERVICE)["revision"]
     receipt = mesh.client.get(f"/v1/revisions/{revision}", wait=0.3)
     silent = {"state": "silent", "pid": os.getpid()}
     assert receipt["late"] == [{"workload": late.name, "agent": silent}]
@@ -207,6 +210,26 @@ spec: {selector: {app: reviews}, ports: [{port: 9080}]}
         what="it has taken them",
     )
     assert mesh.status(late.name)["agent"]["state"] == "answers"
+
+
+def test_an_agent_that_owes_the_names_of_an_earlier_revision_is_not_waited_for(mesh: Mesh) -> None:
+    """A receipt counts whom its own revision concerns; what is behind otherwise `weft wait` and `weft status` tell."""
+    client, _, server = two(mesh)
+    late = mesh.running("ratings", takes_names=False)
+    for agent in (server, late):
+        mesh.proxy(agent)
+    mesh.apply(SERVICE)
+    until(lambda: all(proxy["synced"] for proxy in mesh.client.get("/v1/proxies")))
+
+    began = time.monotonic()
+    for text, concerned in ((GATEWAY, []), (RULE.format(timeout="3s"), sorted([client.name, late.name, server.name]))):
+        revision = mesh.apply(text)["revision"]
+        receipt = mesh.client.get(f"/v1/revisions/{revision}", wait=20)
+        assert (receipt["affected"], receipt["acknowledged"]) == (concerned, concerned)
+        assert (receipt["late"], receipt["silent"]) == ([], [])
+    assert time.monotonic() - began < 20
+    assert mesh.status(late.name)["agent"]["state"] == "silent"
+    assert late.name in mesh.client.get("/v1/settled", wait=0.1)["behind"]
 
 
 def test_an_agent_that_is_stopped_is_named_and_not_waited_for(mesh: Mesh) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -85,27 +86,38 @@ def reviews(mesh: Mesh, **headers: str) -> Counter[str]:
     return seen
 
 
+V1, V2, V3 = ({version: 1.0} for version in ("v1", "v2", "v3"))
+
+SHOWN: dict[str, dict[tuple[str, str], dict[str, float]]] = {
+    "bookinfo-gateway": {},
+    "destination-rule-all": {},
+    "destination-rule-all-mtls": {},
+    "virtual-service-all-v1": {
+        (host, user): V1 for host in ("productpage", "reviews", "ratings", "details") for user in ("", "jason")
+    },
+    "virtual-service-reviews-v3": {("reviews", ""): V3, ("reviews", "jason"): V3},
+    "virtual-service-reviews-50-v3": {("reviews", user): {"v1": 0.5, "v3": 0.5} for user in ("", "jason")},
+    "virtual-service-reviews-80-20": {("reviews", user): {"v1": 0.8, "v2": 0.2} for user in ("", "jason")},
+    "virtual-service-reviews-90-10": {("reviews", user): {"v1": 0.9, "v2": 0.1} for user in ("", "jason")},
+    "virtual-service-reviews-jason-v2-v3": {("reviews", ""): V3, ("reviews", "jason"): V2},
+    "virtual-service-reviews-test-v2": {("reviews", ""): V1, ("reviews", "jason"): V2},
+    "virtual-service-ratings-test-delay": {("ratings", ""): V1, ("ratings", "jason"): {"delayed": 1.0}},
+    "virtual-service-ratings-test-abort": {("ratings", ""): V1, ("ratings", "jason"): {"500": 1.0}},
+    "virtual-service-details-v2": {("details", ""): V2, ("details", "jason"): V2},
+}
+"""
+Istio's samples, and what each makes of the requests of a user (or of anybody) to a host: the shares that a version
+answers, or v1 after seven seconds, or nobody, with that status.
+"""
+
+
 ORDERS = 3
 """Random ones that are tried; each run tries others."""
 
 
 def test_istios_samples_apply_unchanged_in_any_order(person: Person, mesh: Mesh, samples: Path) -> None:
     """Each object is as the last file of the order that describes it has it, whatever came before."""
-    names = [
-        "bookinfo-gateway",
-        "destination-rule-all",
-        "destination-rule-all-mtls",
-        "virtual-service-all-v1",
-        "virtual-service-reviews-v3",
-        "virtual-service-reviews-50-v3",
-        "virtual-service-reviews-80-20",
-        "virtual-service-reviews-90-10",
-        "virtual-service-reviews-jason-v2-v3",
-        "virtual-service-reviews-test-v2",
-        "virtual-service-ratings-test-delay",
-        "virtual-service-ratings-test-abort",
-        "virtual-service-details-v2",
-    ]
+    names = [*SHOWN]
     files = {name: readable(person, samples / f"{name}.yaml") for name in names}
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -123,6 +135,90 @@ def test_istios_samples_apply_unchanged_in_any_order(person: Person, mesh: Mesh,
         assert {(item["kind"], item["metadata"]["name"]): item["spec"] for item in objects(person)} == wanted, names
         done = person.weft("delete", "gw,vs,dr", "--all")
         assert done.returncode == 0, done.stderr
+
+
+SHARED = 1500
+"""Requests that tell 10 % from 20 %."""
+
+CHANCE = 1e-9
+"""Of it that shares which are right are taken for wrong ones."""
+
+
+def answers(person: Person, host: str, user: str, requests: int, mark: str) -> Counter[str]:
+    """Who answers productpage's program, in the words of SHOWN; *mark* is in the query of each request."""
+    path = "/api/v1/products" if host == "productpage" else f"/{host}/0"
+    edits = ("-H", f"end-user: {user}") if user else ()
+    ask = (
+        "curl",
+        "-s",
+        *edits,
+        "-w",
+        r"\n%{http_code} %{time_total}\n",
+        f"http://{host}:9080{path}?{mark}=[1-{requests}]",
+    )
+    done = person.weft("exec", "productpage-v1-0", "--", *ask)
+    assert done.returncode == 0, done.stderr
+    seen: Counter[str] = Counter()
+    told = re.findall(r"^(.*)\n+(\d{3}) (\d+\.\d+)$", done.stdout, re.MULTILINE)
+    for body, status, seconds in told:
+        version = re.search(r'"served_by": ?"\w+-(\w+)"', body)
+        alone = "delayed" if float(seconds) >= 6.99 else "v1"  # of a program that has no versions, and does not say it
+        seen[(version[1] if version else alone) if status == "200" else status] += 1
+    assert seen.total() == requests, done.stdout
+    return seen
+
+
+def differs(seen: Counter[str], shares: dict[str, float]) -> bool:
+    """Whether it is none of chance's doing that *seen* are not *shares*: by the bound of Chernoff and Hoeffding."""
+
+    def divergence(found: float, share: float) -> float:
+        terms = ((found, share), (1 - found, 1 - share))
+        return sum(part * math.log(part / whole) if whole else math.inf for part, whole in terms if part)
+
+    requests = seen.total()
+    return not seen.keys() <= shares.keys() or any(
+        requests * divergence(seen[who] / requests, share) > math.log(2 * len(shares) / CHANCE)
+        for who, share in shares.items()
+    )
+
+
+def test_each_of_istios_samples_is_in_force_whatever_came_before_it(person: Person, mesh: Mesh, samples: Path) -> None:
+    seed = random.randrange(2**32)
+    order = random.Random(seed).sample([*SHOWN], len(SHOWN))
+    in_force: dict[tuple[str, str], dict[str, float]] = {}
+    applied: set[str] = set()
+    marks = []
+    for name in order:
+        apply(person, readable(person, samples / f"{name}.yaml"))
+        applied.add(name)
+        in_force |= SHOWN[name]
+        # A rule for subsets gives what is applied already its effect, or keeps it.
+        concerned = in_force if name.startswith("destination-rule") else SHOWN[name]
+        has_subsets = any(item.startswith("destination-rule") for item in applied)
+        for (host, user), shares in concerned.items():
+            wanted = shares if has_subsets or "500" in shares else {"503": 1.0}
+            requests = 1 if user else SHARED if len(wanted) > 1 else 100
+            mark = f"{name}-{host}-{user or 'anybody'}"
+            seen = answers(person, host, user, requests, mark)
+            assert not differs(seen, wanted), (
+                f"seed {seed}: {order}: after {name} {host} for {user or 'anybody'}: {seen}"
+            )
+            marks += [mark] if wanted is shares and "500" not in shares else []
+        if "bookinfo-gateway" in applied:
+            eventually(mesh.is_reached, "the gateway's port is listened on")
+            assert mesh.get("/productpage")[0] == 200, f"seed {seed}: {order}: after {name}"
+
+    def unproved() -> list[str]:
+        """Requests that did not come to a program by mutual TLS, as far as it is known."""
+        records = [json.loads(line) for line in person.weft("logs", "--access", "-o", "json").stdout.splitlines()]
+        told = [item["access"] for item in records if item["access"].get("direction") == "inbound"]
+        return [
+            mark
+            for mark in marks
+            if not any(f"?{mark}=1" in str(item) and "sa/productpage" in str(item) for item in told)
+        ]
+
+    eventually(lambda: not unproved(), f"seed {seed}: {order}: every request came with productpage's identity")
 
 
 def test_all_v1_then_jason_sees_v2_and_others_v3(person: Person, mesh: Mesh, samples: Path) -> None:

@@ -96,6 +96,35 @@ def test_who_refuses_by_which_line_and_what_to_do(documents: dict[str, str], wor
         assert sentence in text, text
 
 
+def test_workloads_of_one_destination_that_differ_are_asked_each() -> None:
+    """A PeerAuthentication with a selector is for some of them."""
+    one = """\
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: one}
+spec:
+  selector: {matchLabels: {version: v1}}
+  mtls: {mode: PERMISSIVE}
+"""
+    for mesh in running_mesh():
+        mesh.running("productpage", port=None)
+        for version in ("v1", "v1", "v2", "v2"):
+            mesh.running("reviews", version)
+        for file, text in (("rule.yaml", PLAIN), ("one.yaml", one)):
+            mesh.apply(text, file=file)
+        said = ask(mesh, TO_REVIEWS)
+        assert [(side.workload, side.refusal is None) for side in said.inbound] == [
+            ("reviews-v1-0", True),
+            ("reviews-v2-0", False),
+        ]
+        text = render(said)
+        assert (
+            "It would go 100 % to reviews port 9080, but it is refused in part: The proxy of reviews-v2-0 accepts"
+            in text
+        )
+        assert "reviews-v1-0 takes callers without a certificate" in text
+
+
 def test_a_call_of_a_workloads_address_is_plain_text_and_explained() -> None:
     """Its proxy knows no identity to expect there, so it passes the bytes on."""
     for mesh in running_mesh():

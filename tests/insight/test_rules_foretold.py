@@ -181,6 +181,16 @@ def test_headers_that_the_proxy_makes_are_there_for_its_rules(bookinfo: Mesh) ->
     assert said.outbound.outcome == "no_route"
 
 
+def test_what_a_client_says_of_how_it_came_is_overwritten_by_a_gateway(bookinfo: Mesh) -> None:
+    """It is the first of the mesh, and believes nobody."""
+    rules = "  gateways: [edge]\n  http:\n  - match: [{headers: {x-forwarded-proto: {exact: http}}}]\n    directResponse: {status: 204}"
+    question = Question("ingressgateway", "http://bookinfo.localhost:18080/")
+    with applied(bookinfo, rules, host="bookinfo.localhost"):
+        for said in ("http", "https", "gopher"):
+            found = ask(bookinfo, replace(question, headers=(("X-Forwarded-Proto", said),)))
+            assert (found.outbound.status, found.outbound.route["rule"]) == (204, "spec.http[0]")
+
+
 @pytest.mark.parametrize(
     ("headers", "why"),
     [

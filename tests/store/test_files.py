@@ -15,10 +15,11 @@ from weft.store import FileSource
 def test_yaml_files_are_found_in_order_and_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / ".git").mkdir()
-    for name in ("b.yaml", "a.yml", "sub/c.yaml", "notes.md", ".hidden.yaml", ".git/d.yaml"):
+    for name in ("b.yaml", "a.yml", "sub/c.yaml", "e.json", "notes.md", ".hidden.yaml", ".git/d.yaml", "weft.yaml"):
         (tmp_path / name).write_text(name)
 
-    assert list(FileSource(tmp_path).load()) == [str(tmp_path / name) for name in ("a.yml", "b.yaml", "sub/c.yaml")]
+    found = ("a.yml", "b.yaml", "e.json", "sub/c.yaml")
+    assert list(FileSource(tmp_path).load()) == [str(tmp_path / name) for name in found]
 
 
 def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ class Kind:
         versions: In order of preference; the first is what weft writes.
         model: The spec's class.
         name_fault: Says what is wrong with an object's name; one of `weft.api.names`.
+        namespaced: Whether its objects are in namespaces; those of others are the whole mesh's (Kubernetes: cluster-scoped).
     """
 
     name: str
@@ -35,6 +36,7 @@ class Kind:
     versions: tuple[str, ...]
     model: type[BaseModel] | None = None
     name_fault: Callable[[str], str | None] = object_name_fault
+    namespaced: bool = True
 
     @property
     def kind(self) -> str:
@@ -63,7 +65,7 @@ KNOWN: Mapping[str, Kind] = {
         Kind("Gateway", _NETWORKING, _THREE, Gateway),
         Kind("HTTPRoute", _GATEWAY_API, ("v1", "v1beta1"), gateway_api.HTTPRoute),
         Kind(KUBERNETES_GATEWAY, _GATEWAY_API, ("v1", "v1beta1"), gateway_api.Gateway),
-        Kind("GatewayClass", _GATEWAY_API, ("v1", "v1beta1"), gateway_api.GatewayClass),
+        Kind("GatewayClass", _GATEWAY_API, ("v1", "v1beta1"), gateway_api.GatewayClass, namespaced=False),
         Kind("ReferenceGrant", _GATEWAY_API, ("v1", "v1beta1"), gateway_api.ReferenceGrant),
         Kind("Service", "", ("v1",), kubernetes.Service, service_name_fault),
         Kind("ServiceEntry", _NETWORKING, _THREE),

@@ -50,7 +50,7 @@ def parse(
 
     Args:
         documents: File as the user named it, and its text: YAML or JSON, any number of documents, `kind: List` too.
-        default_namespace: Of objects that name none.
+        default_namespace: Of objects that name none, if their kind has namespaces.
         confined: That an object names another namespace is a mistake.
     """
     objects: dict[ConfigKey, ConfigObject] = {}
@@ -172,7 +172,7 @@ class _ObjectReader:
             return None
         kind = self._kind(value)
         metadata = self._metadata_mapping(value)
-        name, namespace = ("", "") if metadata is None else self._names(metadata, object_name_fault)
+        name, namespace = ("", "") if metadata is None else self._names(metadata, kind, object_name_fault)
         if kind is None or self.problems:
             return None
         return ConfigKey(kind.name, namespace, name)
@@ -185,7 +185,7 @@ class _ObjectReader:
             # What another kind has at its top (`data`, `webhooks`) is no second mistake beside the kind itself.
             if key not in _ENVELOPE and (kind is not None or nearest(key, _ENVELOPE)):
                 self._key((key,), f"unknown field `{key}`.", did_you_mean(key, _ENVELOPE), "unknown-field")
-        name, namespace, labels = self._metadata(value, kind.name_fault if kind is not None else object_name_fault)
+        name, namespace, labels = self._metadata(value, kind)
         if kind is None or kind.model is None:
             return None
         respelled, spec = self._spec(kind, value, name, namespace)
@@ -272,15 +272,16 @@ class _ObjectReader:
             message = f"kind `{name}` has no version `{api_version}`."
             self._value(("apiVersion",), message, f"Write one of {', '.join(known)}.", "unknown-version")
 
-    def _metadata(
-        self, value: Mapping[str, Any], name_fault: Callable[[str], str | None]
-    ) -> tuple[str, str, dict[str, str]]:
+    def _metadata(self, value: Mapping[str, Any], kind: Kind | None) -> tuple[str, str, dict[str, str]]:
         """Return name, namespace and labels; empty where they are wrong."""
         metadata = self._metadata_mapping(value)
         if metadata is None:
             return "", self.default_namespace, {}
         self._metadata_fields(metadata)
-        name, namespace = self._names(metadata, name_fault)
+        name, namespace = self._names(metadata, kind, kind.name_fault if kind is not None else object_name_fault)
+        if kind is not None and not kind.namespaced and metadata.get("namespace") is not None:
+            message = f"a {kind.kind} is in no namespace: it is the whole mesh's."
+            self._key(("metadata", "namespace"), message, "Remove it.", "ignored", warning=True)
         labels = self._strings(metadata, "labels")
         for key, label in labels.items():
             if (fault := label_key_fault(key)) is not None:
@@ -301,11 +302,15 @@ class _ObjectReader:
             self._value(("metadata",), f"`metadata` wants a mapping, not `{written}`.", "", "wrong-type")
         return None
 
-    def _names(self, metadata: Mapping[str, Any], name_fault: Callable[[str], str | None]) -> tuple[str, str]:
-        """Return name and namespace; the name is empty where there is none."""
+    def _names(
+        self, metadata: Mapping[str, Any], kind: Kind | None, name_fault: Callable[[str], str | None]
+    ) -> tuple[str, str]:
+        """Return name and namespace; empty where there is none."""
         name = self._string(metadata, ("metadata", "name")) or ""
         if name and (fault := name_fault(name)) is not None:
             self._value(("metadata", "name"), fault, "", "bad-name")
+        if kind is not None and not kind.namespaced:
+            return name, ""
         namespace = self.default_namespace
         if metadata.get("namespace") is not None:
             namespace = self._string(metadata, ("metadata", "namespace")) or namespace

@@ -14,6 +14,7 @@ from weft.cli.client import (
     TIMEOUT_SECONDS,
     Away,
     Client,
+    Interrupted,
     Unanswered,
     connect,
 )
@@ -120,7 +121,7 @@ def check(sources: Sources, *, namespace: str | None, strict: bool) -> dict[str,
     manifests = []
     for item in result.objects:
         metadata = item.manifest["metadata"]
-        if namespace is not None:
+        if namespace is not None and item.key.namespace:
             metadata = {**metadata, "namespace": namespace}
         manifests.append({**item.manifest, "metadata": metadata})
     return {
@@ -183,11 +184,27 @@ def await_receipt(client: Client, revision: int, timeout: float) -> dict[str, An
 def receipt_or_why_not(
     client: Client, revision: int, timeout: float
 ) -> tuple[dict[str, Any], None] | tuple[None, WeftError]:
-    """As `await_receipt`; that there is nobody to ask is returned, for it is told after what was done."""
+    """As `await_receipt`; that there is nobody to ask, or Ctrl-C, is returned, for it is told after what was done."""
     try:
         return await_receipt(client, revision, timeout), None
+    except KeyboardInterrupt:
+        return None, Interrupted(f"Interrupted. {_outstanding(client, revision)}")
     except WeftError as error:
         return None, error
+
+
+def _outstanding(client: Client, revision: int) -> str:
+    """Return that *revision* is stored, and who has yet to acknowledge it, for somebody who waits no longer."""
+    stored = f"Revision {revision} is stored and takes effect all the same"
+    goes_on = f"`weft wait --revision {revision}` waits for them."
+    try:
+        receipt = client.get(f"/v1/revisions/{revision}")
+    except WeftError:
+        return f"{stored}; who has it is not known. {goes_on}"
+    names = sorted({*receipt["silent"], *(item["workload"] for item in receipt["late"])})
+    if not names:
+        return f"{stored}; nobody has yet to acknowledge it."
+    return f"{stored}; {', '.join(names)} {'has' if len(names) == 1 else 'have'} not acknowledged it yet. {goes_on}"
 
 
 def is_awaited(receipt: Mapping[str, Any]) -> bool:
@@ -284,13 +301,14 @@ def _changes(answer: Mapping[str, Any]) -> bool:
 def _await_earlier(client: Client, timeout: float) -> None:
     """Wait for what others still lack: an apply that is tried again must not succeed because the first one changed it."""
     deadline = time.monotonic() + timeout
-    behind = [
-        proxy
-        for proxy in client.get("/v1/proxies")
-        if (proxy["connected"] and not proxy["synced"]) or proxy["agent"]["state"] == "silent"
-    ]
+    behind = [proxy for proxy in client.get("/v1/proxies") if proxy["connected"] and not proxy["synced"]]
     for revision in sorted({proxy["published"] for proxy in behind if proxy["published"]}):
         check_receipt(await_receipt(client, revision, max(0.0, deadline - time.monotonic())), timeout)
+    # Of names nobody says here which revision has changed them.
+    while late := [proxy for proxy in client.get("/v1/proxies") if proxy["agent"]["state"] == "silent"]:
+        if (left := deadline - time.monotonic()) <= 0:
+            check_answers([], late, timeout)
+        time.sleep(min(PAUSE_SECONDS, max(0.0, left)))
 
 
 def full_name(result: Mapping[str, Any]) -> str:
@@ -302,7 +320,7 @@ def full_name(result: Mapping[str, Any]) -> str:
 def describe(result: Mapping[str, Any], *, dry_run: bool = False) -> str:
     """Return `virtualservice.networking.istio.io/reviews configured`, as kubectl says it."""
     namespace = result["key"]["namespace"]
-    place = "" if namespace == "default" else f" (namespace {namespace})"
+    place = "" if namespace in ("", "default") else f" (namespace {namespace})"
     return f"{full_name(result)} {result['action']}{place}{' (dry run)' if dry_run else ''}"
 
 

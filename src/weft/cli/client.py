@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from weft.cli.main import INTERRUPTED
 from weft.cli.problems import from_json
 from weft.errors import InvalidConfiguration, MeshNotRunning, NotFound, UsageError, WeftError
 
@@ -40,6 +41,12 @@ class Unanswered(WeftError):
 
 class Away(WeftError):
     """The mesh runs, its control plane does not, and that for longer than was to be waited: nothing was asked."""
+
+
+class Interrupted(WeftError):
+    """Ctrl-C, after something was asked for that goes on all the same; the message says what."""
+
+    exit_code = INTERRUPTED
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -112,12 +119,13 @@ class Client:
         """
         try:
             return self._call("POST", path, body, None)
-        except Unanswered as error:
+        except (Unanswered, KeyboardInterrupt) as error:
             if body.get("dry_run"):
                 raise
-            raise WeftError(
-                f"{error} The change may be made all the same: `weft get` shows what is in force."
-            ) from error
+            all_the_same = "The change may be made all the same: `weft get` shows what is in force."
+            if isinstance(error, Unanswered):
+                raise WeftError(f"{error} {all_the_same}") from error
+            raise Interrupted(f"Interrupted. {all_the_same}") from error
 
     def events(
         self, path: str = "/v1/events", *, opened: Callable[[], None] | None = None, **query: object

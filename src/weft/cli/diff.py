@@ -18,6 +18,7 @@ from weft.cli.main import ExampleCommand
 from weft.cli.output import emit, mesh_option, output_option, to_yaml
 from weft.cli.problems import from_json, render
 from weft.errors import WeftError
+from weft.model import ConfigKey
 
 EXAMPLES = """
 weft diff -f reviews.yaml                 what would change
@@ -68,8 +69,7 @@ def command(*, files: Sequence[str], recursive: bool, namespace: str | None, out
 def _text(changes: Sequence[Mapping[str, Any]], resources: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
     lines: list[str] = []
     for change in changes:
-        key = change["key"]
-        name = f"{key['kind']} {key['namespace']}/{key['name']}"
+        name = str(ConfigKey(**change["key"]))
         before, after = _yaml(change["before"]), _yaml(change["after"])
         lines += difflib.unified_diff(before, after, f"live: {name}", f"applied: {name}", lineterm="")
     for workload, found in resources.items():

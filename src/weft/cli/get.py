@@ -18,6 +18,7 @@ from weft.cli.main import ExampleCommand
 from weft.cli.output import NAME, as_list, columns, duration, emit, mesh_option, output_option, place
 from weft.cli.selectors import selected, selector_option
 from weft.errors import MeshNotRunning, NotFound, UsageError
+from weft.model import ConfigKey
 
 if TYPE_CHECKING:
     from weft.api.gateway_api import LabelSelector
@@ -72,7 +73,7 @@ def command(
     if selector is not None and (files or any(name is not None for _, name in references)):
         raise UsageError("-l goes with a KIND alone, or with all kinds: `weft get KIND -l app=reviews`.")
     client = connect(mesh)
-    described: set[tuple[str, str, str]] = set()
+    described: set[ConfigKey] = set()
     if files:
         sources = read(files, recursive=recursive)
         described = _described(files, sources, namespace or mesh_namespace(client), confined=namespace is not None)
@@ -83,7 +84,7 @@ def command(
     def asked(client: Client) -> Sequence[Mapping[str, Any]]:
         found = client.get("/v1/config", namespace=namespace)
         if files:
-            return [item for item in found if _identity(item["key"]) in described]
+            return [item for item in found if ConfigKey(**item["key"]) in described]
         return [
             item
             for item in found
@@ -93,8 +94,8 @@ def command(
 
     found = asked(client)
     if files:
-        there = {_identity(item["key"]) for item in found}
-        missing = [f"{kind} {where}/{name}" for kind, where, name in sorted(described - there)]
+        there = {ConfigKey(**item["key"]) for item in found}
+        missing = [str(key) for key in sorted(described - there)]
     else:
         missing = [
             f"{kind} {name}"
@@ -115,9 +116,9 @@ def command(
         _watch(client.mesh, asked, found, output, namespaces=namespace is None)
 
 
-def _described(files: Sequence[str], sources: Sources, namespace: str, *, confined: bool) -> set[tuple[str, str, str]]:
+def _described(files: Sequence[str], sources: Sources, namespace: str, *, confined: bool) -> set[ConfigKey]:
     """
-    Return kind, namespace and name of the objects in *sources*.
+    Return which objects *sources* describe.
 
     Raises:
         Refused: They have mistakes.
@@ -125,11 +126,7 @@ def _described(files: Sequence[str], sources: Sources, namespace: str, *, confin
     objects = parsed(sources, namespace=namespace, confined=confined).objects
     if not objects:
         raise no_objects(files, "get")
-    return {(item.key.kind, item.key.namespace, item.key.name) for item in objects}
-
-
-def _identity(key: Mapping[str, str]) -> tuple[str, str, str]:
-    return key["kind"], key["namespace"], key["name"]
+    return {item.key for item in objects}
 
 
 def _show(
@@ -163,12 +160,12 @@ def _watch(
     namespaces: bool,
 ) -> None:
     """Print what *asked* returns otherwise than *shown*, with each event of the mesh, until the mesh ends."""
-    before = {_identity(item["key"]): item for item in shown}
+    before = {ConfigKey(**item["key"]): item for item in shown}
     headed = shown[-1]["key"]["kind"] if shown else None
 
     def look() -> None:
         nonlocal before, headed
-        now = {_identity(item["key"]): item for item in asked(client)}
+        now = {ConfigKey(**item["key"]): item for item in asked(client)}
         for key in sorted(before.keys() | now.keys()):
             item = now.get(key) or before[key]
             if key in before and key in now and before[key] == item:
@@ -211,7 +208,9 @@ def table(found: Sequence[Mapping[str, Any]], *, wide: bool, namespaces: bool) -
         described = _COLUMNS.get(kind, {})
         head = ["name", *described, "age", *(["generation", "origin", "revision", "applied by"] if wide else ())]
         rows = []
-        for item in (item for item in found if item["key"]["kind"] == kind):
+        items = [item for item in found if item["key"]["kind"] == kind]
+        placed = namespaces and any(item["key"]["namespace"] for item in items)
+        for item in items:
             manifest = item["manifest"]
             spec, status = manifest.get("spec") or {}, manifest.get("status") or {}
             row = [full_name(item) if len(kinds) > 1 else item["key"]["name"]]
@@ -219,8 +218,8 @@ def table(found: Sequence[Mapping[str, Any]], *, wide: bool, namespaces: bool) -
             row.append(_age(item["created_time"], now))
             if wide:
                 row += [item["generation"], place(item["origin"]), item["created"], item["author"]]
-            rows.append([item["key"]["namespace"], *row] if namespaces else row)
-        blocks.append(columns(["namespace", *head] if namespaces else head, rows))
+            rows.append([item["key"]["namespace"], *row] if placed else row)
+        blocks.append(columns(["namespace", *head] if placed else head, rows))
     return "\n\n".join(blocks)
 
 

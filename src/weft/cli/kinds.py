@@ -11,6 +11,7 @@ from weft.cli.client import Client
 from weft.cli.main import unknown
 from weft.cli.output import check_name
 from weft.errors import UsageError
+from weft.model import ConfigKey
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -107,4 +108,4 @@ def mesh_namespace(client: Client) -> str:
 
 def listed(keys: Iterable[Mapping[str, str]]) -> str:
     """Return keys as a list for a message (`VirtualService default/reviews, ...`)."""
-    return ", ".join(f"{key['kind']} {key['namespace']}/{key['name']}" for key in keys) or "none"
+    return ", ".join(str(ConfigKey(**key)) for key in keys) or "none"

@@ -17,6 +17,7 @@ import click
 from weft.cli.main import ExampleCommand, report
 from weft.cli.output import mesh_option, proxy_option
 from weft.errors import UsageError, WeftError
+from weft.model import ConfigKey
 
 if TYPE_CHECKING:
     from weft.agent.data_planes import Executable
@@ -344,7 +345,7 @@ class Screen:
         self._line(facts["workload"], facts["text"])
 
     def on_mesh_kept(self, facts: Mapping[str, Any]) -> None:
-        names = ", ".join(f"{key['kind']} {key['namespace']}/{key['name']}" for key in facts["keys"])
+        names = ", ".join(str(ConfigKey(**key)) for key in facts["keys"])
         self._line("control plane", f"kept from an earlier run: {names} (--fresh forgets it)")
 
     def on_mesh_refused(self, facts: Mapping[str, Any]) -> None:

@@ -128,6 +128,8 @@ class Session:
     """How many tables of names it was sent."""
     names_taken: int = 0
     """Up to which of them its program is answered by."""
+    names_told: dict[int, range] = field(default_factory=dict)
+    """The tables that are not taken: number -> revisions whose changes it tells."""
     left: bool = False
     trusts: frozenset[str] = frozenset()
     """Fingerprints of the roots that the workload's proxy trusts."""
@@ -139,6 +141,26 @@ class Session:
     def send(self, **message: Any) -> None:
         self.writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
 
+    def send_names(self, names: Mapping[str, list[str]], revision: int) -> None:
+        """Send the table of names as *revision* has made it, unless it is the last one that was sent."""
+        if names == self.names:
+            return
+        self.names_sent += 1
+        # The first one of a connection tells whatever came before it: another control plane may have been asked for it.
+        self.names_told[self.names_sent] = range(revision if self.names_sent > 1 else 0, revision + 1)
+        self.names = names
+        self.send(type="names", number=self.names_sent, names=names)
+
+    def take_names(self, number: int) -> None:
+        """Note that the program is answered by the table of that *number*."""
+        self.names_taken = number
+        self.names_told = {sent: told for sent, told in self.names_told.items() if sent > number}
+
+    def owed(self, revision: int | None = None) -> int:
+        """Return the last table that is not taken, of those that tell a change of *revision* if one is given; 0 if there is none."""
+        late = (sent for sent, told in self.names_told.items() if sent > self.names_taken)
+        return max((sent for sent in late if revision is None or revision in self.names_told[sent]), default=0)
+
 
 class AgentServer:
     """
@@ -148,6 +170,7 @@ class AgentServer:
         attest: Looks at the peer of a connection; raises WeftError for one that may not register.
         changed: Called after the registry changed.
         settle: Waits until what was changed has been acknowledged by every proxy that is affected.
+        revision: Returns the last one.
     """
 
     def __init__(
@@ -159,6 +182,7 @@ class AgentServer:
         bundle: Callable[[], str],
         changed: Callable[[], None],
         settle: Callable[[], Any],
+        revision: Callable[[], int],
         events: Events,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
@@ -168,6 +192,7 @@ class AgentServer:
         self._bundle = bundle
         self._changed = changed
         self._settle = settle
+        self._revision = revision
         self._events = events
         self._grace_seconds = grace_seconds
         self._server: asyncio.Server | None = None
@@ -208,15 +233,12 @@ class AgentServer:
         """Return the process of the agent that holds *key*, or 0."""
         return int(self.agent_of(key).partition(":")[0] or 0)
 
-    def publish_names(self) -> None:
-        """Send the table of names to every agent whose last one differs."""
+    def publish_names(self, revision: int) -> None:
+        """Send the table of names to every agent whose last one differs; *revision* is the one that makes it so."""
         services = self._registry.view().services
         for key, session in self.sessions.items():
             names = {hostname: [self._registry.reached_at(key, item)] for hostname, item in services.items()}
-            if session.names != names:
-                session.names = names
-                session.names_sent += 1
-                session.send(type="names", number=session.names_sent, names=names)
+            session.send_names(names, revision)
 
     def state_of(self, key: Key) -> AgentState:
         """Return how the agent that holds *key* is; of none there is nothing to wait for."""
@@ -225,24 +247,30 @@ class AgentServer:
             return AgentState.ANSWERS
         if is_stopped(session.agent):
             return AgentState.STOPPED
-        return AgentState.SILENT if session.names_taken < session.names_sent else AgentState.ANSWERS
+        return AgentState.SILENT if session.owed() else AgentState.ANSWERS
 
-    async def names_taken(self, patience: float) -> dict[Key, AgentState]:
+    async def names_taken(self, patience: float, revision: int | None = None) -> dict[Key, AgentState]:
         """
         Wait until every program is answered by the names of now, or its agent is stopped.
 
+        Args:
+            patience: Seconds.
+            revision: Only what it has changed of the names is waited for.
+
         Returns:
-            Those that are not within *patience* seconds, and how the agent of each is.
+            Those that are not in time, and how the agent of each is.
         """
         deadline = time.monotonic() + patience
-        wanted = {key: (session, session.names_sent) for key, session in self.sessions.items()}
+        wanted = {
+            key: (session, number) for key, session in self.sessions.items() if (number := session.owed(revision))
+        }
 
         def late() -> dict[Key, AgentState]:
             # One whose agent is gone, or another's, waits for nothing.
             return {
                 key: AgentState.STOPPED if is_stopped(it.agent) else AgentState.SILENT
-                for key, (it, sent) in wanted.items()
-                if self.sessions.get(key) is it and it.names_taken < sent
+                for key, (it, number) in wanted.items()
+                if self.sessions.get(key) is it and it.names_taken < number
             }
 
         while AgentState.SILENT in (found := late()).values() and (left := deadline - time.monotonic()) > 0:
@@ -326,7 +354,7 @@ class AgentServer:
             session.trusts = frozenset(map(str, message["roots"]))
             self._wake()
         elif kind == "names_taken":
-            session.names_taken = int(message["number"])
+            session.take_names(int(message["number"]))
             self._wake()
         elif kind == "leave":
             await self._leave(session, key)
@@ -389,7 +417,7 @@ class AgentServer:
             # It has lived through another control plane, and may not know what changed meanwhile.
             session.send(type="bundle", bundle=self._bundle())
         self._events.emit("registered", workload=key[1], namespace=key[0], service=registration.service)
-        self.publish_names()
+        self.publish_names(self._revision() + 1)  # the one that takes it in
         self._changed()
 
     def _callable(self, key: Key) -> list[dict[str, Any]]:
@@ -507,7 +535,7 @@ class AgentServer:
         self._registry.release(key)
         self._wake()
         self._events.emit("gone", workload=key[1], namespace=key[0])
-        self.publish_names()
+        self.publish_names(self._revision() + 1)  # the one that takes it in
         self._changed()
 
 

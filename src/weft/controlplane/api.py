@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from weft._native import RecordStore
+from weft.api import KNOWN
 from weft.api.names import label_fault
 from weft.controlplane.agents import STOP_SECONDS, AgentServer, AgentState, Key, outside_refusal
 from weft.controlplane.blame import field_of, origins_of
@@ -147,7 +148,7 @@ class Api:
 
     async def delete(self, request: Request) -> Any:
         body = await _body(request)
-        keys = tuple(ConfigKey(item["kind"], item["namespace"], item["name"]) for item in body.get("keys", ()))
+        keys = tuple(map(_key, body.get("keys", ())))
         edit = Edit(
             delete=keys,
             delete_documents=_documents(body) if "documents" in body else (),
@@ -194,7 +195,10 @@ class Api:
         return await self._rotation.rotate(What(what))
 
     async def config(self, request: Request) -> Any:
-        wanted = {name: request.query_params[name] for name in ConfigKey._fields if name in request.query_params}
+        query = request.query_params
+        wanted = {name: {query[name]} for name in ConfigKey._fields if name in query}
+        if "namespace" in wanted:
+            wanted["namespace"].add("")  # what is in none is everybody's
         # In a thread: the store may be syncing a commit to a slow disk meanwhile.
         revisions = await asyncio.to_thread(self._store.revisions, REVISIONS_SEARCHED)
         times = {item.revision: item.time for item in revisions}
@@ -212,7 +216,7 @@ class Api:
                 "author": "directory" if key in configuration.directory else configuration.stored[key].author.value,
             }
             for key, item in sorted(configuration.objects.items())
-            if all(getattr(key, name) == value for name, value in wanted.items())
+            if all(getattr(key, name) in values for name, values in wanted.items())
         ]
 
     def _manifest(self, key: ConfigKey, item: ConfigObject) -> dict[str, Any]:
@@ -366,8 +370,9 @@ class Api:
         if wait and self._plane.proxies:
             deadline = time.monotonic() + wait
             receipt = await self._answered(number, deadline)
-            return await self._receipt(receipt, await self._agents.names_taken(max(0.0, deadline - time.monotonic())))
-        return await self._receipt(self._publisher.receipt(number), await self._agents.names_taken(0.0))
+            late = await self._agents.names_taken(max(0.0, deadline - time.monotonic()), number)
+            return await self._receipt(receipt, late)
+        return await self._receipt(self._publisher.receipt(number), await self._agents.names_taken(0.0, number))
 
     async def _answered(self, number: int, deadline: float) -> Receipt:
         """Wait for the proxies that revision *number* is about, but for an Envoy whose agent, which relays it, is stopped."""
@@ -552,7 +557,7 @@ class Api:
         }
 
     async def _receipt(self, receipt: Receipt, without_names: Mapping[Key, AgentState]) -> dict[str, Any]:
-        """`without_names`: workloads whose programs are not answered by the names of now, whatever their proxies have."""
+        """`without_names`: workloads whose programs are not answered by the names that the revision changed, whatever their proxies have."""
         found = await asyncio.to_thread(self._store.revisions, REVISIONS_SEARCHED)
         logged = next((item for item in found if item.revision == receipt.revision), None)
         workloads = {proxy.node_id: proxy.workload for proxy in self._plane.proxies.values()}
@@ -662,6 +667,12 @@ def _documents(body: Mapping[str, Any]) -> tuple[Document, ...]:
     if len({document.file for document in documents}) < len(documents):
         raise UsageError("Two documents have the same `file`; a position could mean either.")
     return documents
+
+
+def _key(item: Mapping[str, str]) -> ConfigKey:
+    """Return the object that *item* names; where its kind has no namespaces it need not know that."""
+    kind = KNOWN.get(item["kind"])
+    return ConfigKey(item["kind"], "" if kind and not kind.namespaced else item["namespace"], item["name"])
 
 
 def _namespace(body: Mapping[str, Any]) -> str | None:

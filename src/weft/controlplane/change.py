@@ -108,6 +108,7 @@ class ControlPlane:
         parse, identify, references, statuses, refusals, translate, check, publish: The rooms of the line, in its order.
         confirm: Waits for the proxies' answers.
         withdraw: Ends the view of a proxy that is gone.
+        announce: Tells programs the names that services have from a revision on.
         data_planes: Those that programs will have beside them, before the first of them has joined.
         namespace: Of objects that name none.
         time: Seconds since the epoch, for the log of revisions.
@@ -129,7 +130,7 @@ class ControlPlane:
         publish: Publish,
         confirm: Confirm,
         withdraw: Callable[[str], None],
-        announce: Callable[[], None],
+        announce: Callable[[int], None],
         events: Events,
         data_planes: Iterable[str] = (),
         trust_domain: str = "cluster.local",
@@ -410,7 +411,7 @@ class ControlPlane:
                 revision,
             )
             self._unpublished = False
-            self._announce()
+            self._announce(revision)
             workloads = {proxy.node_id: proxy.workload for proxy in view.proxies.values()}
             names = tuple(sorted(workloads[node_id] for node_id in concerned if node_id in workloads))
             self._events.emit(

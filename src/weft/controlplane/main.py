@@ -163,7 +163,7 @@ async def _start(
         publish=publish,
         confirm=publisher.wait,
         withdraw=withdraw,
-        announce=lambda: agents.publish_names(),  # noqa: PLW0108 - made below, with the plane itself
+        announce=lambda revision: agents.publish_names(revision),  # noqa: PLW0108 - made below, with the plane itself
         events=events,
         data_planes=declaration.get("data_planes") or (),
         trust_domain=trust_domain,
@@ -187,6 +187,7 @@ async def _start(
         bundle=authority.bundle,
         changed=changed,
         settle=withdrawn,
+        revision=lambda: plane.revision,
         events=events,
     )
     await agents.serve(runtime / "agents.sock")

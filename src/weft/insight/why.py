@@ -552,19 +552,11 @@ def _inbound_sides(
     resources: Callable[[str], Sequence[Resource]],
     place: Callable[[str], str],
 ) -> tuple[InboundSide, ...]:
-    """Ask one workload of each destination; the replicas of a version are told the same."""
+    """Ask one workload of those at each destination that take the same of their callers: else they are told the same."""
     known = {workload["workload"]: workload for workload in workloads}
-    first: dict[str, Endpoint] = {}
-    hashed = {share.hash.endpoint for share in outbound.shares if share.hash is not None}
-    endpoints = sorted(outbound.endpoints, key=lambda endpoint: endpoint.address not in hashed)
-    for endpoint in (*endpoints, *_called_directly(outbound, target, workloads)):
-        if endpoint.workload in known and endpoint.share > 0:
-            first.setdefault(endpoint.cluster, endpoint)
     sides = []
-    for endpoint in first.values():
+    for endpoint, published in _different(outbound, target, workloads, resources):
         workload = known[endpoint.workload]
-        if not (published := resources(endpoint.workload)):
-            continue
         rewrite = outbound.raw.get("rewrite") or {}
         request = {
             **asked,
@@ -607,6 +599,37 @@ def _inbound_sides(
             )
         )
     return tuple(sides)
+
+
+def _different(
+    outbound: Decision, target: Target, workloads: Sequence[Json], resources: Callable[[str], Sequence[Resource]]
+) -> list[tuple[Endpoint, Sequence[Resource]]]:
+    """
+    Return the endpoints that may be called, each with what its proxy was told: one of those that take the same of callers.
+
+    A PeerAuthentication whose selector means some of a destination's workloads makes them differ.
+    """
+    known = {workload["workload"]: workload for workload in workloads}
+    hashed = {share.cluster: share.hash.endpoint for share in outbound.shares if share.hash is not None}
+    found: list[tuple[Endpoint, Sequence[Resource]]] = []
+    alike: list[tuple[str, str, Json]] = []
+    heard: list[tuple[str, Acceptance]] = []
+    for endpoint in (*outbound.endpoints, *_called_directly(outbound, target, workloads)):
+        if endpoint.workload not in known or endpoint.share <= 0:
+            continue
+        if hashed.get(endpoint.cluster) not in (None, "", endpoint.address):
+            continue
+        # A selector goes by these, so one is asked for all replicas.
+        selected = (endpoint.cluster, known[endpoint.workload]["namespace"], known[endpoint.workload]["labels"])
+        if selected in alike or not (published := resources(endpoint.workload)):
+            continue
+        alike.append(selected)
+        port = int(endpoint.address.rpartition(":")[2])
+        taken = (endpoint.cluster, acceptance(published, names.inbound_listener(port)))
+        if taken not in heard:
+            heard.append(taken)
+            found.append((endpoint, published))
+    return found
 
 
 def _forwarded_headers(asked: Mapping[str, Any]) -> list[list[str]]:

@@ -14,7 +14,7 @@ ROOT_NAMESPACE = "istio-system"
 
 class ConfigKey(NamedTuple):
     """
-    What identifies an object.
+    What identifies an object; `namespace` is empty for kinds that have none.
 
     `kind` implies the API group: it is the bare kind (`VirtualService`), with the group behind a dot where another API
     has a kind of that name (`Gateway.gateway.networking.k8s.io`).
@@ -25,7 +25,7 @@ class ConfigKey(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.namespace}/{self.name}"
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,17 +12,16 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from weft.errors import StoreError
-from weft.model import Problem, decode
+from weft.model import Problem, decode, is_document
 
 POLL_SECONDS = 0.25
 """How late a change may be noticed; a person who saves a file does not feel it."""
 
-SUFFIXES = (".yaml", ".yml")
-
 
 class FileSource:
     """
-    A `weft.store.Source`: every `.yaml` and `.yml` file under *directory*, hidden ones left out, in order of name.
+    A `weft.store.Source`: every document (`weft.model.is_document`) under *directory*, hidden ones left out, in order of
+    name. The weft.yaml of a mesh that follows its own directory is none.
 
     Raises (load):
         StoreError: The directory or a file in it cannot be read, or is not UTF-8.
@@ -72,7 +71,7 @@ class FileSource:
     def _files(self) -> list[Path]:
         if not self._directory.is_dir():
             raise NotADirectoryError(f"{self._directory} is not a directory")
-        found = (path for path in self._directory.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+        found = (path for path in self._directory.rglob("*") if is_document(path.name) and path.is_file())
         return sorted(
             path for path in found if not any(p.startswith(".") for p in path.relative_to(self._directory).parts)
         )

@@ -288,14 +288,14 @@ def _described(item: ConfigObject, place: tuple[int, int | None], rule: HTTPRout
     origins = {}
     forwards = rule.redirect is None and rule.direct_response is None
     for name, value, always in (
-        ("timeout", rule.timeout, forwards),
-        ("retries", rule.retries, forwards),
+        ("timeout", rule.timeout if forwards else None, forwards),
+        ("retries", rule.retries if forwards else None, forwards),
         ("fault", rule.fault, False),
         ("headers", rule.headers, False),
         ("rewrite", rule.rewrite, False),
-        ("mirror", rule.mirror, False),
-        ("mirrors", rule.mirrors or None, False),
-        ("corsPolicy", rule.cors_policy, False),
+        ("mirror", rule.mirror if forwards else None, False),
+        ("mirrors", (rule.mirrors or None) if forwards else None, False),
+        ("corsPolicy", rule.cors_policy if forwards else None, False),
         ("redirect", rule.redirect, False),
         ("directResponse", rule.direct_response, False),
     ):

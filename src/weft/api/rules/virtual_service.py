@@ -203,18 +203,22 @@ def _one_action(path: Path, route: HTTPRoute) -> Iterator[Finding]:
         yield Finding((*path, name), message, "Keep one of them.", "conflict", concerns=())
     if route.redirect is not None or route.direct_response is not None:
         answer = "redirect" if route.redirect is not None else "directResponse"
-        for name, there in (
-            ("fault", route.fault),
-            ("rewrite", route.rewrite),
-            ("corsPolicy", route.cors_policy),
-            ("mirror", route.mirror),
-            ("mirrors", route.mirrors or None),
-            ("timeout", route.timeout),
-            ("retries", route.retries),
+        # Istio's validation refuses the first two, too; the others it takes, and no proxy makes anything of them.
+        for name, there, refused in (
+            ("fault", route.fault, True),
+            ("rewrite", route.rewrite, True),
+            ("corsPolicy", route.cors_policy, False),
+            ("mirror", route.mirror, False),
+            ("mirrors", route.mirrors or None, False),
+            ("timeout", route.timeout, False),
+            ("retries", route.retries, False),
         ):
             if there is not None:
                 message = f"`{name}` has no effect beside `{answer}`: nothing is forwarded."
-                yield Finding((*path, name), message, "Remove one of them.", "conflict", concerns=())
+                if refused:
+                    yield Finding((*path, name), message, "Remove one of them.", "conflict", concerns=())
+                else:
+                    yield Finding((*path, name), message, "Remove it.", "no-effect", Severity.WARNING, concerns=())
     if route.mirror is not None and route.mirrors:
         yield Finding(
             (*path, "mirrors"), "`mirror` and `mirrors` exclude each other.", "Keep `mirrors`.", "conflict", concerns=()
