@@ -72,6 +72,26 @@ print([name for name in sys.modules if name.startswith(heavy)])
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+def test_what_weft_up_has_loaded_the_control_plane_does_not_load_again() -> None:
+    """Models of the API are the half of what a control plane loads: it is forked where `weft up` has them."""
+    code = """
+import gc, json, sys
+from weft.cli.up import load_api, prepare_control_plane
+load_api()
+before = set(sys.modules)
+run = prepare_control_plane()
+assert gc.isenabled()
+later = set(sys.modules) - before
+print(json.dumps([sorted(before), sorted(later)]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, later = json.loads(result.stdout)
+    assert {"weft.api.files", "weft.api.kinds", "weft.api.parse", "pydantic.main", "yaml"} <= set(before)
+    assert "weft.controlplane.main" in later
+    early = ("weft.controlplane", "weft.translate", "cryptography", "google.protobuf", "envoy", "uvicorn", "starlette")
+    assert [name for name in before if name.startswith(early)] == [], "`weft up` itself needs none of these"
+
+
 def test_no_mesh_is_exit_code_5(
     weft: Weft, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
