@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weft.api import parse
+from weft.api.parse import parse
 from weft.errors import WeftError
 from weft.model import (
     ConfigObject,

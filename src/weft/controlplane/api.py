@@ -35,8 +35,8 @@ from weft.model import ConfigKey, ConfigObject, Proxy, ProxyKind
 from weft.registry import Programs
 from weft.store import Author, Store
 from weft.telemetry import History, Record, owner_of, read
-from weft.translate import shortfalls
-from weft.translate.gateways import listening_ports
+from weft.translate.capabilities import shortfalls
+from weft.translate.listening import listening_ports
 from weft.translate.names import is_outside
 from weft.translate.resource import LISTENER
 from weft.version import weft_version
