@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.translate.meshes import ingress, mesh, virtual_service
-from weft.api import parse
 from weft.api.conditions import Status, statuses
+from weft.api.parse import parse
 from weft.model import ConfigKey, Protocol, Proxy, Published, ServicePort, Snapshot
 
 GATEWAY = """

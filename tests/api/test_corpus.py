@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from weft.api import KINDS, parse
-from weft.api.parse import ParseResult
+from weft.api.kinds import KINDS
+from weft.api.parse import ParseResult, parse
 from weft.api.references import dangling
 from weft.api.yaml import read
 from weft.model import Snapshot

@@ -6,7 +6,7 @@ from textwrap import indent
 
 import pytest
 
-from weft.api import parse
+from weft.api.parse import parse
 from weft.model import Severity
 
 ROUTE = (

@@ -9,10 +9,11 @@ import pytest
 
 from tests.translate.meshes import applied, ingress, mesh, sidecar
 from weft import _native
-from weft.api import parse
 from weft.api.honoured import HONOURED, Honour
+from weft.api.parse import parse
 from weft.model import ConfigObject, Proxy
-from weft.translate import refusals, translate
+from weft.translate.capabilities import refusals
+from weft.translate.translator import translate
 
 VIRTUAL_SERVICE = """\
 apiVersion: networking.istio.io/v1

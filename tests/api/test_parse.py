@@ -8,12 +8,11 @@ from textwrap import dedent
 import pytest
 from pydantic import BaseModel
 
-from weft.api import KINDS, KNOWN, parse
 from weft.api.check import placeholder
-from weft.api.kinds import KUBERNETES_GATEWAY
+from weft.api.kinds import KINDS, KNOWN, KUBERNETES_GATEWAY
 from weft.api.meshfile import Mesh
 from weft.api.networking import DestinationRule, VirtualService
-from weft.api.parse import identify
+from weft.api.parse import identify, parse
 from weft.api.shapes import fields
 from weft.model import ConfigKey, ConfigObject, Origin, Problem, Severity
 

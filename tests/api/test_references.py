@@ -7,7 +7,7 @@ from textwrap import dedent
 
 import pytest
 
-from weft.api import parse
+from weft.api.parse import parse
 from weft.api.references import dangling
 from weft.model import (
     ConfigKey,

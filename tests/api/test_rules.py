@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from weft.api import parse
+from weft.api.parse import parse
 from weft.api.rules.virtual_service import host_covers
 
 TO = "route: [{destination: {host: a}}]"

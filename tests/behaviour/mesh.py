@@ -22,7 +22,7 @@ from weft.model import (
     WorkloadPort,
 )
 from weft.registry.kubernetes import Selecting
-from weft.translate import translate
+from weft.translate.translator import translate
 
 
 def addresses() -> Mapping[str, str]:

@@ -72,6 +72,49 @@ print([name for name in sys.modules if name.startswith(heavy)])
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+MODELS = ("pydantic", "yaml", "weft.api.parse", "weft.api.networking", "weft.api.gateway_api")
+MESSAGES = ("google.protobuf", "envoy", "weft._native")
+SERVERS = ("asyncio", "cryptography", "uvicorn", "starlette", "weft.controlplane")
+
+
+@pytest.mark.parametrize(
+    ("loads", "without"),
+    [
+        ("import weft.cli.version", (*MODELS, *MESSAGES, *SERVERS)),
+        ("import weft.cli.ps, weft.cli.status, weft.cli.logs", (*MODELS, *MESSAGES, *SERVERS)),
+        ("from weft.cli.kinds import resolve; resolve('vs')", (*MODELS, *MESSAGES, *SERVERS)),
+        ("from weft.cli.run import port; port('8080', explicit=False)", (*MODELS, *MESSAGES, *SERVERS)),
+        ("import weft.cli.why, weft.insight", (*MODELS, *SERVERS, "weft.translate.translator")),
+        ("import weft.cli.run, weft.agent.agent", (*MODELS, "google.protobuf", "envoy", "uvicorn", "starlette")),
+    ],
+)
+def test_a_command_loads_only_what_it_uses(loads: str, without: tuple[str, ...]) -> None:
+    """Models take a quarter of a second, messages and servers a tenth each: that of every command and every agent."""
+    code = f"import sys\n{loads}\nprint([name for name in sys.modules if name.startswith({without!r})])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_what_weft_up_has_loaded_the_control_plane_does_not_load_again() -> None:
+    """Models of the API are the half of what a control plane loads: it is forked where `weft up` has them."""
+    code = """
+import gc, json, sys
+from weft.cli.up import load_api, prepare_control_plane
+load_api()
+before = set(sys.modules)
+run = prepare_control_plane()
+assert gc.isenabled()
+later = set(sys.modules) - before
+print(json.dumps([sorted(before), sorted(later)]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, later = json.loads(result.stdout)
+    assert {"weft.api.files", "weft.api.kinds", "weft.api.parse", "pydantic.main", "yaml"} <= set(before)
+    assert "weft.controlplane.main" in later
+    early = ("weft.controlplane", "weft.translate", "cryptography", "google.protobuf", "envoy", "uvicorn", "starlette")
+    assert [name for name in before if name.startswith(early)] == [], "`weft up` itself needs none of these"
+
+
 def test_no_mesh_is_exit_code_5(
     weft: Weft, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

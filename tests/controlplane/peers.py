@@ -31,7 +31,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from weft.agent.paths import mesh_paths
 from weft.cli.client import Client
 from weft.errors import WeftError
-from weft.translate import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION
+from weft.translate.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION
 
 PATIENCE_SECONDS = 60.0
 """For anything that a test waits for; never reached unless something is broken."""

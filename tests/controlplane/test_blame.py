@@ -7,7 +7,7 @@ from envoy.config.route.v3 import route_pb2
 from google.protobuf import struct_pb2
 
 from weft.controlplane.blame import field_of, origins_of
-from weft.translate import CLUSTER, ROUTE_CONFIGURATION
+from weft.translate.resource import CLUSTER, ROUTE_CONFIGURATION
 
 
 def described(origin: str) -> struct_pb2.Struct:

@@ -21,7 +21,7 @@ from weft.errors import StoreError, WeftError
 from weft.model import Protocol, WorkloadPort
 from weft.registry import Programs, Registration
 from weft.store import Changes, Lease, SqliteStore
-from weft.translate import check
+from weft.translate.check import check
 from weft.translate.peer_authentication import modes
 from weft.translate.resource import Resources, resource
 from weft.xds import Receipt

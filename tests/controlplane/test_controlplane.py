@@ -14,7 +14,7 @@ import pytest
 
 from tests.controlplane.peers import Agent, Mesh, ScriptedProxy, running_mesh, until
 from weft.errors import InvalidConfiguration, NotFound, UsageError
-from weft.translate import CLUSTER_LOAD_ASSIGNMENT, ROUTE_CONFIGURATION
+from weft.translate.resource import CLUSTER_LOAD_ASSIGNMENT, ROUTE_CONFIGURATION
 
 REVIEWS = "reviews.default.svc.cluster.local"
 CLUSTER_OF_REVIEWS = f"outbound|9080||{REVIEWS}"

@@ -9,7 +9,7 @@ import pytest
 
 from tests.controlplane.peers import Mesh, until
 from weft.errors import InvalidConfiguration
-from weft.translate import ROUTE_CONFIGURATION
+from weft.translate.resource import ROUTE_CONFIGURATION
 
 SERVICE = """\
 apiVersion: v1

@@ -13,7 +13,7 @@ from weft.api.parse import parse
 from weft.controlplane.steps import WHOLE, remaining, steps
 from weft.errors import WeftError
 from weft.model import Snapshot
-from weft.translate import LISTENER
+from weft.translate.resource import LISTENER
 
 POLICY = """\
 apiVersion: security.istio.io/v1

@@ -102,7 +102,7 @@ def main(orders: socket.socket) -> None:
 
     for module in pkgutil.iter_modules(cli.__path__, "weft.cli."):
         importlib.import_module(module.name)
-    for name in ("rich.console", "rich.table", "weft.api", "weft.insight", "weft.controlplane.edit"):
+    for name in ("rich.console", "rich.table", "weft.api.parse", "weft.insight", "weft.controlplane.edit"):
         importlib.import_module(name)
     events = selectors.DefaultSelector()
     events.register(orders, selectors.EVENT_READ)

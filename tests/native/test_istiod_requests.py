@@ -27,7 +27,7 @@ from tests.translate.differences import Known, known_differences
 from tests.translate.kubernetes import Scenario, load
 from weft._native import Engine
 from weft.model import Protocol, Proxy, ProxyKind
-from weft.translate import translate
+from weft.translate.translator import translate
 
 SCENARIOS = (
     "bookinfo-ingress-gateway",

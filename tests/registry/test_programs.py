@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weft.api import parse
+from weft.api.parse import parse
 from weft.errors import WeftError
 from weft.model import (
     ConfigObject,
@@ -182,6 +182,37 @@ def test_what_did_not_change_is_the_same_object_in_the_next_view() -> None:
     assert after.workloads[first] is before.workloads[first]
     assert after.services[REVIEWS] is before.services[REVIEWS]
     assert after != before
+
+
+def test_a_view_costs_nothing_while_nothing_changes() -> None:
+    programs = Programs(services=[Declared("ratings", ports=(ServicePort("http", 9080, Protocol.HTTP),))])
+    assert REVIEWS not in programs.view().services
+    programs.register(Registration("reviews", ports=HTTP_9080))
+    view = programs.view()
+    assert REVIEWS in view.services
+    assert programs.view() is view
+    assert programs.view(is_trial=True) is view
+
+
+def test_what_agents_report_makes_no_proxy_anew() -> None:
+    """Its paths are dear to make, and a mesh that starts is asked for its view with each thing that is reported."""
+    made: list[str] = []
+
+    def path(workload: str) -> str:
+        made.append(workload)
+        return f"/ns/{workload}"
+
+    programs = Programs(namespace_path=path)
+    key = programs.register(Registration("reviews", ports=HTTP_9080))
+    proxy = programs.view().proxies[key]
+    programs.report(key, proxy_ready=True)
+    programs.listening(key, 9080, "::1")
+    assert programs.view().proxies[key] is proxy
+    assert made == [key[1]]
+    programs.register(Registration("reviews", name=key[1], version="v2", ports=HTTP_9080))
+    assert programs.view().proxies[key].labels["version"] == "v2"
+    programs.release(key)
+    assert programs.view().proxies == {}
 
 
 def test_an_agent_that_comes_back_keeps_what_it_had_reported() -> None:

@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from weft.api import Kind
-from weft.api.kinds import find
+from weft.api.kinds import Kind, find
 from weft.model import (
     ROOT_NAMESPACE,
     ConfigKey,

@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from weft.translate import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION, Resources
+from weft.translate.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION, Resources
 
 KINDS = {
     "routes": ROUTE_CONFIGURATION,

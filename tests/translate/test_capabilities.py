@@ -10,8 +10,9 @@ import pytest
 from tests.translate.meshes import destination_rule, service, sidecar, virtual_service, workload
 from tests.translate.readable import read
 from weft.model import Protocol, ServicePort, Severity, Snapshot
-from weft.translate import CLUSTER, LISTENER, ROUTE_CONFIGURATION, Capability, able, refusals, shortfalls, translate
-from weft.translate.capabilities import DATA_PLANES
+from weft.translate.capabilities import DATA_PLANES, Capability, able, refusals, shortfalls
+from weft.translate.resource import CLUSTER, LISTENER, ROUTE_CONFIGURATION
+from weft.translate.translator import translate
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "data-planes.md"
 NO_LACK = "-"

@@ -6,7 +6,9 @@ import pytest
 
 from tests.translate.meshes import applied, destination_rule, mesh, sidecar
 from weft.model import Severity
-from weft.translate import CLUSTER_LOAD_ASSIGNMENT, ROUTE_CONFIGURATION, check, translate
+from weft.translate.check import check
+from weft.translate.resource import CLUSTER_LOAD_ASSIGNMENT, ROUTE_CONFIGURATION
+from weft.translate.translator import translate
 
 
 def test_a_whole_view_has_nothing_missing() -> None:

@@ -23,7 +23,8 @@ from tests.translate.meshes import applied, destination_rule, gateway, ingress, 
 from tests.translate.readable import read
 from tests.translate.test_istiod_oracle import SCENARIOS
 from weft.model import Interception, Proxy, Published
-from weft.translate import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION, Resources, translate
+from weft.translate.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION, Resources
+from weft.translate.translator import translate
 
 pytestmark = pytest.mark.conformance
 

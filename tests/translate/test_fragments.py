@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from tests.translate.meshes import applied, destination_rule, mesh, sidecar, virtual_service
 from weft.model import Origin, Snapshot
-from weft.translate import CLUSTER_LOAD_ASSIGNMENT, ROUTE_CONFIGURATION, Translator, affected, translate
 from weft.translate.fragments import Memo
+from weft.translate.resource import CLUSTER_LOAD_ASSIGNMENT, ROUTE_CONFIGURATION, affected
+from weft.translate.translator import Translator, translate
 
 
 def made_by(translator: Translator, snapshot: Snapshot, *proxies: str, **changes: str) -> dict[str, int]:

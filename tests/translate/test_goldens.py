@@ -17,7 +17,7 @@ from tests.translate.meshes import ingress, service, sidecar, workload
 from tests.translate.readable import KINDS, read
 from weft.api.parse import parse
 from weft.model import ProxyKind, ServicePort, Snapshot
-from weft.translate import translate
+from weft.translate.translator import translate
 
 FOLDER = Path(__file__).parent / "golden"
 

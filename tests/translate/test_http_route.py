@@ -12,10 +12,10 @@ import pytest
 
 from tests.translate.meshes import ingress, mesh, sidecar, virtual_service
 from weft._native import Engine, validate
-from weft.api import parse
+from weft.api.parse import parse
 from weft.model import Proxy, Snapshot
-from weft.translate import refusals, translate
-from weft.translate.capabilities import DATA_PLANES
+from weft.translate.capabilities import DATA_PLANES, refusals
+from weft.translate.translator import translate
 
 GATEWAY = """
     apiVersion: gateway.networking.k8s.io/v1

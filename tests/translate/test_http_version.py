@@ -11,7 +11,7 @@ from tests.translate.readable import KINDS, read
 from weft.api.parse import parse
 from weft.data_plane import ENVOY, WEFT_PROXY
 from weft.model import Protocol, ServicePort, Snapshot
-from weft.translate import translate
+from weft.translate.translator import translate
 
 RULE = """\
 apiVersion: networking.istio.io/v1

@@ -17,7 +17,7 @@ from tests.translate.differences import Known, known_differences
 from tests.translate.kubernetes import Scenario, load
 from tests.translate.readable import KINDS, canonical, leaves, read
 from weft.model import ProxyKind
-from weft.translate import translate
+from weft.translate.translator import translate
 
 SCENARIOS = (
     "bookinfo-ingress-gateway",

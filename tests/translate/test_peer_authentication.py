@@ -10,8 +10,8 @@ from tests.translate.meshes import service, sidecar, workload
 from tests.translate.readable import KINDS, read
 from weft.api.parse import parse
 from weft.model import ConfigObject, Protocol, ServicePort, Snapshot
-from weft.translate import Translator, translate
 from weft.translate.peer_authentication import Mode, accepted, modes
+from weft.translate.translator import Translator, translate
 
 
 def policy(

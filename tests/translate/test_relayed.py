@@ -9,7 +9,8 @@ import pytest
 from tests.translate.meshes import applied, gateway, ingress, mesh, sidecar, virtual_service
 from tests.translate.readable import read
 from weft.model import Proxy, Published
-from weft.translate import CLUSTER, LISTENER, Translator, translate
+from weft.translate.resource import CLUSTER, LISTENER
+from weft.translate.translator import Translator, translate
 
 OUTSIDE = "/run/weft/bookinfo/workloads/cart-0/outside.sock"
 

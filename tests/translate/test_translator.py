@@ -25,19 +25,18 @@ from tests.translate.readable import read
 from weft._native import Engine
 from weft.api.networking import REDIRECT_CODES
 from weft.model import ConfigObject, Interception, LocalCaller, Protocol, Proxy, Published, ServicePort, Snapshot
-from weft.translate import (
+from weft.translate import http_route
+from weft.translate import index as tables
+from weft.translate.check import check
+from weft.translate.resource import (
     CLUSTER,
     CLUSTER_LOAD_ASSIGNMENT,
     LISTENER,
     ROUTE_CONFIGURATION,
     Difference,
-    Translator,
     affected,
-    check,
-    http_route,
-    translate,
 )
-from weft.translate import index as tables
+from weft.translate.translator import Translator, translate
 
 SUFFIX = ".default.svc.cluster.local"
 HOSTS = ["service-0", "service-1", "service-2", "*", "*.default.svc.cluster.local", "gone", "out.example"]

@@ -16,7 +16,8 @@ from tests.translate.meshes import applied, gateway, ingress, mesh, sidecar, vir
 from tests.translate.test_istiod_oracle import SCENARIOS
 from weft.api import header_format
 from weft.model import Interception, LocalCaller, Proxy, Published, Snapshot
-from weft.translate import refusals, translate
+from weft.translate.capabilities import refusals
+from weft.translate.translator import translate
 
 
 @pytest.fixture(scope="session")

@@ -141,13 +141,15 @@ class Early:
     What is forked before `weft up` has threads or has read anything: the holder and the first control plane.
 
     Make it first thing. Both load what they need while `weft up` reads its file, and wait for a message; if it never
-    comes they end with us.
+    comes they end with us. What `weft up` and the control plane both load is loaded between the two forks, once for
+    both: it is half of what the control plane needs, and the holder, whose memory every agent has, needs none of it.
 
     Args:
-        prepare: Loads the control plane, which stands above this package and so is handed in.
+        load: Loads what `weft up` itself needs of what stands above this package.
+        prepare: Loads the rest of the control plane, and is handed in for the same reason.
     """
 
-    def __init__(self, prepare: Prepare) -> None:
+    def __init__(self, load: Callable[[], None], prepare: Prepare) -> None:
         self.lifeline, self._our_end = os.pipe()
         self.commands, holder_commands = Channel.pair()
         self.reports, holder_reports = Channel.pair()
@@ -171,6 +173,7 @@ class Early:
         self.holder = fork(hold)
         holder_commands.close()
         holder_reports.close()
+        load()
         self.control_plane = fork(control)
         wait.close()
 

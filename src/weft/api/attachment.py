@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from weft.api.gateway_api import (
-    GROUP,
     BackendObjectReference,
     Gateway,
     HTTPRoute,
@@ -21,6 +20,7 @@ from weft.api.gateway_api import (
     Listener,
     ParentReference,
 )
+from weft.api.kinds import GATEWAY_API
 from weft.model import ConfigObject, Service, ServicePort
 
 CONTROLLER = "weft.dev/gateway-controller"
@@ -105,7 +105,7 @@ def admission(route: ConfigObject, ref: ParentReference, gateway: ConfigObject) 
 
 def _admits_kind(listener: Listener, kind: str) -> bool:
     kinds = listener.allowed_routes.kinds
-    return not kinds or any(allowed.group == GROUP and allowed.kind == kind for allowed in kinds)
+    return not kinds or any(allowed.group == GATEWAY_API and allowed.kind == kind for allowed in kinds)
 
 
 def _admits_namespace(listener: Listener, route: ConfigObject, gateway: ConfigObject) -> bool:
@@ -228,7 +228,7 @@ def granted(ref: BackendObjectReference, namespace: str, grants: Iterable[Config
     """Whether one of *grants* allows HTTPRoutes of *namespace* to refer to *ref*."""
     return any(
         any(
-            source.group == GROUP and source.kind == "HTTPRoute" and source.namespace == namespace
+            source.group == GATEWAY_API and source.kind == "HTTPRoute" and source.namespace == namespace
             for source in grant.spec.from_
         )
         and any(

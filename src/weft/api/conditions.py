@@ -31,8 +31,8 @@ from weft.api.attachment import (
     references,
     service_ports,
 )
-from weft.api.gateway_api import GROUP, Gateway, HTTPRoute, ParentReference
-from weft.api.kinds import KUBERNETES_GATEWAY
+from weft.api.gateway_api import Gateway, HTTPRoute, ParentReference
+from weft.api.kinds import GATEWAY_API, KUBERNETES_GATEWAY
 from weft.api.names import MESH, qualified_gateway
 from weft.api.references import View
 from weft.api.yaml import Path, dotted
@@ -175,11 +175,11 @@ class _Finder:
                 programmed,
             )
             kinds = listener.allowed_routes.kinds
-            supported = not kinds or any(kind.group == GROUP and kind.kind == "HTTPRoute" for kind in kinds)
+            supported = not kinds or any(kind.group == GATEWAY_API and kind.kind == "HTTPRoute" for kind in kinds)
             more["listeners", index] = {
                 "name": listener.name,
                 "attachedRoutes": self._attached(item, index),
-                "supportedKinds": [{"group": GROUP, "kind": "HTTPRoute"}] if supported else [],
+                "supportedKinds": [{"group": GATEWAY_API, "kind": "HTTPRoute"}] if supported else [],
             }
             if proxies and (problem := self._unpublished(item, index, proxies)) is not None:
                 problems.append(problem)

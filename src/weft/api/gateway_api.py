@@ -18,10 +18,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from weft.api.kinds import GATEWAY_API
 from weft.api.networking import Message, json_name
 from weft.api.values import Int32, duration_text, parse_duration
-
-GROUP = "gateway.networking.k8s.io"
 
 _GEP_2257 = re.compile(r"(?:[0-9]{1,5}(?:h|m|s|ms)){1,4}\Z")
 
@@ -113,7 +112,7 @@ class RouteNamespaces(Type):
 class RouteGroupKind(Type):
     """A kind of route."""
 
-    group: str = GROUP
+    group: str = GATEWAY_API
     kind: str
 
 
@@ -247,7 +246,7 @@ class Gateway(Type):
 class ParentReference(Type):
     """What a route attaches to: a Gateway, one of its listeners, or a Service of the mesh. No namespace: its own."""
 
-    group: str = GROUP
+    group: str = GATEWAY_API
     kind: str = "Gateway"
     namespace: str = ""
     name: str

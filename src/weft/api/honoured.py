@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from weft.api.gateway_api import GROUP
-from weft.api.kinds import KUBERNETES_GATEWAY
+from weft.api.kinds import GATEWAY_API, KUBERNETES_GATEWAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ _PARENT_KINDS = ("Gateway", "Service")
 
 _HTTP_ROUTE: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_under("parentRefs", "name namespace sectionName port"), ()),
-    "parentRefs.group": (GROUP, "", "core"),
+    "parentRefs.group": (GATEWAY_API, "", "core"),
     "parentRefs.kind": _PARENT_KINDS,
     "hostnames": (),
     "rules.name": (),

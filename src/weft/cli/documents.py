@@ -18,7 +18,7 @@ from weft.errors import UsageError, WeftError
 from weft.model import MESH_FILE, STANDARD_INPUT, Problem, decode, is_document, without_documents
 
 if TYPE_CHECKING:
-    from weft.api import ParseResult
+    from weft.api.parse import ParseResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -153,7 +153,7 @@ def parsed(
     Raises:
         Refused: They have mistakes, or under *strict* what would be warned about.
     """
-    from weft.api import parse  # pydantic models
+    from weft.api.parse import parse  # pydantic models
 
     result = parse(sources.texts.items(), default_namespace=namespace, confined=confined)
     if sources.unreadable or result.errors or (strict and result.problems):

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from weft.api.kinds import KNOWN
 from weft.cli.client import Client
 from weft.cli.main import unknown
 from weft.cli.output import check_name
@@ -40,8 +41,6 @@ def resolve(text: str) -> str:
     Raises:
         UsageError: There is none; names the nearest.
     """
-    from weft.api import KNOWN  # pydantic models: only commands that name a kind need them
-
     names = {name.lower(): name for name in KNOWN} | {plural(name): name for name in KNOWN} | SHORT
     bare, _, group = text.lower().partition(".")
     kind = names.get(f"{bare}.{group}") or names.get(f"{bare.removesuffix('s')}.{group}") or names.get(bare)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -56,9 +57,9 @@ def command(
     SIGTERM or SIGHUP.
     """
     started = time.monotonic()
-    from weft.agent.supervisor import Early, Supervisor  # forks below must come before anything heavy is loaded
+    from weft.agent.supervisor import Early, Supervisor  # forks before it loads anything heavy
 
-    early = Early(prepare_control_plane)
+    early = Early(load_api, prepare_control_plane)
     plan, notes = read_plan(path, mesh=mesh, fresh=fresh, proxy=proxy, interception=interception, verbose=verbose)
     screen = Screen(plan, notes, started)
 
@@ -72,10 +73,21 @@ def command(
     asyncio.run(run())
 
 
+def load_api() -> None:
+    """Load what reads weft.yaml and the documents that it applies."""
+    import weft.api.files  # noqa: F401
+
+    gc.freeze()  # so that the collector of a process forked from here neither looks at it nor writes into its pages
+
+
 def prepare_control_plane() -> Callable[[Sequence[str]], NoReturn]:
     """Load the control plane; return what runs `weft control-plane` with the given arguments in this process."""
+    gc.disable()  # nothing that is loaded becomes garbage, and looking for some is a tenth of the work
     import weft.controlplane.main  # noqa: F401
     from weft.cli.control_plane import command as control_plane
+
+    gc.freeze()
+    gc.enable()
 
     def run(arguments: Sequence[str]) -> NoReturn:
         try:

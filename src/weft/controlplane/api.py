@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from weft._native import RecordStore
-from weft.api import KNOWN
+from weft.api.kinds import KNOWN
 from weft.api.names import label_fault
 from weft.controlplane.agents import STOP_SECONDS, AgentServer, AgentState, Key, outside_refusal
 from weft.controlplane.blame import field_of, origins_of
@@ -36,8 +36,8 @@ from weft.model import ConfigKey, ConfigObject, Proxy, ProxyKind
 from weft.registry import Programs
 from weft.store import Author, Store
 from weft.telemetry import History, Record, owner_of, read
-from weft.translate import shortfalls
-from weft.translate.gateways import listening_ports
+from weft.translate.capabilities import shortfalls
+from weft.translate.listening import listening_ports
 from weft.translate.names import is_outside
 from weft.translate.resource import LISTENER
 from weft.version import weft_version

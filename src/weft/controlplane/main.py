@@ -41,7 +41,9 @@ from weft.model import MESH_CIDR, SERVICE_CIDR, Interception, loopback
 from weft.registry import Declared, Programs
 from weft.store import Author, FileSource, Lease, SqliteStore
 from weft.telemetry import History
-from weft.translate import Translator, check, refusals
+from weft.translate.capabilities import refusals
+from weft.translate.check import check
+from weft.translate.translator import Translator
 from weft.xds import Connected, Disconnected, Event, Journal, Publisher, Refused, Rejected, Synced
 
 log = logging.getLogger(__name__)

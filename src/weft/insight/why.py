@@ -24,7 +24,7 @@ from weft.insight.endpoint_health import Found, marked
 from weft.insight.mutual_tls import Acceptance, Refusal, acceptance, client_rule, foreign_tls, refusal
 from weft.model import Interception, loopback
 from weft.translate import names
-from weft.translate.gateways import listening_ports
+from weft.translate.listening import listening_ports
 from weft.translate.resource import LISTENER
 
 Resource: TypeAlias = tuple[str, str, bytes]

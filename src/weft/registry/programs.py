@@ -238,6 +238,8 @@ class Programs:
         self.programs: dict[tuple[str, str], Program] = {}
         self._selecting: Mapping[str, Selecting] = {}
         self._last = View()
+        self._last_of: tuple[Mapping[tuple[str, str], Program], Mapping[str, Selecting]] | None = None
+        self._proxies: dict[tuple[str, str], tuple[Registration, Proxy]] = {}
 
     def register(self, registration: Registration) -> tuple[str, str]:
         """
@@ -267,6 +269,7 @@ class Programs:
     def release(self, key: tuple[str, str]) -> None:
         """Forget a workload whose agent is gone. Its address stays with its name."""
         self.programs.pop(key, None)
+        self._proxies.pop(key, None)
 
     def report(self, key: tuple[str, str], **facts: Any) -> None:
         """Note what an agent said of its program: any field of `Program` but those that registration set."""
@@ -305,16 +308,19 @@ class Programs:
             is_trial: Nothing comes of it: what new services would get is given to nobody.
         """
         selecting = self._selecting if documents is None else self._by_hostname(documents)
+        # Asked with each thing that happens in the mesh, and mostly nothing of this has changed.
+        if self._last_of == (self.programs, selecting):
+            return self._last
         addresses = self._service_addresses.copy() if is_trial else self._service_addresses
         services = self._services(selecting, addresses)
         workloads = {key: self._workload(key[1], program, selecting) for key, program in self.programs.items()}
-        proxies = {key: self._proxy(key[1], program) for key, program in self.programs.items()}
+        proxies = {key: self._proxy(key, program) for key, program in self.programs.items()}
         last = self._last
         found = View(
             _shared(services, last.services), _shared(workloads, last.workloads), _shared(proxies, last.proxies)
         )
         if not is_trial:
-            self._last = found
+            self._last, self._last_of = found, (dict(self.programs), selecting)
         return found
 
     def _by_hostname(self, documents: Iterable[ConfigObject]) -> dict[str, Selecting]:
@@ -450,7 +456,15 @@ class Programs:
             ready=program.ready,
         )
 
-    def _proxy(self, name: str, program: Program) -> Proxy:
+    def _proxy(self, key: tuple[str, str], program: Program) -> Proxy:
+        """Return the proxy of a workload, made once for each registration: what agents report later is no part of it."""
+        registration, proxy = self._proxies.get(key, (None, None))
+        if proxy is None or registration is not program.registration or proxy.address != program.address:
+            proxy = self._made(key[1], program)
+            self._proxies[key] = (program.registration, proxy)
+        return proxy
+
+    def _made(self, name: str, program: Program) -> Proxy:
         registration = program.registration
         namespace = registration.namespace
         tproxy = self.interception is Interception.TPROXY

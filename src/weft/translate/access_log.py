@@ -9,7 +9,7 @@ make listeners.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from envoy.config.accesslog.v3 import accesslog_pb2
 from envoy.config.core.v3 import config_source_pb2
@@ -17,7 +17,9 @@ from envoy.extensions.access_loggers.file.v3 import file_pb2
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2
 
 from weft.model import grpc
-from weft.translate.fragments import Reading
+
+if TYPE_CHECKING:
+    from weft.translate.fragments import Reading  # brings all of translation along; who reads records needs names
 
 FILE_LOGGER = "envoy.access_loggers.file"
 HTTP_SERVICE_LOGGER = "envoy.access_loggers.http_grpc"

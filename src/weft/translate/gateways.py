@@ -6,7 +6,7 @@ them, beside those of the Gateway API (`kubernetes_gateways.py`). Called by the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -165,12 +165,6 @@ def _listener(reading: Reading, port: int) -> Any:
             address = message.additional_addresses.add().address
             fill_address(address, published.host_address, published.host_port, reading.host_namespace_path)
     return message
-
-
-def listening_ports(listeners: Iterable[bytes]) -> list[int]:
-    """Return the ports on which a gateway with these listeners, serialised, takes connections."""
-    found = (listener_pb2.Listener.FromString(value) for value in listeners)
-    return sorted({item.address.socket_address.port_value for item in found} - {0})
 
 
 def _with_published(reading: Reading, port: int, message: Any) -> list[Resource]:
