@@ -19,7 +19,7 @@ RESULTS = Path("bench/results")
 RESULT = RESULTS / "latest.json"
 CONFIGURATIONS = RESULTS / "configurations"
 UNPUBLISHED = ("growth-", "memory-loaded-")
-"""Scenarios whose configurations are thousands of entries alike, by the beginnings of the files' names; those of all others are kept with the figures."""
+"""Scenarios whose configurations are thousands of entries alike, by the beginnings of the files' names; all others are kept."""
 
 PICTURE = Path("docs/images/cost.svg")
 README = Path("README.md")
