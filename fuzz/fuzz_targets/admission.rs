@@ -49,6 +49,8 @@ mod tls {
 mod identify {
     use std::net::SocketAddr;
 
+    use crate::codec::Scheme;
+
     pub struct Facts {
         pub remote: SocketAddr,
         pub mutual: bool,
@@ -56,8 +58,8 @@ mod identify {
     }
 
     impl Facts {
-        pub fn scheme(&self) -> &'static [u8] {
-            if self.mutual { b"https" } else { b"http" }
+        pub fn scheme(&self) -> Scheme {
+            Scheme::of(self.mutual)
         }
     }
 }
@@ -199,7 +201,7 @@ fn admit(request: &Head, scene: &Scene) -> Option<Head> {
         assert!(manager.skip_xff_append || listed.rsplit(',').next() == Some(&*peer), "{listed}");
         if manager.xff_num_trusted_hops == 0 {
             assert_eq!(client, None, "nobody else is believed");
-            assert_eq!(values(Known::ForwardedProto), [String::from_utf8_lossy(facts.scheme())]);
+            assert_eq!(values(Known::ForwardedProto), [String::from_utf8_lossy(facts.scheme().as_bytes())]);
         }
         if !is_internal {
             assert!(!head.has_known(Known::Inside));

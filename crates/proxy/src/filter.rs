@@ -17,7 +17,7 @@ use weft_core::route::Forward;
 use weft_core::steering::Steering;
 
 use crate::clock::Clock;
-use crate::codec::{Head, Known, Name, Version};
+use crate::codec::{Head, Known, Name, Scheme, Version};
 use crate::identify::Facts;
 use crate::route::{Editable, View};
 use crate::tls;
@@ -67,7 +67,7 @@ pub fn admit(
     request.remove_hop_by_hop();
     // Of whom it is to be obeyed is known further down; a request that is refused before has lost it, too.
     let asked = if !manager.internal_addresses.is_empty() && request.has_known(Known::Steering) {
-        Steering::read(&View { head: request, scheme: facts.scheme() })
+        Steering::read(&View::of(request, facts))
     } else {
         None
     };
@@ -116,10 +116,13 @@ fn tell_origin(request: &mut Head, manager: &HttpManager, facts: &Facts) -> Orig
         (client, hops == 0 && client.is_some() && forwarded_count(request) == 1)
     };
     if !manager.believes_forwarded_proto() {
-        request.set(X_FORWARDED_PROTO, facts.scheme());
+        request.set(X_FORWARDED_PROTO, facts.scheme().as_bytes());
     } else if !request.has_known(Known::ForwardedProto) {
-        request.append(X_FORWARDED_PROTO, facts.scheme());
+        request.append(X_FORWARDED_PROTO, facts.scheme().as_bytes());
     }
+    // As Envoy: what the request says itself comes before what was told of it; that is believed by now.
+    let told = request.get(X_FORWARDED_PROTO.bytes).and_then(Scheme::parse);
+    request.scheme = request.scheme.or(told).or(Some(facts.scheme()));
     // Without use_remote_address a request that says nothing is from outside, wherever it comes from.
     let decisive = client.or(manager.use_remote_address.then_some(peer));
     let is_internal = is_first_hand

@@ -7,6 +7,7 @@ use rustls_pki_types::CertificateDer;
 use weft_core::listener::Listener;
 use weft_core::rbac::{Connection, Names};
 
+use crate::codec::Scheme;
 use crate::io::{self as sockets, Io};
 use crate::rbac::Shadow;
 use crate::tls::{san, subject};
@@ -168,7 +169,8 @@ impl Facts {
         Ends { remote: self.remote, local: self.local }
     }
 
-    pub fn scheme(&self) -> &'static [u8] {
-        if self.secure { b"https" } else { b"http" }
+    /// How the connection is made; of a request, [`Head::scheme`] says what its client has asked for.
+    pub fn scheme(&self) -> Scheme {
+        Scheme::of(self.secure)
     }
 }

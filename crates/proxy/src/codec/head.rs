@@ -198,6 +198,32 @@ pub(super) struct Spelling {
     pub(super) transfer_encoding: Span,
 }
 
+/// How a resource is reached (RFC 9110 4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    /// Of a connection that is *secure*, or not.
+    pub fn of(secure: bool) -> Scheme {
+        if secure { Scheme::Https } else { Scheme::Http }
+    }
+
+    /// By its name, in any case (RFC 3986 3.1); other schemes are none that a request of HTTP is for.
+    pub fn parse(name: &[u8]) -> Option<Scheme> {
+        [Scheme::Http, Scheme::Https].into_iter().find(|scheme| name.eq_ignore_ascii_case(scheme.as_bytes()))
+    }
+
+    pub fn as_bytes(self) -> &'static [u8] {
+        match self {
+            Scheme::Http => b"http",
+            Scheme::Https => b"https",
+        }
+    }
+}
+
 /// The head of one request or response.
 ///
 /// `Host`, `Content-Length`, `Transfer-Encoding` are not among the fields: they became [`Head::authority`] and
@@ -211,6 +237,9 @@ pub struct Head {
     authority: Span,
     upgrade: Span,
     pub(super) spelling: Spelling,
+    /// What a request says that its client wants it over, of its own (`:scheme`, the absolute form) or by what proxies before it have told;
+    /// none if it says nothing of either kind, and in a response.
+    pub scheme: Option<Scheme>,
     /// Response status; 0 in a request.
     pub status: u16,
     pub version: Version,
@@ -239,6 +268,7 @@ impl Default for Head {
             authority: Span::default(),
             upgrade: Span::default(),
             spelling: Spelling::default(),
+            scheme: None,
             status: 0,
             version: Version::Http11,
             framing: Framing::None,
@@ -262,6 +292,7 @@ impl Head {
         self.authority = Span::default();
         self.upgrade = Span::default();
         self.spelling = Spelling::default();
+        self.scheme = None;
         self.status = 0;
         self.version = Version::Http11;
         self.framing = Framing::None;

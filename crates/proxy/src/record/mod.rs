@@ -287,7 +287,7 @@ impl Entry<'_> {
             ":method" => Some(head.method()).filter(|bytes| present(bytes)),
             ":path" => Some(head.path()).filter(|bytes| present(bytes)),
             ":authority" | "host" => Some(head.authority()).filter(|bytes| present(bytes)),
-            ":scheme" => Some(self.facts.scheme()),
+            ":scheme" => Some(head.scheme.unwrap_or(self.facts.scheme()).as_bytes()),
             name => head.get(name.as_bytes()),
         }
     }

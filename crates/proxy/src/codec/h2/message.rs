@@ -7,7 +7,7 @@ use weft_core::request::is_of_token;
 
 use super::hpack::{Field, Kind};
 use super::limits::Limits;
-use crate::codec::{Framing, Head, Known, Name, Version, has_port, is_authority_byte, is_forbidden_trailer};
+use crate::codec::{Framing, Head, Known, Name, Scheme, Version, has_port, is_authority_byte, is_forbidden_trailer};
 
 /// Why a message is malformed (RFC 9113 8.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -198,6 +198,7 @@ impl<'h> Reader<'h> {
                 if !value.first().is_some_and(u8::is_ascii_alphabetic) || !value.iter().all(rest) {
                     return Err(MessageError::Pseudo);
                 }
+                self.head.scheme = Scheme::parse(value);
             }
             Kind::Authority => {
                 once(&mut self.authority)?;

@@ -4,7 +4,7 @@ use super::connection::{Connection, Role};
 use super::flow::MOST_WINDOW;
 use super::frame::{self, Code, HEADER_BYTES, StreamId, flag, kind};
 use super::stream::{Progress, Stream};
-use crate::codec::{Framing, Head, Known, decimal};
+use crate::codec::{Framing, Head, Known, Scheme, decimal};
 
 /// Larger frames save nothing and make other streams wait.
 const MOST_FRAME_BYTES: usize = 64 * 1024;
@@ -130,7 +130,14 @@ impl Connection {
             encoder.field(out, b":protocol", head.upgrade(), false);
         }
         if !head.is_connect() {
-            encoder.indexed(out, if secure { index::SCHEME_HTTPS } else { index::SCHEME_HTTP });
+            // As Envoy: what the client has asked for, and not how this hop is made.
+            encoder.indexed(
+                out,
+                match head.scheme.unwrap_or(Scheme::of(secure)) {
+                    Scheme::Https => index::SCHEME_HTTPS,
+                    Scheme::Http => index::SCHEME_HTTP,
+                },
+            );
             match head.target() {
                 b"/" => encoder.indexed(out, index::PATH_ROOT),
                 path => encoder.field(out, b":path", path, false),
