@@ -49,7 +49,7 @@ mod tls {
 mod identify {
     use std::net::SocketAddr;
 
-    use crate::codec::Scheme;
+    use weft_core::request::Scheme;
 
     pub struct Facts {
         pub remote: SocketAddr,

@@ -313,7 +313,14 @@ SCHEMES: dict[str, tuple[Json, str, dict[str, str], str]] = {
     ),
     "nobody before is believed": ({"use_remote_address": True}, "", {"x-forwarded-proto": "https"}, "http"),
     "as a proxy within says": ({}, "", {"x-forwarded-proto": "https"}, "https"),
+    "it says two things": (
+        {"use_remote_address": True, "xff_num_trusted_hops": 1},
+        "",
+        {"x-forwarded-proto": "https", "X-Forwarded-Proto": "http"},
+        "http",
+    ),
     "as its own absolute form": ({}, "http://up", {"x-forwarded-proto": "https"}, "http"),
+    "as its own absolute form, for TLS that ended before": ({}, "https://up", {}, "https"),
 }
 """What a connection manager is told, what stands before a path, what headers there are, and which scheme the request has then."""
 
@@ -353,6 +360,8 @@ def test_a_request_has_the_scheme_that_its_client_used(tmp_path: Path) -> None:
                 matched, moved, inner = answers
                 found = (matched.status == 201, moved.getheader("location"), inner.getheader("x-scheme"))
                 assert found == (scheme == "https", f"{scheme}://up/new", scheme), (proxy.kind, name)
+            # Nobody before could have ended TLS, so this request was not made by who could ask for it.
+            assert ask(proxy.ports["nobody before is believed"], "https://up/matched", {}).status == 403, proxy.kind
 
 
 # ------------------------------------------------------------------------------------------------------ retries

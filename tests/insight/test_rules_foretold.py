@@ -181,6 +181,15 @@ def test_headers_that_the_proxy_makes_are_there_for_its_rules(bookinfo: Mesh) ->
     assert said.outbound.outcome == "no_route"
 
 
+def test_a_scheme_that_is_believed_is_the_requests(bookinfo: Mesh) -> None:
+    rules = "  http:\n  - match: [{scheme: {exact: https}}]\n    directResponse: {status: 204}"
+    outcomes = [
+        told(bookinfo, rules, headers=headers)[0].outbound.outcome
+        for headers in ((), (("X-Forwarded-Proto", "https"),), (("X-Forwarded-Proto", "gopher"),))
+    ]
+    assert outcomes == ["no_route", "direct_response", "no_route"]
+
+
 @pytest.mark.parametrize(
     ("headers", "why"),
     [

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use rustls_pki_types::CertificateDer;
 use weft_core::listener::Listener;
 use weft_core::rbac::{Connection, Names};
+use weft_core::request::Scheme;
 
-use crate::codec::Scheme;
 use crate::io::{self as sockets, Io};
 use crate::rbac::Shadow;
 use crate::tls::{san, subject};

@@ -7,10 +7,10 @@ use weft_core::header_edit::Headers;
 use weft_core::http_manager::HttpManager;
 use weft_core::plan::Plan;
 use weft_core::random::Random;
-use weft_core::request::{RequestFields, RequestHead};
+use weft_core::request::{RequestFields, RequestHead, Scheme};
 use weft_core::trace::Silent;
 
-use crate::codec::{Head, Name, Scheme};
+use crate::codec::{Head, Name};
 use crate::identify::Facts;
 
 /// A request's head with its scheme, which is that of its connection if nothing else was said.

@@ -4,6 +4,8 @@
 //! attempt each) and still be read by the access record at the end. The value is reused from request to request: after
 //! warm-up a head costs no allocation.
 
+use weft_core::request::Scheme;
+
 use super::{Framing, Version, is_of_family};
 
 /// Header names that the proxy itself looks at; recognised once, while parsing.
@@ -196,32 +198,6 @@ pub(super) struct Spelling {
     pub(super) host: Span,
     pub(super) content_length: Span,
     pub(super) transfer_encoding: Span,
-}
-
-/// How a resource is reached (RFC 9110 4.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
-    Http,
-    Https,
-}
-
-impl Scheme {
-    /// Of a connection that is *secure*, or not.
-    pub fn of(secure: bool) -> Scheme {
-        if secure { Scheme::Https } else { Scheme::Http }
-    }
-
-    /// By its name, in any case (RFC 3986 3.1); other schemes are none that a request of HTTP is for.
-    pub fn parse(name: &[u8]) -> Option<Scheme> {
-        [Scheme::Http, Scheme::Https].into_iter().find(|scheme| name.eq_ignore_ascii_case(scheme.as_bytes()))
-    }
-
-    pub fn as_bytes(self) -> &'static [u8] {
-        match self {
-            Scheme::Http => b"http",
-            Scheme::Https => b"https",
-        }
-    }
 }
 
 /// The head of one request or response.

@@ -15,7 +15,7 @@ pub mod opening;
 pub mod proxy_protocol;
 pub mod rpc;
 
-pub use head::{Head, Known, Name, Scheme};
+pub use head::{Head, Known, Name};
 
 /// How the body of a message is delimited, as its head says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

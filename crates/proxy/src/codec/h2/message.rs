@@ -3,11 +3,11 @@
 //! A head that passes here can be written as HTTP/1.1 and means the same there. That is the whole defence against smuggling by downgrade, so
 //! nothing is repaired: a message that breaks a rule is malformed, and its stream is reset.
 
-use weft_core::request::is_of_token;
+use weft_core::request::{Scheme, is_of_token};
 
 use super::hpack::{Field, Kind};
 use super::limits::Limits;
-use crate::codec::{Framing, Head, Known, Name, Scheme, Version, has_port, is_authority_byte, is_forbidden_trailer};
+use crate::codec::{Framing, Head, Known, Name, Version, has_port, is_authority_byte, is_forbidden_trailer};
 
 /// Why a message is malformed (RFC 9113 8.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

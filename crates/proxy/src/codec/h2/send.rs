@@ -1,10 +1,12 @@
 //! What we say on a connection. Everything goes into one output buffer; the driver writes it once per turn.
 
+use weft_core::request::Scheme;
+
 use super::connection::{Connection, Role};
 use super::flow::MOST_WINDOW;
 use super::frame::{self, Code, HEADER_BYTES, StreamId, flag, kind};
 use super::stream::{Progress, Stream};
-use crate::codec::{Framing, Head, Known, Scheme, decimal};
+use crate::codec::{Framing, Head, Known, decimal};
 
 /// Larger frames save nothing and make other streams wait.
 const MOST_FRAME_BYTES: usize = 64 * 1024;

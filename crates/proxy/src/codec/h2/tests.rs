@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use weft_core::request::Scheme;
+
 use super::frame::{self, PREFACE, flag, kind};
 use super::limits::{Floods, Rate, Resets};
 use super::message::MessageError;
 use super::settings::Settings;
 use super::*;
 use crate::codec::http1::{self, HeadParser};
-use crate::codec::{Framing, Head, Name, Scheme, Version};
+use crate::codec::{Framing, Head, Name, Version};
 
 const NOW: Duration = Duration::ZERO;
 

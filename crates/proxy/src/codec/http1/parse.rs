@@ -6,8 +6,10 @@
 
 use std::mem::MaybeUninit;
 
+use weft_core::request::Scheme;
+
 use super::super::head::is_end_to_end;
-use super::super::{Framing, Head, Known, Scheme, Version, has_port, is_authority_byte, parse_length};
+use super::super::{Framing, Head, Known, Version, has_port, is_authority_byte, parse_length};
 
 /// How large a head may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

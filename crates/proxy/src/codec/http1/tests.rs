@@ -1,10 +1,11 @@
 //! The codec by tables of named cases, and by properties: no split of the bytes changes what they mean.
 
 use quickcheck::{Gen, QuickCheck};
+use weft_core::request::Scheme;
 
 use super::encode::{self, After};
 use super::{Body, BodyError, HeadError, HeadParser, Limits, Step};
-use crate::codec::{Framing, Head, Name, Scheme, Version};
+use crate::codec::{Framing, Head, Name, Version};
 
 fn request(bytes: &[u8]) -> Result<Option<(Head, usize)>, HeadError> {
     let mut head = Head::default();
