@@ -89,7 +89,7 @@ fn common(service: &LogService, entry: &Entry<'_>, out: &mut Writer<'_>) {
     out.message(16, |out| flags(outcome.flags, out));
     out.text(18, outcome.transport_failure.as_deref().unwrap_or_default());
     out.text(19, outcome.route.as_deref().map_or("", |route| &route.name));
-    out.message(20, |out| out.address(facts.direct));
+    out.message(20, |out| out.address(facts.direct()));
     for tag in &service.tags {
         if let Some(value) = tag.value(outcome.route.as_deref().map(|route| &route.metadata)) {
             out.pair(22, &tag.name, value.as_bytes());

@@ -413,7 +413,7 @@ impl Variables for Entry<'_> {
                 Some(client) => write!(out, "{}", SocketAddr::new(client, 0)).is_ok(),
                 None => write_text(Some(&self.facts.remote_text), out),
             },
-            Command::DownstreamDirectRemoteAddress => write!(out, "{}", self.facts.direct).is_ok(),
+            Command::DownstreamDirectRemoteAddress => write!(out, "{}", self.facts.direct()).is_ok(),
             Command::DownstreamRemoteAddressWithoutPort => {
                 write!(out, "{}", outcome.client.unwrap_or(self.facts.remote.ip())).is_ok()
             }
