@@ -67,7 +67,7 @@ pub fn admit(
     }
     // No proxy before this one can have ended TLS. As Envoy, of the absolute form alone: HTTP/2's `:scheme` is believed.
     let says_secure = request.scheme == Some(Scheme::Https) && request.version != Version::Http2;
-    if says_secure && !facts.secure && !manager.believes_forwarded_proto() {
+    if says_secure && facts.scheme() == Scheme::Http && !manager.believes_forwarded_proto() {
         return Err(Refusal::Cause(Cause::SecureInPlainText));
     }
     request.remove_hop_by_hop();

@@ -32,6 +32,7 @@ pub async fn waker() -> Waker {
 
 /// Serve the requests of a connection that an HTTP connection manager took. Returns where it goes on, if it does.
 // No `async fn`: an idle connection would have room for its arguments twice.
+#[allow(clippy::manual_async_fn)]
 pub fn serve<'c>(
     mut down: Downstream,
     socket: &'c mut Socket,
