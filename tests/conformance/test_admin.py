@@ -338,3 +338,15 @@ def test_levels_are_shown_and_changed_alike(proxies: dict[str, Proxy]) -> None:
                 levels(**query)
         assert levels() == changed | {"dns": "off"}
         levels(level="warning")
+
+
+@pytest.mark.parametrize("kind", [WEFT_PROXY, ENVOY])
+def test_who_is_asked_to_quit_ends_in_good_order(tmp_path: Path, kind: str) -> None:
+    proxy = Proxy(kind, tmp_path / kind)
+    try:
+        asyncio.run(until(proxy.is_ready))
+        assert proxy.ask("/quitquitquit", "POST")[0] == 200
+        assert proxy.process.wait(LIMIT) == 0
+    finally:
+        proxy.process.kill()
+        proxy.process.wait()

@@ -20,7 +20,7 @@ from types import EllipsisType
 import pytest
 from cryptography import x509
 
-from tests.conformance.both import Json, address, both, cluster, http_filters, listener, typed
+from tests.conformance.both import Json, address, both, cluster, http_filters, listener, over_http2, typed
 from tests.conformance.certificates import Authority, common_context, downstream
 from tests.conformance.proxies import LIMIT, Static, until
 from tests.conformance.telling import Teller, Told, telling
@@ -295,6 +295,73 @@ def test_servers_and_other_places_are_told_alike(tmp_path: Path) -> None:
                 assert tuple(it and it.partition("/")[0] for it in found) == expected, (proxy.kind, transformation)
             found = [header("location", proxy.ports[it], "/old?x", host) for it, (_, host, _) in REDIRECTS.items()]
             assert found == [location for _, _, location in REDIRECTS.values()], proxy.kind
+
+
+SCHEMES: dict[str, tuple[Json, str, dict[str, str], str]] = {
+    "as the balancer before says": (
+        {"use_remote_address": True, "xff_num_trusted_hops": 1},
+        "",
+        {"x-forwarded-proto": "https"},
+        "https",
+    ),
+    "it says nothing": ({"use_remote_address": True, "xff_num_trusted_hops": 1}, "", {}, "http"),
+    "it says nonsense": (
+        {"use_remote_address": True, "xff_num_trusted_hops": 1},
+        "",
+        {"x-forwarded-proto": "gopher"},
+        "http",
+    ),
+    "nobody before is believed": ({"use_remote_address": True}, "", {"x-forwarded-proto": "https"}, "http"),
+    "as a proxy within says": ({}, "", {"x-forwarded-proto": "https"}, "https"),
+    "it says two things": (
+        {"use_remote_address": True, "xff_num_trusted_hops": 1},
+        "",
+        {"x-forwarded-proto": "https", "X-Forwarded-Proto": "http"},
+        "http",
+    ),
+    "as its own absolute form": ({}, "http://up", {"x-forwarded-proto": "https"}, "http"),
+    "as its own absolute form, for TLS that ended before": ({}, "https://up", {}, "https"),
+}
+"""What a connection manager is told, what stands before a path, what headers there are, and which scheme the request has then."""
+
+
+def test_a_request_has_the_scheme_that_its_client_used(tmp_path: Path) -> None:
+    """Routes match it, redirects keep it, and it goes on over HTTP/2 whatever the next connection is made of."""
+
+    def resources(ports: dict[str, int]) -> Json:
+        is_secure = {"name": ":scheme", "string_match": {"exact": "https"}}
+        routes: list[Json] = [
+            {"match": {"prefix": "/matched", "headers": [is_secure]}, "direct_response": {"status": 201}},
+            {"match": {"prefix": "/matched"}, "direct_response": {"status": 202}},
+            {"match": {"prefix": "/moved"}, "redirect": {"path_redirect": "/new"}},
+            {"match": {"prefix": "/"}, "route": {"cluster": "inner"}},
+        ]
+        listeners = [
+            listener(name, ports[name], http_filters(routes, manager=manager))
+            for name, (manager, _, _, _) in SCHEMES.items()
+        ]
+        seen = add("x-scheme", value="%REQ(:SCHEME)%")
+        inner = {"match": {"prefix": "/"}, "direct_response": {"status": 200}, "response_headers_to_add": [seen]}
+        listeners.append(listener("inner", ports["inner"], http_filters([inner], manager={"codec_type": "HTTP2"})))
+        return {"clusters": [cluster("inner", ports["inner"], **over_http2())], "listeners": listeners}
+
+    def ask(port: int, target: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)) as client:
+            client.request("GET", target, headers={"host": "up", **headers})
+            answer = client.getresponse()
+            answer.read()
+            return answer
+
+    with both(tmp_path, (*SCHEMES, "inner"), resources) as proxies:
+        for proxy in proxies:
+            until("it is ready", proxy.is_ready)
+            for name, (_, before, headers, scheme) in SCHEMES.items():
+                answers = [ask(proxy.ports[name], before + path, headers) for path in ("/matched", "/moved", "/inner")]
+                matched, moved, inner = answers
+                found = (matched.status == 201, moved.getheader("location"), inner.getheader("x-scheme"))
+                assert found == (scheme == "https", f"{scheme}://up/new", scheme), (proxy.kind, name)
+            # Nobody before could have ended TLS, so this request was not made by who could ask for it.
+            assert ask(proxy.ports["nobody before is believed"], "https://up/matched", {}).status == 403, proxy.kind
 
 
 # ------------------------------------------------------------------------------------------------------ retries

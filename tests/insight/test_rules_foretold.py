@@ -191,6 +191,15 @@ def test_what_a_client_says_of_how_it_came_is_overwritten_by_a_gateway(bookinfo:
             assert (found.outbound.status, found.outbound.route["rule"]) == (204, "spec.http[0]")
 
 
+def test_a_scheme_that_is_believed_is_the_requests(bookinfo: Mesh) -> None:
+    rules = "  http:\n  - match: [{scheme: {exact: https}}]\n    directResponse: {status: 204}"
+    outcomes = [
+        told(bookinfo, rules, headers=headers)[0].outbound.outcome
+        for headers in ((), (("X-Forwarded-Proto", "https"),), (("X-Forwarded-Proto", "gopher"),))
+    ]
+    assert outcomes == ["no_route", "direct_response", "no_route"]
+
+
 @pytest.mark.parametrize(
     ("headers", "why"),
     [

@@ -7,6 +7,32 @@ pub fn is_of_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
+/// How a resource is reached (RFC 9110 4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    /// Of a connection that is *secure*, or not.
+    pub fn of(secure: bool) -> Scheme {
+        if secure { Scheme::Https } else { Scheme::Http }
+    }
+
+    /// By its name, in any case (RFC 3986 3.1); other schemes are none that a request of HTTP is for.
+    pub fn parse(name: &[u8]) -> Option<Scheme> {
+        [Scheme::Http, Scheme::Https].into_iter().find(|scheme| name.eq_ignore_ascii_case(scheme.as_bytes()))
+    }
+
+    pub fn as_bytes(self) -> &'static [u8] {
+        match self {
+            Scheme::Http => b"http",
+            Scheme::Https => b"https",
+        }
+    }
+}
+
 /// The head of a request. Implemented by the proxy on its own buffers and by the engine on a question.
 pub trait RequestHead {
     /// `GET`

@@ -147,6 +147,8 @@ pub enum Cause {
     ForeignHost,
     /// The request comes from a page of another site.
     ForeignOrigin,
+    /// Its client says that TLS protects it, and nothing does.
+    SecureInPlainText,
     /// The path cannot be normalised, or has escaped slashes that are refused.
     BadPath,
     /// The path has escaped slashes and the client is sent to the unescaped one.
@@ -312,6 +314,14 @@ pub const TABLE: &[Row] = {
             None,
             "caller_foreign_origin",
             "This address serves one program of a weft mesh, and the request says that a page of another site made it.",
+        ),
+        // `https` would be believed by what routes by it, or redirects to it. Envoy's answer.
+        row(
+            SecureInPlainText,
+            403,
+            Some(F::DownstreamProtocolError),
+            "http1.https_url_on_plaintext_connection",
+            "Forbidden",
         ),
         // A path that means two things to two parsers is nobody's.
         row(BadPath, 400, None, "path_normalization_failed", ""),

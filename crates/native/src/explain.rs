@@ -24,7 +24,7 @@ use weft_core::metadata::Metadata;
 use weft_core::normalise::{Normalised, normalise};
 use weft_core::plan::Plan;
 use weft_core::rbac::{self, Rbac, Rules, Verdict, Verdicts};
-use weft_core::request::{OwnedRequest, RequestHead};
+use weft_core::request::{OwnedRequest, RequestHead, Scheme};
 use weft_core::respond::{Cause, Flags, ResponseFlag};
 use weft_core::retry::RetryPolicy;
 use weft_core::route::{Action, Forward, Target};
@@ -143,9 +143,19 @@ fn let_in(question: &mut Question, manager: &HttpManager, answer: &mut Map<Strin
     if !manager.believes_forwarded_proto() {
         headers.retain(|(name, _)| !name.eq_ignore_ascii_case(FORWARDED_PROTO));
     }
-    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(FORWARDED_PROTO)) {
-        let scheme = if question.names.is_some() { "https" } else { "http" };
-        headers.push((FORWARDED_PROTO.to_owned(), scheme.to_owned()));
+    let told: Vec<_> = headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case(FORWARDED_PROTO)).collect();
+    match told[..] {
+        [] => {
+            let scheme = Scheme::of(question.names.is_some());
+            headers.push((FORWARDED_PROTO.to_owned(), String::from_utf8_lossy(scheme.as_bytes()).into_owned()));
+        }
+        // What does not say its scheme of its own, as HTTP/1.1 in origin form, has this one.
+        [(_, told)] => {
+            if let Some(scheme) = Scheme::parse(told.as_bytes()) {
+                question.request.scheme = String::from_utf8_lossy(scheme.as_bytes()).into_owned();
+            }
+        }
+        _ => {}
     }
     true
 }

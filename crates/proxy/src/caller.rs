@@ -16,7 +16,7 @@ use weft_core::local_caller::LocalCaller;
 use weft_core::respond::Cause;
 
 use crate::codec::Head;
-use crate::identify::Ends;
+use crate::identify::{Ends, Facts};
 use crate::route::View;
 use crate::tls;
 
@@ -31,11 +31,11 @@ pub fn is_one_of(uids: &[u32], ends: &Ends) -> bool {
 ///
 /// # Errors
 /// Why it may not.
-pub fn admit(request: &mut Head, manager: &HttpManager, scheme: &'static [u8]) -> Result<(), Cause> {
+pub fn admit(request: &mut Head, manager: &HttpManager, facts: &Facts) -> Result<(), Cause> {
     let Some(local) = manager.local_caller() else { return Ok(()) };
     let presented = request.get(PROXY_AUTHORIZATION).map(digest_of_basic);
     request.remove(PROXY_AUTHORIZATION);
-    LocalCaller::admit(local, &View { head: request, scheme }, presented.as_deref())
+    LocalCaller::admit(local, &View::of(request, facts), presented.as_deref())
 }
 
 /// SHA-256 of `user:password` in a `Basic` credential (RFC 7617); of nothing if it is no such credential.

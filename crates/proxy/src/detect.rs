@@ -155,7 +155,7 @@ pub async fn detect(
     };
     facts.server_name = seen.server_name.as_deref().map(Into::into);
     let choose = |connection: &Connection<'_>| listener.chain(connection, &mut Silent);
-    let chosen = seen.with_connection(ends.local, ends.remote, facts.direct.ip(), choose);
+    let chosen = seen.with_connection(ends.local, ends.remote, facts.direct().ip(), choose);
     let chain: &Arc<FilterChain> = chosen.ok_or(DetectError::NoChain)?;
     let context = Arc::clone(plan.chain(chain).ok_or(DetectError::NoChain)?);
     // Before the handshake, which is what a connection costs most.

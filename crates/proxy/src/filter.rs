@@ -12,6 +12,7 @@ use weft_core::grpc_timeout;
 use weft_core::http_manager::{ForwardClientCert, HttpManager, ServerHeader};
 use weft_core::normalise::{Normalised, normalise};
 use weft_core::random::{Draw, Random};
+use weft_core::request::Scheme;
 use weft_core::respond::Cause;
 use weft_core::route::Forward;
 use weft_core::steering::Steering;
@@ -64,10 +65,15 @@ pub fn admit(
     if request.version != Version::Http2 && request.upgrade().eq_ignore_ascii_case(b"h2c") {
         request.set_upgrade(b"");
     }
+    // No proxy before this one can have ended TLS. As Envoy, of the absolute form alone: HTTP/2's `:scheme` is believed.
+    let says_secure = request.scheme == Some(Scheme::Https) && request.version != Version::Http2;
+    if says_secure && facts.scheme() == Scheme::Http && !manager.believes_forwarded_proto() {
+        return Err(Refusal::Cause(Cause::SecureInPlainText));
+    }
     request.remove_hop_by_hop();
     // Of whom it is to be obeyed is known further down; a request that is refused before has lost it, too.
     let asked = if !manager.internal_addresses.is_empty() && request.has_known(Known::Steering) {
-        Steering::read(&View { head: request, scheme: facts.scheme() })
+        Steering::read(&View::of(request, facts))
     } else {
         None
     };
@@ -116,10 +122,12 @@ fn tell_origin(request: &mut Head, manager: &HttpManager, facts: &Facts) -> Orig
         (client, hops == 0 && client.is_some() && forwarded_count(request) == 1)
     };
     if !manager.believes_forwarded_proto() {
-        request.set(X_FORWARDED_PROTO, facts.scheme());
+        request.set(X_FORWARDED_PROTO, facts.scheme().as_bytes());
     } else if !request.has_known(Known::ForwardedProto) {
-        request.append(X_FORWARDED_PROTO, facts.scheme());
+        request.append(X_FORWARDED_PROTO, facts.scheme().as_bytes());
     }
+    // As Envoy: what the request says itself comes before what was told of it, which is believed by now.
+    request.scheme = request.scheme.or_else(|| forwarded_scheme(request)).or(Some(facts.scheme()));
     // Without use_remote_address a request that says nothing is from outside, wherever it comes from.
     let decisive = client.or(manager.use_remote_address.then_some(peer));
     let is_internal = is_first_hand
@@ -134,6 +142,12 @@ fn tell_origin(request: &mut Head, manager: &HttpManager, facts: &Facts) -> Orig
         request.set(X_EXTERNAL_ADDRESS, write_ip(client.unwrap_or(peer), &mut text));
     }
     Origin { client: client.filter(|client| *client != peer), is_edge, is_internal }
+}
+
+/// What `x-forwarded-proto` says, if that is one thing.
+fn forwarded_scheme(request: &Head) -> Option<Scheme> {
+    let mut told = request.values(Known::ForwardedProto);
+    told.next().filter(|_| told.next().is_none()).and_then(Scheme::parse)
 }
 
 /// The last address of `x-forwarded-for` but *skipped* more; nothing if it is none.

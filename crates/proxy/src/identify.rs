@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use rustls_pki_types::CertificateDer;
 use weft_core::listener::Listener;
 use weft_core::rbac::{Connection, Names};
+use weft_core::request::Scheme;
 
 use crate::io::{self as sockets, Io};
 use crate::rbac::Shadow;
@@ -65,12 +66,12 @@ pub fn principal_key(principal: Option<&str>) -> u64 {
 pub struct Facts {
     pub remote: SocketAddr,
     pub local: SocketAddr,
-    /// The other end of the socket itself: not the client, where a proxy speaks for one (PROXY protocol).
-    pub direct: SocketAddr,
+    /// The other end of the socket itself, where a proxy speaks for the client (PROXY protocol). In a box, because hardly any does.
+    pub proxied_by: Option<Box<SocketAddr>>,
     /// Where the client wanted to go, if not to the proxy itself: what it calls by the proxy's own address leads nowhere else.
     pub original: Option<SocketAddr>,
-    pub remote_text: String,
-    pub local_text: String,
+    pub remote_text: Box<str>,
+    pub local_text: Box<str>,
     pub secure: bool,
     /// The caller may not call this listener.
     pub foreign: bool,
@@ -96,10 +97,10 @@ impl Facts {
         Facts {
             remote: ends.remote,
             local: ends.local,
-            direct,
+            proxied_by: (direct != ends.remote).then(|| Box::new(direct)),
             original: None,
-            remote_text: ends.remote.to_string(),
-            local_text: ends.local.to_string(),
+            remote_text: ends.remote.to_string().into(),
+            local_text: ends.local.to_string().into(),
             secure: false,
             foreign: false,
             server_name: None,
@@ -141,7 +142,7 @@ impl Facts {
     pub fn connection(&self) -> Connection<'_> {
         Connection {
             source: self.remote.ip(),
-            direct: self.direct.ip(),
+            direct: self.direct().ip(),
             destination: self.local,
             server_name: self.server_name.as_deref(),
             names: self.names.as_deref(),
@@ -153,6 +154,7 @@ impl Facts {
         Facts {
             remote_text: self.remote_text.clone(),
             local_text: self.local_text.clone(),
+            proxied_by: self.proxied_by.clone(),
             server_name: self.server_name.clone(),
             peer_uri: self.peer_uri.clone(),
             local_uri: self.local_uri.clone(),
@@ -164,11 +166,17 @@ impl Facts {
         }
     }
 
+    /// The other end of the socket itself: not the client, where a proxy speaks for one (PROXY protocol).
+    pub fn direct(&self) -> SocketAddr {
+        self.proxied_by.as_deref().copied().unwrap_or(self.remote)
+    }
+
     pub fn ends(&self) -> Ends {
         Ends { remote: self.remote, local: self.local }
     }
 
-    pub fn scheme(&self) -> &'static [u8] {
-        if self.secure { b"https" } else { b"http" }
+    /// How the connection is made; of a request, [`Head::scheme`] says what its client has asked for.
+    pub fn scheme(&self) -> Scheme {
+        Scheme::of(self.secure)
     }
 }

@@ -7,15 +7,22 @@ use weft_core::header_edit::Headers;
 use weft_core::http_manager::HttpManager;
 use weft_core::plan::Plan;
 use weft_core::random::Random;
-use weft_core::request::{RequestFields, RequestHead};
+use weft_core::request::{RequestFields, RequestHead, Scheme};
 use weft_core::trace::Silent;
 
 use crate::codec::{Head, Name};
+use crate::identify::Facts;
 
-/// A request's head with the scheme of its connection.
+/// A request's head with its scheme, which is that of its connection if nothing else was said.
 pub struct View<'a> {
-    pub head: &'a Head,
-    pub scheme: &'static [u8],
+    head: &'a Head,
+    scheme: Scheme,
+}
+
+impl View<'_> {
+    pub fn of<'a>(head: &'a Head, facts: &Facts) -> View<'a> {
+        View { head, scheme: head.scheme.unwrap_or(facts.scheme()) }
+    }
 }
 
 /// Decide where a request goes.
@@ -29,7 +36,7 @@ impl RequestHead for View<'_> {
     }
 
     fn scheme(&self) -> &[u8] {
-        self.scheme
+        self.scheme.as_bytes()
     }
 
     fn authority(&self) -> &[u8] {

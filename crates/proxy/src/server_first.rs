@@ -109,7 +109,7 @@ pub async fn race(
 ) -> Raced {
     let ends = facts.ends();
     let choose = |connection: &Connection<'_>| listener.chain(connection, &mut Silent);
-    let chain = Seen::default().with_connection(ends.local, ends.remote, facts.direct.ip(), choose);
+    let chain = Seen::default().with_connection(ends.local, ends.remote, facts.direct().ip(), choose);
     let Some(chain) = chain.filter(|chain| chain.tls.is_none()) else {
         return Raced::Client(None);
     };

@@ -4,6 +4,8 @@
 //! attempt each) and still be read by the access record at the end. The value is reused from request to request: after
 //! warm-up a head costs no allocation.
 
+use weft_core::request::Scheme;
+
 use super::{Framing, Version, is_of_family};
 
 /// Header names that the proxy itself looks at; recognised once, while parsing.
@@ -211,6 +213,9 @@ pub struct Head {
     authority: Span,
     upgrade: Span,
     pub(super) spelling: Spelling,
+    /// What a request says that its client wants it over, of its own (`:scheme`, the absolute form) or by what proxies before it have told;
+    /// none if it says nothing of either kind, and in a response.
+    pub scheme: Option<Scheme>,
     /// Response status; 0 in a request.
     pub status: u16,
     pub version: Version,
@@ -239,6 +244,7 @@ impl Default for Head {
             authority: Span::default(),
             upgrade: Span::default(),
             spelling: Spelling::default(),
+            scheme: None,
             status: 0,
             version: Version::Http11,
             framing: Framing::None,
@@ -262,6 +268,7 @@ impl Head {
         self.authority = Span::default();
         self.upgrade = Span::default();
         self.spelling = Spelling::default();
+        self.scheme = None;
         self.status = 0;
         self.version = Version::Http11;
         self.framing = Framing::None;

@@ -39,7 +39,7 @@ impl Exchange<'_> {
         let down = self.down;
         let standing = down.standings.of(rules, &down.facts);
         let client = self.outcome.client.unwrap_or(down.facts.remote.ip());
-        let verdicts = standing.verdicts(&View { head: &self.scratch.request, scheme: down.facts.scheme() }, client);
+        let verdicts = standing.verdicts(&View::of(&self.scratch.request, &down.facts), client);
         let shadow = rbac::take_note(&down.worker.metrics, &filter.counters, &filter.shadow_keys, &verdicts);
         self.outcome.shadows.extend(shadow);
         verdicts.refusal().map_or(Ok(()), |refusal| Err(refusal.reply()))
@@ -47,7 +47,7 @@ impl Exchange<'_> {
 
     /// Consider a request that may come from a page of another site. True: it is to be answered here.
     pub(super) fn consider_origin(&mut self, policy: &Arc<Cors>) -> bool {
-        let view = View { head: &self.scratch.request, scheme: self.down.facts.scheme() };
+        let view = View::of(&self.scratch.request, &self.down.facts);
         let Some(found) = policy.consider(&view, &mut *self.down.worker.random.borrow_mut()) else { return false };
         let counters = self.down.worker.metrics.counters();
         if found.allowed { &counters.cors_origin_valid } else { &counters.cors_origin_invalid }.add(1);
@@ -65,7 +65,7 @@ impl Exchange<'_> {
         self.fail_with(&reply);
         respond::begin(&mut self.scratch.response, &reply);
         let Scratch { request, response, .. } = &mut *self.scratch;
-        let view = View { head: request, scheme: self.down.facts.scheme() };
+        let view = View::of(request, &self.down.facts);
         for (name, value) in policy.preflight_headers(&view) {
             response.set(Name::new(name), &value);
         }

@@ -30,52 +30,60 @@ pub async fn waker() -> Waker {
     poll_fn(|context| Poll::Ready(context.waker().clone())).await
 }
 
-/// Serve the requests of a connection that an HTTP connection manager took. Returns a connection that goes on elsewhere.
-pub async fn serve(mut down: Downstream, mut socket: Socket, manager: &HttpManager) -> Option<(Socket, Onward)> {
-    let told = socket.io.with_session(|session| {
-        filter::client_certificate(manager, down.facts.local_uri.as_deref(), session.peer_certificates())
-    });
-    down.facts.client_certificate = told.flatten().unwrap_or_default().into();
-    let registration = down.worker.register(waker().await);
-    let opened = Instant::now();
-    // In a box, as a request's state is: an idle connection does not keep what only its first bytes needed.
-    match Box::pin(first_spoken(&down, &mut socket, manager, opened)).await {
-        Spoken::Http1 => {}
-        Spoken::Http2 => {
-            Box::pin(streams::serve(down, socket, manager, registration)).await;
-            return None;
-        }
-        Spoken::Nothing => {
-            finish(&mut socket, manager).await;
-            return None;
-        }
-    }
-    let mut parser = HeadParser::keeping_case(manager.http1.keeps_case);
-    let worn = manager.max_connection_duration.map(|limit| opened + limit);
-    let mut served: u32 = 0;
-    while wait_for_request(&down, &mut socket, manager, opened, served == 0).await {
-        let mut scratch = down.worker.take_scratch();
-        served += 1;
-        let last = manager.max_requests_per_connection.is_some_and(|most| served >= most);
-        // In a box, so that an idle connection does not keep a request's state.
-        let next = Box::pin(serve_request(&down, &mut socket, &mut parser, &mut scratch, manager, (last, worn))).await;
-        down.worker.give_scratch(scratch);
-        match next {
-            Next::KeepAlive => socket.buffer.release_if_empty(),
-            Next::Close => {
-                linger(&mut socket, manager).await;
+/// Serve the requests of a connection that an HTTP connection manager took. Returns where it goes on, if it does.
+// No `async fn`: an idle connection would have room for its arguments twice.
+#[allow(clippy::manual_async_fn)]
+pub fn serve<'c>(
+    mut down: Downstream,
+    socket: &'c mut Socket,
+    manager: &'c HttpManager,
+) -> impl Future<Output = Option<Onward>> + 'c {
+    async move {
+        let told = socket.io.with_session(|session| {
+            filter::client_certificate(manager, down.facts.local_uri.as_deref(), session.peer_certificates())
+        });
+        down.facts.client_certificate = told.flatten().unwrap_or_default().into();
+        let registration = down.worker.register(waker().await);
+        let opened = Instant::now();
+        // In a box, as a request's state is: an idle connection does not keep what only its first bytes needed.
+        match Box::pin(first_spoken(&down, socket, manager, opened)).await {
+            Spoken::Http1 => {}
+            Spoken::Http2 => {
+                Box::pin(streams::serve(down, socket, manager, registration)).await;
                 return None;
             }
-            Next::Reset => {
-                socket.io.reset_on_close();
+            Spoken::Nothing => {
+                finish(socket, manager).await;
                 return None;
             }
-            Next::Over => return None,
-            Next::Onward(onward) => return Some((socket, onward)),
         }
+        let mut parser = HeadParser::keeping_case(manager.http1.keeps_case);
+        let worn = manager.max_connection_duration.map(|limit| opened + limit);
+        let mut served: u32 = 0;
+        while wait_for_request(&down, socket, manager, opened, served == 0).await {
+            let mut scratch = down.worker.take_scratch();
+            served += 1;
+            let last = manager.max_requests_per_connection.is_some_and(|most| served >= most);
+            // In a box, so that an idle connection does not keep a request's state.
+            let next = Box::pin(serve_request(&down, socket, &mut parser, &mut scratch, manager, (last, worn))).await;
+            down.worker.give_scratch(scratch);
+            match next {
+                Next::KeepAlive => socket.buffer.release_if_empty(),
+                Next::Close => {
+                    linger(socket, manager).await;
+                    return None;
+                }
+                Next::Reset => {
+                    socket.io.reset_on_close();
+                    return None;
+                }
+                Next::Over => return None,
+                Next::Onward(onward) => return Some(onward),
+            }
+        }
+        finish(socket, manager).await;
+        None
     }
-    finish(&mut socket, manager).await;
-    None
 }
 
 /// Close a connection on which nothing is under way.

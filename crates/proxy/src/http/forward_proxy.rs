@@ -32,7 +32,7 @@ impl Exchange<'_> {
         if self.down.facts.foreign {
             return Err(Cause::CallerRefused);
         }
-        caller::admit(&mut self.scratch.request, self.manager, self.down.facts.scheme())
+        caller::admit(&mut self.scratch.request, self.manager, &self.down.facts)
     }
 
     /// CONNECT: say that the way is open; what comes then belongs to the listener of the place that was named.

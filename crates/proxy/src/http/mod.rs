@@ -277,7 +277,7 @@ impl Exchange<'_> {
         let manager = self.manager;
         // route
         let decision = {
-            let view = View { head: &self.scratch.request, scheme: self.down.facts.scheme() };
+            let view = View::of(&self.scratch.request, &self.down.facts);
             let random = &mut *self.down.worker.random.borrow_mut();
             route::route(&plan.active.core, self.manager, &view, random)
         };
@@ -335,7 +335,7 @@ impl Exchange<'_> {
         let next = match &decision.outcome {
             Action::Redirect(redirect) => {
                 let location = {
-                    let view = View { head: &self.scratch.request, scheme: self.down.facts.scheme() };
+                    let view = View::of(&self.scratch.request, &self.down.facts);
                     decision.route.map(|route| redirect.location(&route.conditions.path, &view)).unwrap_or_default()
                 };
                 let reply = LocalReply::from(Cause::Redirect).with_status(redirect.status);

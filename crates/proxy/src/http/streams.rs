@@ -53,7 +53,7 @@ enum Event {
 }
 
 /// Serve a connection whose client speaks HTTP/2.
-pub async fn serve(down: Downstream, mut socket: Socket, manager: &HttpManager, _registration: Registration) {
+pub async fn serve(down: Downstream, socket: &mut Socket, manager: &HttpManager, _registration: Registration) {
     let limits = Limits {
         output_bytes: socket.buffer.limit(),
         resets: down.worker.overload.resets,
@@ -69,7 +69,7 @@ pub async fn serve(down: Downstream, mut socket: Socket, manager: &HttpManager, 
     let mut keepalive = KeepAlive::new(manager.http2.keepalive, opened);
     loop {
         let event = {
-            let Socket { io, buffer, alarm } = &mut socket;
+            let Socket { io, buffer, alarm } = &mut *socket;
             let (driver, down) = (&mut driver, &down);
             poll_fn(|context| {
                 if let Poll::Ready(turn) = driver.poll(context, io, buffer) {
@@ -123,7 +123,7 @@ pub async fn serve(down: Downstream, mut socket: Socket, manager: &HttpManager, 
             Event::Turn(Turn::Over(ConnectionEnd::Closed)) => return,
             Event::Turn(Turn::Over(ConnectionEnd::Broken)) => {
                 down.worker.metrics.counters().protocol_errors.add(1);
-                return linger(&mut socket, manager).await;
+                return linger(socket, manager).await;
             }
             Event::Leave => {
                 leaving = Leaving::Announced(Instant::now() + GRACE);
@@ -142,8 +142,8 @@ pub async fn serve(down: Downstream, mut socket: Socket, manager: &HttpManager, 
 }
 
 /// Send what is left to say, and close so that the client sees it.
-async fn say_the_last(mut driver: Driver, mut socket: Socket, manager: &HttpManager) {
-    let Socket { io, alarm, .. } = &mut socket;
+async fn say_the_last(mut driver: Driver, socket: &mut Socket, manager: &HttpManager) {
+    let Socket { io, alarm, .. } = &mut *socket;
     let delay = manager.delayed_close_timeout;
     // Where nothing is waited for afterwards, what was said still has to leave.
     let deadline = Instant::now() + if delay.is_zero() { GRACE } else { delay };
@@ -151,7 +151,7 @@ async fn say_the_last(mut driver: Driver, mut socket: Socket, manager: &HttpMana
     if let Ok(Ok(())) = alarm.limit(Some(deadline), flush).await {
         // The streams that are left learn that they are gone.
         drop(driver);
-        linger(&mut socket, manager).await;
+        linger(socket, manager).await;
     }
 }
 

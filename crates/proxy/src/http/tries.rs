@@ -66,7 +66,7 @@ impl Exchange<'_> {
         };
         let own = forward.retry.as_deref();
         let (timeout, steered, told) = {
-            let view = View { head: &self.scratch.request, scheme: self.down.facts.scheme() };
+            let view = View::of(&self.scratch.request, &self.down.facts);
             let life = forward.stream_duration_for(&view, self.manager.max_stream_duration);
             self.expires = life.map(|limit| self.began + limit);
             let mut timeout = forward.timeout_for(&view);
@@ -260,7 +260,7 @@ impl Exchange<'_> {
             remote: facts.remote,
             local: facts.local,
         };
-        let view = View { head: &self.scratch.request, scheme: facts.scheme() };
+        let view = View::of(&self.scratch.request, facts);
         let Hashed { key, cookies } = hash_policy::hash(&forward.hash, &view, &client);
         self.set_cookies = cookies;
         key
@@ -386,7 +386,7 @@ impl Exchange<'_> {
         let policy = policy?;
         let response = &self.scratch.response;
         let grpc_status = record::grpc_status_of(response);
-        let view = View { head: response, scheme: self.down.facts.scheme() };
+        let view = View::of(response, &self.down.facts);
         Some(TryResult::Response {
             status: response.status,
             grpc_status,

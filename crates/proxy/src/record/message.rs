@@ -89,7 +89,7 @@ fn common(service: &LogService, entry: &Entry<'_>, out: &mut Writer<'_>) {
     out.message(16, |out| flags(outcome.flags, out));
     out.text(18, outcome.transport_failure.as_deref().unwrap_or_default());
     out.text(19, outcome.route.as_deref().map_or("", |route| &route.name));
-    out.message(20, |out| out.address(facts.direct));
+    out.message(20, |out| out.address(facts.direct()));
     for tag in &service.tags {
         if let Some(value) = tag.value(outcome.route.as_deref().map(|route| &route.metadata)) {
             out.pair(22, &tag.name, value.as_bytes());
@@ -134,7 +134,7 @@ fn request_properties(service: &LogService, entry: &Entry<'_>, request: &Head, o
     let methods: [&[u8]; 9] = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"];
     let method = methods.iter().position(|method| *method == request.method());
     out.number(1, method.map_or(0, |index| index as u64 + 1));
-    out.bytes(2, entry.facts.scheme());
+    out.bytes(2, request.scheme.unwrap_or(entry.facts.scheme()).as_bytes());
     out.bytes(3, request.authority());
     out.bytes(5, request.path());
     out.bytes(6, header("user-agent"));
@@ -142,7 +142,7 @@ fn request_properties(service: &LogService, entry: &Entry<'_>, request: &Head, o
     out.bytes(9, header("x-request-id"));
     out.bytes(10, header("x-envoy-original-path"));
     out.number(12, entry.outcome.bytes_received);
-    let view = View { head: request, scheme: entry.facts.scheme() };
+    let view = View::of(request, entry.facts);
     for name in &service.request_headers {
         if let Some(value) = view.field(name) {
             out.pair(13, name, &value);

@@ -287,7 +287,7 @@ impl Entry<'_> {
             ":method" => Some(head.method()).filter(|bytes| present(bytes)),
             ":path" => Some(head.path()).filter(|bytes| present(bytes)),
             ":authority" | "host" => Some(head.authority()).filter(|bytes| present(bytes)),
-            ":scheme" => Some(self.facts.scheme()),
+            ":scheme" => Some(head.scheme.unwrap_or(self.facts.scheme()).as_bytes()),
             name => head.get(name.as_bytes()),
         }
     }
@@ -413,7 +413,7 @@ impl Variables for Entry<'_> {
                 Some(client) => write!(out, "{}", SocketAddr::new(client, 0)).is_ok(),
                 None => write_text(Some(&self.facts.remote_text), out),
             },
-            Command::DownstreamDirectRemoteAddress => write!(out, "{}", self.facts.direct).is_ok(),
+            Command::DownstreamDirectRemoteAddress => write!(out, "{}", self.facts.direct()).is_ok(),
             Command::DownstreamRemoteAddressWithoutPort => {
                 write!(out, "{}", outcome.client.unwrap_or(self.facts.remote.ip())).is_ok()
             }

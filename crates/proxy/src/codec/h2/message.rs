@@ -3,7 +3,7 @@
 //! A head that passes here can be written as HTTP/1.1 and means the same there. That is the whole defence against smuggling by downgrade, so
 //! nothing is repaired: a message that breaks a rule is malformed, and its stream is reset.
 
-use weft_core::request::is_of_token;
+use weft_core::request::{Scheme, is_of_token};
 
 use super::hpack::{Field, Kind};
 use super::limits::Limits;
@@ -198,6 +198,7 @@ impl<'h> Reader<'h> {
                 if !value.first().is_some_and(u8::is_ascii_alphabetic) || !value.iter().all(rest) {
                     return Err(MessageError::Pseudo);
                 }
+                self.head.scheme = Scheme::parse(value);
             }
             Kind::Authority => {
                 once(&mut self.authority)?;

@@ -1,5 +1,7 @@
 //! What we say on a connection. Everything goes into one output buffer; the driver writes it once per turn.
 
+use weft_core::request::Scheme;
+
 use super::connection::{Connection, Role};
 use super::flow::MOST_WINDOW;
 use super::frame::{self, Code, HEADER_BYTES, StreamId, flag, kind};
@@ -130,7 +132,14 @@ impl Connection {
             encoder.field(out, b":protocol", head.upgrade(), false);
         }
         if !head.is_connect() {
-            encoder.indexed(out, if secure { index::SCHEME_HTTPS } else { index::SCHEME_HTTP });
+            // As Envoy: what the client has asked for, and not how this hop is made.
+            encoder.indexed(
+                out,
+                match head.scheme.unwrap_or(Scheme::of(secure)) {
+                    Scheme::Https => index::SCHEME_HTTPS,
+                    Scheme::Http => index::SCHEME_HTTP,
+                },
+            );
             match head.target() {
                 b"/" => encoder.indexed(out, index::PATH_ROOT),
                 path => encoder.field(out, b":path", path, false),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use weft_core::request::Scheme;
+
 use super::frame::{self, PREFACE, flag, kind};
 use super::limits::{Floods, Rate, Resets};
 use super::message::MessageError;
@@ -615,6 +617,26 @@ fn floods_end_the_connection() {
     let endless = |raw: Raw| (0..20).fold(raw, |raw, _| raw.frame(kind::CONTINUATION, 0, 1, &[0x82; 16_000]));
     let raw = endless(Raw::new().frame(kind::HEADERS, 0, 1, &[]));
     assert_eq!(raw.read_by_server(Limits::default()).1, Some(Code::ENHANCE_YOUR_CALM));
+}
+
+#[test]
+fn a_request_goes_on_with_its_own_scheme() {
+    let cases = [
+        (None, false, Scheme::Http),
+        (None, true, Scheme::Https),
+        (Some(Scheme::Http), true, Scheme::Http),
+        (Some(Scheme::Https), false, Scheme::Https),
+    ];
+    for (own, secure, expected) in cases {
+        let (mut client, mut server) = pair(Limits::default());
+        let mut head = request("GET", "/", Framing::None);
+        head.scheme = own;
+        client.request(&head, secure, true);
+        let mut seen = Head::default();
+        let (_, event) = server.receive(client.output(), NOW, &mut seen).unwrap();
+        assert!(matches!(event, Some(Event::Head { .. })), "{event:?}");
+        assert_eq!(seen.scheme, Some(expected), "{own:?}");
+    }
 }
 
 #[test]

@@ -6,6 +6,8 @@
 
 use std::mem::MaybeUninit;
 
+use weft_core::request::Scheme;
+
 use super::super::head::is_end_to_end;
 use super::super::{Framing, Head, Known, Version, has_port, is_authority_byte, parse_length};
 
@@ -251,11 +253,12 @@ fn place_target(head: &mut Head, raw: &[u8], method: &str, target: &str, host: O
     }
     // Absolute form. RFC 9112 3.2.2: its authority replaces what Host says.
     let lower = target.get(..8).map(str::to_ascii_lowercase).unwrap_or_else(|| target.to_ascii_lowercase());
-    let rest = match (lower.starts_with("http://"), lower.starts_with("https://")) {
-        (true, _) => &bytes[7..],
-        (_, true) => &bytes[8..],
+    let (scheme, rest) = match (lower.starts_with("http://"), lower.starts_with("https://")) {
+        (true, _) => (Scheme::Http, &bytes[7..]),
+        (_, true) => (Scheme::Https, &bytes[8..]),
         _ => return Err(HeadError::Target),
     };
+    head.scheme = Some(scheme);
     let end = rest.iter().position(|&byte| byte == b'/' || byte == b'?').unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     if authority.is_empty() || !authority.iter().all(|&byte| is_authority_byte(byte)) {

@@ -1,6 +1,7 @@
 //! The codec by tables of named cases, and by properties: no split of the bytes changes what they mean.
 
 use quickcheck::{Gen, QuickCheck};
+use weft_core::request::Scheme;
 
 use super::encode::{self, After};
 use super::{Body, BodyError, HeadError, HeadParser, Limits, Step};
@@ -54,6 +55,16 @@ fn decode(framing: Framing, bytes: &[u8], pieces: &[usize]) -> Option<Decoded> {
                 pending.drain(..skip + length);
             }
         }
+    }
+}
+
+#[test]
+fn the_scheme_of_an_absolute_target_is_the_requests() {
+    for (target, expected) in
+        [("/", None), ("http://a/x", Some(Scheme::Http)), ("HTTPS://a", Some(Scheme::Https)), ("/http://a", None)]
+    {
+        let (head, _) = request(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).unwrap().unwrap();
+        assert_eq!(head.scheme, expected, "{target}");
     }
 }
 
