@@ -8,7 +8,7 @@ import http.client
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,16 +81,20 @@ def running(directory: Path, kind: str, *names: str) -> Iterator[list[Proxy]]:
         yield proxies
 
 
-def until_served(proxy: Proxy, port: int) -> None:
-    """Wait until the listener at *port* is there, which waits for its secrets; Envoy asks for them by another stream."""
+SHORT_SECONDS = 0.5
+"""For a question that may come before there is somebody to answer it."""
+
+
+def until_served(proxy: Proxy, ask: Callable[[], bool]) -> None:
+    """Wait until *ask* is answered, which takes secrets; a proxy asks for them by another stream, once it has what needs them."""
 
     def is_there() -> bool:
         proxy.events()
-        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), LIMIT):
-            return True
+        with contextlib.suppress(OSError):
+            return ask()
         return False
 
-    until("its listener is there", is_there)
+    until("its secrets are there", is_there)
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,10 @@ class Kept:
     context: ssl.SSLContext
     session: ssl.SSLSession | None = None
 
-    def visit(self, port: int) -> tuple[bool, Kept]:
+    def visit(self, port: int, seconds: float = LIMIT) -> tuple[bool, Kept]:
         """Ask with this session. Return whether it is resumed, and what may be resumed next."""
         with (
-            socket.create_connection(("127.0.0.1", port), LIMIT) as plain,
+            socket.create_connection(("127.0.0.1", port), seconds) as plain,
             self.context.wrap_socket(plain, server_hostname="localhost", session=self.session) as connection,
         ):
             connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
@@ -117,11 +121,11 @@ class Clients:
     authority: Authority
     identity: Identity
 
-    def session(self, port: int, version: ssl.TLSVersion) -> Kept:
+    def session(self, port: int, version: ssl.TLSVersion, seconds: float = LIMIT) -> Kept:
         """Return a session made anew at *port*."""
         context = client_context(self.authority, self.identity)
         context.minimum_version = context.maximum_version = version
-        is_resumed, kept = Kept(context).visit(port)
+        is_resumed, kept = Kept(context).visit(port, seconds)
         assert not is_resumed
         return kept
 
@@ -150,7 +154,7 @@ def test_tickets_are_opened_by_whoever_has_their_key_and_for_as_long(tmp_path: P
         here, there = free_port(), free_port()
         for proxy, port in ((first, here), (second, there)):
             proxy.publish(*resources(port, 1))
-            until_served(proxy, port)
+            until_served(proxy, lambda port=port: bool(clients.session(port, TLS_12, SHORT_SECONDS)))
         old = {version: [clients.session(here, version) for _ in range(3)] for version in (TLS_12, TLS_13)}
         for version in old:
             assert old[version].pop().visit(there)[0], (version, "keys are shared")
@@ -230,15 +234,14 @@ def test_a_session_with_an_upstream_does_not_outlive_a_removed_root(
         resource("in", ParseDict(listener("in", port, filters), Listener())),
     )
 
-    def status() -> int:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)) as client:
+    def status(seconds: float = LIMIT) -> int:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)) as client:
             client.request("GET", "/")
             return client.getresponse().status
 
     with server.socket, running(tmp_path, kind, "it") as (proxy,):
         proxy.publish(*own, roots_of(old, new))
-        until_served(proxy, port)
-        until("the roots are there", lambda: status() == 200)
+        until_served(proxy, lambda: status(SHORT_SECONDS) == 200)
         server.seen.clear()
         assert [status(), status()] == [200, 200]
         assert server.seen == ["resumed"] * 2
