@@ -57,7 +57,7 @@ fn limits(limits: &Limits) -> [(&'static str, u32); 4] {
 fn flags(host: &Host) -> [(&'static str, &'static str, bool); 9] {
     let discovered = host.endpoint.health;
     let active = host.active_health();
-    let checked = |holds: fn(&_) -> bool| active.is_some_and(|health| holds(health));
+    let checked = |holds: fn(&_) -> bool| active.is_some_and(holds);
     [
         ("failed_active_health_check", "failed_active_hc", checked(|it| it.is_failed())),
         ("failed_outlier_check", "failed_outlier_check", host.is_ejected()),
