@@ -119,7 +119,8 @@ def check_held(peer: Peer, role: Role) -> None:
         shown = _ask_admin(peer, "/stats?filter=membership_total")
         held = set(re.findall(r"^cluster\.(\S+)\.membership_total: [1-9]", shown, re.MULTILINE))
     else:
-        held = {one["name"] for one in json.loads(_ask_admin(peer, "/clusters?format=json")) if one["endpoints"]}
+        shown = json.loads(_ask_admin(peer, "/clusters?format=json"))["cluster_statuses"]
+        held = {one["name"] for one in shown if "host_statuses" in one}
     if missing := set(role.services) - held:
         raise FeatureDoesNotActError(
             f"{peer.name}: expected {wanted:,} clusters with endpoints, {len(missing):,} are missing"

@@ -103,9 +103,6 @@ class Proxy(Static):
     def endpoints(self, cluster: str) -> list[str]:
         """Addresses of the cluster's endpoints, sorted."""
         found = json.loads(self.ask("/clusters?format=json"))
-        if isinstance(found, list):
-            hosts = next(item["endpoints"] for item in found if item["name"] == cluster)
-            return sorted(host["address"].rpartition(":")[0] for host in hosts)
         status = next(item for item in found["cluster_statuses"] if item["name"] == cluster)
         return sorted(host["address"]["socket_address"]["address"] for host in status.get("host_statuses", ()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,3 +122,30 @@ def test_who_comes_too_late_is_refused(tmp_path: Path) -> None:
                     server.sendall(HELLO)
                 # Envoy answers on, by the connections that it has.
                 assert read_answer(under_way) == (200, b"hello", proxy.kind == WEFT_PROXY)
+
+
+def test_weft_proxy_that_is_asked_to_end_finishes_what_was_begun_and_envoy_ends_at_once(tmp_path: Path) -> None:
+    """
+    By SIGTERM, in this order: nobody listens, who is at rest is let go, who waits is answered for the last time, the process ends.
+
+    Envoy's agent has to drain it before (docs/reference/data-planes.md).
+    """
+    with running(tmp_path) as (proxies, upstreams):
+        for proxy in proxies:
+            http = upstreams["http"]
+            with connect(proxy, "http") as under_way, connect(proxy, "http") as resting:
+                resting.sendall(GET)
+                with http.taken() as server:
+                    server.sendall(HELLO)
+                assert read_answer(resting) == (200, b"hello", False)
+                under_way.sendall(GET)
+                with http.taken() as server:
+                    proxy.process.send_signal(signal.SIGTERM)
+                    until("nobody listens", lambda proxy=proxy: is_refused(proxy))
+                    assert read_rest(resting) == b"", proxy.kind
+                    if proxy.kind == WEFT_PROXY:
+                        assert proxy.ask("/ready") == "DRAINING\n"
+                        server.sendall(HELLO)
+                        assert read_answer(under_way) == LAST
+                    assert read_rest(under_way) == b"", proxy.kind
+                    assert proxy.process.wait(LIMIT) == 0, proxy.kind

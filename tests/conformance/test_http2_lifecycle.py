@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -385,6 +385,12 @@ def cancelled() -> Iterator[bytes]:
         yield frame(HEADERS, END_HEADERS | END_STREAM, stream, HEAD) + frame(RST_STREAM, 0, stream, number(CANCEL))
 
 
+def provoked() -> Iterator[bytes]:
+    """Requests that the proxy itself has to give up at once, for what comes with them is an error (CVE-2025-8671, RFC 9113 6.9)."""
+    for stream in range(1, 10_001, 2):
+        yield frame(HEADERS, END_HEADERS | END_STREAM, stream, HEAD) + frame(WINDOW_UPDATE, 0, stream, number(0))
+
+
 def after(begin: bytes, more: bytes) -> Iterator[bytes]:
     """*begin*, and then 20,000 times *more*."""
     return itertools.chain([begin], itertools.repeat(more, 20_000))
@@ -395,6 +401,7 @@ BEGUN = frame(HEADERS, END_STREAM, 1, HEAD)
 
 FLOODS = {
     "rapid reset": cancelled,
+    "provoked reset": provoked,
     "PING": lambda: after(b"", frame(PING, 0, 0, bytes(8))),
     "SETTINGS": lambda: after(b"", frame(SETTINGS, 0, 0)),
     "empty DATA": lambda: after(frame(HEADERS, END_HEADERS, 1, fields(*POST)), frame(DATA, 0, 1)),
@@ -417,10 +424,47 @@ def test_a_flood_ends_its_connection_and_no_other(name: str, proxy: Static, witn
         assert last == ([] if proxy.kind == ENVOY else [ENHANCE_YOUR_CALM])
         neighbour.get(3, "/after")
         assert answered(neighbour, 3) == (200, b"ok")
-    if name != "rapid reset":
+    if "reset" not in name:
         heads = [line for line in witness.data.split(b"\r\n") if line.endswith(b" HTTP/1.1")]
         posts = [line for line in heads if line.startswith(b"POST ")]
         assert [line for line in heads if line not in posts] == [b"GET /before HTTP/1.1", b"GET /after HTTP/1.1"]
+
+
+UPSTREAM_FLOODS: dict[str, Callable[[int], Iterator[bytes]]] = {
+    "PING": lambda _: after(b"", frame(PING, 0, 0, bytes(8))),
+    "SETTINGS": lambda _: after(b"", frame(SETTINGS, 0, 0)),
+    "CONTINUATION": lambda stream: after(
+        frame(HEADERS, END_STREAM, stream, OK), frame(CONTINUATION, 0, stream, fields((b"x", b"y" * 1000)))
+    ),
+    "empty CONTINUATION": lambda stream: after(frame(HEADERS, END_STREAM, stream, OK), frame(CONTINUATION, 0, stream)),
+    "small block": lambda stream: iter(
+        [frame(HEADERS, END_HEADERS | END_STREAM, stream, OK + LARGE_ENTRY + b"\xbe" * 12_000)]
+    ),
+}
+"""In place of an answer."""
+
+
+@pytest.mark.parametrize("name", UPSTREAM_FLOODS)
+def test_an_upstream_that_floods_is_no_answer(name: str, proxy: Static, upstreams: dict[str, Upstream]) -> None:
+    """
+    What it floods ends: the connection, of a block the stream. The next request is answered.
+
+    To weft-proxy an error of the connection says no more of a stream than any other end of it, 503, and an error of the stream is one of
+    its answer, 502. Envoy sees it the other way around, unless the connection's end comes before it has seen anything.
+    """
+    with way(proxy, "plain", upstreams) as it:
+        it.client.get(1)
+        server = it.accept()
+        server.write(b"".join(UPSTREAM_FLOODS[name](server.next(HEADERS).stream)))
+        is_of_stream = name == "small block"
+        found = answered(it.client, 1)[0]
+        assert found in {502, 503} if proxy.kind == ENVOY else found == (502 if is_of_stream else 503)
+        if not is_of_stream:
+            assert not [found for found in server.rest() if found.kind == HEADERS]
+        it.client.get(3)
+        other = server if is_of_stream else it.accept()
+        other.answer(other.next(HEADERS).stream, b"next")
+        assert answered(it.client, 3) == (200, b"next")
 
 
 def test_a_small_block_that_stands_for_megabytes_is_refused(proxy: Static, witness: Witness) -> None:

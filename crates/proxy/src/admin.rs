@@ -28,6 +28,7 @@ use crate::overload::{Action, Overload};
 use crate::worker::Draining;
 
 mod answer;
+mod clusters;
 mod config_dump;
 mod levels;
 mod memory;
@@ -168,12 +169,12 @@ const USED_ONLY: Parameter = ("usedonly", "only what was counted since the start
 const ENDPOINTS: [Endpoint; 19] = [
     get("/", "this text", &[], |_, _| Ok(Answer::text(200, help()))),
     get("/certs", "certificates and roots", &[], |admin, _| Ok(Answer::json(&show::certificates(admin)))),
-    get("/clusters", "every endpoint: address, health, requests in progress", &[("format", "json")], |admin, query| {
-        match query.value("format")? {
-            None | Some("json") => Ok(Answer::json(&show::clusters(admin))),
-            Some(other) => Err(Answer::refusal(format!("format={other}: it is json"))),
-        }
-    }),
+    get(
+        "/clusters",
+        "every endpoint: address, health, requests in progress; limits of clusters",
+        &[("format", "text or json")],
+        clusters::respond,
+    ),
     get(
         "/config_dump",
         "every resource: type_url, name, version, state, what of it is not applied",

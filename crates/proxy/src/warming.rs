@@ -23,7 +23,7 @@ use weft_core::balance::Balancer;
 use weft_core::cluster::{Cluster, Discovery};
 use weft_core::compile::{Problem, Problems, Strictness};
 use weft_core::dns::{Dns, Heard, Resolution};
-use weft_core::endpoint::LoadAssignment;
+use weft_core::endpoint::{LoadAssignment, Locality};
 use weft_core::honoured;
 use weft_core::http_manager::RouteSource;
 use weft_core::listener::{Listener, NetworkFilter};
@@ -107,6 +107,16 @@ struct ClusterAtWork {
     marks: Vec<u64>,
     assignment: Option<Arc<LoadAssignment>>,
     upstream: Arc<Upstream>,
+}
+
+/// A cluster at work.
+pub struct AtWork<'h> {
+    pub name: &'h Name,
+    /// Of the bootstrap.
+    pub is_static: bool,
+    /// Those that discovery names now.
+    pub localities: &'h [Locality],
+    pub upstream: &'h Arc<Upstream>,
 }
 
 /// Why something is not at work.
@@ -754,6 +764,16 @@ impl Holdings {
     /// Sockets of every accepted listener, at work or not.
     pub fn accepted_sockets(&self) -> HashSet<SocketKey> {
         self.listeners.values().flat_map(|stored| listen::keys(&stored.value).collect::<Vec<_>>()).collect()
+    }
+
+    /// Clusters at work, with what is to be shown of them.
+    pub fn at_work(&self) -> impl Iterator<Item = AtWork<'_>> {
+        self.clusters_at_work.iter().map(|(name, cluster)| AtWork {
+            name,
+            is_static: self.is_fixed(type_url::CLUSTER, name),
+            localities: cluster.assignment.as_ref().map_or(&[], |assignment| &assignment.localities),
+            upstream: &cluster.upstream,
+        })
     }
 
     /// Clusters at work.

@@ -164,26 +164,22 @@ def endpoints_table(resources: Sequence[Json], found: Mapping[tuple[str, str], s
 
 FOUND = {
     "failed_outlier_check": "EJECTED",
-    "ejected": "EJECTED",
     "pending_active_hc": "UNCHECKED",
     "failed_active_health_check": "FAILED CHECK",
 }
 """
-What a proxy says of an endpoint that it does not use, in Envoy's names and in weft-proxy's, and how it is shown. The first holds: what was
-never checked counts as failed, too.
+What a proxy says of an endpoint that it does not use, and how it is shown. The first holds: what was never checked counts as failed,
+too.
 """
 
 
 def found_health(clusters: Any) -> dict[tuple[str, str], str]:
     """Return what a proxy has found of endpoints that it was told to use, by (cluster, address), from its `/clusters?format=json`."""
-    clusters = clusters.get("cluster_statuses", []) if isinstance(clusters, dict) else clusters
     found = {}
-    for cluster in clusters:
-        for host in (*cluster.get("host_statuses", ()), *cluster.get("endpoints", ())):
-            flags = host.get("health_status", host)
-            address = host["address"] if isinstance(host["address"], str) else _address(host["address"])
-            if state := next((state for flag, state in FOUND.items() if flags.get(flag)), None):
-                found[cluster["name"], address] = state
+    for cluster in clusters.get("cluster_statuses", ()):
+        for host in cluster.get("host_statuses", ()):
+            if state := next((state for flag, state in FOUND.items() if host["health_status"].get(flag)), None):
+                found[cluster["name"], _address(host["address"])] = state
     return found
 
 

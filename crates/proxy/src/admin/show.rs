@@ -1,12 +1,10 @@
-//! What is in force: certificates, clusters, listeners.
+//! What is in force: certificates, listeners.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_core::balance::Host;
-use weft_core::endpoint::Health;
 use weft_core::time_format::{Civil, DAY_SECONDS, read_compact};
 use weft_core::tls::SecretName;
 
@@ -16,47 +14,6 @@ use super::{Admin, Response};
 use crate::clock;
 use crate::tls::san;
 use crate::tls::secrets::Secret;
-
-/// `/clusters`
-pub fn clusters(admin: &Admin) -> Value {
-    let configurator = admin.configurator.borrow();
-    let cluster = |(name, upstream): (&Arc<str>, &Arc<crate::plan::Upstream>)| {
-        let hosts = upstream.balancer.as_ref().map_or(&[][..], |balancer| balancer.hosts());
-        json!({"name": **name, "endpoints": hosts.iter().map(|host| endpoint(host)).collect::<Vec<_>>()})
-    };
-    configurator.holdings.upstreams().map(cluster).collect()
-}
-
-fn endpoint(host: &Host) -> Value {
-    let health = match host.endpoint.health {
-        Health::Healthy => "healthy",
-        Health::Degraded => "degraded",
-        Health::Unhealthy => "unhealthy",
-    };
-    let mut row = json!({
-        "address": host.endpoint.address.to_string(),
-        "hostname": *host.endpoint.hostname,
-        "health": health,
-        "ejected": host.is_ejected(),
-        "active_requests": host.active(),
-        "weight": host.endpoint.weight,
-        "priority": host.priority,
-    });
-    if let Some(active) = host.active_health() {
-        let flags = [
-            ("failed_active_health_check", active.is_failed()),
-            ("pending_active_hc", active.is_unchecked()),
-            ("active_hc_timeout", active.is_timed_out()),
-            ("failed_active_degraded_check", active.is_degraded()),
-            ("excluded_via_immediate_hc_fail", active.is_excluded()),
-            ("pending_dynamic_removal", host.leaving),
-        ];
-        for (name, flag) in flags {
-            row[name] = flag.into();
-        }
-    }
-    row
-}
 
 /// `/certs`, as Envoy tells it (envoy/admin/v3/certs.proto), but for each secret once, and with its name.
 pub fn certificates(admin: &Admin) -> Value {

@@ -56,7 +56,7 @@ fn what_is_asked_in_the_wrong_way_is_refused_and_the_right_one_named() {
         ("GET", "/config_dump?mask=a", 400, "no parameter `mask`; there are include_eds, name_regex, resource"),
         ("GET", "/stats?filter=a&filter=b", 400, "`filter` is there twice"),
         ("GET", "/stats?filter=(", 400, "filter=(: "),
-        ("GET", "/clusters?format=text", 400, "format=text"),
+        ("GET", "/clusters?format=xml", 400, "text or json is needed"),
         ("GET", "/listeners?format=xml", 400, "text or json is needed"),
         ("GET", "/logging?level=debug", 400, "/logging has no parameter `level`"),
         ("GET", "/quitquitquit", 405, "this takes a POST"),

@@ -533,7 +533,7 @@ fn a_call_of_grpc_that_fails_in_its_head_is_a_failure_of_the_endpoint() {
         let fields = format!("host: up\r\ncontent-type: {kind}\r\ncontent-length: 0");
         client.send(format!("POST /{status} HTTP/1.1\r\n{fields}\r\n\r\n"));
         assert_eq!(client.message().status(), 200);
-        mesh.endpoints()[0]["ejected"] == true
+        mesh.endpoints()[0]["health"]["failed_outlier_check"] == true
     };
     for (kind, status, expected) in [
         // To who does not speak gRPC it is any header, and 404 is no failure.
@@ -555,7 +555,7 @@ fn so_is_what_is_no_status_of_grpc() {
     let mut client = mesh.client();
     client.send("POST /well HTTP/1.1\r\nhost: up\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n");
     assert_eq!(client.message().status(), 200);
-    assert_eq!(mesh.endpoints()[0]["ejected"], true);
+    assert_eq!(mesh.endpoints()[0]["health"]["failed_outlier_check"], true);
 }
 
 #[test]
@@ -580,7 +580,7 @@ fn a_limit_of_the_cluster_is_no_failure_of_an_endpoint() {
     assert_eq!(mesh.client().get("/refused").status(), 503);
     mesh.expect_record("/refused", 503, "UO", "upstream_reset_before_response_started{overflow}");
     peer.send(ok("one"));
-    assert_eq!(mesh.endpoints()[0]["ejected"], false);
+    assert_eq!(mesh.endpoints()[0]["health"]["failed_outlier_check"], serde_json::Value::Null);
 }
 
 /// An upstream that always refuses, where so many retries may be under way at once.

@@ -244,11 +244,20 @@ impl Mesh {
         samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
-    /// The endpoints of the cluster that the setup has, as `/clusters` shows them.
+    /// The endpoints of the cluster that the setup has, as `/clusters` shows them; `address` as text, and flags of health, which are not
+    /// there where they do not hold, `null`.
     pub fn endpoints(&self) -> Vec<Value> {
-        let clusters: Value = serde_json::from_str(&self.admin("GET", "/clusters")).unwrap();
-        let found = clusters.as_array().unwrap().iter().find(|it| it["name"] == *self.setup.cluster.name);
-        found.map(|it| it["endpoints"].as_array().unwrap().clone()).unwrap_or_default()
+        let clusters: Value = serde_json::from_str(&self.admin("GET", "/clusters?format=json")).unwrap();
+        let statuses = clusters["cluster_statuses"].as_array().unwrap();
+        let found = statuses.iter().find(|it| it["name"] == *self.setup.cluster.name);
+        let mut hosts = found.and_then(|it| it["host_statuses"].as_array().cloned()).unwrap_or_default();
+        for host in &mut hosts {
+            let at = &host["address"]["socket_address"];
+            let ip: IpAddr = at["address"].as_str().unwrap().parse().unwrap();
+            host["address"] = SocketAddr::new(ip, at["port_value"].as_u64().unwrap() as u16).to_string().into();
+            host["health"] = host["health_status"].take();
+        }
+        hosts
     }
 
     pub fn client(&self) -> Peer {

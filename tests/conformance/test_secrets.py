@@ -1,0 +1,261 @@
+"""Secrets that change while sessions of TLS are there to be resumed: weft-proxy and Envoy, each told by SDS, in one run."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
+from google.protobuf.json_format import ParseDict
+
+from tests.conformance.both import Json, cluster, http_filters, listener
+from tests.conformance.certificates import (
+    Authority,
+    Identity,
+    client_context,
+    common_context,
+    downstream,
+    server_context,
+    upstream,
+)
+from tests.conformance.proxies import LIMIT, Proxy, Resource, resource, until
+from tests.conformance.upstream import END
+from tests.ports import free_port
+from weft.data_plane import ENVOY, WEFT_PROXY
+
+pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
+
+KINDS = ENVOY, WEFT_PROXY
+
+TLS_12, TLS_13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+
+SDS: Json = {
+    "resource_api_version": "V3",
+    "api_config_source": {
+        "api_type": "GRPC",
+        "transport_api_version": "V3",
+        "grpc_services": [{"envoy_grpc": {"cluster_name": "sds-grpc"}}],
+    },
+}
+
+
+def by_sds(name: str) -> Json:
+    return {"name": name, "sds_config": SDS}
+
+
+def secret(name: str, **kind: Any) -> Resource:
+    return resource(name, ParseDict({"name": name, **kind}, secret_pb2.Secret()))
+
+
+def ticket_keys(*of: int) -> Resource:
+    """The secret `tickets`: keys, each of one byte again and again. The first seals, and each opens."""
+    keys = [{"inline_bytes": base64.b64encode(bytes([key]) * 80).decode()} for key in of]
+    return secret("tickets", session_ticket_keys={"keys": keys})
+
+
+def roots_of(*authorities: Authority) -> Resource:
+    roots = "".join(authority.roots.read_text() for authority in authorities)
+    return secret("ROOTCA", validation_context={"trusted_ca": {"inline_string": roots}})
+
+
+@contextlib.contextmanager
+def running(directory: Path, kind: str, *names: str) -> Iterator[list[Proxy]]:
+    """Proxies of one *kind*, each with a control plane of its own."""
+    with contextlib.ExitStack() as stack:
+        proxies = []
+        for name in names:
+            proxies.append(Proxy(directory / kind / name, name, kind))
+            stack.callback(proxies[-1].stop)
+        yield proxies
+
+
+SHORT_SECONDS = 0.5
+"""For a question that may come before there is somebody to answer it."""
+
+
+def until_served(proxy: Proxy, ask: Callable[[], bool]) -> None:
+    """Wait until *ask* is answered, which takes secrets; a proxy asks for them by another stream, once it has what needs them."""
+
+    def is_there() -> bool:
+        proxy.events()
+        with contextlib.suppress(OSError):
+            return ask()
+        return False
+
+    until("its secrets are there", is_there)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A session that a client has of a proxy. One of TLS 1.3 is good for one visit: OpenSSL uses no ticket twice."""
+
+    context: ssl.SSLContext
+    session: ssl.SSLSession | None = None
+
+    def visit(self, port: int, seconds: float = LIMIT) -> tuple[bool, Kept]:
+        """Ask with this session. Return whether it is resumed, and what may be resumed next."""
+        with (
+            socket.create_connection(("127.0.0.1", port), seconds) as plain,
+            self.context.wrap_socket(plain, server_hostname="localhost", session=self.session) as connection,
+        ):
+            connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert connection.recv(9) == b"HTTP/1.1 "
+            assert connection.session is not None
+            return bool(connection.session_reused), Kept(self.context, connection.session)
+
+
+@dataclass(frozen=True)
+class Clients:
+    authority: Authority
+    identity: Identity
+
+    def session(self, port: int, version: ssl.TLSVersion, seconds: float = LIMIT) -> Kept:
+        """Return a session made anew at *port*."""
+        context = client_context(self.authority, self.identity)
+        context.minimum_version = context.maximum_version = version
+        is_resumed, kept = Kept(context).visit(port, seconds)
+        assert not is_resumed
+        return kept
+
+    def is_sealed_for(self, maker: int, other: int) -> bool:
+        """Whether a session that *maker* seals now is resumed at *other*."""
+        return self.session(maker, TLS_12).visit(other)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tickets_are_opened_by_whoever_has_their_key_and_for_as_long(tmp_path: Path, kind: str) -> None:
+    """Two proxies share keys and change them one after the other, as replicas of a gateway do. No client is cut off meanwhile."""
+    authority = Authority(tmp_path / "authority")
+    server = authority.issue("server", x509.DNSName("localhost"))
+    clients = Clients(authority, authority.issue("client"))
+    context = downstream(
+        common_context(server, authority.roots.read_text()), session_ticket_keys_sds_secret_config=by_sds("tickets")
+    )
+    filters = http_filters([{"match": {"prefix": "/"}, "direct_response": {"status": 200}}])
+
+    def resources(port: int, *keys: int) -> list[Resource]:
+        it = listener("in", port, filters)
+        it["filter_chains"][0]["transport_socket"] = context
+        return [resource("in", ParseDict(it, Listener())), ticket_keys(*keys)]
+
+    with running(tmp_path, kind, "first", "second") as (first, second):
+        here, there = free_port(), free_port()
+        for proxy, port in ((first, here), (second, there)):
+            proxy.publish(*resources(port, 1))
+            until_served(proxy, lambda port=port: bool(clients.session(port, TLS_12, SHORT_SECONDS)))
+        old = {version: [clients.session(here, version) for _ in range(3)] for version in (TLS_12, TLS_13)}
+        for version in old:
+            assert old[version].pop().visit(there)[0], (version, "keys are shared")
+
+        first.publish(*resources(here, 2, 1))
+        # Who has the old key alone cannot open what the new one has sealed.
+        until("the new key seals", lambda: not clients.is_sealed_for(here, there))
+        for version in old:
+            assert old[version].pop().visit(here)[0], (version, "the old key still opens")
+
+        second.publish(*resources(there, 2, 1))
+        until("the other has it, too", lambda: clients.is_sealed_for(here, there))
+        new = {version: clients.session(there, version) for version in old}
+
+        first.publish(*resources(here, 2))
+        until("the old key is gone", lambda: not old[TLS_12][0].visit(here)[0])
+        assert not old[TLS_13].pop().visit(here)[0]
+        for version in new:
+            assert new[version].visit(here)[0], (version, "what is left opens")
+
+
+@dataclass
+class Server:
+    """A server of OpenSSL that ends each connection with its answer, so that the next request shakes hands again."""
+
+    context: ssl.SSLContext
+    socket: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
+    seen: list[str] = field(default_factory=list)
+    """Of each connection: "resumed", "made anew", or "refused" by the client."""
+
+    def __post_init__(self) -> None:
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        return int(self.socket.getsockname()[1])
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._serve(self.socket.accept()[0])
+
+    def _serve(self, plain: socket.socket) -> None:
+        plain.settimeout(LIMIT)
+        try:
+            with plain, self.context.wrap_socket(plain, server_side=True) as connection:
+                # Who refuses us in TLS 1.3 says so after our part of the handshake is done.
+                request = b""
+                while not request.endswith(END):
+                    request += (part := connection.recv(4096))
+                    if not part:
+                        raise ConnectionAbortedError
+                self.seen.append("resumed" if connection.session_reused else "made anew")
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        except (ssl.SSLError, ConnectionError):
+            self.seen.append("refused")
+
+
+@pytest.mark.parametrize("version", [TLS_12, TLS_13])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_session_with_an_upstream_does_not_outlive_a_removed_root(
+    tmp_path: Path, kind: str, version: ssl.TLSVersion
+) -> None:
+    """Whoever resumes shows no certificate; so the next connection shakes hands in full, by the roots that are left, and fails."""
+    old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
+    context = server_context(old, old.issue("server", x509.DNSName("localhost")))
+    context.minimum_version = context.maximum_version = version
+    common = common_context(old.issue("client"), "", tls_params={"tls_maximum_protocol_version": "TLSv1_3"})
+    del common["validation_context"]
+    common["validation_context_sds_secret_config"] = by_sds("ROOTCA")
+    filters = http_filters([{"match": {"prefix": "/"}, "route": {"cluster": "up"}}])
+    server = Server(context)
+    up = cluster("up", server.port, transport_socket=upstream(common, sni="localhost"))
+    port = free_port()
+    own = (
+        resource("up", ParseDict(up, Cluster())),
+        resource("in", ParseDict(listener("in", port, filters), Listener())),
+    )
+
+    def status(seconds: float = LIMIT) -> int:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)) as client:
+            client.request("GET", "/")
+            return client.getresponse().status
+
+    with server.socket, running(tmp_path, kind, "it") as (proxy,):
+        proxy.publish(*own, roots_of(old, new))
+        until_served(proxy, lambda: status(SHORT_SECONDS) == 200)
+        server.seen.clear()
+        assert [status(), status()] == [200, 200]
+        assert server.seen == ["resumed"] * 2
+
+        proxy.publish(*own, roots_of(new))
+        until("the root is gone", lambda: status() == 503)
+        server.seen.clear()
+        assert [status(), status()] == [503, 503]
+        until("the server knows", lambda: len(server.seen) >= 2)
+        assert set(server.seen) == {"refused"}
+
+        proxy.publish(*own, roots_of(old, new))
+        server.seen.clear()
+        until("the root is back", lambda: status() == 200)
+        assert status() == 200
+        # What was kept before is not taken up again.
+        assert [one for one in server.seen if one != "refused"] == ["made anew", "resumed"]
