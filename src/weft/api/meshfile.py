@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from pydantic_core import PydanticCustomError
 
 from weft.api.check import Finding, check
-from weft.api.names import is_address, label_fault, port_fault, reserved_port_fault
+from weft.api.names import is_address, label_fault, port_fault, reserved_port_fault, version_fault
 from weft.api.nearest import did_you_mean
 from weft.api.rules import shared
 from weft.api.values import Duration
@@ -343,7 +343,7 @@ def _program(path: Path, name: str, program: Program, mesh: Mesh) -> Iterator[Fi
         yield Finding(path, fault, code="bad-name", concerns=())
     if program.service and (fault := label_fault(program.service, "a service's name")) is not None:
         yield Finding((*path, "service"), fault, code="bad-name", at_value=True)
-    if (fault := label_fault(program.version, "a version")) is not None:  # it becomes part of workloads' names
+    if (fault := version_fault(program.version)) is not None:
         yield Finding((*path, "version"), fault, code="bad-name", at_value=True)
     if program.service_account and (fault := label_fault(program.service_account, "a service account")) is not None:
         yield Finding((*path, "service_account"), fault, code="bad-name", at_value=True)

@@ -105,7 +105,7 @@ def command(
     declaration = paths.read_declaration(found)
     spec = WorkloadSpec(
         service=named("--name", name, "a service's name") or service_name(argv[0]),
-        version=named("--version", version, "a version"),  # it becomes part of workloads' names
+        version=version_of(version),
         name=named("--workload", workload, "a workload's name"),
         namespace=named("--namespace", namespace, "a namespace") or declaration.get("namespace") or "default",
         service_account=named("--service-account", service_account, "a service account"),
@@ -253,6 +253,20 @@ def named(option: str, name: str | None, what: str) -> str:
     if name or (name is not None and option not in MAY_BE_EMPTY):
         check_name(option, name, what)
     return name or ""
+
+
+def version_of(text: str) -> str:
+    """
+    Return *text* if it can be a version.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    from weft.api.names import version_fault
+
+    if fault := version_fault(text):
+        raise UsageError(f"--version {text!r}: {fault}")
+    return text
 
 
 def label(text: str) -> tuple[str, str]:
