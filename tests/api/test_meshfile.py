@@ -189,6 +189,21 @@ MISTAKES = {
         'Put it in quotes: "80".',
     ),
     "program's name": ("programs: {A_b: {command: x}}", (1, 12, "programs.A_b", "bad-name"), "`A_b`"),
+    "instance's name": (
+        f"programs: {{{'a' * 62}: {{command: x}}}}",
+        (1, 12, f"programs.{'a' * 62}", "bad-name"),
+        "`" + "a" * 62 + "-0` would have a name of 64 letters, of at most 63. Choose a name of at most 61 letters.",
+    ),
+    "name of the last of many instances": (
+        f"programs: {{{'a' * 61}: {{command: x, replicas: 11}}}}",
+        (1, 12, f"programs.{'a' * 61}", "bad-name"),
+        "Choose a name of at most 60 letters.",
+    ),
+    "name of a gateway's proxy": (
+        f"gateways: {{{'a' * 62}: {{}}}}",
+        (1, 12, f"gateways.{'a' * 62}", "bad-name"),
+        "Choose a name of at most 61 letters.",
+    ),
     "mesh's name": ("mesh: Book_Info\n", (1, 7, "mesh", "bad-name"), "`Book_Info`"),
     "namespace": ("namespace: a.b\n", (1, 12, "namespace", "bad-name"), "`a.b`"),
     "version that became a number": (f"{P}, version: 1.10}}}}", (1, 37, "programs.a.version", "wrong-type"), '"1.10"'),

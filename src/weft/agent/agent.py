@@ -154,7 +154,9 @@ async def serve(mesh: MeshPaths, spec: WorkloadSpec, around: Surroundings) -> in
         registered = await unless_ending(around.ending, stream.register(patience=JOIN_SECONDS))
         if registered is None:
             return 0
-        member = Member(mesh, spec, around, stream, registered, mesh.workload(registered.workload))
+        relayed, published = DATA_PLANES[spec.data_plane].relayed, [item.port for item in spec.published]
+        files = mesh.workload(registered.workload, relayed=relayed, published=published)
+        member = Member(mesh, spec, around, stream, registered, files)
         member.files.make()
         around.control.withdraw = functools.partial(withdraw, stream)
         around.report("registered", workload=registered.workload, address=registered.address)
