@@ -196,7 +196,7 @@ async def serve(mesh: MeshPaths, spec: WorkloadSpec, around: Surroundings) -> in
             background(stack, watch_ports(member, lambda: in_namespace(network)))
             refusals = Refusals(member, network)
             background(stack, refusals.watch())
-            code = await run_program(member, start_in(member, network))
+            code = await run_program(member, start_in(member, network, names))
             await refusals.look()  # what happened since the last look, and all of it if the program was quick
             unknown.flush()
         elif place:
@@ -270,12 +270,24 @@ class NameTable:
     def __init__(self) -> None:
         self._table: dict[str, list[str]] = {}
         self._names: dns.Names | None = None
+        self._program: Program | None = None
+        self._hosts: mounts.Hosts | None = None
 
     def replace(self, table: dict[str, list[str]]) -> None:
         """Take a new table."""
         self._table = table
         if self._names:
             self._names.replace(table)
+        if self._program is not None and self._program.hosts >= 0 and self._hosts is not None:
+            mounts.rewrite(self._program.hosts, self._hosts, self.has)
+
+    def has(self, name: str) -> bool:
+        """Whether *name* is one of the mesh's as the program sees them."""
+        return self._names is not None and self._names.has(name)
+
+    def keep_out_of(self, program: Program, hosts: mounts.Hosts) -> None:
+        """Keep what comes to be a name of the mesh out of the hosts file of *program*, which is made of *hosts*."""
+        self._program, self._hosts = program, hosts
 
     def names_of(self, member: Member) -> dns.Names:
         """Return the table as *member* sees it; `replace` keeps it up to date."""
@@ -455,17 +467,24 @@ Start = Callable[[tuple[int, int, int]], "Program"]
 """Starts the program with these descriptors as 0, 1 and 2."""
 
 
-def start_in(member: Member, network: ProgramNamespaces) -> Start:
+def start_in(member: Member, network: ProgramNamespaces, names: NameTable) -> Start:
     """Return what starts the program in namespaces of its own."""
     spec, registered = member.spec, member.registered
-    view = mounts.view(
-        own_names=(registered.workload,),
-        address=registered.address,
-        address6=registered.address6,
-        hidden=member.mesh.masked,
-        namespace=spec.namespace,
-    )
-    return lambda standard: spawn(member, network, view, spec.environment, standard)
+
+    def start(standard: tuple[int, int, int]) -> Program:
+        view = mounts.view(
+            own_names=(registered.workload,),
+            address=registered.address,
+            address6=registered.address6,
+            hidden=member.mesh.masked,
+            namespace=spec.namespace,
+            is_service=names.has,
+        )
+        program = spawn(member, network, view, spec.environment, standard)
+        names.keep_out_of(program, view.hosts)
+        return program
+
+    return start
 
 
 def make_place(member: Member, credential: explicit.Credential) -> explicit.Place:

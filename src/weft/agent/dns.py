@@ -197,6 +197,10 @@ class Names:
             query, NOERROR, _records(a for a in addresses if query.kind in (ANY, AAAA if a.version == 6 else A))
         )
 
+    def has(self, name: str) -> bool:
+        """Whether *name*, in any case, is one of the mesh's."""
+        return self._find(name.lower().rstrip(".")) is not None
+
     def _find(self, name: str) -> tuple[IPv4Address | IPv6Address, ...] | None:
         found = self._addresses.get(name)
         while found is None and self._wildcards and "." in name:
