@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from weft.agent import dns, edge, explicit, host_ports, hot_restart, init, limits, mounts, sockets
+from weft.agent import dns, edge, explicit, forward_proxies, host_ports, hot_restart, init, limits, mounts, sockets
 from weft.agent.capabilities import grantable_here
 from weft.agent.data_planes import DATA_PLANES
 from weft.agent.data_planes.base import Place
@@ -29,7 +29,7 @@ from weft.agent.discovery import Discovery, Saved
 from weft.agent.keeper import Keeper
 from weft.agent.namespaces import ProgramNamespaces
 from weft.agent.output import OutputLog, cap
-from weft.agent.paths import MeshPaths, WorkloadPaths
+from weft.agent.paths import MeshPaths, WorkloadPaths, read_declaration
 from weft.agent.program import Capture, Life
 from weft.agent.proxy import ListenerKeeper, Proxy, describe
 from weft.agent.proxy_protocol import Endpoint
@@ -285,6 +285,10 @@ class NameTable:
         """Whether *name* is one of the mesh's as the program sees them."""
         return self._names is not None and self._names.has(name)
 
+    def without_proxy(self) -> list[str]:
+        """Return what NO_PROXY is to say of the mesh's names of now."""
+        return self._names.without_proxy() if self._names is not None else []
+
     def keep_out_of(self, program: Program, hosts: mounts.Hosts) -> None:
         """Keep what comes to be a name of the mesh out of the hosts file of *program*, which is made of *hosts*."""
         self._program, self._hosts = program, hosts
@@ -480,7 +484,12 @@ def start_in(member: Member, network: ProgramNamespaces, names: NameTable) -> St
             namespace=spec.namespace,
             is_service=names.has,
         )
-        program = spawn(member, network, view, spec.environment, standard)
+        added: dict[str, str] = {}
+        if forward_proxies.told(spec.environment):
+            # A company's proxy knows nobody of the mesh. What is there at the start is what a variable can say.
+            added = forward_proxies.exempt(spec.environment, (*names.without_proxy(), *ranges(member.mesh)))
+            note_environment(member.files, added)
+        program = spawn(member, network, view, {**spec.environment, **added}, standard)
         names.keep_out_of(program, view.hosts)
         return program
 
@@ -499,10 +508,21 @@ def make_place(member: Member, credential: explicit.Credential) -> explicit.Plac
 def start_at(member: Member, place: explicit.Place) -> Start:
     """Return what starts the program in the host's own network, told by its environment where things are."""
     added = place.environment(member.spec.environment)
-    member.files.environment.touch(mode=0o600)
-    member.files.environment.write_text(json.dumps(added), "utf-8")
+    note_environment(member.files, added)
     environment = {**member.spec.environment, **added}
     return lambda standard: spawn(member, None, None, environment, standard)
+
+
+def ranges(mesh: MeshPaths) -> list[str]:
+    """Return the ranges in which the addresses of services and of workloads are."""
+    declaration = read_declaration(mesh)
+    return [declaration[name] for name in ("service_cidr", "mesh_cidr")]
+
+
+def note_environment(files: WorkloadPaths, added: Mapping[str, str]) -> None:
+    """Write down the variables that the program is given beside its own, for `weft exec`."""
+    files.environment.touch(mode=0o600)
+    files.environment.write_text(json.dumps(added), "utf-8")
 
 
 def spawn(

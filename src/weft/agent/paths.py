@@ -110,7 +110,7 @@ class WorkloadPaths:
 
     @property
     def environment(self) -> Path:
-        """The variables that the program was given in explicit mode, JSON, 0600; absent otherwise. For `weft exec`."""
+        """The variables that the program was given beside its own, JSON, 0600; absent without any. For `weft exec`."""
         return self.directory / "environment.json"
 
     @property

@@ -91,7 +91,7 @@ def command(
     """
     from dataclasses import replace
 
-    from weft.agent import paths
+    from weft.agent import forward_proxies, paths
     from weft.agent.data_planes import DATA_PLANES
     from weft.agent.program import Restart
     from weft.agent.workload import WorkloadSpec
@@ -125,6 +125,8 @@ def command(
         text, code = reason
         click.echo(f"weft: {spec.argv[0]}: {text}", err=True)
         raise SystemExit(code)
+    if not explicit and (variable := forward_proxies.told(spec.environment)):
+        click.echo(f"weft: {forward_proxies.exempted(variable)}", err=True)
     run(found, spec)
 
 

@@ -337,6 +337,8 @@ class Screen:
         self._published[facts["id"]] = facts["ports"]
 
     def on_mode(self, facts: Mapping[str, Any]) -> None:
+        from weft.agent.forward_proxies import exempted, told
+
         if facts["reason"]:
             click.echo(
                 f"Namespaces are not permitted here: {facts['reason']}\n"
@@ -345,6 +347,8 @@ class Screen:
             )
         elif facts["interception"] == "explicit":
             self._line("mesh", "explicit mode: nothing is caught; programs are told whom to call")
+        elif variable := next(filter(None, (told(item.spec.environment) for item in self._plan.workloads)), ""):
+            self._line("mesh", exempted(variable))
 
     def on_up(self, _: Mapping[str, Any]) -> None:
         self._line("control plane", "ready")
