@@ -24,7 +24,10 @@ def test_a_program_is_told_of_a_proxy_by_any_of_its_variables(environment: dict[
     ("environment", "value"),
     [
         ({}, "reviews,.svc.cluster.local"),
-        ({"NO_PROXY": "intern.example, reviews", "no_proxy": "other"}, "other,intern.example,reviews,.svc.cluster.local"),
+        (
+            {"NO_PROXY": "intern.example, reviews", "no_proxy": "other"},
+            "other,intern.example,reviews,.svc.cluster.local",
+        ),
         ({"NO_PROXY": "*"}, "*"),
     ],
 )

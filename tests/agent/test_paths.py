@@ -78,7 +78,7 @@ def test_a_path_is_measured_by_the_sockets_that_the_workload_has() -> None:
     name = "recommendationservice-canary-v2-0"
     mesh.workload(name, relayed=True)
     mesh.workload("recommendationservice-canary-v2-10", published=[65535])
-    with pytest.raises(UsageError, match="publish-65535.sock has 110 bytes"):
+    with pytest.raises(UsageError, match=r"publish-65535\.sock has 110 bytes"):
         mesh.workload(name, relayed=True, published=[8080, 65535])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -55,11 +56,11 @@ def test_why_a_workload_cannot_join_is_told_once(capsys: pytest.CaptureFixture[s
 
 
 def test_names_too_long_for_a_sockets_path_are_refused_at_their_place(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """What an agent could only be refused with, and again each time that it is started."""
-    runtime = tmp_path / "run"
-    runtime.mkdir(mode=0o700)
+    runtime = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own has too long a path of itself
+    request.addfinalizer(runtime.rmdir)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     long = "r" * (107 - len(f"{runtime}/weft/shop/workloads/-0/admin.sock"))
     file = tmp_path / "weft.yaml"

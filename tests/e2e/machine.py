@@ -23,7 +23,6 @@ from pathlib import Path
 from tests.namespaces import outside
 from weft.agent import namespaces, netlink, syscalls
 
-
 HOSTS = f"""\
 127.0.0.1 localhost everywhere everywhere.default late
 {outside.ADDRESS} everywhere6 compose-only

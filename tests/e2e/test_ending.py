@@ -119,7 +119,7 @@ def test_a_pipe_that_is_closed_ends_the_mesh_in_order_and_says_so(person: Person
 @pytest.mark.any_data_plane
 def test_a_full_disk_under_its_output_and_a_terminal_that_goes_do_not_end_a_mesh_under_nohup(person: Person) -> None:
     directory = person.write("idle/weft.yaml", IDLE).parent
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         process = person.start(
             "up",
             str(directory),

@@ -71,7 +71,9 @@ def test_a_client_calls_services_by_name(person: Person, bookinfo: Mesh) -> None
     assert [review["reviewer"] for review in json.loads(done.stdout)["reviews"]] == ["Dorothea", "Edward"]
 
 
-@pytest.mark.parametrize("url", ["http://reviews:9080/reviews/0", "http://reviews.default.svc.cluster.local:9080/reviews/0"])
+@pytest.mark.parametrize(
+    "url", ["http://reviews:9080/reviews/0", "http://reviews.default.svc.cluster.local:9080/reviews/0"]
+)
 def test_behind_a_companys_proxy_services_are_called_without_it(person: Person, bookinfo: Mesh, url: str) -> None:
     """Which is said; everything else is asked of that proxy, which is not there."""
     options = ("--env", "http_proxy=http://127.0.0.1:1", "--env", "NO_PROXY=intern.example")

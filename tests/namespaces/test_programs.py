@@ -203,13 +203,12 @@ async def test_a_hosts_file_loses_and_regains_the_names_of_services_under_a_runn
     from weft.agent import mounts
 
     host = "127.0.0.1 localhost late\n93.184.216.34 early\n"
-    services = {"early"}
     view = mounts.view(
         own_names=["cart-v1-0"],
         address="10.244.0.7",
         address6="",
         hidden=mesh.paths.masked,
-        is_service=lambda name: name in services,
+        is_service={"early"}.__contains__,
         read=lambda path: host if path == mounts.HOSTS else "",
     )
     mounts.view = lambda **_: view
@@ -226,10 +225,9 @@ except OSError as error: print(error.strerror)
     os.close(stdin)
     os.close(stdout)
     seen = []
-    with open(answers) as lines:
+    with os.fdopen(answers) as lines:
         for now in ({"early"}, {"late"}, {"early", "late"}, set[str]()):
-            services = now
-            mounts.rewrite(program.hosts, view.hosts, lambda name: name in services)
+            mounts.rewrite(program.hosts, view.hosts, now.__contains__)
             os.write(asking, b"\n")
             seen.append(await asyncio.to_thread(lines.readline))
         os.close(asking)

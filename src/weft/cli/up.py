@@ -63,7 +63,8 @@ def command(
     (`weft up | head`); what a full disk does not take is not shown.
     """
     started = time.monotonic()
-    from weft.agent.supervisor import Early, OutputClosed, Supervisor  # forks below must come before anything heavy is loaded
+    # Forks below must come before anything heavy is loaded.
+    from weft.agent.supervisor import Early, OutputClosed, Supervisor
 
     early = Early(prepare_control_plane)
     plan, notes = read_plan(path, mesh=mesh, fresh=fresh, proxy=proxy, interception=interception, verbose=verbose)
