@@ -29,7 +29,9 @@ $(VENV)/.debian: requirements/debian.txt tools/debian
 
 $(VENV)/.installed: $(VENV)/.debian requirements/build.txt requirements/runtime.txt requirements/dev.txt
 	@echo "weft: making the Python environment in $(VENV)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# What has a python and no pip was left behind: by a venv without ensurepip (Debian's python3-venv), or by an interrupt.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
+		{ trap 'test -n "$${made:-}" || rm -rf $(VENV)' EXIT; rm -rf $(BIN) $(VENV)/lib; $(PYTHON) -m venv $(VENV); made=yes; }
 	@$(BIN)/python -m pip install -q --require-hashes -r requirements/build.txt
 	@$(BIN)/python -m pip install -q --require-hashes -r requirements/runtime.txt -r requirements/dev.txt
 	@touch $@

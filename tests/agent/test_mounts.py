@@ -81,6 +81,36 @@ def test_on_a_host_that_is_called_localhost_that_means_the_loopback(
     ]
 
 
+def test_what_is_a_services_name_is_left_out_of_hosts_and_comes_back_with_its_end() -> None:
+    """The length stays: it is written over the file that a program may be reading."""
+    host = "127.0.0.1 localhost reviews Ratings\n127.0.1.1\treviews.default api.example.com # compose\n"
+    services = {"reviews", "ratings", "reviews.default", "api.example.com"}
+
+    def view(names: set[str]) -> mounts.View:
+        return mounts.view(
+            own_names=["reviews"],
+            address="10.244.0.7",
+            address6="",
+            hidden=[],
+            is_service=lambda name: name.lower() in names,
+            read=lambda path: host if path == mounts.HOSTS else "",
+        )
+
+    def entries(content: bytes) -> list[list[str]]:
+        return [line.split() for line in content.decode().splitlines() if not line.startswith("#")]
+
+    before, during = (dict(view(names).files)[mounts.HOSTS] for names in (set[str](), services))
+    own = ["10.244.0.7", "reviews", OWN]
+    assert entries(before) == [
+        own,
+        ["127.0.0.1", "localhost", "Ratings"],
+        ["127.0.1.1", "reviews.default", "api.example.com"],
+    ]
+    assert entries(during) == [own, ["127.0.0.1", "localhost"]]
+    assert len(during) == len(before)
+    assert view(services).hosts.without(lambda _: False) == before
+
+
 def test_nsswitch_asks_files_and_dns_for_hosts_and_is_otherwise_the_hosts() -> None:
     host = "passwd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] files myhostname dns\n hosts : wins\nnetworks: files\n"
     inside = made({mounts.NSSWITCH: host})[mounts.NSSWITCH]

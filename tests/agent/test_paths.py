@@ -69,8 +69,17 @@ def test_a_name_that_is_no_label_is_refused(name: str, environment: dict[str, st
 
 def test_a_socket_whose_path_would_be_too_long_is_refused() -> None:
     mesh = paths.MeshPaths("shop", Path("/tmp") / ("x" * 60) / "shop", Path("/tmp/state"))
-    with pytest.raises(UsageError, match="a socket's path may have 107"):
+    with pytest.raises(UsageError, match="has 132 bytes, and may have 107"):
         mesh.workload("w" * 40)
+
+
+def test_a_path_is_measured_by_the_sockets_that_the_workload_has() -> None:
+    mesh = paths.MeshPaths("shop", Path("/run/user/1000/weft/online-boutique-integration"), Path("/tmp/state"))
+    name = "recommendationservice-canary-v2-0"
+    mesh.workload(name, relayed=True)
+    mesh.workload("recommendationservice-canary-v2-10", published=[65535])
+    with pytest.raises(UsageError, match=r"publish-65535\.sock has 110 bytes"):
+        mesh.workload(name, relayed=True, published=[8080, 65535])
 
 
 def test_without_a_home_the_state_has_no_place() -> None:

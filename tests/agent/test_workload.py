@@ -75,6 +75,6 @@ def test_a_workload_whose_sockets_would_have_too_long_a_path_is_refused_at_once(
     spec = WorkloadSpec(service="a" * 40, name="a" * 63, argv=("true",))
     deep = MeshPaths("shop", Path("/run/" + "deep/" * 12), Path("/state"))
     registry = Programs(access_log_path=lambda workload: str(deep.workload(workload).access_log))
-    with pytest.raises(UsageError, match="choose shorter names"):
+    with pytest.raises(UsageError, match="Choose shorter names"):
         registry.register(Registration.from_json(spec.registration()))
     assert registry.view().workloads == {}

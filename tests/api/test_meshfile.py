@@ -131,6 +131,14 @@ def test_a_directory_gives_the_mesh_its_name(directory: str, name: str) -> None:
     assert mesh_name(directory) == name
 
 
+@pytest.mark.parametrize("version", ["1.10", "v1.2", "2024_06", "Canary"])
+def test_a_version_is_whatever_a_label_can_say(version: str) -> None:
+    """Subsets of Istio's API look for such labels; a number in quotes is what the remedy for one without them says."""
+    result = parse_mesh("weft.yaml", f'{P}, version: "{version}"}}}}', directory_name="x")
+    assert result.mesh is not None
+    assert result.mesh.programs["a"].version == version
+
+
 def test_programs_of_one_service_make_it_up_together() -> None:
     read = mesh("""\
         programs:
@@ -181,10 +189,26 @@ MISTAKES = {
         'Put it in quotes: "80".',
     ),
     "program's name": ("programs: {A_b: {command: x}}", (1, 12, "programs.A_b", "bad-name"), "`A_b`"),
+    "instance's name": (
+        f"programs: {{{'a' * 62}: {{command: x}}}}",
+        (1, 12, f"programs.{'a' * 62}", "bad-name"),
+        "`" + "a" * 62 + "-0` would have a name of 64 letters, of at most 63. Choose a name of at most 61 letters.",
+    ),
+    "name of the last of many instances": (
+        f"programs: {{{'a' * 61}: {{command: x, replicas: 11}}}}",
+        (1, 12, f"programs.{'a' * 61}", "bad-name"),
+        "Choose a name of at most 60 letters.",
+    ),
+    "name of a gateway's proxy": (
+        f"gateways: {{{'a' * 62}: {{}}}}",
+        (1, 12, f"gateways.{'a' * 62}", "bad-name"),
+        "Choose a name of at most 61 letters.",
+    ),
     "mesh's name": ("mesh: Book_Info\n", (1, 7, "mesh", "bad-name"), "`Book_Info`"),
     "namespace": ("namespace: a.b\n", (1, 12, "namespace", "bad-name"), "`a.b`"),
     "version that became a number": (f"{P}, version: 1.10}}}}", (1, 37, "programs.a.version", "wrong-type"), '"1.10"'),
-    "version": (f"{P}, version: v_1}}}}", (1, 37, "programs.a.version", "bad-name"), "`v_1`"),
+    "version": (f"{P}, version: v/1}}}}", (1, 37, "programs.a.version", "bad-name"), "`v/1`"),
+    "empty version": (f'{P}, version: ""}}}}', (1, 37, "programs.a.version", "bad-name"), "is empty"),
     "port in words": (f"{P}, ports: [http]}}}}", (1, 36, "programs.a.ports[0]", "wrong-type"), "a port such as 9080"),
     "port out of range": (f"{P}, ports: [0]}}}}", (1, 36, "programs.a.ports[0].number", "bad-port"), "1 to 65535"),
     "port twice": (

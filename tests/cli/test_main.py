@@ -20,7 +20,7 @@ from weft.cli.kinds import parse_references, plural, resolve
 from weft.cli.main import COMMANDS, ExampleCommand, cli
 from weft.cli.output import columns, duration
 from weft.cli.problems import render, render_all
-from weft.cli.run import host_port, label, named, not_runnable, once, port
+from weft.cli.run import host_port, label, named, not_runnable, once, port, version_of
 from weft.cli.up import read_plan
 from weft.errors import (
     InvalidConfiguration,
@@ -246,10 +246,11 @@ def test_a_dry_run_of_the_client_needs_no_mesh(
 def test_a_name_that_cannot_be_one_is_a_mistake_of_the_command_line(option: str, value: str) -> None:
     """By the rules that Kubernetes has, before anything of a mesh is asked."""
     with pytest.raises(UsageError, match=f"^{option} "):
-        label(value) if option == "--label" else named(option, value, "a name")
+        {"--label": label, "--version": version_of}.get(option, lambda text: named(option, text, "a name"))(value)
     assert named("--name", "a" * 63, "a name") == "a" * 63
     assert named("--namespace", None, "a namespace") == named("--workload", "", "a name") == ""
     assert label("example.com/tier=") == ("example.com/tier", "")
+    assert version_of("v1.2") == "v1.2"
 
 
 def test_the_last_line_of_mistakes_says_what_they_come_to() -> None:

@@ -6,6 +6,7 @@ Runs a command on a machine of its own: a network namespace with a loopback, an 
     www.example.com       93.184.216.34 and 2001:db8::34; HTTP and HTTPS with the certificate PLACE/outside.pem
     127.0.0.1:5432        a database of this machine: answers each line with "database says" and the line
     /etc/resolv.conf      names 127.0.0.1, where a resolver knows www.example.com
+    /etc/hosts            has names of services, as docker-compose has people write them: HOSTS
 
 The servers end when the command does.
 """
@@ -22,6 +23,11 @@ from pathlib import Path
 from tests.namespaces import outside
 from weft.agent import namespaces, netlink, syscalls
 
+HOSTS = f"""\
+127.0.0.1 localhost everywhere everywhere.default late
+{outside.ADDRESS} everywhere6 compose-only
+"""
+
 
 def main(place: Path, command: list[str]) -> None:
     outside.make_certificate(place)
@@ -34,6 +40,8 @@ def main(place: Path, command: list[str]) -> None:
     namespaces.write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
     (place / "resolv.conf").write_text("nameserver 127.0.0.1\n", "ascii")
     syscalls.mount(str(place / "resolv.conf"), "/etc/resolv.conf", flags=syscalls.MS_BIND)
+    (place / "hosts").write_text(HOSTS, "ascii")
+    syscalls.mount(str(place / "hosts"), "/etc/hosts", flags=syscalls.MS_BIND)
     with netlink.Netlink(netlink.NETLINK_ROUTE) as route:
         netlink.set_up(route, 1)
         netlink.add_address(route, 1, outside.ADDRESS)

@@ -202,6 +202,37 @@ print(socket.getaddrinfo("everywhere", 8080, family=socket.AF_INET, flags=socket
     assert answers[0].startswith("240.240.")
 
 
+@pytest.mark.parametrize("service", ["everywhere", "everywhere.default", "everywhere6"])
+def test_a_service_is_called_that_the_hosts_file_names_too(person: Person, mesh: Mesh, service: str) -> None:
+    """People who use docker-compose write `127.0.0.1 reviews` into it; `weft why` answers of the service."""
+    assert run(person, "curl", "-sS", f"http://{service}:8080/x").endswith(" /x\n")
+
+
+def test_a_service_that_comes_later_is_found_for_as_long_as_it_is_there(person: Person, mesh: Mesh) -> None:
+    source = "import socket, sys\nfor _ in sys.stdin: print(socket.gethostbyname('late'), flush=True)"
+    with person.start("run", "--", "python3", "-c", source, stdin=subprocess.PIPE) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        asking, answers = client.stdin, client.stdout
+
+        def address() -> str:
+            asking.write("\n")
+            asking.flush()
+            return answers.readline().strip()
+
+        assert address() == "127.0.0.1"
+        with person.start("run", "--name", "late", "--port", "8080", "--", "sleep", "100000") as late:
+            eventually(lambda: address().startswith("240.240."), "the service is found")
+            late.terminate()
+        eventually(lambda: address() == "127.0.0.1", "the host's entry is back")
+        asking.close()
+        assert client.wait() == 0
+
+
+def test_other_names_of_the_hosts_file_stay(person: Person, mesh: Mesh) -> None:
+    assert run(person, "getent", "hosts", "compose-only").split()[0] == "93.184.216.34"
+
+
 def test_names_outside_the_mesh_are_answered_by_the_hosts_resolver(person: Person, mesh: Mesh) -> None:
     assert run(person, "getent", "ahostsv4", "www.example.com").split()[0] == "93.184.216.34"
     assert person.weft("run", "--", "getent", "hosts", "no-such.example.com").returncode == 2

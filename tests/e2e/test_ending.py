@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e.conftest import BOOKINFO, Person, eventually, namespaces_of, processes_in, processes_of
 from weft.agent.data_planes import DATA_PLANES
+from weft.cli.up import UNREAD
 from weft.data_plane import ENVOY
 
 pytestmark = pytest.mark.e2e
@@ -96,3 +97,54 @@ def test_a_mesh_can_start_again_right_after_kill_9(person: Person) -> None:
         mesh.process.wait()
         with person.mesh("--mesh", "again", str(BOOKINFO)) as second:
             assert second.get("/productpage")[0] == 200
+
+
+IDLE = "mesh: idle\nprograms: {sleeper: {command: [sleep, '600']}}\n"
+
+
+@pytest.mark.any_data_plane
+def test_a_pipe_that_is_closed_ends_the_mesh_in_order_and_says_so(person: Person) -> None:
+    """`weft up | head -1`: docker compose and kubectl end there, too, by SIGPIPE."""
+    directory = person.write("idle/weft.yaml", IDLE).parent
+    with person.start("up", str(directory)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "mesh idle" in process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 1
+        assert process.stderr.read().splitlines() == [f"error: {UNREAD}"]
+    assert processes_of(person) == {}
+
+
+@pytest.mark.any_data_plane
+def test_a_full_disk_under_its_output_and_a_terminal_that_goes_do_not_end_a_mesh_under_nohup(person: Person) -> None:
+    directory = person.write("idle/weft.yaml", IDLE).parent
+    with Path("/dev/full").open("w") as full:
+        process = person.start(
+            "up",
+            str(directory),
+            stdout=full,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        )
+    with process:
+        eventually(lambda: "sleeper-0" in person.weft("ps").stdout, "the program runs")
+        (edge,) = (pid for pid in processes_of(person) if comm(pid) == "weft-edge")
+        os.kill(edge, signal.SIGKILL)
+        eventually(
+            lambda: [pid for pid in processes_of(person) if pid != edge and comm(pid) == "weft-edge"],
+            "the edge is started again, though nobody could be told",
+        )
+        process.send_signal(signal.SIGHUP)
+        assert "sleeper-0" in person.weft("ps").stdout
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def comm(pid: int) -> str:
+    """The kernel's name of a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text("ascii").strip()
+    except OSError:
+        return ""

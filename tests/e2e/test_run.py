@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e.conftest import Mesh, Person, eventually, processes_of
 from tests.e2e.terminal import CTRL_BACKSLASH, CTRL_C, CTRL_Z, Terminal
+from weft.agent.forward_proxies import exempted
 
 pytestmark = pytest.mark.e2e
 
@@ -68,6 +69,18 @@ def test_a_client_calls_services_by_name(person: Person, bookinfo: Mesh) -> None
     done = person.weft("run", "--", "curl", "-s", "http://reviews:9080/reviews/0")
     assert (done.returncode, done.stderr) == (0, "")
     assert [review["reviewer"] for review in json.loads(done.stdout)["reviews"]] == ["Dorothea", "Edward"]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://reviews:9080/reviews/0", "http://reviews.default.svc.cluster.local:9080/reviews/0"]
+)
+def test_behind_a_companys_proxy_services_are_called_without_it(person: Person, bookinfo: Mesh, url: str) -> None:
+    """Which is said; everything else is asked of that proxy, which is not there."""
+    options = ("--env", "http_proxy=http://127.0.0.1:1", "--env", "NO_PROXY=intern.example")
+    done = person.weft("run", *options, "--", "curl", "-s", url)
+    assert (done.returncode, done.stderr) == (0, f"weft: {exempted('http_proxy')}\n")
+    assert [review["reviewer"] for review in json.loads(done.stdout)["reviews"]] == ["Dorothea", "Edward"]
+    assert person.weft("run", *options, "--", "curl", "-s", "http://outside.example/").returncode == 7
 
 
 def test_a_client_gets_no_service_of_its_own(person: Person, bookinfo: Mesh) -> None:

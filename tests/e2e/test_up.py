@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import REPOSITORY, Mesh, Person, eventually, processes_of
+from weft.agent.forward_proxies import exempted
 from weft.agent.paths import mesh_paths
 from weft.agent.supervisor import BOOT_SECONDS
 from weft.errors import StoreError
@@ -389,6 +390,16 @@ def test_what_depends_on_a_program_that_has_ended_is_said_not_to_be_started(pers
         assert said == ["shop-0 is not started: db-0 has ended", "page-0 is not started: shop-0 is not started"]
         states = {item["workload"]: item["state"] for item in person.json("ps", "--mesh", "halted")}
         assert states == {"db-0": "exited", "migrate-0": "exited", "other-0": "running"}
+
+
+def test_behind_a_companys_proxy_programs_are_told_to_call_services_without_it(person: Person) -> None:
+    text = "mesh: company\nprograms: {sleeper: {command: python3 -m http.server 8000, ports: [8000]}}\n"
+    directory = person.write("company/weft.yaml", text).parent
+    with person.mesh(str(directory), environment={"HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": "intern"}) as mesh:
+        assert mesh.output().count(exempted("HTTPS_PROXY")) == 1
+        done = person.weft("exec", "--mesh", "company", "sleeper", "--", "sh", "-c", "echo $no_proxy; echo $NO_PROXY")
+        told = "intern,.svc.cluster.local,sleeper,sleeper.default,sleeper.default.svc,240.240.0.0/16,10."
+        assert [line[: len(told)] for line in done.stdout.splitlines()] == [told, told]
 
 
 @pytest.mark.parametrize("name", ["control-plane", "edge"])

@@ -197,6 +197,51 @@ async def test_a_hosts_file_of_megabytes_is_seen_whole(mesh: Mesh) -> None:
     assert (await mesh.python(source)).output == "131072 ['::1', 'localhost']\n"
 
 
+@in_mesh
+async def test_a_hosts_file_loses_and_regains_the_names_of_services_under_a_running_program(mesh: Mesh) -> None:
+    """It stays read-only to the program."""
+    from weft.agent import mounts
+
+    host = "127.0.0.1 localhost late\n93.184.216.34 early\n"
+    view = mounts.view(
+        own_names=["cart-v1-0"],
+        address="10.244.0.7",
+        address6="",
+        hidden=mesh.paths.masked,
+        is_service={"early"}.__contains__,
+        read=lambda path: host if path == mounts.HOSTS else "",
+    )
+    mounts.view = lambda **_: view
+    source = """
+import sys
+for _ in sys.stdin:
+    print([line.split()[1:] for line in open("/etc/hosts").read().splitlines()[1:] if line[0] != "#"], flush=True)
+try: open("/etc/hosts", "r+")
+except OSError as error: print(error.strerror)
+"""
+    stdin, asking = os.pipe()
+    answers, stdout = os.pipe()
+    program, _ = await mesh.spawn([sys.executable, "-c", source], stdin=stdin, stdout=stdout)
+    os.close(stdin)
+    os.close(stdout)
+    seen = []
+    with os.fdopen(answers) as lines:
+        for now in ({"early"}, {"late"}, {"early", "late"}, set[str]()):
+            mounts.rewrite(program.hosts, view.hosts, now.__contains__)
+            os.write(asking, b"\n")
+            seen.append(await asyncio.to_thread(lines.readline))
+        os.close(asking)
+        assert await asyncio.to_thread(lines.read) == "Read-only file system\n"
+    assert await program.wait() == 0
+    assert [line.strip() for line in seen] == [
+        "[['localhost', 'late']]",
+        "[['localhost'], ['early']]",
+        "[['localhost']]",
+        "[['localhost', 'late'], ['early']]",
+    ]
+    assert program.hosts == -1
+
+
 def ignored_signals() -> list[int]:
     """What this process ignores: what its parent had it ignore, and SIGPIPE and SIGXFSZ, by being Python."""
     status = Path("/proc/self/status").read_text()

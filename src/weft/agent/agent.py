@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from weft.agent import dns, edge, explicit, host_ports, hot_restart, init, limits, mounts, sockets
+from weft.agent import dns, edge, explicit, forward_proxies, host_ports, hot_restart, init, limits, mounts, sockets
 from weft.agent.capabilities import grantable_here
 from weft.agent.data_planes import DATA_PLANES
 from weft.agent.data_planes.base import Place
@@ -29,7 +29,7 @@ from weft.agent.discovery import Discovery, Saved
 from weft.agent.keeper import Keeper
 from weft.agent.namespaces import ProgramNamespaces
 from weft.agent.output import OutputLog, cap
-from weft.agent.paths import MeshPaths, WorkloadPaths
+from weft.agent.paths import MeshPaths, WorkloadPaths, read_declaration
 from weft.agent.program import Capture, Life
 from weft.agent.proxy import ListenerKeeper, Proxy, describe
 from weft.agent.proxy_protocol import Endpoint
@@ -154,7 +154,9 @@ async def serve(mesh: MeshPaths, spec: WorkloadSpec, around: Surroundings) -> in
         registered = await unless_ending(around.ending, stream.register(patience=JOIN_SECONDS))
         if registered is None:
             return 0
-        member = Member(mesh, spec, around, stream, registered, mesh.workload(registered.workload))
+        relayed, published = DATA_PLANES[spec.data_plane].relayed, [item.port for item in spec.published]
+        files = mesh.workload(registered.workload, relayed=relayed, published=published)
+        member = Member(mesh, spec, around, stream, registered, files)
         member.files.make()
         around.control.withdraw = functools.partial(withdraw, stream)
         around.report("registered", workload=registered.workload, address=registered.address)
@@ -194,7 +196,7 @@ async def serve(mesh: MeshPaths, spec: WorkloadSpec, around: Surroundings) -> in
             background(stack, watch_ports(member, lambda: in_namespace(network)))
             refusals = Refusals(member, network)
             background(stack, refusals.watch())
-            code = await run_program(member, start_in(member, network))
+            code = await run_program(member, start_in(member, network, names))
             await refusals.look()  # what happened since the last look, and all of it if the program was quick
             unknown.flush()
         elif place:
@@ -268,12 +270,28 @@ class NameTable:
     def __init__(self) -> None:
         self._table: dict[str, list[str]] = {}
         self._names: dns.Names | None = None
+        self._program: Program | None = None
+        self._hosts: mounts.Hosts | None = None
 
     def replace(self, table: dict[str, list[str]]) -> None:
         """Take a new table."""
         self._table = table
         if self._names:
             self._names.replace(table)
+        if self._program is not None and self._program.hosts >= 0 and self._hosts is not None:
+            mounts.rewrite(self._program.hosts, self._hosts, self.has)
+
+    def has(self, name: str) -> bool:
+        """Whether *name* is one of the mesh's as the program sees them."""
+        return self._names is not None and self._names.has(name)
+
+    def without_proxy(self) -> list[str]:
+        """Return what NO_PROXY is to say of the mesh's names of now."""
+        return self._names.without_proxy() if self._names is not None else []
+
+    def keep_out_of(self, program: Program, hosts: mounts.Hosts) -> None:
+        """Keep what comes to be a name of the mesh out of the hosts file of *program*, which is made of *hosts*."""
+        self._program, self._hosts = program, hosts
 
     def names_of(self, member: Member) -> dns.Names:
         """Return the table as *member* sees it; `replace` keeps it up to date."""
@@ -453,17 +471,29 @@ Start = Callable[[tuple[int, int, int]], "Program"]
 """Starts the program with these descriptors as 0, 1 and 2."""
 
 
-def start_in(member: Member, network: ProgramNamespaces) -> Start:
+def start_in(member: Member, network: ProgramNamespaces, names: NameTable) -> Start:
     """Return what starts the program in namespaces of its own."""
     spec, registered = member.spec, member.registered
-    view = mounts.view(
-        own_names=(registered.workload,),
-        address=registered.address,
-        address6=registered.address6,
-        hidden=member.mesh.masked,
-        namespace=spec.namespace,
-    )
-    return lambda standard: spawn(member, network, view, spec.environment, standard)
+
+    def start(standard: tuple[int, int, int]) -> Program:
+        view = mounts.view(
+            own_names=(registered.workload,),
+            address=registered.address,
+            address6=registered.address6,
+            hidden=member.mesh.masked,
+            namespace=spec.namespace,
+            is_service=names.has,
+        )
+        added: dict[str, str] = {}
+        if forward_proxies.told(spec.environment):
+            # A company's proxy knows nobody of the mesh. What is there at the start is what a variable can say.
+            added = forward_proxies.exempt(spec.environment, (*names.without_proxy(), *ranges(member.mesh)))
+            note_environment(member.files, added)
+        program = spawn(member, network, view, {**spec.environment, **added}, standard)
+        names.keep_out_of(program, view.hosts)
+        return program
+
+    return start
 
 
 def make_place(member: Member, credential: explicit.Credential) -> explicit.Place:
@@ -478,10 +508,21 @@ def make_place(member: Member, credential: explicit.Credential) -> explicit.Plac
 def start_at(member: Member, place: explicit.Place) -> Start:
     """Return what starts the program in the host's own network, told by its environment where things are."""
     added = place.environment(member.spec.environment)
-    member.files.environment.touch(mode=0o600)
-    member.files.environment.write_text(json.dumps(added), "utf-8")
+    note_environment(member.files, added)
     environment = {**member.spec.environment, **added}
     return lambda standard: spawn(member, None, None, environment, standard)
+
+
+def ranges(mesh: MeshPaths) -> list[str]:
+    """Return the ranges in which the addresses of services and of workloads are."""
+    declaration = read_declaration(mesh)
+    return [declaration[name] for name in ("service_cidr", "mesh_cidr")]
+
+
+def note_environment(files: WorkloadPaths, added: Mapping[str, str]) -> None:
+    """Write down the variables that the program is given beside its own, for `weft exec`."""
+    files.environment.touch(mode=0o600)
+    files.environment.write_text(json.dumps(added), "utf-8")
 
 
 def spawn(

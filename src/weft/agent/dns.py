@@ -197,6 +197,16 @@ class Names:
             query, NOERROR, _records(a for a in addresses if query.kind in (ANY, AAAA if a.version == 6 else A))
         )
 
+    def without_proxy(self) -> list[str]:
+        """Return the mesh's names as NO_PROXY takes them: their domain for those that end with it, and the others."""
+        domain = f".svc.{_MESH_DOMAIN}"
+        others = sorted(name for name in self._addresses if not name.endswith(domain) and name not in self._own)
+        return [domain, *others, *(f".{name}" for name in sorted(self._wildcards))]
+
+    def has(self, name: str) -> bool:
+        """Whether *name*, in any case, is one of the mesh's."""
+        return self._find(name.lower().rstrip(".")) is not None
+
     def _find(self, name: str) -> tuple[IPv4Address | IPv6Address, ...] | None:
         found = self._addresses.get(name)
         while found is None and self._wildcards and "." in name:

@@ -21,7 +21,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import Any
 from zlib import crc32
 
-from weft.agent import sockets
+from weft.agent import forward_proxies, sockets
 from weft.errors import ModeUnavailable, UsageError, WeftError
 from weft.model import loopback
 
@@ -154,9 +154,7 @@ class Place:
         HTTPS_PROXY is left alone: a proxy sees nothing of https but a name, and other programs' proxies stay in use.
         """
         found = {"HTTP_PROXY": self.proxy_url, "http_proxy": self.proxy_url}
-        for name in ("NO_PROXY", "no_proxy"):
-            kept = [entry for entry in given.get(name, "").split(",") if entry.strip()]
-            found[name] = ",".join(dict.fromkeys([*kept, "localhost", "127.0.0.1", "::1"]))
+        found |= forward_proxies.exempt(given, ("localhost", "127.0.0.1", "::1"))
         if self.ports:
             found["HOST"], found["PORT"] = self.host, str(next(iter(self.ports.values())))
             found |= {f"PORT_{number}": str(bound) for number, bound in self.ports.items()}

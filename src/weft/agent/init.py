@@ -85,6 +85,8 @@ class Program:
         pid: Of the program, in the caller's numbering.
         init_pid: Of its init, the first process of its PID namespace; ending it ends every process of the program.
         limits: One sentence for each thing that could not be done (a fresh /proc in some containers).
+        hosts: A descriptor to write the program's hosts file by (`weft.agent.mounts.rewrite`), ours until the program has
+            ended; -1 if there is none.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Program:
         self._channel = channel
         self.init_pid = init_pid
         self.pid = -1
+        self.hosts = -1
         self.limits: tuple[str, ...] = ()
         self._init = os.pidfd_open(init_pid)
         self._program = -1
@@ -179,10 +182,10 @@ class Program:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.init_pid, 0)
         self._channel.close()
-        for descriptor in (self._init, self._program):
+        for descriptor in (self._init, self._program, self.hosts):
             if descriptor >= 0:
                 os.close(descriptor)
-        self._init = self._program = -1
+        self._init = self._program = self.hosts = -1
         if self._follows_stops:
             terminal.take_back(from_group=self.pid if self._own_group else 0)
         # Without a report somebody killed init, and the kernel the program with it.
@@ -194,7 +197,9 @@ class Program:
         """Read what init says until the program runs. Raises what it failed with."""
         limits: list[str] = []
         while True:
-            data, ancillary, _flags, _address = self._channel.recvmsg(_MESSAGE_BYTES, socket.CMSG_SPACE(12))
+            room = socket.CMSG_SPACE(12) + socket.CMSG_SPACE(4)
+            data, ancillary, _, _ = self._channel.recvmsg(_MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+            came = {kind: value for _, kind, value in ancillary}
             if not data:
                 self._abandon()
                 raise ModeUnavailable("the program's init ended before the program was started")
@@ -203,9 +208,11 @@ class Program:
                 limits.append(report["limit"])
             elif "program" in report:
                 # Sent by the program itself just before exec: the kernel says its pid in our numbering.
-                self.pid = next(struct.unpack("=3i", value)[0] for _level, _kind, value in ancillary)
+                self.pid = struct.unpack("=3i", came[socket.SCM_CREDENTIALS])[0]
                 with contextlib.suppress(ProcessLookupError):  # it was quick: it has ended, and been reaped, already
                     self._program = os.pidfd_open(self.pid)
+            elif "hosts" in report:
+                self.hosts = struct.unpack("=i", came[socket.SCM_RIGHTS])[0]
             elif "running" in report:
                 break
             else:
@@ -223,10 +230,10 @@ class Program:
         if self._follows_stops:
             terminal.take_back()  # it may have been given to who then could not become the program
         self._channel.close()
-        for descriptor in (self._init, self._program):
+        for descriptor in (self._init, self._program, self.hosts):
             if descriptor >= 0:
                 os.close(descriptor)
-        self._init = self._program = -1
+        self._init = self._program = self.hosts = -1
 
 
 def spawn(
@@ -352,7 +359,10 @@ def _serve_as_init(
     syscalls.setns(where.descriptor, syscalls.CLONE_NEWNET)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     namespaces.detach_mounts()
-    mounts.apply(view)
+    if (hosts := mounts.apply(view)) >= 0:
+        with contextlib.suppress(OSError):  # the agent is gone
+            socket.send_fds(channel, [json.dumps({"hosts": True}).encode()], [hosts])
+        os.close(hosts)
     try:
         mounts.mount_proc()
     except OSError as error:

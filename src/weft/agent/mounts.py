@@ -34,6 +34,41 @@ NAME_SERVICE_SOCKETS = (
 _ROOM_BYTES = 1 << 20  # of a directory's replacement, beside what is laid out in it: each file takes whole pages
 
 
+IsService = Callable[[str], bool]
+"""Whether a name, in any case, is one by which the program calls a service of the mesh now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """
+    What can stand in a program's hosts file.
+
+    Libraries read it before they ask the mesh's DNS server, so a name that is a service's is left out of it for as long as
+    there is that service: docker-compose has people write `127.0.0.1 reviews` into the host's.
+
+    Attributes:
+        own: Lines of the program itself.
+        host: Lines of the host, each an address, a tab and names with a space between them.
+    """
+
+    own: bytes
+    host: bytes
+
+    def without(self, is_service: IsService) -> bytes:
+        """
+        Return the file without services' names, of the same length whatever they are.
+
+        There are blanks in their place, so that it can be written over the one that a program is just reading.
+        """
+        lines = []
+        for line in self.host.splitlines():
+            address, _, names = line.partition(b"\t")
+            kept = [b" " * len(name) if is_service(name.decode()) else name for name in names.split(b" ")]
+            # Without a name it must be no entry: looked up backwards, the address would have an empty one.
+            lines.append((address if any(map(bytes.strip, kept)) else b"#" + address[1:]) + b"\t" + b" ".join(kept))
+        return self.own + b"".join(line + b"\n" for line in lines)
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """
@@ -42,11 +77,13 @@ class View:
     Attributes:
         files: The path that is replaced (symbolic links are followed; what does not exist is left out) and its new content.
         hidden: Directories in whose place there is an empty, read-only one; the first holds the content while it is laid out.
+        hosts: Of what the content of `HOSTS` is made, and may be made anew.
         silenced: Sockets that answer nobody.
     """
 
     files: tuple[tuple[str, bytes], ...]
     hidden: tuple[str, ...]
+    hosts: Hosts
     silenced: tuple[str, ...] = NAME_SERVICE_SOCKETS
 
 
@@ -57,6 +94,7 @@ def view(
     address6: str,
     hidden: Sequence[Path],
     namespace: str = "default",
+    is_service: IsService = lambda _: False,
     read: Callable[[str], str] | None = None,
 ) -> View:
     """
@@ -68,16 +106,18 @@ def view(
         address6: May be empty.
         hidden: `MeshPaths.masked`.
         namespace: The mesh namespace whose services are found by their first label.
+        is_service: Names of now, which the hosts file is without.
         read: Returns a file's text, "" if there is none; the host's files by default.
     """
     text = read or _text
     names = [name for name in (*own_names, socket.gethostname()) if not _is_loopback(name)]
+    hosts = _hosts(text(HOSTS), names, address, address6)
     files = (
-        (RESOLV_CONF, _resolv_conf(text(RESOLV_CONF), namespace)),
-        (HOSTS, _hosts(text(HOSTS), names, address, address6)),
-        (NSSWITCH, _nsswitch(text(NSSWITCH))),
+        (RESOLV_CONF, _resolv_conf(text(RESOLV_CONF), namespace).encode()),
+        (HOSTS, hosts.without(is_service)),
+        (NSSWITCH, _nsswitch(text(NSSWITCH)).encode()),
     )
-    return View(tuple((path, content.encode()) for path, content in files), tuple(str(path) for path in hidden))
+    return View(files, tuple(str(path) for path in hidden), hosts)
 
 
 def search_list(namespace: str) -> list[str]:
@@ -85,9 +125,12 @@ def search_list(namespace: str) -> list[str]:
     return _search(_text(RESOLV_CONF), namespace)
 
 
-def apply(view: View) -> None:
+def apply(view: View) -> int:
     """
     Lay *view* over the files of the calling process's mount namespace, which must be its own.
+
+    Returns:
+        A descriptor to write the program's hosts file by (`rewrite`); -1 where the host has none.
 
     Raises:
         OSError: A mount was refused. The program must then not be started: it could see the mesh's secrets.
@@ -102,14 +145,24 @@ def apply(view: View) -> None:
         if os.path.isdir(directory):
             size = room if directory == staging else _ROOM_BYTES
             syscalls.mount("weft", directory, "tmpfs", flags, f"mode=0755,size={size}")
+    hosts = -1
     for path, content in view.files:
-        _cover(path, content, staging)
+        if path == HOSTS and os.path.exists(path):
+            hosts = _cover_writable(path, content, staging)
+        else:
+            _cover(path, content, staging)
     for path in view.silenced:
         # Connecting to what is not a socket fails with ECONNREFUSED, as if the service were not running.
         _cover(path, b"", staging)
     for directory in view.hidden:
         if os.path.isdir(directory):
             syscalls.mount("none", directory, "", flags | syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY)
+    return hosts
+
+
+def rewrite(descriptor: int, hosts: Hosts, is_service: IsService) -> None:
+    """Write a program's hosts file anew, by what `apply` returned, while the program may read it."""
+    os.pwrite(descriptor, hosts.without(is_service), 0)
 
 
 def mount_proc() -> None:
@@ -127,17 +180,41 @@ def _cover(path: str, content: bytes, staging: str) -> None:
     """Bind a read-only file with *content* over *path*, if that exists; the file's own name does not stay."""
     if not os.path.exists(path):
         return
-    source = os.path.join(staging, "cover")
-    descriptor = os.open(source, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    with open(descriptor, "wb") as file:  # which writes all of it, or says why not
-        os.fchmod(descriptor, 0o644)  # whatever the umask
-        file.write(content)
+    os.close(_bind(path, content, staging))
+
+
+def _cover_writable(path: str, content: bytes, staging: str) -> int:
+    """
+    Do the same, and return a descriptor to write that file by.
+
+    In a file system of its own, of which nothing but the descriptor and the cover is left: a mount cannot be made
+    read-only while a file is open for writing in it.
+    """
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    syscalls.mount("weft", staging, "tmpfs", flags, f"mode=0755,size={_ROOM_BYTES + len(content)}")
     try:
+        return _bind(path, content, staging)
+    finally:
+        syscalls.umount(staging)
+
+
+def _bind(path: str, content: bytes, staging: str) -> int:
+    """Make the file and bind it over *path*, read-only there; return a descriptor to write it by."""
+    source = os.path.join(staging, "cover")
+    descriptor = os.open(source, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        os.fchmod(descriptor, 0o644)  # whatever the umask
+        with open(descriptor, "wb", closefd=False) as file:  # which writes all of it, or says why not
+            file.write(content)
         syscalls.mount(source, path, "", syscalls.MS_BIND)
         flags = syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY
         syscalls.mount("none", path, "", flags | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
+    except BaseException:
+        os.close(descriptor)
+        raise
     finally:
         os.unlink(source)
+    return descriptor
 
 
 def _resolv_conf(host: str, namespace: str) -> str:
@@ -164,10 +241,11 @@ def _is_loopback(name: str) -> bool:
     return lowered in ("localhost", "localhost.localdomain") or lowered.endswith(".localhost")
 
 
-def _hosts(host: str, names: Sequence[str], address: str, address6: str) -> str:
+def _hosts(host: str, names: Sequence[str], address: str, address6: str) -> Hosts:
     """The host's entries without *names*, which mean the program itself here; `localhost` even if the host forgot it."""
     own = dict.fromkeys(names)
-    lines = [f"{value}\t{' '.join(own)}" for value in (address, address6) if value and own]
+    first = [f"{value}\t{' '.join(own)}" for value in (address, address6) if value and own]
+    lines: list[str] = []
     known = set()
     lowered = {name.lower() for name in own}
     for line in host.splitlines():
@@ -178,7 +256,7 @@ def _hosts(host: str, names: Sequence[str], address: str, address6: str) -> str:
             known.update(kept)
     if "localhost" not in known:
         lines += ["127.0.0.1\tlocalhost", "::1\tlocalhost"]
-    return "\n".join(lines) + "\n"
+    return Hosts(*("".join(f"{line}\n" for line in part).encode() for part in (first, lines)))
 
 
 def _nsswitch(host: str) -> str:

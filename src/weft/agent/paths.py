@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ class WorkloadPaths:
 
     @property
     def environment(self) -> Path:
-        """The variables that the program was given in explicit mode, JSON, 0600; absent otherwise. For `weft exec`."""
+        """The variables that the program was given beside its own, JSON, 0600; absent without any. For `weft exec`."""
         return self.directory / "environment.json"
 
     @property
@@ -249,21 +249,29 @@ class MeshPaths:
         """The directories in whose place a program sees an empty one: those of *all* meshes of this user."""
         return (self.runtime.parent, self.state.parent)
 
-    def workload(self, name: str) -> WorkloadPaths:
+    def workload(self, name: str, *, relayed: bool = False, published: Collection[int] = ()) -> WorkloadPaths:
         """
         The files of the workload *name*.
 
+        Args:
+            relayed: Whether its agent carries bytes for its proxy, by sockets of its own.
+            published: Ports of a gateway for which it does so.
+
         Raises:
-            UsageError: *name* is not an RFC 1123 label, or its sockets would have a path longer than the kernel takes.
+            UsageError: *name* is not an RFC 1123 label, or a socket of its would have a path longer than the kernel takes.
         """
         if not is_name(name):
             raise UsageError(f"{name!r} cannot name a workload: use 1 to 63 of a-z, 0-9 and '-', not '-' at an end")
         paths = WorkloadPaths(self.runtime / "workloads" / name, self.namespaces / name)
-        longest = len(os.fsencode(paths.published_socket(65535)))
-        if longest > _SOCKET_PATH_LIMIT_BYTES:
+        sockets = [paths.admin_socket, paths.sds_socket]
+        if relayed:
+            sockets += [paths.outside_socket, paths.discovery_socket, paths.saved_socket]
+            sockets += [paths.published_socket(port) for port in published]
+        longest = max(sockets, key=lambda path: len(os.fsencode(path)))
+        if (size := len(os.fsencode(longest))) > _SOCKET_PATH_LIMIT_BYTES:
             raise UsageError(
-                f"{paths.published_socket(65535)} has {longest} bytes and a socket's path may have {_SOCKET_PATH_LIMIT_BYTES}: "
-                "choose shorter names for mesh and workload, or a shorter XDG_RUNTIME_DIR"
+                f"the path of its socket {longest} has {size} bytes, and may have {_SOCKET_PATH_LIMIT_BYTES}. Choose shorter"
+                " names for mesh and workload, or a shorter XDG_RUNTIME_DIR."
             )
         return paths
 

@@ -74,6 +74,10 @@ class MeshBroken(WeftError):
     """A process that the mesh cannot do without could not be started, or died."""
 
 
+class OutputClosed(WeftError):
+    """Whoever read what `weft up` writes has gone."""
+
+
 class NotStarted(WeftError):
     """The control plane ended before it served, with the code of something that starting it again does not mend."""
 
@@ -235,6 +239,8 @@ class Supervisor:
         self._settled: dict[str, asyncio.Event] = {item.identifier: asyncio.Event() for item in plan.workloads}
         # Ended for good, or not started for want of one that has: it becomes ready only if somebody helps.
         self._given_up: dict[str, asyncio.Event] = {item.identifier: asyncio.Event() for item in plan.workloads}
+        self._failed: set[str] = set()
+        """Those whose agent could not join the last time."""
         self._alive: set[str] = set()
         self._all_gone = asyncio.Event()
         self._pauses: dict[str, float] = {}
@@ -264,7 +270,7 @@ class Supervisor:
         try:
             loop.add_reader(self._early.reports.fileno(), self._receive)
             self._publish()
-            self._processes["holder"] = asyncio.create_task(self._watch_holder())
+            self._process("holder", self._watch_holder())
             await self._boot()
             for planned in self._plan.workloads:
                 self._task(self._start(planned))
@@ -370,10 +376,8 @@ class Supervisor:
                 }
                 self._mesh.declaration.write_text(json.dumps(declaration), "utf-8")
                 # Both read the declaration. The edge serves long before the control plane does.
-                self._processes["edge"] = asyncio.create_task(self._keep("edge", self._start_edge))
-                self._processes["control-plane"] = asyncio.create_task(
-                    self._keep("control-plane", self._start_control_plane)
-                )
+                self._process("edge", self._keep("edge", self._start_edge))
+                self._process("control-plane", self._keep("control-plane", self._start_control_plane))
                 for path in (
                     self._mesh.edge_socket,
                     self._mesh.xds_socket,
@@ -408,7 +412,7 @@ class Supervisor:
                 await self._ready[planned.identifier].wait()
         except TimeoutError:
             if self._settled[planned.identifier].is_set():
-                return  # it has ended for good, and that was told
+                return  # it has ended for good or could not join, and that was told
             ports = ", ".join(str(number) for number, _ in planned.spec.ports)
             reason = f"it does not listen on port {ports}" if ports else "its proxy has no configuration yet"
             facts = {"id": planned.identifier, "seconds": planned.ready_seconds, "reason": reason}
@@ -419,7 +423,8 @@ class Supervisor:
         ready = self._ready[identifier]
         await first_of(ready.wait(), self._given_up[identifier].wait())
         if not ready.is_set():
-            reason = f"{identifier} {'has ended' if identifier in self._started else 'is not started'}"
+            how = "has ended" if identifier in self._started else "is not started"
+            reason = f"{identifier} {'cannot join' if identifier in self._failed else how}"
             self._screen("not-started", {"id": planned.identifier, "reason": reason})
             self._given_up[planned.identifier].set()
             self._settled[planned.identifier].set()
@@ -468,7 +473,7 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             if name == "control-plane" and not self._serves and code in FINAL:
-                self._fail(NotStarted(f"The control plane cannot start: {self._said(name)}", code))
+                self.fail(NotStarted(f"The control plane cannot start: {self._said(name)}", code))
                 return
             self._screen("died", {"process": name, "how": describe(code), "log": str(self._mesh.log(name))})
             if time.monotonic() - started > STEADY_SECONDS:
@@ -521,7 +526,7 @@ class Supervisor:
     async def _watch_holder(self) -> None:
         code = await ended_pid(self._early.holder)
         if not self._stopping.is_set():
-            self._fail(MeshBroken(f"The mesh holder {describe(code)}; the mesh ends."))
+            self.fail(MeshBroken(f"The mesh holder {describe(code)}; the mesh ends."))
 
     # --- what is reported ---
 
@@ -538,18 +543,24 @@ class Supervisor:
                 self._screen("mode", message)
             elif event == "failed":
                 broken = ModeUnavailable if message.get("exit_code") == ModeUnavailable.exit_code else MeshBroken
-                self._fail(broken(message["message"]))
+                self.fail(broken(message["message"]))
             return
         match event:
             case "ready":
                 self._ready[identifier].set()
                 self._settled[identifier].set()
                 self._given_up[identifier].clear()
+                self._failed.discard(identifier)
             case "program" if message["state"] == "exited" and not message["again"]:
                 self._settled[identifier].set()
                 self._given_up[identifier].set()
             case "unready":
                 self._ready[identifier].clear()
+            case "failed":
+                # It is tried again, for whoever is in its way may go; nobody can wait for that.
+                self._settled[identifier].set()
+                self._given_up[identifier].set()
+                self._failed.add(identifier)
             case "agent-ended":
                 self._ready[identifier].clear()
                 self._alive.discard(identifier)
@@ -582,7 +593,8 @@ class Supervisor:
         await asyncio.sleep(pause)
         await self._start(next(item for item in self._plan.workloads if item.identifier == identifier))
 
-    def _fail(self, error: WeftError) -> None:
+    def fail(self, error: WeftError) -> None:
+        """End the mesh in order, for that reason."""
         if self._failure is None:
             self._failure = error
         self._stopping.set()
@@ -635,6 +647,10 @@ class Supervisor:
     async def _holder_gone(self) -> None:
         await asyncio.shield(self._processes["holder"])
 
+    def _process(self, name: str, keeping: Coroutine[Any, Any, None]) -> None:
+        self._processes[name] = asyncio.create_task(keeping)
+        self._processes[name].add_done_callback(self._done)
+
     def _task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -643,7 +659,7 @@ class Supervisor:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error if isinstance(error, WeftError) else MeshBroken(f"weft up broke: {error!r}"))
+            self.fail(error if isinstance(error, WeftError) else MeshBroken(f"weft up broke: {error!r}"))
 
 
 # --- processes ---

@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
 from weft import model
 from weft.api.meshfile import Mesh, MeshResult, parse_mesh
 from weft.api.parse import parse
+from weft.api.yaml import Document
 from weft.errors import InvalidConfiguration, UsageError
 from weft.model import MESH_FILE, Origin, Problem, Severity, decode, is_document, without_documents
 
@@ -72,12 +73,14 @@ class LoadedMesh:
         directory: Where it is.
         documents: File, absolute, and text of all that `apply` names.
         warnings: What is odd but no mistake, in all of them.
+        text: The file's own, for the places of what is found wrong later.
     """
 
     mesh: Mesh
     directory: Path
     documents: Sequence[tuple[str, str]]
     warnings: Sequence[Problem]
+    text: Document = field(repr=False)
 
 
 def load_mesh(path: Path, *, interception: str | None = None) -> LoadedMesh:
@@ -111,7 +114,8 @@ def load_mesh(path: Path, *, interception: str | None = None) -> LoadedMesh:
     if errors := [problem for problem in problems if problem.severity is Severity.ERROR]:
         raise InvalidConfiguration(errors, NOTHING_STARTED)
     assert result.mesh is not None  # else it has an error
-    return LoadedMesh(result.mesh, directory, documents, problems)
+    assert result.document is not None
+    return LoadedMesh(result.mesh, directory, documents, problems, result.document)
 
 
 def _applied(result: MeshResult, directory: Path) -> tuple[list[tuple[str, str]], list[Problem]]:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from pydantic_core import PydanticCustomError
 
 from weft.api.check import Finding, check
-from weft.api.names import is_address, label_fault, port_fault, reserved_port_fault
+from weft.api.names import MAX_LABEL, is_address, label_fault, port_fault, reserved_port_fault, version_fault
 from weft.api.nearest import did_you_mean
 from weft.api.rules import shared
 from weft.api.values import Duration
@@ -341,9 +341,11 @@ def _addresses(addresses: Addresses) -> Iterator[Finding]:
 def _program(path: Path, name: str, program: Program, mesh: Mesh) -> Iterator[Finding]:
     if (fault := label_fault(name, "a program's name")) is not None:
         yield Finding(path, fault, code="bad-name", concerns=())
+    else:
+        yield from _instances(path, name, max(program.replicas, 1))
     if program.service and (fault := label_fault(program.service, "a service's name")) is not None:
         yield Finding((*path, "service"), fault, code="bad-name", at_value=True)
-    if (fault := label_fault(program.version, "a version")) is not None:  # it becomes part of workloads' names
+    if (fault := version_fault(program.version)) is not None:
         yield Finding((*path, "version"), fault, code="bad-name", at_value=True)
     if program.service_account and (fault := label_fault(program.service_account, "a service account")) is not None:
         yield Finding((*path, "service_account"), fault, code="bad-name", at_value=True)
@@ -384,6 +386,15 @@ def _program(path: Path, name: str, program: Program, mesh: Mesh) -> Iterator[Fi
             yield Finding(place, message, "Remove it, or give it one.", "dependency-cycle", at_value=True)
         elif other in program.depends_on[:index]:
             yield Finding(place, f"`{other}` is in this list already.", "Keep one.", "duplicate-entry", at_value=True)
+
+
+def _instances(path: Path, name: str, count: int) -> Iterator[Finding]:
+    """Each instance has a name of its own, which is a label too."""
+    last = f"{name}-{count - 1}"
+    if len(last) > MAX_LABEL:
+        message = f"its instance `{last}` would have a name of {len(last)} letters, of at most {MAX_LABEL}."
+        remedy = f"Choose a name of at most {MAX_LABEL - len(last) + len(name)} letters."
+        yield Finding(path, message, remedy, "bad-name", concerns=())
 
 
 def _ports(path: Path, ports: Sequence[Port], *, explicit: bool) -> Iterator[Finding]:
@@ -502,6 +513,8 @@ def _services(programs: Mapping[str, Program]) -> Iterator[Finding]:
 def _gateway(path: Path, name: str, gateway: GatewayProgram, mesh: Mesh) -> Iterator[Finding]:
     if (fault := label_fault(name, "a gateway's name")) is not None:
         yield Finding(path, fault, code="bad-name", concerns=())
+    else:
+        yield from _instances(path, name, 1)
     services = {program.service or other: other for other, program in mesh.programs.items()}
     if name in mesh.programs or name in services:
         message = f"the program `{name if name in mesh.programs else services[name]}` goes by this name already."

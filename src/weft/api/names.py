@@ -65,6 +65,11 @@ def label_value_fault(value: str) -> str | None:
     return f"a label's value is at most {MAX_LABEL} letters, digits, `-`, `_`, `.`, not `{value}`."
 
 
+def version_fault(version: str) -> str | None:
+    """Version of a program: the value of its label `version`, as Istio's subsets look for it (`v1.2`); never empty."""
+    return label_value_fault(version) if version else "a version is empty."
+
+
 def subset_fault(name: str) -> str | None:
     """Name of a subset; Istio allows capitals here."""
     if len(name) <= MAX_LABEL and _SUBSET.match(name):

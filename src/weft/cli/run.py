@@ -91,7 +91,7 @@ def command(
     """
     from dataclasses import replace
 
-    from weft.agent import paths
+    from weft.agent import forward_proxies, paths
     from weft.agent.data_planes import DATA_PLANES
     from weft.agent.program import Restart
     from weft.agent.workload import WorkloadSpec
@@ -105,7 +105,7 @@ def command(
     declaration = paths.read_declaration(found)
     spec = WorkloadSpec(
         service=named("--name", name, "a service's name") or service_name(argv[0]),
-        version=named("--version", version, "a version"),  # it becomes part of workloads' names
+        version=version_of(version),
         name=named("--workload", workload, "a workload's name"),
         namespace=named("--namespace", namespace, "a namespace") or declaration.get("namespace") or "default",
         service_account=named("--service-account", service_account, "a service account"),
@@ -125,6 +125,8 @@ def command(
         text, code = reason
         click.echo(f"weft: {spec.argv[0]}: {text}", err=True)
         raise SystemExit(code)
+    if not explicit and (variable := forward_proxies.told(spec.environment)):
+        click.echo(f"weft: {forward_proxies.exempted(variable)}", err=True)
     run(found, spec)
 
 
@@ -253,6 +255,20 @@ def named(option: str, name: str | None, what: str) -> str:
     if name or (name is not None and option not in MAY_BE_EMPTY):
         check_name(option, name, what)
     return name or ""
+
+
+def version_of(text: str) -> str:
+    """
+    Return *text* if it can be a version.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    from weft.api.names import version_fault
+
+    if fault := version_fault(text):
+        raise UsageError(f"--version {text!r}: {fault}")
+    return text
 
 
 def label(text: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from weft.agent.data_planes import Executable
     from weft.agent.supervisor import Plan, Planned
     from weft.api.meshfile import GatewayProgram, Mesh, Program
+    from weft.api.yaml import Document
     from weft.model import Problem, Published
 
 EXAMPLES = """
@@ -32,6 +33,12 @@ weft up examples/bookinfo
 weft up --fresh --mesh second shop/weft.yaml
 weft up --proxy envoy examples/bookinfo
 """
+
+
+UNREAD = (
+    "Nobody reads any more what `weft up` writes, so the mesh ends. To have it go on without a reader, write to a file:"
+    " `weft up > FILE`."
+)
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES)
@@ -54,10 +61,12 @@ def command(
 
     FILE is a weft.yaml, DIRECTORY holds one; by default the current directory. When this command ends, however it
     ends, everything that it started ends with it. Its exit code is 0 after Ctrl-C,
-    SIGTERM or SIGHUP.
+    SIGTERM or SIGHUP; with `nohup` it outlives the terminal. It ends, too, when nobody reads what it writes any more
+    (`weft up | head`); what a full disk does not take is not shown.
     """
     started = time.monotonic()
-    from weft.agent.supervisor import Early, Supervisor  # forks before it loads anything heavy
+    # The forks come before anything heavy is loaded.
+    from weft.agent.supervisor import Early, OutputClosed, Supervisor
 
     early = Early(load_api, prepare_control_plane)
     plan, notes = read_plan(path, mesh=mesh, fresh=fresh, proxy=proxy, interception=interception, verbose=verbose)
@@ -66,11 +75,16 @@ def command(
     async def run() -> None:
         supervisor = Supervisor(plan, early, screen)
         loop = asyncio.get_running_loop()
+        screen.closed = lambda: supervisor.fail(OutputClosed(UNREAD))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, supervisor.stop)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # else it is to outlive the terminal: nohup(1)
+                loop.add_signal_handler(number, supervisor.stop)
         await supervisor.run()
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    finally:
+        screen.close()
 
 
 def load_api() -> None:
@@ -132,7 +146,8 @@ def read_plan(
         UsageError: There is no weft.yaml.
     """
     from weft.agent.supervisor import Plan
-    from weft.api.files import load_mesh
+    from weft.api.files import NOTHING_STARTED, load_mesh
+    from weft.errors import InvalidConfiguration
 
     try:
         loaded = load_mesh(path, interception=interception)
@@ -172,7 +187,28 @@ def read_plan(
         ],
         verbose=verbose,
     )
+    if problems := list(path_problems(plan, loaded.text)):
+        raise InvalidConfiguration(problems, NOTHING_STARTED)
     return plan, read.notes
+
+
+def path_problems(plan: Plan, text: Document) -> Iterator[Problem]:
+    """Say which workloads of *plan* have names of which no path of a socket can be made: their agents could never join."""
+    from weft.agent.data_planes import DATA_PLANES
+    from weft.agent.paths import mesh_paths
+    from weft.model import Problem
+
+    mesh = mesh_paths(plan.mesh)
+    for planned in plan.workloads:
+        spec = planned.spec
+        published = [item.port for item in spec.published]
+        try:
+            mesh.workload(planned.identifier, relayed=DATA_PLANES[spec.data_plane].relayed, published=published)
+        except UsageError as exc:
+            name, _, number = planned.identifier.rpartition("-")
+            if number == "0":
+                place = ("gateways" if spec.gateway else "programs", name)
+                yield Problem(text.locate(place), ".".join(place), str(exc), code="bad-name")
 
 
 def executables(mesh: Mesh) -> dict[str, Executable]:
@@ -273,6 +309,9 @@ class Screen:
     Tells the person at the terminal what happens; one line for each thing, so that it reads the same in a file.
 
     Called by the supervisor with each event; see `weft.agent.supervisor.Supervisor`.
+
+    Attributes:
+        closed: Called once nobody can read what is shown any more.
     """
 
     def __init__(self, plan: Plan, notes: str, started: float) -> None:
@@ -280,15 +319,30 @@ class Screen:
         self._services = {item.identifier: item.spec.service for item in plan.workloads}
         self._published: dict[str, Sequence[Published]] = {}
         self._said_ready: set[str] = set()
+        self._said_failed: dict[str, str] = {}
         self._ending = False
+        self.closed: Callable[[], None] = lambda: None
         self._width = max((len(item.identifier) for item in plan.workloads), default=0)
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         if self._ending:
             return  # that programs end now is what was asked for
         handler: Callable[[Mapping[str, Any]], None] | None = getattr(self, f"on_{event.replace('-', '_')}", None)
-        if handler:
+        if not handler:
+            return
+        try:
             handler(facts)
+        except BrokenPipeError:
+            self.closed()  # as docker compose and kubectl end by SIGPIPE: whoever closed the pipe has seen enough
+        except OSError:
+            pass  # a full disk, a terminal that is gone: what cannot be shown is not shown, and the mesh goes on
+
+    def close(self) -> None:
+        """Let go of what could not be shown, or Python would try again at its own end, and end with 120."""
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def on_booting(self, _: Mapping[str, Any]) -> None:
         click.echo(f"{click.style('weft', bold=True)}  mesh {self._plan.mesh}")
@@ -297,6 +351,8 @@ class Screen:
         self._published[facts["id"]] = facts["ports"]
 
     def on_mode(self, facts: Mapping[str, Any]) -> None:
+        from weft.agent.forward_proxies import exempted, told
+
         if facts["reason"]:
             click.echo(
                 f"Namespaces are not permitted here: {facts['reason']}\n"
@@ -305,6 +361,8 @@ class Screen:
             )
         elif facts["interception"] == "explicit":
             self._line("mesh", "explicit mode: nothing is caught; programs are told whom to call")
+        elif variable := next(filter(None, (told(item.spec.environment) for item in self._plan.workloads)), ""):
+            self._line("mesh", exempted(variable))
 
     def on_up(self, _: Mapping[str, Any]) -> None:
         self._line("control plane", "ready")
@@ -313,6 +371,7 @@ class Screen:
         if "id" in facts:
             again = facts["id"] in self._said_ready
             self._said_ready.add(facts["id"])
+            self._said_failed.pop(facts["id"], None)
             self._line(facts["id"], "ready again" if again else "ready")
 
     def on_unready(self, facts: Mapping[str, Any]) -> None:
@@ -378,7 +437,9 @@ class Screen:
         show_warnings(from_json(facts["problems"]))
 
     def on_failed(self, facts: Mapping[str, Any]) -> None:
-        self._line(facts["id"], f"cannot join: {facts['message']}", bad=True)
+        if self._said_failed.get(facts["id"]) != facts["message"]:  # it tries again, for as long as it takes
+            self._said_failed[facts["id"]] = facts["message"]
+            self._line(facts["id"], f"cannot join: {facts['message']}", bad=True)
 
     def on_agent_ended(self, facts: Mapping[str, Any]) -> None:
         from weft.agent.proxy import describe

@@ -1,8 +1,8 @@
 //! HTTP over one downstream connection: request after request along the line
 //!
-//!     read head -> route -> filter -> pick -> connect -> forward -> record
+//!     read head -> admit -> route -> filter -> pick -> connect -> forward -> record
 //!
-//! [`serve_request`] is that line. Before it there is no request; until the response's head is written an answer of our own is
+//! [`Exchange::walk`] is that line. Before it there is no request; until the response's head is written an answer of our own is
 //! possible ([`Exchange::respond`]); after it only the end of the connection can tell the client that something went wrong.
 //!
 //! The line is the same for every version of HTTP. What differs between versions is behind three seams:
