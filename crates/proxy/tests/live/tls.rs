@@ -49,6 +49,50 @@ fn a_connection_counts_from_its_first_moment() {
     until("both are closed", || (count("listener") == 0.0).then_some(()));
 }
 
+/// Start a proxy as [`secure`] says, that may take a minute to drain.
+fn patient(authority: &Authority) -> Mesh {
+    let mut mesh = Mesh::prepare(&[Upstream::saying("hello")]);
+    secure(authority, &[OTHER])(&mut mesh.setup);
+    mesh.serve();
+    mesh.run(&["--drain-time", "60"]);
+    mesh.publish();
+    mesh.wait_ready();
+    mesh
+}
+
+#[test]
+fn draining_waits_for_handshakes() {
+    let authority = Authority::new();
+    let mut mesh = patient(&authority);
+    mesh.signal(libc::SIGSTOP);
+    // The kernel takes them while the proxy is not looking.
+    let mut clients: Vec<_> =
+        (0..10).map(|_| client(mesh.address, &authority, Some(&authority.identity(OTHER)))).collect();
+    for client in &mut clients {
+        client.conn.write_tls(&mut client.sock).unwrap();
+    }
+    mesh.signal(libc::SIGTERM);
+    mesh.signal(libc::SIGCONT);
+    for client in clients {
+        let mut peer = Peer::over(client);
+        let answer = peer.get("/");
+        assert_eq!((answer.text().as_str(), answer.get("connection")), ("hello", Some("close")));
+    }
+    assert!(mesh.wait_exit().success());
+    assert!(!mesh.log().contains("cut off"), "{}", mesh.log());
+}
+
+#[test]
+fn who_never_begins_a_handshake_does_not_hold_what_drains() {
+    let authority = Authority::new();
+    let mut mesh = patient(&authority);
+    let silent = std::net::TcpStream::connect(mesh.address).unwrap();
+    until("it is accepted", || (mesh.metric("envoy_listener_downstream_cx_active", &[]) == 1.0).then_some(()));
+    mesh.signal(libc::SIGTERM);
+    assert!(mesh.wait_exit().success());
+    drop(silent);
+}
+
 #[test]
 fn a_client_with_a_good_certificate_is_served_and_known() {
     let authority = Authority::new();
