@@ -6,13 +6,15 @@ import datetime
 import ssl
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from tests.conformance.proxies import typed
+
+Key: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 class Identity(NamedTuple):
@@ -47,17 +49,17 @@ class Authority:
         organisation = x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Weft, Inc.")
         return x509.Name([organisation, x509.NameAttribute(x509.NameOID.COMMON_NAME, common)])
 
-    def build(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, until: datetime.datetime | None = None
-    ) -> x509.CertificateBuilder:
+    def build(self, subject: x509.Name, key: Key, until: datetime.datetime | None = None) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(key.public_key())
         builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
         return builder.not_valid_after(until or now + datetime.timedelta(days=1))
 
-    def issue(self, who: str, *names: x509.GeneralName, until: datetime.datetime | None = None) -> Identity:
-        """Return the files of the certificate and the key of *who*, by default valid for a day."""
-        key = ec.generate_private_key(ec.SECP256R1())
+    def issue(
+        self, who: str, *names: x509.GeneralName, until: datetime.datetime | None = None, key: Key | None = None
+    ) -> Identity:
+        """Return the files of the certificate and the key of *who*, by default valid for a day, and one for ECDSA."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
         builder = self.build(self.named(who), key, until)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)

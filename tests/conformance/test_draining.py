@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from tests.conformance.both import Json, both, cluster, http_filters, listener, typed
+from tests.conformance.certificates import Authority, client_context, common_context, downstream
 from tests.conformance.proxies import LIMIT, Static, until
 from tests.conformance.upstream import Upstream, read_answer, read_exactly, read_rest, several
 from weft.data_plane import ENVOY, WEFT_PROXY
@@ -149,3 +152,49 @@ def test_weft_proxy_that_is_asked_to_end_finishes_what_was_begun_and_envoy_ends_
                         assert read_answer(under_way) == LAST
                     assert read_rest(under_way) == b"", proxy.kind
                     assert proxy.process.wait(LIMIT) == 0, proxy.kind
+
+
+def test_a_handshake_that_is_under_way_is_ended_and_answered(tmp_path: Path) -> None:
+    """Weft-proxy is told to end, and does it when the client is gone; Envoy, which would end at once, to accept no more."""
+    authority = Authority(tmp_path / "certificates")
+    identity = authority.issue("server", x509.DNSName("localhost"))
+    secure = {"transport_socket": downstream(common_context(identity, authority.roots.read_text()))}
+    secure["transport_socket"]["typed_config"]["require_client_certificate"] = False
+
+    def resources(ports: dict[str, int]) -> Json:
+        answer = {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "hello"}}}
+        it = listener("http", ports["http"], http_filters([answer]))
+        it["filter_chains"][0] |= secure
+        return {"listeners": [it]}
+
+    with both(tmp_path, ("http",), resources) as proxies:
+        for proxy in proxies:
+            until("it is ready", proxy.is_ready)
+            with connect(proxy, "http") as client:
+                heard, said = ssl.MemoryBIO(), ssl.MemoryBIO()
+                session = client_context(authority, None).wrap_bio(heard, said, server_hostname="localhost")
+                with pytest.raises(ssl.SSLWantReadError):
+                    session.do_handshake()
+                client.sendall(said.read())
+                # The handshake has begun.
+                heard.write(client.recv(1))
+                if proxy.kind == WEFT_PROXY:
+                    proxy.process.terminate()
+                else:
+                    proxy.ask("/drain_listeners", "POST")
+                until("nobody listens", lambda proxy=proxy: is_refused(proxy))
+                while True:
+                    try:
+                        session.do_handshake()
+                        break
+                    except ssl.SSLWantReadError:
+                        heard.write(client.recv(1 << 16))
+                session.write(GET)
+                client.sendall(said.read())
+                answer = b""
+                while b"hello" not in answer:
+                    with contextlib.suppress(ssl.SSLWantReadError):
+                        answer += session.read(1 << 16)
+                        continue
+                    heard.write(client.recv(1 << 16))
+                assert answer.startswith(b"HTTP/1.1 200 OK\r\n"), proxy.kind

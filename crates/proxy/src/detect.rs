@@ -13,8 +13,9 @@ use weft_core::trace::Silent;
 
 use crate::alarm::Alarm;
 use crate::buffer::Buffer;
+use crate::codec::client_hello::{self, HANDSHAKE_RECORD, Step};
 use crate::codec::opening::{self, Opening};
-use crate::codec::proxy_protocol::{Expected, HeaderError, Reader as HeaderReader, Said, Step};
+use crate::codec::proxy_protocol::{self, Expected, HeaderError, Reader as HeaderReader, Said};
 use crate::identify::{Ends, Facts};
 use crate::io::Io;
 use crate::plan::{ChainContext, WorkerPlan};
@@ -83,8 +84,8 @@ pub async fn hear(
         loop {
             more(io, buffer).await?;
             match reader.step(buffer.data())? {
-                Step::More { consumed } => buffer.consume(consumed),
-                Step::Done { consumed, said } => {
+                proxy_protocol::Step::More { consumed } => buffer.consume(consumed),
+                proxy_protocol::Step::Done { consumed, said } => {
                     buffer.consume(consumed);
                     buffer.release_if_empty();
                     return Ok(said);
@@ -228,40 +229,23 @@ async fn more(io: &Io, buffer: &mut Buffer) -> Result<(), DetectError> {
     }
 }
 
-/// ContentType handshake (RFC 8446 5.1).
-const HANDSHAKE_RECORD: u8 = 22;
-
 async fn look_for_hello(io: &Io, buffer: &mut Buffer, seen: &mut Seen) -> Result<(), DetectError> {
-    let mut acceptor = Acceptor::default();
-    let mut fed = 0;
+    let mut reader = client_hello::Reader::default();
     loop {
-        if buffer.is_empty() {
-            more(io, buffer).await?;
-        }
-        if buffer.data()[0] != HANDSHAKE_RECORD {
-            return Ok(());
-        }
-        let mut unseen = &buffer.data()[fed..];
-        let before = unseen.len();
-        if acceptor.read_tls(&mut unseen).is_err() {
-            // Longer than rustls reads any: it will not be ended here, but may be passed on.
-            return Ok(());
-        }
-        fed += before - unseen.len();
-        match acceptor.accept() {
-            Ok(Some(accepted)) => {
-                learn(seen, &accepted);
-                // The bytes stay in the buffer: the chain may pass them through, or read them again.
+        // The bytes stay in the buffer: the chain may pass them through, or read them again.
+        match reader.step(buffer.data()) {
+            Step::Hello(hello) => {
+                seen.learn_hello(hello.server_name.as_deref(), hello.application_protocols);
                 return Ok(());
             }
-            Ok(None) if fed < buffer.len() => {}
-            Ok(None) => more(io, buffer).await?,
-            // Begins like TLS and is not: treated as bytes.
-            Err(_) => return Ok(()),
+            // It may begin like TLS, and is treated as bytes.
+            Step::Other => return Ok(()),
+            Step::Undecided => more(io, buffer).await?,
         }
     }
 }
 
+/// Learn from what is ended here, whether or not there was an inspector.
 fn learn(seen: &mut Seen, accepted: &Accepted) {
     let hello = accepted.client_hello();
     let protocols = hello.alpn().into_iter().flatten();

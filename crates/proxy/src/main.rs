@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 use weft_xds::Refusal;
 
@@ -91,6 +92,9 @@ static ALLOCATOR: profile::heap::Allocator = profile::heap::Allocator;
 
 /// How often draining looks whether connections are left.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
+/// How long draining waits for connections of which nobody knows yet what they will be, in their TLS handshakes above all. As many round trips
+/// as that takes, and the second that a lost packet costs; who opens a connection and says nothing holds nobody longer.
+const GREETING_GRACE: Duration = Duration::from_secs(2);
 /// How long workers may take to cut off what is under way, and to write their last records: ten thousand connections are closed in less than
 /// a second of a processor's time, and there may be several processes that want it.
 const STOP_TIME: Duration = Duration::from_secs(5);
@@ -258,7 +262,23 @@ impl Workers {
 
     /// Connections of clients that are open now.
     fn connections(&self) -> u64 {
+        self.metrics.iter().map(|metrics| metrics.counters.accepted_active.read()).sum()
+    }
+
+    /// Those of them that a filter took.
+    fn taken_connections(&self) -> u64 {
         self.metrics.iter().map(|metrics| metrics.counters.downstream_active.read()).sum()
+    }
+
+    /// Wait until all workers have done what they were told before.
+    async fn obey(&self) {
+        for commands in &self.commands {
+            let (done, is_done) = oneshot::channel();
+            // One that has ended does nothing more.
+            if commands.send(Command::Report(done)).is_ok() {
+                let _ = is_done.await;
+            }
+        }
     }
 
     /// Wait for workers that were told to stop; false if one does not.
@@ -362,13 +382,12 @@ async fn supervise(
 async fn drain(configurator: &RefCell<Configurator>, workers: &Workers, limit: Duration, signals: &mut Signals) {
     log::info!(target: logging::MAIN, "draining, {} connections, at most {limit:?}", workers.connections());
     configurator.borrow_mut().drain(Draining::Ending);
+    let greeted = Instant::now() + GREETING_GRACE;
     let idle = async {
-        // Workers must have seen the command before their numbers mean anything.
-        loop {
+        // Else who waits in their sockets' queues would not be counted.
+        workers.obey().await;
+        while workers.connections() > 0 && (workers.taken_connections() > 0 || Instant::now() < greeted) {
             tokio::time::sleep(DRAIN_LOOK).await;
-            if workers.connections() == 0 {
-                return;
-            }
         }
     };
     tokio::select! {

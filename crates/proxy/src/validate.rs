@@ -5,15 +5,22 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
+use prost::Message;
 use serde_json::Value;
 use weft_core::compile::{Problem, Problems, Strictness};
 use weft_core::honoured::{self, json};
 use weft_core::plan::Resource;
+use weft_protos::envoy::extensions::transport_sockets::tls::v3::Secret;
 use weft_protos::type_url;
+use weft_xds::Refusal;
 
 use crate::bootstrap::{self, Bootstrap, StartError};
 use crate::document;
+use crate::tls::context::{ClientContext, ContextError, Secrets, ServerContext};
+use crate::tls::secrets;
+use crate::warming::{self, Holdings};
 
 /// What was found in a file.
 #[derive(Debug, Default)]
@@ -119,14 +126,71 @@ fn is_bootstrap(value: &Value) -> bool {
 /// What of one resource is not applied, or all that refuses it.
 fn compile(type_url: &str, value: &Value) -> Result<Vec<Problem>, Problems> {
     if type_url == bootstrap::TYPE_URL {
-        return Bootstrap::compile(value).map(|bootstrap| bootstrap.not_applied);
+        let bootstrap = Bootstrap::compile(value)?;
+        if !is_hidden(value) {
+            put_to_work(&bootstrap)?;
+        }
+        return Ok(bootstrap.not_applied);
     }
     let bytes = json::encode(type_url, value).map_err(Problems)?;
     if type_url == type_url::SECRET {
         let problems = honoured::walk(type_url, &bytes);
-        return if problems.is_empty() { Ok(problems) } else { Err(Problems(problems)) };
+        if !problems.is_empty() {
+            return Err(Problems(problems));
+        }
+        let secret = Secret::decode(&*bytes).map_err(|error| Problems::one("Secret", &error.to_string()))?;
+        return match secrets::read(&secret) {
+            Err(error) if !is_hidden(value) => Err(Problems::one("Secret", &error.to_string())),
+            _ => Ok(Vec::new()),
+        };
     }
-    Resource::compile(type_url, &bytes, Strictness::Refuse).map(|compiled| compiled.not_applied)
+    let compiled = Resource::compile(type_url, &bytes, Strictness::Refuse)?;
+    let broken = match &compiled.value {
+        Resource::Cluster(cluster) => {
+            broken("Cluster", warming::transports(cluster), |tls| ClientContext::new(tls, &Secrets::default()).err())
+        }
+        Resource::Listener(listener) => {
+            let keys = Arc::default();
+            let tls = listener.all_chains().filter_map(|chain| chain.tls.as_ref());
+            broken("Listener", tls, |tls| ServerContext::new(tls, &Secrets::default(), &keys).err())
+        }
+        Resource::Routes(_) | Resource::Assignment(_) => Vec::new(),
+    };
+    if broken.is_empty() || is_hidden(value) { Ok(compiled.not_applied) } else { Err(Problems(broken)) }
+}
+
+/// What of *each* can never be put to work, whatever secrets come.
+fn broken<T>(
+    resource: &str,
+    each: impl Iterator<Item = T>,
+    context: impl Fn(T) -> Option<ContextError>,
+) -> Vec<Problem> {
+    let errors = each.filter_map(context).filter(|error| !matches!(error, ContextError::Missing(_)));
+    errors.map(|error| Problem { path: resource.to_owned(), reason: error.to_string() }).collect()
+}
+
+/// Do with static resources as a start does, but for sockets.
+fn put_to_work(bootstrap: &Bootstrap) -> Result<(), Problems> {
+    let mut holdings = Holdings::new(0, bootstrap.clusters.iter().map(|(name, _)| name.clone()));
+    let mut refused = Vec::new();
+    for (type_url, resource) in &bootstrap.resources {
+        let outcome = holdings.accept(None, type_url, vec![resource.clone()], Vec::new(), |_| Ok(()));
+        let problem =
+            |refusal: Refusal| Problem { path: format!("static_resources: {}", refusal.name), reason: refusal.reason };
+        refused.extend(outcome.refusals.into_iter().map(problem));
+    }
+    if refused.is_empty() { Ok(()) } else { Err(Problems(refused)) }
+}
+
+/// Whether a dump has left out keys: what needs them cannot be tried.
+fn is_hidden(value: &Value) -> bool {
+    match value {
+        // As text, and as bytes in base64.
+        Value::String(text) => text == "[redacted]" || text == "W3JlZGFjdGVkXQ==",
+        Value::Array(items) => items.iter().any(is_hidden),
+        Value::Object(members) => members.values().any(is_hidden),
+        _ => false,
+    }
 }
 
 impl fmt::Display for Report {

@@ -874,7 +874,8 @@ fn stored<T>(resource: Resource, value: Arc<T>, beside: Beside) -> Stored<T> {
     Stored { value, body: Bytes::copy_from_slice(&resource.body), version: resource.version, needs, not_applied }
 }
 
-fn transports(cluster: &Cluster) -> impl Iterator<Item = &Arc<UpstreamTls>> {
+/// All TLS that connections to a cluster may begin with.
+pub fn transports(cluster: &Cluster) -> impl Iterator<Item = &Arc<UpstreamTls>> {
     let matches = cluster.transport_matches.iter().map(|candidate| &candidate.socket);
     matches.chain([&cluster.transport]).filter_map(|socket| socket.tls.as_ref())
 }

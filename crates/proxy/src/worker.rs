@@ -65,6 +65,8 @@ pub enum Command {
     Drain(Draining),
     /// What has to be done under pressure is something else now.
     Overload,
+    /// Say when all that was told before is done.
+    Report(oneshot::Sender<()>),
     /// Close record files, so that they are opened anew.
     Reopen,
     /// End the worker.
@@ -293,6 +295,8 @@ async fn work(start: Start) -> Rc<Worker> {
                 // Idle ones may have to close.
                 worker.wake_connections();
             }
+            // Who does not wait any more needs no answer.
+            Command::Report(done) => drop(done.send(())),
             Command::Reopen => worker.recorder.reopen(),
             Command::Stop => break,
         }

@@ -8,7 +8,9 @@ use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, ServerConfig, SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion};
+use rustls::{
+    ClientConfig, ServerConfig, SignatureAlgorithm, SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion,
+};
 use rustls_pki_types::{CertificateDer, IpAddr, Ipv4Addr, ServerName, UnixTime};
 use weft_core::tls::{
     CertificateSource, CipherSuite, Curve, DownstreamTls, SecretName, TicketKeySource, TlsCommon, TlsVersion,
@@ -82,6 +84,7 @@ impl ServerContext {
         let provider = provider(&tls.common);
         let builder =
             ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions(&tls.common))?;
+        let certificates = Certificates::new(identities, &provider, &tls.common);
         let verifier = match (&roots, tls.require_client_certificate) {
             (None, false) => None,
             (_, required) => Some(PeerVerifier::new(provider, roots, revoked, tls.common.clone(), required)),
@@ -90,7 +93,7 @@ impl ServerContext {
             None => builder.with_no_client_auth(),
             Some(verifier) => builder.with_client_cert_verifier(Arc::<PeerVerifier>::clone(verifier)),
         };
-        let mut config = builder.with_cert_resolver(Arc::new(Certificates::new(identities)));
+        let mut config = builder.with_cert_resolver(Arc::new(certificates));
         // Only clients keep sessions: memory of ours would be theirs to fill.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -330,25 +333,70 @@ fn inline(bytes: &[u8]) -> DataSource {
     DataSource { specifier: Some(Specifier::InlineBytes(bytes.to_vec())), ..Default::default() }
 }
 
-/// The listener's certificates; the one whose DNS name the client asked for, else the first.
+/// The listener's certificates, of which each client gets one as it would of Envoy: of those with exactly the DNS name that it asked for, else of
+/// those with a wildcard for it, else, if it asked for none, of all, the best that it can check; and the first where there is none.
 #[derive(Debug)]
-struct Certificates(Vec<(Vec<String>, Arc<CertifiedKey>)>);
+struct Certificates {
+    offered: Vec<Offered>,
+    /// Those of the configuration.
+    suites: Vec<SupportedCipherSuite>,
+}
+
+#[derive(Debug)]
+struct Offered {
+    names: Vec<String>,
+    key: Arc<CertifiedKey>,
+}
 
 impl Certificates {
-    fn new(identities: Vec<Arc<Identity>>) -> Certificates {
-        let names = |key: &CertifiedKey| key.cert.first().map(|leaf| san::names(leaf).dns).unwrap_or_default();
-        Certificates(identities.iter().map(|identity| (names(&identity.key), Arc::clone(&identity.key))).collect())
+    fn new(identities: Vec<Arc<Identity>>, provider: &CryptoProvider, tls: &TlsCommon) -> Certificates {
+        let offered = |identity: &Arc<Identity>| Offered {
+            names: identity.key.cert.first().map(|leaf| san::names(leaf).dns).unwrap_or_default(),
+            key: Arc::clone(&identity.key),
+        };
+        let versions = versions(tls);
+        let is_spoken = |suite: &&SupportedCipherSuite| versions.contains(&suite.version());
+        Certificates {
+            offered: identities.iter().map(offered).collect(),
+            suites: provider.cipher_suites.iter().filter(is_spoken).copied().collect(),
+        }
+    }
+
+    /// How a client can have a handshake signed. In TLS 1.2 a suite says with which kind of key (RFC 5246 7.4.3); rustls asks for one of any
+    /// version.
+    fn schemes(&self, hello: &ClientHello<'_>) -> Vec<SignatureScheme> {
+        let common: Vec<_> =
+            self.suites.iter().filter(|suite| hello.cipher_suites().contains(&suite.suite())).collect();
+        let is_of = |suite: &SupportedCipherSuite, scheme| match suite {
+            SupportedCipherSuite::Tls12(suite) => suite.sign.contains(scheme),
+            SupportedCipherSuite::Tls13(_) => true,
+        };
+        let offered = hello.signature_schemes().iter();
+        offered.filter(|scheme| common.iter().any(|suite| is_of(suite, scheme))).copied().collect()
+    }
+
+    /// The first with ECDSA that signs with one of *schemes*, else the first that does.
+    fn best(&self, schemes: &[SignatureScheme], is_meant: impl Fn(&Offered) -> bool) -> Option<&Arc<CertifiedKey>> {
+        let fit = self.offered.iter().filter(|offered| is_meant(offered)).map(|offered| &offered.key);
+        let fit = fit.filter(|key| key.key.choose_scheme(schemes).is_some());
+        fit.min_by_key(|key| key.key.algorithm() != SignatureAlgorithm::ECDSA)
     }
 }
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let wanted = hello.server_name();
-        let named = self
-            .0
-            .iter()
-            .find(|(names, _)| wanted.is_some_and(|wanted| names.iter().any(|name| dns_name_covers(name, wanted))));
-        named.or(self.0.first()).map(|(_, key)| Arc::clone(key))
+        // Nothing to choose, as in a mesh.
+        if let [only] = &*self.offered {
+            return Some(Arc::clone(&only.key));
+        }
+        let schemes = self.schemes(&hello);
+        let best = match hello.server_name() {
+            None => self.best(&schemes, |_| true),
+            Some(wanted) => self
+                .best(&schemes, |it| it.names.iter().any(|name| name.eq_ignore_ascii_case(wanted)))
+                .or_else(|| self.best(&schemes, |it| it.names.iter().any(|name| dns_name_covers(name, wanted)))),
+        };
+        best.or(self.offered.first().map(|first| &first.key)).cloned()
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use weft_protos::type_url;
 use weft_xds::server::Event;
 
+use crate::kit::certificates::{Authority, OTHER, WEB};
 use crate::kit::resources::{CLUSTER, cluster_of, to};
 use crate::kit::{Mesh, Peer, Upstream, free_address, until};
 
@@ -222,4 +223,64 @@ fn validate_finds_resources_wherever_they_are_and_says_what_is_wrong() {
         assert_eq!(code, Some(2), "{nothing}: {error}");
     }
     assert_eq!(run(&["validate"]).0, Some(2));
+}
+
+/// What can be told without the secrets that have yet to come: a proxy refuses it when it arrives.
+#[test]
+fn validate_tries_certificates_and_names_of_servers() {
+    const TLS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3";
+    let mesh = Mesh::prepare(&[]);
+    let path = mesh.path("file");
+    let authority = Authority::new();
+    let (one, other) = (authority.identity(WEB), authority.identity(OTHER));
+    let certificate = |chain: &str, key: &str| json!({"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}});
+    let secret =
+        |certificate: Value| json!({"@type": type_url::SECRET, "name": "default", "tls_certificate": certificate});
+    let socket = |kind: &str, fields: Value| {
+        let mut config = json!({"@type": format!("{TLS}.{kind}")});
+        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        json!({"name": "envoy.transport_sockets.tls", "typed_config": config})
+    };
+    let cluster = |fields: Value| json!({"@type": type_url::CLUSTER, "name": "up", "type": "STATIC", "transport_socket": socket("UpstreamTlsContext", fields)});
+    let listener = |common: Value| {
+        let tcp = json!({"@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", "stat_prefix": "tcp", "cluster": "up"});
+        json!({"@type": type_url::LISTENER, "name": "in", "address": {"socket_address": {"address": "127.0.0.1", "port_value": 1}},
+            "filter_chains": [{"filters": [{"name": "tcp", "typed_config": tcp}],
+                "transport_socket": socket("DownstreamTlsContext", json!({"common_tls_context": common}))}]})
+    };
+    let yet_to_come = json!({"tls_certificate_sds_secret_configs": [{"name": "default", "sds_config": {"ads": {}}}]});
+    let untrusted = |context: Value| json!({"common_tls_context": {"validation_context": context}});
+    let is_of_ca = json!({"trusted_ca": {"inline_string": authority.pem()}, "crl": {"inline_string": "none"}});
+    for (resource, expected) in [
+        (secret(certificate(&one.chain, &one.key)), None),
+        (secret(certificate(&one.chain, &other.key)), Some("Secret: the key does not belong to the certificate")),
+        (secret(certificate("none", &one.key)), Some("Secret: certificate_chain: ")),
+        (secret(certificate(&one.chain, "[redacted]")), None),
+        (listener(json!({"tls_certificates": [certificate(&one.chain, &one.key)]})), None),
+        (
+            listener(json!({"tls_certificates": [certificate(&one.chain, &other.key)]})),
+            Some("Listener: the key does not belong to the certificate"),
+        ),
+        (listener(yet_to_come.clone()), None),
+        (cluster(untrusted(json!({"trusted_ca": {"inline_string": authority.pem()}}))), None),
+        (cluster(untrusted(json!({"trusted_ca": {"inline_string": "none"}}))), Some("Cluster: trusted_ca: ")),
+        (cluster(untrusted(is_of_ca)), Some("Cluster: crl: ")),
+        (cluster(json!({"sni": "no name"})), Some("Cluster: no name cannot be a server name")),
+    ] {
+        let in_bootstrap = |list: &str| json!({"node": {"id": "a"}, "static_resources": {list: [resource]}});
+        let kept = match resource["@type"].as_str().unwrap() {
+            type_url::CLUSTER => Some(in_bootstrap("clusters")),
+            type_url::LISTENER => Some(in_bootstrap("listeners")),
+            _ => None,
+        };
+        // A bootstrap has no secrets that are yet to come from where it does not say.
+        let files = [Some(resource.clone()), kept.filter(|_| expected.is_some())];
+        for file in files.into_iter().flatten() {
+            std::fs::write(&path, file.to_string()).unwrap();
+            let (code, report, error) = run(&["validate", path.to_str().unwrap()]);
+            let reason = expected.map(|expected| expected.split_once(": ").unwrap().1);
+            assert_eq!(code, Some(i32::from(reason.is_some())), "{file}: {report}{error}");
+            assert!(reason.is_none_or(|reason| report.contains(reason)), "{file}: {report}");
+        }
+    }
 }

@@ -10,8 +10,8 @@ use weft_protos::envoy::extensions::transport_sockets::tls::v3 as tls;
 use weft_protos::google::protobuf::BoolValue;
 
 use crate::kit::certificates::{
-    Authority, Hello, Identity, OTHER, WEB, client, client_saying, downstream, downstream_changed, downstream_with,
-    secrets, server, upstream,
+    Authority, Hello, Identity, OTHER, WEB, client, client_saying, downstream, downstream_changed, downstream_context,
+    downstream_with, secrets, server, upstream,
 };
 use crate::kit::peer::{End, ok, unacknowledged_bytes};
 use crate::kit::resources::seconds;
@@ -47,6 +47,50 @@ fn a_connection_counts_from_its_first_moment() {
     assert_eq!((count("listener"), count("http")), (2.0, 1.0));
     drop((silent, peer));
     until("both are closed", || (count("listener") == 0.0).then_some(()));
+}
+
+/// Start a proxy as [`secure`] says, that may take a minute to drain.
+fn patient(authority: &Authority) -> Mesh {
+    let mut mesh = Mesh::prepare(&[Upstream::saying("hello")]);
+    secure(authority, &[OTHER])(&mut mesh.setup);
+    mesh.serve();
+    mesh.run(&["--drain-time", "60"]);
+    mesh.publish();
+    mesh.wait_ready();
+    mesh
+}
+
+#[test]
+fn draining_waits_for_handshakes() {
+    let authority = Authority::new();
+    let mut mesh = patient(&authority);
+    mesh.signal(libc::SIGSTOP);
+    // The kernel takes them while the proxy is not looking.
+    let mut clients: Vec<_> =
+        (0..10).map(|_| client(mesh.address, &authority, Some(&authority.identity(OTHER)))).collect();
+    for client in &mut clients {
+        client.conn.write_tls(&mut client.sock).unwrap();
+    }
+    mesh.signal(libc::SIGTERM);
+    mesh.signal(libc::SIGCONT);
+    for client in clients {
+        let mut peer = Peer::over(client);
+        let answer = peer.get("/");
+        assert_eq!((answer.text().as_str(), answer.get("connection")), ("hello", Some("close")));
+    }
+    assert!(mesh.wait_exit().success());
+    assert!(!mesh.log().contains("cut off"), "{}", mesh.log());
+}
+
+#[test]
+fn who_never_begins_a_handshake_does_not_hold_what_drains() {
+    let authority = Authority::new();
+    let mut mesh = patient(&authority);
+    let silent = std::net::TcpStream::connect(mesh.address).unwrap();
+    until("it is accepted", || (mesh.metric("envoy_listener_downstream_cx_active", &[]) == 1.0).then_some(()));
+    mesh.signal(libc::SIGTERM);
+    assert!(mesh.wait_exit().success());
+    drop(silent);
 }
 
 #[test]
@@ -573,5 +617,72 @@ fn bytes_behind_a_request_are_the_next_one() {
         assert_eq!(peer.message().text(), "one");
         let next = upstream.message();
         assert_eq!((next.start_line(), next.text()), (&*format!("POST /{number} HTTP/1.1"), number.to_string()));
+    }
+}
+
+/// Start a proxy that has *identities* for its clients, in this order, and wants none of theirs.
+fn showing(identities: &[&Identity]) -> Mesh {
+    Mesh::start(&[Upstream::saying("hello")], |setup| {
+        setup.chain.transport_socket = downstream_context(&[], |context| {
+            context.require_client_certificate = None;
+            let common = context.common_tls_context.as_mut().unwrap();
+            common.tls_certificate_sds_secret_configs.clear();
+            common.validation_context_type = None;
+            common.tls_certificates = identities.iter().map(|identity| identity.inline()).collect();
+        });
+    })
+}
+
+/// As of Envoy: whose name it is decides first, then who can check it, and ECDSA is preferred.
+#[test]
+fn a_client_is_shown_the_certificate_that_it_asks_for_and_can_check() {
+    use rcgen::{PKCS_ECDSA_P256_SHA256 as ECDSA, PKCS_RSA_SHA256 as RSA};
+    use rustls::SignatureScheme::{ECDSA_NISTP256_SHA256, RSA_PKCS1_SHA256, RSA_PSS_SHA256};
+    const ONLY_12: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12];
+    const ANY: &[rustls::SignatureScheme] = &[];
+    const ONLY_RSA: &[rustls::SignatureScheme] = &[RSA_PSS_SHA256, RSA_PKCS1_SHA256];
+    const RSA_FIRST: &[rustls::SignatureScheme] = &[RSA_PSS_SHA256, RSA_PKCS1_SHA256, ECDSA_NISTP256_SHA256];
+    let authority = Authority::new();
+    let [wide, exact, exact_rsa, wide_rsa] =
+        [("*.example.com", &ECDSA), ("foo.example.com", &ECDSA), ("foo.example.com", &RSA), ("*.example.com", &RSA)]
+            .map(|(name, algorithm)| authority.named(name, algorithm));
+    // A literal address is no server name, and none is said.
+    let (foo, bar, other, none) = ("foo.example.com", "bar.example.com", "elsewhere.test", "192.0.2.1");
+    for (identities, cases) in [
+        (
+            &[&wide, &exact, &exact_rsa][..],
+            &[
+                (foo, ANY, Some(&exact)),
+                (foo, RSA_FIRST, Some(&exact)),
+                (foo, ONLY_RSA, Some(&exact_rsa)),
+                (bar, ANY, Some(&wide)),
+                (other, ANY, Some(&wide)),
+                (none, ONLY_RSA, Some(&exact_rsa)),
+                // The first, whoever cannot check it.
+                (bar, ONLY_RSA, None),
+                (other, ONLY_RSA, None),
+            ][..],
+        ),
+        (
+            &[&exact_rsa, &exact, &wide],
+            &[
+                (foo, ANY, Some(&exact)),
+                (foo, ONLY_RSA, Some(&exact_rsa)),
+                (none, ANY, Some(&exact)),
+                (other, ANY, Some(&exact_rsa)),
+            ],
+        ),
+        (&[&exact, &wide_rsa], &[(foo, ONLY_RSA, Some(&wide_rsa)), (foo, RSA_FIRST, Some(&exact))]),
+    ] {
+        let mesh = showing(identities);
+        for &(name, schemes, expected) in cases {
+            for versions in [rustls::ALL_VERSIONS, ONLY_12] {
+                let hello = Hello { name, versions, schemes, ..Hello::default() };
+                let mut client = client_saying(mesh.address, &authority, None, &hello);
+                let agreed = client.conn.complete_io(&mut client.sock);
+                let shown = client.conn.peer_certificates().map(<[_]>::to_vec).filter(|_| agreed.is_ok());
+                assert_eq!(shown, expected.map(Identity::certificates), "{name} {schemes:?} {versions:?}");
+            }
+        }
     }
 }

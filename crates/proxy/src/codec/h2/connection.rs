@@ -812,7 +812,7 @@ impl Connection {
             return Ok(None);
         }
         if self.expect == Expect::Frames {
-            self.spend_idle(now)?;
+            self.spend_idle_unless_bounded(self.limits.floods.outbound_control_frames, now)?;
         }
         self.expect = Expect::Frames;
         let before = self.remote;
@@ -842,7 +842,7 @@ impl Connection {
         if header.has(flag::ACK) {
             return Ok(Some(Event::Pong(payload)));
         }
-        self.spend_idle(now)?;
+        self.spend_idle_unless_bounded(self.limits.floods.outbound_control_frames, now)?;
         frame::ping(&mut self.out, flag::ACK, payload);
         self.count_answer()?;
         Ok(None)

@@ -684,17 +684,23 @@ fn only_streams_that_are_given_up_prematurely_are_counted() {
 #[test]
 fn a_bound_of_its_own_holds_instead_of_the_allowance() {
     let floods = Floods {
+        outbound_control_frames: 100,
         consecutive_empty_frames: 100,
         priority_frames_per_stream: 100,
         window_updates_per_data_frame: 100,
         ..Floods::default()
     };
     let allowance = Limits { idle_frames: Rate { burst: 0, per_second: 0 }, ..Limits::default() };
-    let frames: [(u8, &[u8]); 3] =
-        [(kind::DATA, &[]), (kind::PRIORITY, &[0, 0, 0, 3, 0]), (kind::WINDOW_UPDATE, &[0, 0, 0, 1])];
-    for (kind, payload) in frames {
+    let frames: [(u8, StreamId, &[u8]); 5] = [
+        (kind::DATA, 1, &[]),
+        (kind::PRIORITY, 1, &[0, 0, 0, 3, 0]),
+        (kind::WINDOW_UPDATE, 1, &[0, 0, 0, 1]),
+        (kind::PING, 0, &[0; 8]),
+        (kind::SETTINGS, 0, &[]),
+    ];
+    for (kind, stream, payload) in frames {
         // Of WINDOW_UPDATE there may be seven where nothing was sent.
-        let raw = || (0..7).fold(Raw::new().get(1, false), |raw, _| raw.frame(kind, 0, 1, payload));
+        let raw = || (0..7).fold(Raw::new().get(1, false), |raw, _| raw.frame(kind, 0, stream, payload));
         assert_eq!(raw().read_by_server(Limits { floods, ..allowance }).1, None, "{kind}");
         assert_eq!(raw().read_by_server(allowance).1, Some(Code::ENHANCE_YOUR_CALM), "{kind}");
     }

@@ -109,9 +109,18 @@ impl Authority {
         Identity { chain: identity.chain + &self.pem(), ..identity }
     }
 
-    fn sign(&self, mut parameters: CertificateParams) -> Identity {
+    /// One for a DNS name, with a key for *algorithm*.
+    pub fn named(&self, dns: &str, algorithm: &'static rcgen::SignatureAlgorithm) -> Identity {
+        let parameters = CertificateParams::new(vec![dns.to_owned()]).unwrap();
+        self.sign_for(parameters, KeyPair::generate_for(algorithm).unwrap())
+    }
+
+    fn sign(&self, parameters: CertificateParams) -> Identity {
+        self.sign_for(parameters, KeyPair::generate().unwrap())
+    }
+
+    fn sign_for(&self, mut parameters: CertificateParams, key: KeyPair) -> Identity {
         parameters.not_before = rcgen::date_time_ymd(2001, 1, 1);
-        let key = KeyPair::generate().unwrap();
         let certificate = parameters.signed_by(&key, &self.0).unwrap();
         Identity { chain: certificate.pem(), key: key.serialize_pem() }
     }
@@ -126,6 +135,15 @@ impl Authority {
 impl Identity {
     pub fn certificates(&self) -> Vec<CertificateDer<'static>> {
         CertificateDer::pem_slice_iter(self.chain.as_bytes()).map(Result::unwrap).collect()
+    }
+
+    /// As a resource holds it.
+    pub fn inline(&self) -> tls::TlsCertificate {
+        tls::TlsCertificate {
+            certificate_chain: inline(&self.chain),
+            private_key: inline(&self.key),
+            ..Default::default()
+        }
     }
 
     fn private_key(&self) -> PrivateKeyDer<'static> {
@@ -147,11 +165,7 @@ pub fn secrets(identity: &Identity, trust: &Authority) -> Vec<Published> {
 
 /// The same with several authorities and revocation lists in PEM.
 pub fn secrets_with(identity: &Identity, trust: &[&Authority], revoked: Option<&str>) -> Vec<Published> {
-    let certificate = tls::secret::Type::TlsCertificate(tls::TlsCertificate {
-        certificate_chain: inline(&identity.chain),
-        private_key: inline(&identity.key),
-        ..Default::default()
-    });
+    let certificate = tls::secret::Type::TlsCertificate(identity.inline());
     let validation = tls::secret::Type::ValidationContext(tls::CertificateValidationContext {
         trusted_ca: inline(&trust.iter().map(|authority| authority.pem()).collect::<String>()),
         crl: revoked.and_then(inline),
@@ -295,11 +309,13 @@ pub struct Hello {
     pub name: &'static str,
     pub alpn: &'static [&'static str],
     pub versions: &'static [&'static rustls::SupportedProtocolVersion],
+    /// How the server may sign; none: as the client knows.
+    pub schemes: &'static [rustls::SignatureScheme],
 }
 
 impl Default for Hello {
     fn default() -> Hello {
-        Hello { name: "up.default.svc.cluster.local", alpn: &[], versions: rustls::ALL_VERSIONS }
+        Hello { name: "up.default.svc.cluster.local", alpn: &[], versions: rustls::ALL_VERSIONS, schemes: &[] }
     }
 }
 
@@ -337,7 +353,7 @@ pub fn client_with(
 pub fn client_config(trust: &Authority, identity: Option<&Identity>, hello: &Hello) -> Arc<ClientConfig> {
     let builder = ClientConfig::builder_with_protocol_versions(hello.versions)
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ChainOnly::new(trust)));
+        .with_custom_certificate_verifier(Arc::new(ChainOnly::new(trust, hello.schemes)));
     let mut config = match identity {
         Some(identity) => builder.with_client_auth_cert(identity.certificates(), identity.private_key()).unwrap(),
         None => builder.with_no_client_auth(),
@@ -376,11 +392,11 @@ pub fn server_config(trust: &Authority, identity: &Identity, alpn: &[&str]) -> A
 
 /// Checks the chain, and no name.
 #[derive(Debug)]
-struct ChainOnly(Arc<rustls::client::WebPkiServerVerifier>);
+struct ChainOnly(Arc<rustls::client::WebPkiServerVerifier>, &'static [rustls::SignatureScheme]);
 
 impl ChainOnly {
-    fn new(trust: &Authority) -> ChainOnly {
-        ChainOnly(rustls::client::WebPkiServerVerifier::builder(Arc::new(trust.store())).build().unwrap())
+    fn new(trust: &Authority, schemes: &'static [rustls::SignatureScheme]) -> ChainOnly {
+        ChainOnly(rustls::client::WebPkiServerVerifier::builder(Arc::new(trust.store())).build().unwrap(), schemes)
     }
 }
 
@@ -422,6 +438,6 @@ impl rustls::client::danger::ServerCertVerifier for ChainOnly {
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.supported_verify_schemes()
+        if self.1.is_empty() { self.0.supported_verify_schemes() } else { self.1.to_vec() }
     }
 }
