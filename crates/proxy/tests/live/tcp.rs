@@ -371,7 +371,6 @@ fn who_calls_the_proxy_itself_wanted_to_go_nowhere_else() {
         setup.more.push(original_destination_cluster("PassthroughCluster"));
     });
     let mut client = mesh.client();
-    client.send("ping");
     client.expect_end();
     let records = mesh.wait_records(1);
     assert_eq!((records.len(), &records[0]["response_flags"]), (1, &"UH".into()));
