@@ -61,7 +61,8 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Greeter) -> Iter
             ports["undeclared"],
             bytes_alone,
             listener_filters=[{"name": "http_inspector", "typed_config": inspector}],
-            listener_filters_timeout="0.3s",
+            # Long enough for a busy machine to have a client say something first.
+            listener_filters_timeout="2s",
             continue_on_listener_filters_timeout=True,
         )
         of_web = {"filter_chain_match": {"application_protocols": ["http/1.1", "h2c"]}, "filters": web}
