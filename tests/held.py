@@ -16,7 +16,7 @@ from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.config.listener.v3.listener_pb2 import Listener
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-import weft.translate  # noqa: F401 - registers the types that are in an Any
+import weft.translate.translator  # noqa: F401 - registers the types that are in an Any
 from weft.data_plane import ENVOY
 from weft.xds.publisher import version_of
 
