@@ -42,14 +42,12 @@ spec: {selector: {app: reviews}, ports: [{port: 9080}]}
 GATEWAY = """\
 apiVersion: networking.istio.io/v1
 kind: Gateway
-metadata: {name: nobodys}
+metadata: {name: door}
 spec:
-  selector: {istio: ingressgateway}
-  servers:
-  - port: {number: 8080, name: http, protocol: HTTP}
-    hosts: ["*"]
+  selector: {app: door}
+  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]
 """
-"""For a gateway that this mesh does not have."""
+"""For a gateway that a mesh has only where a test starts it."""
 
 
 def two(mesh: Mesh) -> tuple[Agent, ScriptedProxy, Agent]:
@@ -119,16 +117,6 @@ def test_settled_says_who_is_not_ready_and_which_proxy_is_behind(mesh: Mesh) -> 
     mesh.proxy(server)
     answer = mesh.client.get("/v1/settled", ready=",".join(both), wait=1)
     assert answer == {"unready": [], "behind": ["productpage-v1-0"], "untaken": {}}
-
-
-GATEWAY = """\
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: door}
-spec:
-  selector: {app: door}
-  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]
-"""
 
 
 def test_settled_says_which_published_ports_no_gateway_takes(mesh: Mesh) -> None:

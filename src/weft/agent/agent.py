@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from weft.agent import dns, edge, explicit, forward_proxies, host_ports, hot_restart, init, limits, mounts, sockets
 from weft.agent.capabilities import grantable_here
-from weft.agent.data_planes import DATA_PLANES
+from weft.agent.data_planes import DATA_PLANES, files_of
 from weft.agent.data_planes.base import Place
 from weft.agent.discovery import Discovery, Saved
 from weft.agent.keeper import Keeper
@@ -154,8 +154,7 @@ async def serve(mesh: MeshPaths, spec: WorkloadSpec, around: Surroundings) -> in
         registered = await unless_ending(around.ending, stream.register(patience=JOIN_SECONDS))
         if registered is None:
             return 0
-        relayed, published = DATA_PLANES[spec.data_plane].relayed, [item.port for item in spec.published]
-        files = mesh.workload(registered.workload, relayed=relayed, published=published)
+        files = files_of(mesh, registered.workload, spec)
         member = Member(mesh, spec, around, stream, registered, files)
         member.files.make()
         around.control.withdraw = functools.partial(withdraw, stream)
@@ -270,16 +269,17 @@ class NameTable:
     def __init__(self) -> None:
         self._table: dict[str, list[str]] = {}
         self._names: dns.Names | None = None
-        self._program: Program | None = None
-        self._hosts: mounts.Hosts | None = None
+        self._kept_out_of: tuple[Program, mounts.Hosts] | None = None
 
     def replace(self, table: dict[str, list[str]]) -> None:
         """Take a new table."""
         self._table = table
         if self._names:
             self._names.replace(table)
-        if self._program is not None and self._program.hosts >= 0 and self._hosts is not None:
-            mounts.rewrite(self._program.hosts, self._hosts, self.has)
+        if self._kept_out_of is not None:
+            program, hosts = self._kept_out_of
+            if program.hosts >= 0:
+                mounts.rewrite(program.hosts, hosts, self.has)
 
     def has(self, name: str) -> bool:
         """Whether *name* is one of the mesh's as the program sees them."""
@@ -291,7 +291,7 @@ class NameTable:
 
     def keep_out_of(self, program: Program, hosts: mounts.Hosts) -> None:
         """Keep what comes to be a name of the mesh out of the hosts file of *program*, which is made of *hosts*."""
-        self._program, self._hosts = program, hosts
+        self._kept_out_of = (program, hosts)
 
     def names_of(self, member: Member) -> dns.Names:
         """Return the table as *member* sees it; `replace` keeps it up to date."""

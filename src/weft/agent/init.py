@@ -181,11 +181,7 @@ class Program:
         loop.remove_reader(self._channel)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.init_pid, 0)
-        self._channel.close()
-        for descriptor in (self._init, self._program, self.hosts):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._init = self._program = self.hosts = -1
+        self._close()
         if self._follows_stops:
             terminal.take_back(from_group=self.pid if self._own_group else 0)
         # Without a report somebody killed init, and the kernel the program with it.
@@ -229,6 +225,10 @@ class Program:
         os.waitpid(self.init_pid, 0)
         if self._follows_stops:
             terminal.take_back()  # it may have been given to who then could not become the program
+        self._close()
+
+    def _close(self) -> None:
+        """Let go of what is held of a program that has ended."""
         self._channel.close()
         for descriptor in (self._init, self._program, self.hosts):
             if descriptor >= 0:

@@ -47,12 +47,12 @@ class Hosts:
     there is that service: docker-compose has people write `127.0.0.1 reviews` into the host's.
 
     Attributes:
-        own: Lines of the program itself.
-        host: Lines of the host, each an address, a tab and names with a space between them.
+        own: Entries of the program itself.
+        host: Entries of the host; each is an address and its names.
     """
 
-    own: bytes
-    host: bytes
+    own: tuple[tuple[str, tuple[str, ...]], ...]
+    host: tuple[tuple[str, tuple[str, ...]], ...]
 
     def without(self, is_service: IsService) -> bytes:
         """
@@ -60,13 +60,12 @@ class Hosts:
 
         There are blanks in their place, so that it can be written over the one that a program is just reading.
         """
-        lines = []
-        for line in self.host.splitlines():
-            address, _, names = line.partition(b"\t")
-            kept = [b" " * len(name) if is_service(name.decode()) else name for name in names.split(b" ")]
+        entries = list(self.own)
+        for address, names in self.host:
+            kept = tuple(" " * len(name.encode()) if is_service(name) else name for name in names)
             # Without a name it must be no entry: looked up backwards, the address would have an empty one.
-            lines.append((address if any(map(bytes.strip, kept)) else b"#" + address[1:]) + b"\t" + b" ".join(kept))
-        return self.own + b"".join(line + b"\n" for line in lines)
+            entries.append((address if any(map(str.strip, kept)) else "#" + address[1:], kept))
+        return "".join(f"{address}\t{' '.join(names)}\n" for address, names in entries).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,20 +242,16 @@ def _is_loopback(name: str) -> bool:
 
 def _hosts(host: str, names: Sequence[str], address: str, address6: str) -> Hosts:
     """The host's entries without *names*, which mean the program itself here; `localhost` even if the host forgot it."""
-    own = dict.fromkeys(names)
-    first = [f"{value}\t{' '.join(own)}" for value in (address, address6) if value and own]
-    lines: list[str] = []
-    known = set()
+    own = tuple(dict.fromkeys(names))
+    entries = []
     lowered = {name.lower() for name in own}
     for line in host.splitlines():
         words = line.split("#", 1)[0].split()
-        kept = [word for word in words[1:] if word.lower() not in lowered]
-        if kept:
-            lines.append(f"{words[0]}\t{' '.join(kept)}")
-            known.update(kept)
-    if "localhost" not in known:
-        lines += ["127.0.0.1\tlocalhost", "::1\tlocalhost"]
-    return Hosts(*("".join(f"{line}\n" for line in part).encode() for part in (first, lines)))
+        if kept := tuple(word for word in words[1:] if word.lower() not in lowered):
+            entries.append((words[0], kept))
+    if not any("localhost" in kept for _, kept in entries):
+        entries += [("127.0.0.1", ("localhost",)), ("::1", ("localhost",))]
+    return Hosts(tuple((value, own) for value in (address, address6) if value and own), tuple(entries))
 
 
 def _nsswitch(host: str) -> str:

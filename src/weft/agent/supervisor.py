@@ -239,8 +239,8 @@ class Supervisor:
         self._settled: dict[str, asyncio.Event] = {item.identifier: asyncio.Event() for item in plan.workloads}
         # Ended for good, or not started for want of one that has: it becomes ready only if somebody helps.
         self._given_up: dict[str, asyncio.Event] = {item.identifier: asyncio.Event() for item in plan.workloads}
-        self._failed: set[str] = set()
-        """Those whose agent could not join the last time."""
+        self._how: dict[str, str] = {}
+        """In which way those that were given up came to it."""
         self._alive: set[str] = set()
         self._all_gone = asyncio.Event()
         self._pauses: dict[str, float] = {}
@@ -423,12 +423,15 @@ class Supervisor:
         ready = self._ready[identifier]
         await first_of(ready.wait(), self._given_up[identifier].wait())
         if not ready.is_set():
-            how = "has ended" if identifier in self._started else "is not started"
-            reason = f"{identifier} {'cannot join' if identifier in self._failed else how}"
-            self._screen("not-started", {"id": planned.identifier, "reason": reason})
-            self._given_up[planned.identifier].set()
-            self._settled[planned.identifier].set()
+            self._screen("not-started", {"id": planned.identifier, "reason": f"{identifier} {self._how[identifier]}"})
+            self._give_up(planned.identifier, "is not started")
             await ready.wait()
+
+    def _give_up(self, identifier: str, how: str) -> None:
+        """Let nobody wait any longer for what can be ready only if somebody helps."""
+        self._how[identifier] = how
+        self._given_up[identifier].set()
+        self._settled[identifier].set()
 
     async def _announce_ready(self) -> None:
         for event in self._settled.values():
@@ -550,17 +553,13 @@ class Supervisor:
                 self._ready[identifier].set()
                 self._settled[identifier].set()
                 self._given_up[identifier].clear()
-                self._failed.discard(identifier)
             case "program" if message["state"] == "exited" and not message["again"]:
-                self._settled[identifier].set()
-                self._given_up[identifier].set()
+                self._give_up(identifier, "has ended")
             case "unready":
                 self._ready[identifier].clear()
             case "failed":
                 # It is tried again, for whoever is in its way may go; nobody can wait for that.
-                self._settled[identifier].set()
-                self._given_up[identifier].set()
-                self._failed.add(identifier)
+                self._give_up(identifier, "cannot join")
             case "agent-ended":
                 self._ready[identifier].clear()
                 self._alive.discard(identifier)

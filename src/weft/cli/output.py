@@ -121,9 +121,7 @@ def check_name(option: str, name: str, what: str) -> None:
     Raises:
         UsageError: It cannot; says so of *option* and of *what* it names (`a namespace`).
     """
-    from weft.agent.paths import is_name
+    from weft.api.names import label_fault
 
-    if not is_name(name):
-        from weft.api.names import label_fault  # brings all models of the API along; only a mistake needs it
-
-        raise UsageError(f"{option} {name!r}: {label_fault(name, what)}")
+    if (fault := label_fault(name, what)) is not None:
+        raise UsageError(f"{option} {name!r}: {fault}")

@@ -194,21 +194,21 @@ def read_plan(
 
 def path_problems(plan: Plan, text: Document) -> Iterator[Problem]:
     """Say which workloads of *plan* have names of which no path of a socket can be made: their agents could never join."""
-    from weft.agent.data_planes import DATA_PLANES
+    from weft.agent.data_planes import files_of
     from weft.agent.paths import mesh_paths
+    from weft.api.yaml import dotted
     from weft.model import Problem
 
     mesh = mesh_paths(plan.mesh)
+    faults: dict[tuple[str, str], str] = {}
     for planned in plan.workloads:
-        spec = planned.spec
-        published = [item.port for item in spec.published]
         try:
-            mesh.workload(planned.identifier, relayed=DATA_PLANES[spec.data_plane].relayed, published=published)
+            files_of(mesh, planned.identifier, planned.spec)
         except UsageError as exc:
-            name, _, number = planned.identifier.rpartition("-")
-            if number == "0":
-                place = ("gateways" if spec.gateway else "programs", name)
-                yield Problem(text.locate(place), ".".join(place), str(exc), code="bad-name")
+            name, _, _number = planned.identifier.rpartition("-")
+            faults.setdefault(("gateways" if planned.spec.gateway else "programs", name), str(exc))
+    for place, fault in faults.items():
+        yield Problem(text.locate(place), dotted(place), fault, code="bad-name")
 
 
 def executables(mesh: Mesh) -> dict[str, Executable]:

@@ -8,6 +8,7 @@ outbound side, and then the inbound side of each destination.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -194,6 +195,7 @@ def explain(
         UsageError: The URL is none.
         WeftError: The engine cannot read the resources, or the question makes no sense to it.
     """
+    resources = functools.cache(resources)
     assumptions: list[str] = []
     if "://" not in question.url:
         assumptions.append(f"{question.url} means {_without_scheme(question.url)}, as to curl.")

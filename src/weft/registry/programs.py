@@ -239,7 +239,6 @@ class Programs:
         self._selecting: Mapping[str, Selecting] = {}
         self._last = View()
         self._last_of: tuple[Mapping[tuple[str, str], Program], Mapping[str, Selecting]] | None = None
-        self._proxies: dict[tuple[str, str], tuple[Registration, Proxy]] = {}
 
     def register(self, registration: Registration) -> tuple[str, str]:
         """
@@ -269,7 +268,6 @@ class Programs:
     def release(self, key: tuple[str, str]) -> None:
         """Forget a workload whose agent is gone. Its address stays with its name."""
         self.programs.pop(key, None)
-        self._proxies.pop(key, None)
 
     def report(self, key: tuple[str, str], **facts: Any) -> None:
         """Note what an agent said of its program: any field of `Program` but those that registration set."""
@@ -458,11 +456,10 @@ class Programs:
 
     def _proxy(self, key: tuple[str, str], program: Program) -> Proxy:
         """Return the proxy of a workload, made once for each registration: what agents report later is no part of it."""
-        registration, proxy = self._proxies.get(key, (None, None))
-        if proxy is None or registration is not program.registration or proxy.address != program.address:
-            proxy = self._made(key[1], program)
-            self._proxies[key] = (program.registration, proxy)
-        return proxy
+        before = self._last_of[0].get(key) if self._last_of is not None else None
+        if before is None or (before.registration, before.address) != (program.registration, program.address):
+            return self._made(key[1], program)
+        return self._last.proxies[key]
 
     def _made(self, name: str, program: Program) -> Proxy:
         registration = program.registration

@@ -278,30 +278,38 @@ def _route(
     else:
         _forward(reading, item, port, route, index=place[0], authority=authority)
     fault.apply(rule.fault, route)
-    cors.apply(rule.cors_policy, route)
     annotate(route.metadata, _described(item, place, rule))
     return route
+
+
+_ALWAYS_IN_FORCE = frozenset(("timeout", "retries"))
+"""What a request that is forwarded has, written or not."""
+
+_OF_FORWARDING = _ALWAYS_IN_FORCE | {"mirror", "mirrors", "corsPolicy"}
+"""What means nothing to a rule that answers by itself."""
 
 
 def _described(item: ConfigObject, place: tuple[int, int | None], rule: HTTPRoute) -> dict[str, Any]:
     at = ("spec", "http", place[0])
     origins = {}
     forwards = rule.redirect is None and rule.direct_response is None
-    for name, value, always in (
-        ("timeout", rule.timeout if forwards else None, forwards),
-        ("retries", rule.retries if forwards else None, forwards),
-        ("fault", rule.fault, False),
-        ("headers", rule.headers, False),
-        ("rewrite", rule.rewrite, False),
-        ("mirror", rule.mirror if forwards else None, False),
-        ("mirrors", (rule.mirrors or None) if forwards else None, False),
-        ("corsPolicy", rule.cors_policy if forwards else None, False),
-        ("redirect", rule.redirect, False),
-        ("directResponse", rule.direct_response, False),
+    for name, value in (
+        ("timeout", rule.timeout),
+        ("retries", rule.retries),
+        ("fault", rule.fault),
+        ("headers", rule.headers),
+        ("rewrite", rule.rewrite),
+        ("mirror", rule.mirror),
+        ("mirrors", rule.mirrors or None),
+        ("corsPolicy", rule.cors_policy),
+        ("redirect", rule.redirect),
+        ("directResponse", rule.direct_response),
     ):
+        if name in _OF_FORWARDING and not forwards:
+            continue
         if value is not None:
             origins[name] = str(item.locate(*at, name))
-        elif always:
+        elif name in _ALWAYS_IN_FORCE:
             origins[name] = DEFAULT
     if place[1] is not None:
         origins["match"] = str(item.locate(*at, "match", place[1]))
@@ -362,6 +370,7 @@ def _forward(reading: Reading, item: ConfigObject, port: int, route: Any, *, ind
     if authority:
         action.host_rewrite_literal = authority
     retry.apply(rule.retries, action, sticky=len(hashes) == 1 and hashes[0] is not None)
+    cors.apply(rule.cors_policy, route)
 
 
 def _cluster(reading: Reading, target: Destination, namespace: str, port: int) -> str:
