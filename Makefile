@@ -71,7 +71,7 @@ run: demo
 PYTEST := $(BIN)/python -m pytest
 # Three workers for two cores, and four for tests that mostly wait; what shares a mesh stays together (tests/conftest.py).
 SIDE_BY_SIDE := -n $(shell echo $$(( $$(nproc) * 3 / 2 ))) --dist loadgroup
-conformance: SIDE_BY_SIDE := -n $(shell echo $$(( $$(nproc) * 2 ))) --dist loadgroup
+conformance e2e: SIDE_BY_SIDE := -n $(shell echo $$(( $$(nproc) * 2 ))) --dist loadgroup
 
 .PHONY: rust-tests
 rust-tests: lint

@@ -89,6 +89,25 @@ def test_what_a_question_is_answered_with(name: str, kind: int, expected: tuple[
     assert answered(question(name, kind)) == expected
 
 
+def test_what_the_hosts_file_had_of_a_name_is_answered_once_no_service_has_it() -> None:
+    """Who read the file a moment before it got the name back asks here."""
+    names = dns.Names()
+    names.replace({"late.default.svc.cluster.local": ["240.240.0.9"]})
+    names.know_of_host({"late": ["127.0.0.1", "no address"]})
+
+    def addresses(kind: int) -> bytes | None:
+        answer = names.answer(query := dns.parse(question("LATE", kind)))
+        assert answer is not None
+        assert answer[3] & 15 == dns.NOERROR
+        return answer[12 + len(query.question) + 12 :]
+
+    assert addresses(dns.A) == bytes([240, 240, 0, 9])
+    names.replace({})
+    assert addresses(dns.A) == bytes([127, 0, 0, 1])
+    assert addresses(dns.AAAA) == b""
+    assert not names.has("late")
+
+
 def test_letters_keep_their_case() -> None:
     """Resolvers that mix cases at random (0x20) compare the question byte by byte."""
     message = question("rEvIeWs.DeFaUlT")

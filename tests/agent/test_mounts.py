@@ -108,7 +108,14 @@ def test_what_is_a_services_name_is_left_out_of_hosts_and_comes_back_with_its_en
     ]
     assert entries(during) == [own, ["127.0.0.1", "localhost"]]
     assert len(during) == len(before)
-    assert view(services).hosts.without(lambda _: False) == before
+    assert view(services).hosts.without(lambda _: False) == (before, {})
+
+
+def test_of_a_name_that_is_left_out_of_hosts_it_is_told_what_the_host_says() -> None:
+    """It is asked by DNS as soon as its service has gone, by whoever had read the file before."""
+    hosts = mounts.Hosts(b"", b"127.0.0.1\tlocalhost Reviews\n::1\treviews api.example.com\n")
+    _, left_out = hosts.without(lambda name: name.lower() == "reviews")
+    assert left_out == {"reviews": ["127.0.0.1", "::1"]}
 
 
 def test_nsswitch_asks_files_and_dns_for_hosts_and_is_otherwise_the_hosts() -> None:

@@ -276,10 +276,7 @@ class NameTable:
         self._table = table
         if self._names:
             self._names.replace(table)
-        if self._kept_out_of is not None:
-            program, hosts = self._kept_out_of
-            if program.hosts >= 0:
-                mounts.rewrite(program.hosts, hosts, self.has)
+        self._rewrite_hosts()
 
     def has(self, name: str) -> bool:
         """Whether *name* is one of the mesh's as the program sees them."""
@@ -292,6 +289,13 @@ class NameTable:
     def keep_out_of(self, program: Program, hosts: mounts.Hosts) -> None:
         """Keep what comes to be a name of the mesh out of the hosts file of *program*, which is made of *hosts*."""
         self._kept_out_of = (program, hosts)
+        self._rewrite_hosts()
+
+    def _rewrite_hosts(self) -> None:
+        if self._names is not None and self._kept_out_of is not None:
+            program, hosts = self._kept_out_of
+            if program.hosts >= 0:
+                self._names.know_of_host(mounts.rewrite(program.hosts, hosts, self.has))
 
     def names_of(self, member: Member) -> dns.Names:
         """Return the table as *member* sees it; `replace` keeps it up to date."""

@@ -144,6 +144,7 @@ class Names:
         self._addresses: dict[str, tuple[IPv4Address | IPv6Address, ...]] = {}
         self._wildcards: dict[str, tuple[IPv4Address | IPv6Address, ...]] = {}
         self._reverse: dict[str, str] = {}
+        self._of_host: dict[str, tuple[IPv4Address | IPv6Address, ...]] = {}
         self.replace({})
 
     def replace(self, table: Mapping[str, Sequence[str]]) -> None:
@@ -170,6 +171,19 @@ class Names:
             reverse[value.reverse_pointer] = self._own[0] if self._own else "localhost"
         self._addresses, self._wildcards, self._reverse = addresses, wildcards, reverse
 
+    def know_of_host(self, entries: Mapping[str, Sequence[str]]) -> None:
+        """
+        Take names (lower case) that the program's hosts file is without, with their addresses in the host's.
+
+        Once no service has such a name the file has it again, and yet it is asked for here, by whoever read the file just before.
+        """
+        for name, texts in entries.items():
+            addresses = []
+            for text in texts:
+                with contextlib.suppress(ValueError):  # people's files have lines that resolvers pass over
+                    addresses.append(ip_address(text))
+            self._of_host[name] = tuple(addresses)
+
     def _short_forms(self, name: str) -> list[str]:
         labels = name.split(".")
         if len(labels) < 5 or labels[2] != "svc":
@@ -187,6 +201,8 @@ class Names:
         if query.kind == PTR:
             return self._answer_reverse(query)
         addresses = self._find(query.name)
+        if addresses is None:
+            addresses = self._of_host.get(query.name)
         if addresses is None:
             if query.name == "localhost" or query.name.endswith(".localhost"):
                 return compose(query, NOERROR, _records(_LOCAL.get(query.kind, ())))

@@ -47,25 +47,32 @@ class Hosts:
     there is that service: docker-compose has people write `127.0.0.1 reviews` into the host's.
 
     Attributes:
-        own: Entries of the program itself.
-        host: Entries of the host; each is an address and its names.
+        own: Lines of the program itself.
+        host: Lines of the host, each an address, a tab and names with a space between them.
     """
 
-    own: tuple[tuple[str, tuple[str, ...]], ...]
-    host: tuple[tuple[str, tuple[str, ...]], ...]
+    own: bytes
+    host: bytes
 
-    def without(self, is_service: IsService) -> bytes:
+    def without(self, is_service: IsService) -> tuple[bytes, dict[str, list[str]]]:
         """
-        Return the file without services' names, of the same length whatever they are.
+        Return the file without services' names, and those of them that the host's has, with their addresses there.
 
-        There are blanks in their place, so that it can be written over the one that a program is just reading.
+        The file is of the same length whatever they are, with blanks in their place, so that it can be written over the
+        one that a program is just reading.
         """
-        entries = list(self.own)
-        for address, names in self.host:
-            kept = tuple(" " * len(name.encode()) if is_service(name) else name for name in names)
+        lines = []
+        left_out: dict[str, list[str]] = {}
+        for line in self.host.splitlines():
+            address, _, text = line.partition(b"\t")
+            names = text.split(b" ")
+            for place, name in enumerate(names):
+                if is_service(name.decode()):
+                    left_out.setdefault(name.decode().lower(), []).append(address.decode())
+                    names[place] = b" " * len(name)
             # Without a name it must be no entry: looked up backwards, the address would have an empty one.
-            entries.append((address if any(map(str.strip, kept)) else "#" + address[1:], kept))
-        return "".join(f"{address}\t{' '.join(names)}\n" for address, names in entries).encode()
+            lines.append((address if any(map(bytes.strip, names)) else b"#" + address[1:]) + b"\t" + b" ".join(names))
+        return self.own + b"".join(line + b"\n" for line in lines), left_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +118,10 @@ def view(
     text = read or _text
     names = [name for name in (*own_names, socket.gethostname()) if not _is_loopback(name)]
     hosts = _hosts(text(HOSTS), names, address, address6)
+    content, _ = hosts.without(is_service)
     files = (
         (RESOLV_CONF, _resolv_conf(text(RESOLV_CONF), namespace).encode()),
-        (HOSTS, hosts.without(is_service)),
+        (HOSTS, content),
         (NSSWITCH, _nsswitch(text(NSSWITCH)).encode()),
     )
     return View(files, tuple(str(path) for path in hidden), hosts)
@@ -159,9 +167,11 @@ def apply(view: View) -> int:
     return hosts
 
 
-def rewrite(descriptor: int, hosts: Hosts, is_service: IsService) -> None:
-    """Write a program's hosts file anew, by what `apply` returned, while the program may read it."""
-    os.pwrite(descriptor, hosts.without(is_service), 0)
+def rewrite(descriptor: int, hosts: Hosts, is_service: IsService) -> dict[str, list[str]]:
+    """Write a program's hosts file anew, by what `apply` returned, while the program may read it; return what it is without."""
+    content, left_out = hosts.without(is_service)
+    os.pwrite(descriptor, content, 0)
+    return left_out
 
 
 def mount_proc() -> None:
@@ -242,16 +252,20 @@ def _is_loopback(name: str) -> bool:
 
 def _hosts(host: str, names: Sequence[str], address: str, address6: str) -> Hosts:
     """The host's entries without *names*, which mean the program itself here; `localhost` even if the host forgot it."""
-    own = tuple(dict.fromkeys(names))
-    entries = []
+    own = dict.fromkeys(names)
+    first = [f"{value}\t{' '.join(own)}" for value in (address, address6) if value and own]
+    lines: list[str] = []
+    known = set()
     lowered = {name.lower() for name in own}
     for line in host.splitlines():
         words = line.split("#", 1)[0].split()
-        if kept := tuple(word for word in words[1:] if word.lower() not in lowered):
-            entries.append((words[0], kept))
-    if not any("localhost" in kept for _, kept in entries):
-        entries += [("127.0.0.1", ("localhost",)), ("::1", ("localhost",))]
-    return Hosts(tuple((value, own) for value in (address, address6) if value and own), tuple(entries))
+        kept = [word for word in words[1:] if word.lower() not in lowered]
+        if kept:
+            lines.append(f"{words[0]}\t{' '.join(kept)}")
+            known.update(kept)
+    if "localhost" not in known:
+        lines += ["127.0.0.1\tlocalhost", "::1\tlocalhost"]
+    return Hosts(*("".join(f"{line}\n" for line in part).encode() for part in (first, lines)))
 
 
 def _nsswitch(host: str) -> str:
