@@ -289,12 +289,12 @@ def until(what: str, condition: Callable[[], bool]) -> None:
 
 
 @contextlib.contextmanager
-def proxies(directory: Path, *names: str) -> Iterator[list[Proxy]]:
-    """Proxies that end with the block; what they said is shown if the test fails."""
+def proxies(directory: Path, *names: str, kind: str = WEFT_PROXY) -> Iterator[list[Proxy]]:
+    """Proxies of one *kind*, each with a control plane of its own, that end with the block; what they said is shown if the test fails."""
     running: list[Proxy] = []
     try:
         for name in names:
-            running.append(Proxy(directory / name, name))
+            running.append(Proxy(directory / name, name, kind))
         yield running
     finally:
         for proxy in running:

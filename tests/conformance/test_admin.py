@@ -283,8 +283,7 @@ def test_certificates_are_told_alike(tmp_path: Path) -> None:
     }
     told = []
     for kind in (WEFT_PROXY, ENVOY):
-        proxy = conformance.Proxy(tmp_path / kind, "it", kind)
-        try:
+        with conformance.proxies(tmp_path, kind, kind=kind) as [proxy]:
             tls = {"common_tls_context": context, "require_client_certificate": True}
             up = conformance.cluster("up", free_port(), http2=False)
             at = conformance.listener("in", free_port(), "up", tls=tls, log=proxy.log)
@@ -297,8 +296,6 @@ def test_certificates_are_told_alike(tmp_path: Path) -> None:
 
             conformance.until("the secrets are there", lambda shown=shown: all(shown().values()))
             told.append(shown())
-        finally:
-            proxy.stop()
     for certificate in (it for plane in told for part in plane.values() for it in part):
         # A day may have gone by between the two.
         assert 0 <= int(certificate.pop("days_until_expiration")) <= 1

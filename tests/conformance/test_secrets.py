@@ -8,7 +8,7 @@ import http.client
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from tests.conformance.certificates import (
     server_context,
     upstream,
 )
-from tests.conformance.proxies import LIMIT, Proxy, Resource, resource, until
+from tests.conformance.proxies import LIMIT, Proxy, Resource, proxies, resource, until
 from tests.conformance.upstream import END
 from tests.ports import free_port
 from weft.data_plane import ENVOY, WEFT_PROXY
@@ -68,17 +68,6 @@ def ticket_keys(*of: int) -> Resource:
 def roots_of(*authorities: Authority) -> Resource:
     roots = "".join(authority.roots.read_text() for authority in authorities)
     return secret("ROOTCA", validation_context={"trusted_ca": {"inline_string": roots}})
-
-
-@contextlib.contextmanager
-def running(directory: Path, kind: str, *names: str) -> Iterator[list[Proxy]]:
-    """Proxies of one *kind*, each with a control plane of its own."""
-    with contextlib.ExitStack() as stack:
-        proxies = []
-        for name in names:
-            proxies.append(Proxy(directory / kind / name, name, kind))
-            stack.callback(proxies[-1].stop)
-        yield proxies
 
 
 SHORT_SECONDS = 0.5
@@ -150,7 +139,7 @@ def test_tickets_are_opened_by_whoever_has_their_key_and_for_as_long(tmp_path: P
         it["filter_chains"][0]["transport_socket"] = context
         return [resource("in", ParseDict(it, Listener())), ticket_keys(*keys)]
 
-    with running(tmp_path, kind, "first", "second") as (first, second):
+    with proxies(tmp_path, "first", "second", kind=kind) as [first, second]:
         here, there = free_port(), free_port()
         for proxy, port in ((first, here), (second, there)):
             proxy.publish(*resources(port, 1))
@@ -239,7 +228,7 @@ def test_a_session_with_an_upstream_does_not_outlive_a_removed_root(
             client.request("GET", "/")
             return client.getresponse().status
 
-    with server.socket, running(tmp_path, kind, "it") as (proxy,):
+    with server.socket, proxies(tmp_path, "it", kind=kind) as [proxy]:
         proxy.publish(*own, roots_of(old, new))
         until_served(proxy, lambda: status(SHORT_SECONDS) == 200)
         server.seen.clear()
