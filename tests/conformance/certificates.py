@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import socket
 import ssl
 from collections.abc import Collection
 from pathlib import Path
@@ -11,8 +13,10 @@ from typing import Any, NamedTuple, TypeAlias
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
+from google.protobuf.json_format import ParseDict
 
-from tests.conformance.proxies import typed
+from tests.conformance.proxies import LIMIT, Resource, resource, typed
 
 Key: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -119,6 +123,26 @@ def upstream(common: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"name": "tls", "typed_config": typed("transport_sockets.tls.v3.UpstreamTlsContext", **context)}
 
 
+def ticket_keys(*of: int) -> dict[str, Any]:
+    """The keys of sessions' tickets, each of one byte again and again. The first seals, and each opens."""
+    return {"keys": [{"inline_bytes": base64.b64encode(bytes([key]) * 80).decode()} for key in of]}
+
+
+def by_sds(name: str) -> dict[str, Any]:
+    """Where a context has its secret *name* from, if that is not in it: the control plane of a `proxies.Proxy`."""
+    source = {
+        "api_type": "GRPC",
+        "transport_api_version": "V3",
+        "grpc_services": [{"envoy_grpc": {"cluster_name": "sds-grpc"}}],
+    }
+    return {"name": name, "sds_config": {"resource_api_version": "V3", "api_config_source": source}}
+
+
+def secret(name: str, **kind: Any) -> Resource:
+    """What is published for whoever asks for *name*."""
+    return resource(name, ParseDict({"name": name, **kind}, Secret()))
+
+
 def client_context(authority: Authority, identity: Identity | None) -> ssl.SSLContext:
     """What OpenSSL needs to call who has a certificate of *authority*; each context keeps sessions of its own."""
     context = ssl.create_default_context(cafile=str(authority.roots))
@@ -133,3 +157,17 @@ def server_context(authority: Authority, identity: Identity) -> ssl.SSLContext:
     context.load_cert_chain(*identity)
     context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def visit(
+    port: int, client: ssl.SSLContext, session: ssl.SSLSession | None = None, seconds: float = LIMIT
+) -> tuple[bool, ssl.SSLSession]:
+    """Ask at *port*, which must answer. Return whether *session* is resumed, and what may be resumed next."""
+    with (
+        socket.create_connection(("127.0.0.1", port), seconds) as plain,
+        client.wrap_socket(plain, server_hostname="localhost", session=session) as connection,
+    ):
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert connection.recv(9) == b"HTTP/1.1 "
+        assert connection.session is not None
+        return bool(connection.session_reused), connection.session

@@ -16,12 +16,9 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
-from google.protobuf.json_format import ParseDict
 
 from tests.conformance import proxies as conformance
-from tests.conformance.certificates import Authority
-from tests.conformance.proxies import resource
+from tests.conformance.certificates import Authority, by_sds, secret
 from tests.ports import free_port
 from weft.agent import admin
 from weft.agent.data_planes import DATA_PLANES
@@ -268,18 +265,10 @@ def test_certificates_are_told_alike(tmp_path: Path) -> None:
     own = {"certificate_chain": {"inline_string": identity.chain.read_text()}}
     own["private_key"] = {"inline_string": identity.key.read_text()}
     roots = {"trusted_ca": {"inline_string": authority.roots.read_text()}}
-    secrets = [
-        resource(secret["name"], ParseDict(secret, secret_pb2.Secret()))
-        for secret in ({"name": "default", "tls_certificate": own}, {"name": "ROOTCA", "validation_context": roots})
-    ]
-    source = {
-        "api_config_source": {"api_type": "GRPC", "grpc_services": [{"envoy_grpc": {"cluster_name": "sds-grpc"}}]}
-    }
-    source |= {"resource_api_version": "V3"}
-    source["api_config_source"]["transport_api_version"] = "V3"
+    secrets = secret("default", tls_certificate=own), secret("ROOTCA", validation_context=roots)
     context = {
-        "tls_certificate_sds_secret_configs": [{"name": "default", "sds_config": source}],
-        "validation_context_sds_secret_config": {"name": "ROOTCA", "sds_config": source},
+        "tls_certificate_sds_secret_configs": [by_sds("default")],
+        "validation_context_sds_secret_config": by_sds("ROOTCA"),
     }
     told = []
     for kind in (WEFT_PROXY, ENVOY):

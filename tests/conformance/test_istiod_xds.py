@@ -32,12 +32,11 @@ from envoy.extensions.network.dns_resolver.cares.v3 import cares_dns_resolver_pb
 from envoy.extensions.request_id.uuid.v3 import uuid_pb2  # noqa: F401
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2  # noqa: F401
 from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2  # noqa: F401
-from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf import any_pb2, json_format
 
+from tests.conformance.certificates import secret
 from tests.conformance.proxies import LIMIT, Proxy, Resource, proxies
 from tests.conformance.proxies import ask as ask_admin
-from tests.conformance.proxies import resource as packed
 from tests.conformance.test_grpc import tls
 from tests.ports import free_port
 
@@ -244,11 +243,8 @@ def secrets() -> list[Resource]:
     """What the agent beside a proxy serves: a certificate and whom to trust."""
     own = tls(server=True)
     [pair] = own["context"]["tls_certificates"]
-    both = (
-        {"name": "default", "tls_certificate": pair},
-        {"name": "ROOTCA", "validation_context": {"trusted_ca": {"inline_string": own["certificate"]}}},
-    )
-    return [packed(item["name"], json_format.ParseDict(item, secret_pb2.Secret())) for item in both]
+    roots = {"trusted_ca": {"inline_string": own["certificate"]}}
+    return [secret("default", tls_certificate=pair), secret("ROOTCA", validation_context=roots)]
 
 
 def ask(port: int, host: str) -> tuple[int, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
 import socket
@@ -11,24 +10,26 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.listener.v3.listener_pb2 import Listener
-from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.json_format import ParseDict
 
-from tests.conformance.both import Json, cluster, http_filters, listener
+from tests.conformance.both import cluster, http_filters, listener
 from tests.conformance.certificates import (
     Authority,
     Identity,
+    by_sds,
     client_context,
     common_context,
     downstream,
+    secret,
     server_context,
+    ticket_keys,
     upstream,
+    visit,
 )
 from tests.conformance.proxies import LIMIT, Proxy, Resource, proxies, resource, until
 from tests.conformance.upstream import END
@@ -40,29 +41,6 @@ pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
 KINDS = ENVOY, WEFT_PROXY
 
 TLS_12, TLS_13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
-
-SDS: Json = {
-    "resource_api_version": "V3",
-    "api_config_source": {
-        "api_type": "GRPC",
-        "transport_api_version": "V3",
-        "grpc_services": [{"envoy_grpc": {"cluster_name": "sds-grpc"}}],
-    },
-}
-
-
-def by_sds(name: str) -> Json:
-    return {"name": name, "sds_config": SDS}
-
-
-def secret(name: str, **kind: Any) -> Resource:
-    return resource(name, ParseDict({"name": name, **kind}, secret_pb2.Secret()))
-
-
-def ticket_keys(*of: int) -> Resource:
-    """The secret `tickets`: keys, each of one byte again and again. The first seals, and each opens."""
-    keys = [{"inline_bytes": base64.b64encode(bytes([key]) * 80).decode()} for key in of]
-    return secret("tickets", session_ticket_keys={"keys": keys})
 
 
 def roots_of(*authorities: Authority) -> Resource:
@@ -95,14 +73,8 @@ class Kept:
 
     def visit(self, port: int, seconds: float = LIMIT) -> tuple[bool, Kept]:
         """Ask with this session. Return whether it is resumed, and what may be resumed next."""
-        with (
-            socket.create_connection(("127.0.0.1", port), seconds) as plain,
-            self.context.wrap_socket(plain, server_hostname="localhost", session=self.session) as connection,
-        ):
-            connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
-            assert connection.recv(9) == b"HTTP/1.1 "
-            assert connection.session is not None
-            return bool(connection.session_reused), Kept(self.context, connection.session)
+        is_resumed, session = visit(port, self.context, self.session, seconds)
+        return is_resumed, Kept(self.context, session)
 
 
 @dataclass(frozen=True)
@@ -137,7 +109,7 @@ def test_tickets_are_opened_by_whoever_has_their_key_and_for_as_long(tmp_path: P
     def resources(port: int, *keys: int) -> list[Resource]:
         it = listener("in", port, filters)
         it["filter_chains"][0]["transport_socket"] = context
-        return [resource("in", ParseDict(it, Listener())), ticket_keys(*keys)]
+        return [resource("in", ParseDict(it, Listener())), secret("tickets", session_ticket_keys=ticket_keys(*keys))]
 
     with proxies(tmp_path, "first", "second", kind=kind) as [first, second]:
         here, there = free_port(), free_port()

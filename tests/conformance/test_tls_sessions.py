@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import select
@@ -12,7 +11,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from cryptography import x509
@@ -24,7 +22,9 @@ from tests.conformance.certificates import (
     client_context,
     common_context,
     downstream,
+    ticket_keys,
     upstream,
+    visit,
 )
 from tests.conformance.proxies import LIMIT, Static, until
 from tests.conformance.upstream import read_exactly
@@ -34,13 +34,6 @@ from tests.ports import free_port
 pytestmark = pytest.mark.conformance
 
 CLIENT = "spiffe://cluster.local/ns/shop/sa/client"
-
-
-def keys(*of: int) -> dict[str, Any]:
-    """Ticket keys, each of one byte again and again."""
-    return {
-        "session_ticket_keys": {"keys": [{"inline_bytes": base64.b64encode(bytes([key]) * 80).decode()} for key in of]}
-    }
 
 
 LISTENERS = ("first", "same", "next-key", "key-after-next", "other-name", "other-roots", "disabled", "revoked", "other-revoked")  # fmt: skip
@@ -100,16 +93,17 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
     roots = authority.roots.read_text()
     common = common_context(server, roots)
     stranger = Authority(folder / "others").roots.read_text()
+    same = {"session_ticket_keys": ticket_keys(1)}
     contexts = {
-        "first": downstream(common, **keys(1)),
-        "same": downstream(common, **keys(1)),
-        "next-key": downstream(common, **keys(2, 1)),
-        "key-after-next": downstream(common, **keys(3, 2)),
-        "other-name": downstream(common_context(server, roots, names=[CLIENT]), **keys(1)),
-        "other-roots": downstream(common_context(server, roots + stranger), **keys(1)),
+        "first": downstream(common, **same),
+        "same": downstream(common, **same),
+        "next-key": downstream(common, session_ticket_keys=ticket_keys(2, 1)),
+        "key-after-next": downstream(common, session_ticket_keys=ticket_keys(3, 2)),
+        "other-name": downstream(common_context(server, roots, names=[CLIENT]), **same),
+        "other-roots": downstream(common_context(server, roots + stranger), **same),
         "disabled": downstream(common, disable_stateless_session_resumption=True),
-        "revoked": downstream(common_context(server, roots, revoked=authority.revoking(client)), **keys(1)),
-        "other-revoked": downstream(common_context(server, roots, revoked=authority.revoking(other)), **keys(1)),
+        "revoked": downstream(common_context(server, roots, revoked=authority.revoking(client)), **same),
+        "other-revoked": downstream(common_context(server, roots, revoked=authority.revoking(other)), **same),
     }
     answer = {"match": {"prefix": "/"}, "direct_response": {"status": 200}}
     relay = Relay()
@@ -135,18 +129,13 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
         yield Planes(running, authority, client, server, relay)
 
 
-def ask(port: int, client: ssl.SSLContext, session: ssl.SSLSession | None) -> tuple[str, ssl.SSLSession | None]:
-    """What became of *session*, and what may be resumed next. Something must answer, or this is no session."""
+def became(port: int, client: ssl.SSLContext, session: ssl.SSLSession) -> str:
+    """What *session* is good for at *port*."""
     try:
-        with (
-            socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as plain,
-            client.wrap_socket(plain, server_hostname="localhost", session=session) as connection,
-        ):
-            connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
-            assert connection.recv(9) == b"HTTP/1.1 "
-            return "resumed" if connection.session_reused else "made anew", connection.session
+        is_resumed, _ = visit(port, client, session)
     except (ConnectionError, ssl.SSLError):
-        return "refused", None
+        return "refused"
+    return "resumed" if is_resumed else "made anew"
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -158,9 +147,9 @@ def test_sessions_are_resumed_where_nothing_has_changed(planes: Planes, version:
             # OpenSSL ties a session to its context; one for each, so that no ticket is used twice.
             client = client_context(planes.authority, planes.client)
             client.minimum_version = client.maximum_version = version
-            done, session = ask(proxy.ports["first"], client, None)
-            assert done == "made anew"
-            found[name], _ = ask(proxy.ports[name], client, session)
+            is_resumed, session = visit(proxy.ports["first"], client)
+            assert not is_resumed
+            found[name] = became(proxy.ports[name], client, session)
         expected = (
             dict.fromkeys(LISTENERS, "made anew")
             | dict.fromkeys(RESUMED, "resumed")
