@@ -78,12 +78,13 @@ def listener(name: str, port: int, filters: list[Json], **more: Any) -> Json:
 def one(
     kind: str, directory: Path, names: tuple[str, ...], resources: Callable[[dict[str, int]], Json], **more: Any
 ) -> Iterator[Static]:
-    """Run one of `both`, whose bootstrap has something that the other's has not."""
+    """Run one of `both`, whose bootstrap has something that the other's has not, until the block ends; it is ready."""
     ports = {name: free_port() for name in names}
     proxy = Static(kind, directory / kind, ports, resources(ports), **more)
     try:
         for port in ports.values():
             until_listening(port, proxy.process)
+        until(f"{kind} is ready", proxy.is_ready)
         yield proxy
     finally:
         proxy.stop()
@@ -94,7 +95,7 @@ def both(
     directory: Path, names: tuple[str, ...], resources: Callable[[dict[str, int]], Json], **more: Any
 ) -> Iterator[tuple[Static, Static]]:
     """
-    Run Envoy and weft-proxy until the block ends.
+    Run Envoy and weft-proxy, which are ready, until the block ends.
 
     *resources* makes the `static_resources` for these ports of listeners, by name; nothing else differs.
     *more* adds to the bootstraps.
@@ -115,6 +116,4 @@ def both_before(port: int, directory: Path) -> Iterator[tuple[Static, Static]]:
         return {"clusters": [cluster("up", port)], "listeners": [listener("http", ports["http"], filters)]}
 
     with both(directory, ("http",), resources) as proxies:
-        for proxy in proxies:
-            until(f"{proxy.kind} is ready", proxy.is_ready)
         yield proxies

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.conformance.both import Json, both, http_filters, listener
 from tests.conformance.certificates import Authority, Identity, common_context, downstream
-from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.proxies import LIMIT, Static
 
 pytestmark = pytest.mark.conformance
 
@@ -93,8 +93,6 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
         return {"listeners": made}
 
     with both(folder, tuple(LISTENERS), resources) as proxies:
-        for proxy in proxies:
-            until("it is ready", proxy.is_ready)
         yield Planes(proxies, identities)
 
 

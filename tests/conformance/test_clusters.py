@@ -73,7 +73,6 @@ def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxies]:
 
     with busy.socket, both(folder, ("http",), resources) as running, contextlib.ExitStack() as stack:
         for proxy in running:
-            until("it is ready", proxy.is_ready)
             assert proxy.get("http", "/ejected")[0] == 503
             client = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.ports["http"]), LIMIT))
             client.sendall(b"GET /busy HTTP/1.1\r\nhost: up\r\n\r\n")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conformance.both import Json, both, cluster, http_filters, http_options, listener
 from tests.conformance.frames import DATA, END_HEADERS, END_STREAM, HEADERS, Wire, fields, status
-from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.proxies import LIMIT, Static
 from tests.conformance.upstream import Upstream, read_head, read_rest
 from tests.ports import free_port
 from weft.data_plane import ENVOY, WEFT_PROXY
@@ -101,8 +101,6 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
         return {"clusters": clusters, "listeners": [listener(name, ports[name], it) for name, it in chains.items()]}
 
     with both(tmp_path_factory.mktemp("connect"), tuple(chains), resources) as running:
-        for proxy in running:
-            until("it is ready", proxy.is_ready)
         yield running
 
 

@@ -111,7 +111,6 @@ def test_each_request_and_connection_leaves_its_record(tmp_path: Path) -> None:
 
         with both(tmp_path, ("http", "tcp"), resources) as proxies:
             for proxy in proxies:
-                until("it is ready", proxy.is_ready)
                 until("it rests", functools.partial(rests, proxy))
                 with contextlib.ExitStack() as stack:
                     under_way(proxy, up, peers, stack)

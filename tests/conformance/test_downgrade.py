@@ -110,8 +110,6 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, seen: Witness, sayer: Saye
         }
 
     with both(tmp_path_factory.mktemp("downgrade"), ("one", "two"), resources) as running:
-        for proxy in running:
-            until("it is ready", proxy.is_ready)
         yield running
 
 

@@ -45,8 +45,6 @@ def running(directory: Path) -> Iterator[tuple[tuple[Static, Static], dict[str, 
             }
 
         with both(directory, LISTENERS, resources) as proxies:
-            for proxy in proxies:
-                until("it is ready", proxy.is_ready)
             yield proxies, upstreams
 
 
@@ -171,7 +169,6 @@ def test_a_handshake_that_is_under_way_is_ended_and_answered(tmp_path: Path) -> 
     context = client_context(authority, None)
     with both(tmp_path, ("http",), resources) as proxies:
         for proxy in proxies:
-            until("it is ready", proxy.is_ready)
             with (
                 connect(proxy, "http") as plain,
                 context.wrap_socket(plain, do_handshake_on_connect=False, server_hostname="localhost") as client,

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.both import Json, address, both, http_filters, listener, typed
-from tests.conformance.proxies import until
 from tests.conformance.telling import telling
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
@@ -76,7 +75,6 @@ def test_where_weights_say_nothing_all_endpoints_take_turns(tmp_path: Path) -> N
             return {"clusters": clusters({name: it.port for name, it in tellers.items()}), "listeners": listeners}
 
         for proxy in stack.enter_context(both(tmp_path, tuple(EXPECTED), resources)):
-            until("it is ready", proxy.is_ready)
             for name, expected in EXPECTED.items():
                 for teller in tellers.values():
                     teller.heard.clear()
@@ -120,6 +118,5 @@ def test_labels_of_all_kinds_say_how_an_endpoint_is_spoken_to(tmp_path: Path) ->
 
         with both(tmp_path, tuple(LABELS), resources) as proxies:
             for proxy in proxies:
-                until("it is ready", proxy.is_ready)
                 found = {name: proxy.get(name)[0] for name in LABELS}
                 assert found == {name: status for name, (_, status) in LABELS.items()}, proxy.kind

@@ -13,7 +13,7 @@ from cryptography import x509
 
 from tests.conformance.both import Json, both, http_filters, listener, typed
 from tests.conformance.certificates import Authority, common_context, downstream
-from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.proxies import LIMIT, Static
 
 pytestmark = pytest.mark.conformance
 
@@ -204,8 +204,6 @@ def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Static, 
         return {"listeners": made}
 
     with both(folder, tuple(CHAINS), resources) as running:
-        for proxy in running:
-            until("it is ready", proxy.is_ready)
         yield running
 
 

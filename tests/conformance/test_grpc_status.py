@@ -203,7 +203,6 @@ def test_a_call_may_last_as_long_as_its_caller_asks_where_the_route_obeys(tmp_pa
 
     with upstream.socket, both(tmp_path, ("http",), limited) as proxies:
         for proxy in proxies:
-            until("it is ready", proxy.is_ready)
             log = tmp_path / f"{proxy.ports['http']}.log"
             with socket.create_connection(("127.0.0.1", proxy.ports["http"]), LIMIT) as patient:
                 unlimited = call(patient, "unlimited", "50m", "50m", "application/grpc")

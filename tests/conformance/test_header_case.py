@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conformance.both import Json, both, cluster, http_filters, http_options, listener, typed
-from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.proxies import LIMIT, Static
 from tests.conformance.upstream import Upstream, read_exactly, read_head
 from weft.data_plane import ENVOY
 
@@ -53,8 +53,6 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[tuple[Sta
         upstream.socket,
         both(tmp_path_factory.mktemp("case"), ("asked", "not asked"), resources) as proxies,
     ):
-        for proxy in proxies:
-            until("it is ready", proxy.is_ready)
         yield proxies, upstream
 
 

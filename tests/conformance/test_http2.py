@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.both import Json, both, cluster, http_filters, listener
-from tests.conformance.proxies import Static, judge, until
+from tests.conformance.proxies import Static, judge
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = pytest.mark.conformance
@@ -98,8 +98,6 @@ def running(tmp_path_factory: pytest.TempPathFactory, upstream: int) -> Iterator
         return {"clusters": [cluster("up", upstream)], "listeners": [listener("in", ports["in"], filters)]}
 
     with both(tmp_path_factory.mktemp("h2spec"), ("in",), resources) as proxies:
-        for proxy in proxies:
-            until("it is ready", proxy.is_ready)
         yield proxies
 
 

@@ -102,8 +102,6 @@ def proxies(
         return {"clusters": clusters, "listeners": listeners}
 
     with both(tmp_path_factory.mktemp("lifecycle"), (*LISTENERS, FLOODED), resources) as running:
-        for proxy in running:
-            until("it is ready", proxy.is_ready)
         yield running
 
 

@@ -92,8 +92,6 @@ def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Static, 
 
     names = (*LIMITS, UNLIMITED)
     with witness.socket, both(tmp_path_factory.mktemp("limits"), names, resources) as running:
-        for proxy in running:
-            until("it is ready", proxy.is_ready)
         yield running
 
 
@@ -156,7 +154,6 @@ def test_requests_that_have_waited_may_be_given_up_all_at_once(tmp_path: Path) -
 
     with silent.socket, both(tmp_path, ("l",), resources) as running:
         for proxy in running:
-            until("it is ready", proxy.is_ready)
             with Wire.client(proxy.ports["l"]) as client:
                 client.next(SETTINGS)
                 streams = range(1, 2 * GIVEN_UP, 2)
@@ -186,7 +183,6 @@ def test_how_many_may_be_given_up_is_read_from_the_runtime(tmp_path: Path) -> No
 
     with silent.socket, both(tmp_path, ("l",), resources, layered_runtime=runtime) as running:
         for proxy in running:
-            until("it is ready", proxy.is_ready)
             with Wire.client(proxy.ports["l"]) as client:
                 client.next(SETTINGS)
                 # weft-proxy's allowance grows with time: by a hundred each second.

@@ -37,7 +37,7 @@ from tests.conformance.frames import (
     status,
     values,
 )
-from tests.conformance.proxies import Static, until
+from tests.conformance.proxies import Static
 from tests.conformance.upstream import Upstream, read_head, several
 from weft.data_plane import ENVOY, WEFT_PROXY
 
@@ -89,8 +89,6 @@ def proxies(
         return {"clusters": clusters, "listeners": listeners}
 
     with both(tmp_path_factory.mktemp("options"), tuple(LISTENERS), resources) as running:
-        for proxy in running:
-            until("it is ready", proxy.is_ready)
         yield running
 
 

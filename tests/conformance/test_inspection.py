@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conformance.both import Json, both, cluster, listener, typed
-from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.proxies import LIMIT, Static
 from tests.conformance.upstream import Upstream, read_exactly, several
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
@@ -82,8 +82,6 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[tuple[Sta
             return {"clusters": clusters, "listeners": [it]}
 
         with both(tmp_path_factory.mktemp("inspection"), ("in",), resources) as proxies:
-            for proxy in proxies:
-                until("it is ready", proxy.is_ready)
             yield proxies, upstreams
 
 

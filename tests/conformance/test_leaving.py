@@ -65,7 +65,6 @@ def test_who_closes_is_gone_and_so_is_what_it_asked_for(tmp_path: Path) -> None:
 
     with upstream.socket, both(tmp_path, ("http",), resources) as proxies:
         for proxy in proxies:
-            until("it is ready", proxy.is_ready)
             for name, leave in LEAVES.items():
                 for begun in (b"", b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc"):
                     path = f"/{name}-{len(begun)}"

@@ -472,8 +472,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         return {"clusters": clusters, "listeners": listeners}
 
     with upstream.socket, both(directory, tuple(CASES), resources) as proxies:
-        for proxy in proxies:
-            until("it is ready", proxy.is_ready)
         yield Running(proxies, upstream, directory)
 
 

@@ -106,7 +106,6 @@ def test_files_have_the_records_that_they_take_in_their_format(tmp_path: Path) -
 
     with both(tmp_path, ("http",), resources) as proxies:
         for proxy in proxies:
-            until("it is ready", proxy.is_ready)
             for path in PATHS:
                 assert proxy.get("http", path)[0] == ANSWERS.get(path, 404)
             of = partial(file_of, tmp_path, proxy.ports["http"])
@@ -249,7 +248,6 @@ def test_a_log_service_is_told_what_its_log_says_when_it_says(tmp_path: Path) ->
         made = iter(handlers.values())
         with both(tmp_path, ("http", "tcp"), lambda ports: resources(ports, next(made))) as proxies:
             for proxy, handler in zip(proxies, handlers.values(), strict=True):
-                until("it is ready", proxy.is_ready)
                 with grpc.insecure_channel(f"127.0.0.1:{proxy.ports['http']}") as channel:
                     call = channel.unary_unary("/shop/Get")
                     users = [("x-user", "ann"), ("x-user", "bob")]

@@ -11,7 +11,7 @@ from cryptography import x509
 
 from tests.conformance.both import Json, both, http_filters, listener
 from tests.conformance.certificates import Authority, Identity, client_context, common_context, downstream
-from tests.conformance.proxies import Static, until
+from tests.conformance.proxies import Static
 from tests.conformance.test_tls import ask
 
 pytestmark = pytest.mark.conformance
@@ -92,8 +92,6 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
         return {"listeners": made}
 
     with both(folder, tuple(contexts), resources) as running:
-        for proxy in running:
-            until("it is ready", proxy.is_ready)
         yield Planes(running, authority, clients)
 
 

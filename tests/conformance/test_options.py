@@ -185,8 +185,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             return {"clusters": clusters, "listeners": listeners}
 
         proxies = stack.enter_context(both(tmp_path_factory.mktemp("options"), (*CASES, *OTHERS), resources))
-        for proxy in proxies:
-            until("it is ready", proxy.is_ready)
         yield Running(proxies, tellers)
 
 
@@ -289,7 +287,6 @@ def test_servers_and_other_places_are_told_alike(tmp_path: Path) -> None:
 
     with telling() as up, both(tmp_path, (*SERVERS, *REDIRECTS), resources) as proxies:
         for proxy in proxies:
-            until("it is ready", proxy.is_ready)
             for transformation, expected in SERVERS.items():
                 found = [header("server", proxy.ports[transformation], path) for path in ("/", "/own")]
                 assert tuple(it and it.partition("/")[0] for it in found) == expected, (proxy.kind, transformation)
@@ -354,7 +351,6 @@ def test_a_request_has_the_scheme_that_its_client_used(tmp_path: Path) -> None:
 
     with both(tmp_path, (*SCHEMES, "inner"), resources) as proxies:
         for proxy in proxies:
-            until("it is ready", proxy.is_ready)
             for name, (_, before, headers, scheme) in SCHEMES.items():
                 answers = [ask(proxy.ports[name], before + path, headers) for path in ("/matched", "/moved", "/inner")]
                 matched, moved, inner = answers
@@ -405,7 +401,6 @@ def test_an_answer_with_a_header_that_is_named_is_tried_again(tmp_path: Path) ->
     try:
         with both(tmp_path, ("http",), resources) as proxies:
             for proxy in proxies:
-                until("it is ready", proxy.is_ready)
                 for path, tries in (("/x-again", 2), ("/x-other", 1)):
                     assert proxy.get("http", path, host=proxy.kind)[0] == 200
                     assert asked[f"{proxy.kind} {path}"] == tries, proxy.kind
@@ -458,7 +453,6 @@ def test_another_endpoint_is_tried_as_often_as_a_tcp_proxy_may(tmp_path: Path) -
 
     with greeting() as greeter, both(tmp_path, tuple(attempts), resources) as proxies:
         for proxy in proxies:
-            until("it is ready", proxy.is_ready)
             came = {name: sum(greeted(proxy.ports[name]) for _ in range(6)) for name in attempts}
             assert came == {"once": 3, "twice": 6}, proxy.kind
 
@@ -515,7 +509,6 @@ def test_sockets_are_as_their_listener_says(tmp_path: Path) -> None:
 
     with both(tmp_path, ("free", "short", "long"), resources) as proxies:
         for proxy in proxies:
-            until("it is ready", proxy.is_ready)
             until("it listens elsewhere", partial(listens, ELSEWHERE, proxy.ports["free"]))
             assert proxy.get("free")[0] == 200, proxy.kind
             proxy.process.send_signal(signal.SIGSTOP)
@@ -545,7 +538,6 @@ def test_a_handshake_that_does_not_come_is_not_waited_for(tmp_path: Path) -> Non
 
     with both(tmp_path, ("tls",), resources) as proxies:
         for proxy in proxies:
-            until("it is ready", proxy.is_ready)
             with socket.create_connection(("127.0.0.1", proxy.ports["tls"]), LIMIT) as client:
                 began = time.monotonic()
                 assert read_rest(client) == b"", proxy.kind

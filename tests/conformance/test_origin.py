@@ -284,8 +284,6 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
         return {"clusters": [cluster("up", up.port)], "listeners": made}
 
     with telling() as up, both(folder, tuple(managers), resources) as proxies:
-        for proxy in proxies:
-            until("it is ready", proxy.is_ready)
         yield Setup(proxies, folder, authority, client)
 
 

@@ -97,8 +97,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
             stack.callback(server.shutdown)
         proxies = stack.enter_context(both(directory, LISTENERS, resources))
-        for proxy in proxies:
-            until("it is ready", proxy.is_ready)
         yield Running(proxies, port, directory)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.proxies import Static, socket_address, static_listener, until
-from tests.ports import free_port
+from tests.conformance.both import one
+from tests.conformance.proxies import socket_address, static_listener, until
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = pytest.mark.conformance
@@ -112,14 +112,14 @@ def cluster(name: str, ports: list[int]) -> dict[str, Any]:
 def test_who_fails_more_often_than_the_others_is_ejected(tmp_path: Path, kind: str, headers: dict[str, str]) -> None:
     """By each of the rules, as `weft proxy-config endpoints` shows it; who fails now and then stays."""
     with servers(0, 1, 3) as ports:
-        listening = {name: free_port() for name in RULES}
-        resources = {
-            "clusters": [cluster(name, ports) for name in RULES],
-            "listeners": [static_listener(name, port) for name, port in listening.items()],
-        }
-        proxy = Static(kind, tmp_path / kind, listening, resources)
-        try:
-            until("it is ready", proxy.is_ready)
+
+        def resources(listening: dict[str, int]) -> dict[str, Any]:
+            return {
+                "clusters": [cluster(name, ports) for name in RULES],
+                "listeners": [static_listener(name, port) for name, port in listening.items()],
+            }
+
+        with one(kind, tmp_path, tuple(RULES), resources) as proxy:
             for name in RULES:
 
                 def out(name: str = name) -> set[int]:
@@ -130,5 +130,3 @@ def test_who_fails_more_often_than_the_others_is_ejected(tmp_path: Path, kind: s
                 assert out() <= {ports[2]}
                 until(f"{name} ejects the one", lambda: out() == {ports[2]})
                 assert out() == {ports[2]}
-        finally:
-            proxy.stop()

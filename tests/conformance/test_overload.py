@@ -150,7 +150,6 @@ def test_connections_beyond_a_limit_are_closed_counted_and_recorded_and_the_othe
     }
     with both(tmp_path, ("counted", "excepted", "few"), resources, overload_manager=manager) as proxies:
         for proxy in proxies:
-            until("it is ready", proxy.is_ready)
             until("nobody is there", lambda proxy=proxy: nobody_is_there(proxy))
             before = proxy.stat("envoy_listener_downstream_global_cx_overflow")
             with connect(proxy, "counted") as first, connect(proxy, "counted") as second:
@@ -226,7 +225,6 @@ def pressed(directory: Path, upstream: int, **thresholds: float) -> Iterator[lis
                 "actions": [action(name, resource, share) for name, share in thresholds.items()],
             }
             proxy = stack.enter_context(one(kind, directory, ("http", "pressure"), resources, overload_manager=manager))
-            until("it is ready", proxy.is_ready)
             pressure = Pressure(proxy, file)
             stack.callback(lambda pressure=pressure: [it.close() for it in pressure.silent])
             running.append(pressure)
@@ -307,7 +305,6 @@ def test_memory_is_watched(tmp_path: Path, upstream: int) -> None:
     }
     with both(tmp_path, ("http",), serving(tmp_path, upstream, http={}), overload_manager=manager) as proxies:
         for proxy in proxies:
-            until("it is ready", proxy.is_ready)
             active = "envoy_overload_envoy_overload_actions_stop_accepting_requests_active"
             until("it does something", lambda proxy=proxy, active=active: proxy.stat(active) == 1)
             assert proxy.stat("envoy_overload_envoy_resource_monitors_fixed_heap_pressure") > 100

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.conformance.both import Json, both, cluster, http_filters, listener, typed
-from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.proxies import LIMIT, Static
 from tests.conftest import program_or_skip
 from tests.ports import free_port, until_listening
 
@@ -79,7 +79,6 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
         }
         text = BEHIND.format(behind=behind)
         for proxy in proxies:
-            until("it is ready", proxy.is_ready)
             for send in SENDS:
                 for version in VERSIONS:
                     port = before[proxy.kind, send, version]

@@ -74,7 +74,6 @@ def test_as_many_retries_as_the_limit_allows_at_once(tmp_path: Path) -> None:
         with both(tmp_path, ("http",), resources) as proxies:
             found = []
             for proxy in proxies:
-                until("it is ready", proxy.is_ready)
                 port = proxy.ports["http"]
                 log = tmp_path / f"{port}.log"
                 told = {}
@@ -180,7 +179,6 @@ def test_a_call_is_tried_again_on_the_status_of_grpc_that_is_asked_for(tmp_path:
     try:
         with both(tmp_path, ("http",), resources) as proxies:
             for proxy in proxies:
-                until("it is ready", proxy.is_ready)
                 log = tmp_path / f"{proxy.ports['http']}.log"
                 with grpc.insecure_channel(f"127.0.0.1:{proxy.ports['http']}") as channel:
                     for number, (name, call) in enumerate(CALLS.items()):
@@ -242,7 +240,6 @@ def test_a_try_that_grpc_calls_failed_is_in_the_log_of_tries(tmp_path: Path) -> 
     try:
         with both(tmp_path, ("http",), resources) as proxies:
             for proxy in proxies:
-                until("it is ready", proxy.is_ready)
                 port = proxy.ports["http"]
                 log = tmp_path / f"{port}.log"
                 for path in expected:
@@ -310,7 +307,6 @@ def test_time_begins_where_the_request_ends(tmp_path: Path) -> None:
     try:
         with both(tmp_path, ("http",), resources) as proxies:
             for proxy in proxies:
-                until("it is ready", proxy.is_ready)
                 port = proxy.ports["http"]
                 log = tmp_path / f"{port}.log"
                 for number, path in enumerate(("/slow", "/late"), start=1):

@@ -73,8 +73,6 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Greeter) -> Iter
         }
 
     with both(tmp_path_factory.mktemp("first"), LISTENERS, resources) as running:
-        for running_proxy in running:
-            until("it is ready", running_proxy.is_ready)
         yield running
 
 

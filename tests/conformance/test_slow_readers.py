@@ -212,8 +212,6 @@ def proxies(
         return {"clusters": clusters, "listeners": listeners}
 
     with both(tmp_path_factory.mktemp("readers"), tuple(UPSTREAMS), resources) as running:
-        for proxy in running:
-            until("it is ready", proxy.is_ready)
         yield running
 
 

@@ -245,8 +245,6 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
 
     try:
         with both(folder, tuple(PLACES), resources) as proxies:
-            for proxy in proxies:
-                until("it is ready", proxy.is_ready)
             yield Setup(proxies, server, folder)
     finally:
         server.shutdown()

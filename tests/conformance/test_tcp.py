@@ -128,8 +128,6 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
         for upstream in (up, *named.values()):
             stack.enter_context(upstream.socket)
         running = stack.enter_context(both(folder, names, resources))
-        for proxy in running:
-            until("it is ready", proxy.is_ready)
         made = Planes(running, folder, up, named)
         for proxy in running:
             for name in names[:-1]:  # the last one has waited for more

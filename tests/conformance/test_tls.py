@@ -24,7 +24,7 @@ from tests.conformance.certificates import (
     server_context,
     upstream,
 )
-from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.proxies import LIMIT, Static
 from tests.conformance.telling import Teller, telling
 from tests.conformance.upstream import Upstream
 
@@ -100,8 +100,6 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
         return {"clusters": clusters, "listeners": made}
 
     with up.socket, telling() as told, both(folder, (*LISTENERS, *CLUSTERS), resources) as running:
-        for proxy in running:
-            until("it is ready", proxy.is_ready)
         yield Planes(running, authority, identities, up, told)
 
 

@@ -26,7 +26,7 @@ from tests.conformance.certificates import (
     upstream,
     visit,
 )
-from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.proxies import LIMIT, Static
 from tests.conformance.upstream import read_exactly
 from tests.conftest import program_or_skip
 from tests.ports import free_port
@@ -124,8 +124,6 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
         }
 
     with relay.server, both(folder, (*LISTENERS, "early"), resources) as running:
-        for proxy in running:
-            until("it is ready", proxy.is_ready)
         yield Planes(running, authority, client, server, relay)
 
 

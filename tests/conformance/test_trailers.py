@@ -11,7 +11,7 @@ import pytest
 
 from tests.conformance.both import Json, both, cluster, http_filters, http_options, listener
 from tests.conformance.frames import DATA, END_HEADERS, END_STREAM, HEADERS, POST, Wire, fields, frame
-from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.proxies import LIMIT, Static
 from tests.conformance.upstream import END, Upstream, read_exactly, read_head
 from weft.data_plane import ENVOY
 
@@ -50,8 +50,6 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
         return {"clusters": clusters, "listeners": listeners}
 
     with upstream.socket, both(tmp_path_factory.mktemp("trailers"), tuple(ASKED), resources) as proxies:
-        for proxy in proxies:
-            until("it is ready", proxy.is_ready)
         yield Setup(proxies, upstream)
 
 

@@ -98,8 +98,6 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
         threading.Thread(target=on_path.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         manager = {"cluster_manager": source(OF_BOOTSTRAP)}
         with both(folder, LISTENERS, resources, **manager) as running:
-            for proxy in running:
-                until("it is ready", proxy.is_ready)
             yield Planes(running, folder, path, told, on_path, up)
         on_path.shutdown()
 
