@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -28,7 +27,7 @@ from tests.conformance.frames import (
     status,
 )
 from tests.conformance.proxies import LIMIT, ROOT, Static, until
-from tests.conformance.upstream import END, Witness, read_rest
+from tests.conformance.upstream import END, Accepting, Witness, read_rest
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
@@ -57,22 +56,13 @@ connection, and with it what else is under way on it (`override_stream_error_on_
 """
 
 
-class Sayer:
+class Sayer(Accepting):
     """An upstream of HTTP/2 whose every answer is the block of fields that is to be said."""
 
-    def __init__(self) -> None:
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self.socket.getsockname()[1])
-        self.said = b""
-        threading.Thread(target=self._accept, daemon=True).start()
+    said = b""
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=self._serve, args=(self.socket.accept()[0],), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(TimeoutError):
+    def serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(TimeoutError):
             wire = Wire.server(connection)
             for found in wire.rest():
                 if found.kind == HEADERS:
@@ -81,16 +71,14 @@ class Sayer:
 
 @pytest.fixture(scope="module")
 def seen() -> Iterator[Witness]:
-    upstream = Witness()
-    yield upstream
-    upstream.socket.close()
+    with Witness() as upstream:
+        yield upstream
 
 
 @pytest.fixture(scope="module")
 def sayer() -> Iterator[Sayer]:
-    upstream = Sayer()
-    yield upstream
-    upstream.socket.close()
+    with Sayer() as upstream:
+        yield upstream
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import contextlib
 import socket
 import struct
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from tests.conformance.proxies import LIMIT, judge
 from tests.conformance.rpc import NETWORK, Pair, endpoints, pair
+from tests.conformance.upstream import Accepting
 from tests.ports import free_port, until_listening
 
 pytestmark = pytest.mark.conformance
@@ -163,29 +163,21 @@ def read_message(connection: socket.socket) -> tuple[int, int, int, bytes]:
     return flag, status, identity, stream.read(size)
 
 
-@contextlib.contextmanager
-def recording(name: str, heard: list[bytes]) -> Iterator[int]:
-    """An endpoint that answers every call with *name*, and keeps what it heard, but for the ids."""
-    server = socket.create_server(("127.0.0.1", 0))
+class Endpoint(Accepting):
+    """Answers every call with *name*, and adds to *heard* what it was, but for the id."""
 
-    def serve(connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError, struct.error):
+    def __init__(self, name: str, heard: list[bytes]) -> None:
+        self.name = name
+        self.heard = heard
+        super().__init__()
+
+    def serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError, struct.error):
             while True:
                 flag, _, identity, body = read_message(connection)
-                heard.append(bytes([flag]) + body)
+                self.heard.append(bytes([flag]) + body)
                 if flag & 0x40:
-                    connection.sendall(message(0x02, identity, b"\x91" + text(name), 20))
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield server.getsockname()[1]
-    finally:
-        server.close()
+                    connection.sendall(message(0x02, identity, b"\x91" + text(self.name), 20))
 
 
 MESSAGES = {
@@ -223,7 +215,7 @@ def test_single_messages_get_envoys_answers(tmp_path: Path) -> None:
     """Choice of endpoint, status, id and heartbeats are the same, and so is what an endpoint hears."""
     heard: list[bytes] = []
     with contextlib.ExitStack() as stack:
-        ports = {name: stack.enter_context(recording(name, heard)) for name in ("usual", "v2", "special", "blue")}
+        ports = {name: stack.enter_context(Endpoint(name, heard)).port for name in ("usual", "v2", "special", "blue")}
         clusters = [endpoints(name, port) for name, port in ports.items()] + [endpoints("dead", free_port())]
         ranged = {"name": "number", "range_match": {"start": 40, "end": 43}}
         tables = [

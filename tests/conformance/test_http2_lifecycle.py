@@ -78,8 +78,7 @@ def upstreams() -> Iterator[dict[str, Upstream]]:
 
 @pytest.fixture(scope="module")
 def witness() -> Iterator[Witness]:
-    upstream = Witness()
-    with upstream.socket:
+    with Witness() as upstream:
         yield upstream
 
 

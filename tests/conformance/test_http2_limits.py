@@ -77,8 +77,6 @@ UNLIMITED = "unlimited"
 
 @pytest.fixture(scope="module")
 def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Static, Static]]:
-    witness = Witness()
-
     def resources(ports: dict[str, int]) -> Json:
         route = {"match": {"prefix": "/"}, "route": {"cluster": "up", "timeout": "0s"}}
         options = {name: {name: limit.most} for name, limit in LIMITS.items()} | {UNLIMITED: {}}
@@ -91,7 +89,7 @@ def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Static, 
         }
 
     names = (*LIMITS, UNLIMITED)
-    with witness.socket, both(tmp_path_factory.mktemp("limits"), names, resources) as running:
+    with Witness() as witness, both(tmp_path_factory.mktemp("limits"), names, resources) as running:
         yield running
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from tests.conformance.both import Json, address, both, http_filters, listener, typed
 from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.upstream import Accepting, read_rest
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
@@ -78,26 +78,18 @@ MARKS = [edit("x-mark", "1"), edit("x-flags", "%RESPONSE_FLAGS%")]
 """What every route adds to an answer, whoever gives it."""
 
 
+class Silent(Accepting):
+    """Takes requests and never answers."""
+
+    def serve(self, connection: socket.socket) -> None:
+        read_rest(connection)
+
+
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """The port of a server that takes requests and never answers."""
-    server = socket.create_server(("127.0.0.1", 0))
-    held = []
-
-    def accept() -> None:
-        try:
-            while True:
-                held.append(server.accept()[0])
-        except OSError:
-            pass
-
-    thread = threading.Thread(target=accept)
-    thread.start()
-    yield server.getsockname()[1]
-    server.shutdown(socket.SHUT_RDWR)
-    thread.join()
-    for connection in (*held, server):
-        connection.close()
+    """The port of one."""
+    with Silent() as server:
+        yield server.port
 
 
 def resources(ports: dict[str, int], directory: Path, silent: int) -> Json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
@@ -20,7 +19,7 @@ from envoy.service.accesslog.v3 import als_pb2
 
 from tests.conformance.both import Json, both, cluster, http_filters, listener, over_http2, typed
 from tests.conformance.proxies import LIMIT, until
-from tests.conformance.upstream import read_rest
+from tests.conformance.upstream import Accepting, read_rest
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
@@ -200,10 +199,18 @@ ADDITIONAL = {
 }
 
 
+class Greeter(Accepting):
+    """Greets whoever has said all."""
+
+    def serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(ConnectionError):
+            read_rest(connection)
+            connection.sendall(b"hello")
+
+
 def test_a_log_service_is_told_what_its_log_says_when_it_says(tmp_path: Path) -> None:
     """At once where the buffer has room for nothing, after the interval where it has, and not yet where that is long."""
     handlers = {kind: Records() for kind in (ENVOY, WEFT_PROXY)}
-    greeter = socket.create_server(("127.0.0.1", 0))
     servers = []
 
     def resources(ports: dict[str, int], handler: Records) -> Json:
@@ -224,7 +231,7 @@ def test_a_log_service_is_told_what_its_log_says_when_it_says(tmp_path: Path) ->
             "clusters": [
                 cluster("records", port, **over_http2()),
                 cluster("up", port, **over_http2()),
-                cluster("greeter", int(greeter.getsockname()[1])),
+                cluster("greeter", greeter.port),
             ],
             "listeners": [
                 listener("http", ports["http"], http_filters(routes, manager={"access_log": http_logs})),
@@ -232,21 +239,12 @@ def test_a_log_service_is_told_what_its_log_says_when_it_says(tmp_path: Path) ->
             ],
         }
 
-    def greet() -> None:
-        while True:
-            try:
-                connection, _ = greeter.accept()
-            except OSError:
-                return
-            with connection, contextlib.suppress(ConnectionError):
-                read_rest(connection)
-                connection.sendall(b"hello")
-
-    thread = threading.Thread(target=greet)
-    thread.start()
     try:
         made = iter(handlers.values())
-        with both(tmp_path, ("http", "tcp"), lambda ports: resources(ports, next(made))) as proxies:
+        with (
+            Greeter() as greeter,
+            both(tmp_path, ("http", "tcp"), lambda ports: resources(ports, next(made))) as proxies,
+        ):
             for proxy, handler in zip(proxies, handlers.values(), strict=True):
                 with grpc.insecure_channel(f"127.0.0.1:{proxy.ports['http']}") as channel:
                     call = channel.unary_unary("/shop/Get")
@@ -273,8 +271,5 @@ def test_a_log_service_is_told_what_its_log_says_when_it_says(tmp_path: Path) ->
                 assert not plain.response.response_headers, proxy.kind
                 assert not plain.response.response_trailers, proxy.kind
     finally:
-        greeter.shutdown(socket.SHUT_RDWR)
-        greeter.close()
-        thread.join()
         for server in servers:
             server.stop(None)

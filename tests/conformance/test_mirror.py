@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import queue
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from tests.conformance.both import Json, address, both, http_filters, listener
 from tests.conformance.proxies import LIMIT, Static
+from tests.conformance.upstream import Accepting
 
 pytestmark = pytest.mark.conformance
 
@@ -21,23 +21,16 @@ PASSING = ("x-request-id", "x-forwarded-for")
 """Fields whose values belong to one request or to one proxy's place in the network."""
 
 
-class Upstream:
+class Upstream(Accepting):
     """Answers every request, and keeps what it was asked: start line, fields by name, and the body with its framing."""
 
     def __init__(self, status: int) -> None:
         self.answer = f"HTTP/1.1 {status} OK\r\nx-from: {status}\r\ncontent-length: 2\r\n\r\nok".encode()
         self.asked: queue.Queue[tuple[str, dict[str, str], bytes]] = queue.Queue()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=self._serve, args=self.listener.accept()[:1], daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(ConnectionError), connection, connection.makefile("rb") as incoming:
+    def serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(ConnectionError), connection.makefile("rb") as incoming:
             while start := incoming.readline():
                 fields = {}
                 while (line := incoming.readline()) != b"\r\n":
@@ -50,9 +43,6 @@ class Upstream:
         """The next request, without what is its own alone."""
         start, fields, body = self.asked.get(timeout=LIMIT)
         return start, {name: value for name, value in fields.items() if name not in PASSING}, body
-
-    def close(self) -> None:
-        self.listener.close()
 
 
 def _body(incoming: Any, fields: dict[str, str]) -> bytes:
@@ -109,10 +99,8 @@ def _to(*mirrors: Json) -> Json:
 
 @pytest.fixture(scope="module")
 def upstreams() -> Iterator[dict[str, Upstream]]:
-    running = {"main": Upstream(200), "copy": Upstream(500)}
-    yield running
-    for upstream in running.values():
-        upstream.close()
+    with Upstream(200) as main, Upstream(500) as copy:
+        yield {"main": main, "copy": copy}
 
 
 @pytest.fixture(scope="module")

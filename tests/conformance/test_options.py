@@ -24,7 +24,7 @@ from tests.conformance.both import Json, address, both, cluster, http_filters, l
 from tests.conformance.certificates import Authority, common_context, downstream
 from tests.conformance.proxies import LIMIT, Static, until
 from tests.conformance.telling import Teller, Told, telling
-from tests.conformance.upstream import read_rest
+from tests.conformance.upstream import Accepting, read_rest
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
@@ -412,26 +412,12 @@ def test_an_answer_with_a_header_that_is_named_is_tried_again(tmp_path: Path) ->
 # ------------------------------------------------------------------------------------------------------ connections
 
 
-@contextlib.contextmanager
-def greeting() -> Iterator[int]:
-    """Say `x` to whoever connects, until the block ends; yields the port."""
-    server = socket.create_server(("127.0.0.1", 0))
+class Greeter(Accepting):
+    """Says `x` to whoever connects."""
 
-    def serve() -> None:
+    def serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while True:
-                connection, _ = server.accept()
-                with connection:
-                    connection.sendall(b"x")
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield int(server.getsockname()[1])
-    finally:
-        server.shutdown(socket.SHUT_RDWR)
-        server.close()
-        thread.join()
+            connection.sendall(b"x")
 
 
 def test_another_endpoint_is_tried_as_often_as_a_tcp_proxy_may(tmp_path: Path) -> None:
@@ -444,14 +430,14 @@ def test_another_endpoint_is_tried_as_often_as_a_tcp_proxy_may(tmp_path: Path) -
             config = typed("filters.network.tcp_proxy.v3.TcpProxy", stat_prefix=name, cluster=name)
             config["max_connect_attempts"] = most
             made.append(listener(name, ports[name], [{"name": "tcp", "typed_config": config}]))
-        return {"clusters": [cluster(name, free_port(), greeter) for name in attempts], "listeners": made}
+        return {"clusters": [cluster(name, free_port(), greeter.port) for name in attempts], "listeners": made}
 
     def greeted(port: int) -> bool:
         with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), LIMIT) as client:
             return client.recv(1) == b"x"
         return False
 
-    with greeting() as greeter, both(tmp_path, tuple(attempts), resources) as proxies:
+    with Greeter() as greeter, both(tmp_path, tuple(attempts), resources) as proxies:
         for proxy in proxies:
             came = {name: sum(greeted(proxy.ports[name]) for _ in range(6)) for name in attempts}
             assert came == {"once": 3, "twice": 6}, proxy.kind

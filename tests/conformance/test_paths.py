@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from tests.conformance.both import address, both, listener, typed
 from tests.conformance.proxies import LIMIT, Static
+from tests.conformance.upstream import Accepting
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
 
@@ -89,12 +89,23 @@ PATHS = [
 ]
 
 
+class Echo(Accepting):
+    """Answers each request with its target."""
+
+    def serve(self, connection: socket.socket) -> None:
+        with connection.makefile("rb") as requests:
+            while line := requests.readline():
+                while requests.readline().strip():
+                    pass
+                target = line.split(b" ")[1]
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(target), target))
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Static, Static]]:
     """Envoy and weft-proxy in front of a server that answers with the target that it was asked for."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=serve, args=(server,), daemon=True).start()
-        endpoint = {"endpoint": {"address": address(server.getsockname()[1])}}
+    with Echo() as server:
+        endpoint = {"endpoint": {"address": address(server.port)}}
         assignment = {"cluster_name": "echo", "endpoints": [{"lb_endpoints": [endpoint]}]}
         upstream = {"name": "echo", "type": "STATIC", "load_assignment": assignment}
 
@@ -119,25 +130,6 @@ def filters(manager: dict[str, Any]) -> list[dict[str, Any]]:
         **manager,
     )
     return [{"name": "http", "typed_config": content}]
-
-
-def serve(server: socket.socket) -> None:
-    """Answer each request with its target."""
-    while True:
-        try:
-            connection, _ = server.accept()
-        except OSError:
-            return
-        threading.Thread(target=answer, args=(connection,), daemon=True).start()
-
-
-def answer(connection: socket.socket) -> None:
-    with connection, connection.makefile("rb") as requests:
-        while line := requests.readline():
-            while requests.readline().strip():
-                pass
-            target = line.split(b" ")[1]
-            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(target), target))
 
 
 def ask(proxy: Static, name: str, path: str) -> tuple[int, str]:

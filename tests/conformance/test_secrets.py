@@ -6,9 +6,8 @@ import contextlib
 import http.client
 import socket
 import ssl
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ from tests.conformance.certificates import (
     visit,
 )
 from tests.conformance.proxies import LIMIT, Proxy, Resource, proxies, resource, until
-from tests.conformance.upstream import END
+from tests.conformance.upstream import END, Accepting
 from tests.ports import free_port
 from weft.data_plane import ENVOY, WEFT_PROXY
 
@@ -137,31 +136,21 @@ def test_tickets_are_opened_by_whoever_has_their_key_and_for_as_long(tmp_path: P
             assert new[version].visit(here)[0], (version, "what is left opens")
 
 
-@dataclass
-class Server:
+class Server(Accepting):
     """A server of OpenSSL that ends each connection with its answer, so that the next request shakes hands again."""
 
-    context: ssl.SSLContext
-    socket: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
-    seen: list[str] = field(default_factory=list)
-    """Of each connection: "resumed", "made anew", or "refused" by the client."""
+    ONE_BY_ONE = True
 
-    def __post_init__(self) -> None:
-        threading.Thread(target=self._accept, daemon=True).start()
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
+        self.seen: list[str] = []
+        """Of each connection: "resumed", "made anew", or "refused" by the client."""
+        super().__init__()
 
-    @property
-    def port(self) -> int:
-        return int(self.socket.getsockname()[1])
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                self._serve(self.socket.accept()[0])
-
-    def _serve(self, plain: socket.socket) -> None:
+    def serve(self, plain: socket.socket) -> None:
         plain.settimeout(LIMIT)
         try:
-            with plain, self.context.wrap_socket(plain, server_side=True) as connection:
+            with self.context.wrap_socket(plain, server_side=True) as connection:
                 # Who refuses us in TLS 1.3 says so after our part of the handshake is done.
                 request = b""
                 while not request.endswith(END):
@@ -187,20 +176,19 @@ def test_a_session_with_an_upstream_does_not_outlive_a_removed_root(
     del common["validation_context"]
     common["validation_context_sds_secret_config"] = by_sds("ROOTCA")
     filters = http_filters([{"match": {"prefix": "/"}, "route": {"cluster": "up"}}])
-    server = Server(context)
-    up = cluster("up", server.port, transport_socket=upstream(common, sni="localhost"))
     port = free_port()
-    own = (
-        resource("up", ParseDict(up, Cluster())),
-        resource("in", ParseDict(listener("in", port, filters), Listener())),
-    )
 
     def status(seconds: float = LIMIT) -> int:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)) as client:
             client.request("GET", "/")
             return client.getresponse().status
 
-    with server.socket, proxies(tmp_path, "it", kind=kind) as [proxy]:
+    with Server(context) as server, proxies(tmp_path, "it", kind=kind) as [proxy]:
+        up = cluster("up", server.port, transport_socket=upstream(common, sni="localhost"))
+        own = (
+            resource("up", ParseDict(up, Cluster())),
+            resource("in", ParseDict(listener("in", port, filters), Listener())),
+        )
         proxy.publish(*own, roots_of(old, new))
         until_served(proxy, lambda: status(SHORT_SECONDS) == 200)
         server.seen.clear()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from tests.conformance.both import Json, both, cluster, http_filters, listener, typed
 from tests.conformance.proxies import LIMIT, Static, until
-from tests.conformance.upstream import read_answer, read_exactly, read_rest
+from tests.conformance.upstream import Accepting, read_answer, read_exactly, read_rest
 
 pytestmark = pytest.mark.conformance
 
@@ -20,31 +19,22 @@ LISTENERS = "declared", "undeclared"
 GREETING = b"220 ready\r\n"
 
 
-class Greeter:
+class Greeter(Accepting):
     """Greets whoever connects, and keeps what it is told."""
 
     def __init__(self) -> None:
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self.socket.getsockname()[1])
         self.heard: list[bytes] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__()
 
-    def _accept(self) -> None:
+    def serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self.socket.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
             connection.sendall(GREETING)
             self.heard.append(read_rest(connection))
 
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[Greeter]:
-    found = Greeter()
-    with found.socket:
+    with Greeter() as found:
         yield found
 
 

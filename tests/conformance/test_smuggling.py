@@ -17,7 +17,7 @@ import yaml
 
 from tests.conformance.both import both_before
 from tests.conformance.proxies import LIMIT, ROOT, Static
-from tests.conformance.upstream import END, fields_of, read_head, read_rest, read_whole, without
+from tests.conformance.upstream import END, Accepting, fields_of, read_head, read_rest, read_whole, without
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = pytest.mark.conformance
@@ -42,29 +42,26 @@ class Seen(NamedTuple):
     requests: list[bytes]
 
 
-class Upstream:
+class Upstream(Accepting):
     """
     Takes one request on each connection, one connection after the other, and keeps what came in the order of its coming.
 
     So whoever is answered knows that all which the proxy had sent before is kept.
     """
 
+    ONE_BY_ONE = True
+
     def __init__(self) -> None:
         self.whole: list[bytes] = []
         self.broken: list[bytes] = []
         self.begun = threading.Event()
         """The head of a request is there."""
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self.socket.getsockname()[1])
-        threading.Thread(target=self.serve, daemon=True).start()
+        super().__init__()
 
-    def serve(self) -> None:
-        with contextlib.suppress(OSError):  # it is closed
-            while True:
-                connection, _ = self.socket.accept()
-                with connection, contextlib.suppress(OSError):
-                    connection.settimeout(LIMIT)
-                    self.take(connection)
+    def serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.settimeout(LIMIT)
+            self.take(connection)
 
     def take(self, connection: socket.socket) -> None:
         """Read a request, and answer it if it comes to its end."""
@@ -94,8 +91,7 @@ class Planes(NamedTuple):
 
 @pytest.fixture(scope="module")
 def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
-    upstream = Upstream()
-    with upstream.socket, both_before(upstream.port, tmp_path_factory.mktemp("smuggling")) as proxies:
+    with Upstream() as upstream, both_before(upstream.port, tmp_path_factory.mktemp("smuggling")) as proxies:
         yield Planes(upstream, proxies)
 
 

@@ -8,7 +8,6 @@ import select
 import socket
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ from tests.conformance.certificates import (
     visit,
 )
 from tests.conformance.proxies import LIMIT, Static
-from tests.conformance.upstream import read_exactly
+from tests.conformance.upstream import Accepting, read_exactly
 from tests.conftest import program_or_skip
 from tests.ports import free_port
 
@@ -45,23 +44,16 @@ REFUSED = {"revoked"}
 """Whoever is not resumed proves who it is, and this one's certificate is valid no more."""
 
 
-class Relay:
+class Relay(Accepting):
     """Stands before a server at a port that may change, and keeps the first record of each connection."""
 
     def __init__(self) -> None:
         self.to = 0
         self.hellos: list[bytes] = []
-        self.server = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self.server.accept()
-                threading.Thread(target=self._carry, args=(connection,), daemon=True).start()
-
-    def _carry(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.to)) as server:
+    def serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.to)) as server:
             head = read_exactly(connection, 5)
             hello = head + read_exactly(connection, int.from_bytes(head[3:]))
             self.hellos.append(hello)
@@ -106,7 +98,6 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
         "other-revoked": downstream(common_context(server, roots, revoked=authority.revoking(other)), **same),
     }
     answer = {"match": {"prefix": "/"}, "direct_response": {"status": 200}}
-    relay = Relay()
 
     def resources(ports: dict[str, int]) -> Json:
         made = []
@@ -119,11 +110,11 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
         newest = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
         socket = upstream(common_context(client, roots, tls_params=newest))
         return {
-            "clusters": [cluster("early", relay.server.getsockname()[1], transport_socket=socket)],
+            "clusters": [cluster("early", relay.port, transport_socket=socket)],
             "listeners": made,
         }
 
-    with relay.server, both(folder, (*LISTENERS, "early"), resources) as running:
+    with Relay() as relay, both(folder, (*LISTENERS, "early"), resources) as running:
         yield Planes(running, authority, client, server, relay)
 
 

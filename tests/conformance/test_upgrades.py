@@ -8,7 +8,6 @@ import hashlib
 import json
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 from tests.conformance.both import Json, address, both, http_filters, listener, typed
 from tests.conformance.proxies import LIMIT, Static, until
+from tests.conformance.upstream import Accepting
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
 
@@ -67,26 +67,11 @@ def accept_of(key: bytes) -> bytes:
     return base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
 
 
-class Program:
+class Program(Accepting):
     """Agrees to every WebSocket, says a word after it, and then ends the connection as the head says; without HTTP, too."""
 
-    def __init__(self) -> None:
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port = self._server.getsockname()[1]
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        try:
-            while True:
-                connection = self._server.accept()[0]
-                self._threads.append(threading.Thread(target=self._serve, args=(connection,)))
-                self._threads[-1].start()
-        except OSError:
-            pass
-
-    def _serve(self, connection: socket.socket) -> None:
-        with contextlib.closing(connection), contextlib.suppress(OSError):
+    def serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
             connection.settimeout(LIMIT)
             head, _, rest = read(connection, b"\r\n\r\n").partition(b"\r\n\r\n")
             if head.startswith(b"GET "):
@@ -105,18 +90,11 @@ class Program:
             elif b"program-closes" not in head:
                 wait_for_end(connection)
 
-    def stop(self) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        self._server.close()
-
 
 @pytest.fixture
 def program() -> Iterator[Program]:
-    running = Program()
-    yield running
-    running.stop()
+    with Program() as running:
+        yield running
 
 
 def upgrade(port: int, path: str) -> None:

@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from tests.conformance.proxies import LIMIT
 
@@ -133,6 +133,47 @@ def several(names: Iterable[str]) -> Iterator[dict[str, Upstream]]:
         yield found
 
 
+class Accepting:
+    """A server that accepts in a thread, until the block ends, whoever comes; `serve` says what becomes of a connection."""
+
+    ONE_BY_ONE = False
+    """Whether a connection is served to its end before the next is accepted. Else each has a thread of its own."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.socket.getsockname()[1])
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    def serve(self, connection: socket.socket) -> None:
+        """Speak with who has connected; the connection is closed when this returns."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Wakes who waits in accept(), as closing alone does not.
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self._accepting.join(LIMIT)
+        self.socket.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            if self.ONE_BY_ONE:
+                self._serve(connection)
+            else:
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            self.serve(connection)
+
+
 @dataclass
 class Witnessed:
     """What has come by one connection of an upstream, and whether it has ended."""
@@ -141,25 +182,17 @@ class Witnessed:
     ended: bool = False
 
 
-class Witness:
+class Witness(Accepting):
     """An upstream of HTTP/1.1 that keeps every byte, and answers whoever has no body to send."""
 
     def __init__(self) -> None:
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self.socket.getsockname()[1])
         self.connections: list[Witnessed] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__()
 
-    def _accept(self) -> None:
+    def serve(self, connection: socket.socket) -> None:
+        seen, rest = Witnessed(), b""
+        self.connections.append(seen)
         with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self.socket.accept()
-                self.connections.append(Witnessed())
-                threading.Thread(target=self._serve, args=(connection, self.connections[-1]), daemon=True).start()
-
-    def _serve(self, connection: socket.socket, seen: Witnessed) -> None:
-        rest = b""
-        with contextlib.suppress(OSError), connection:
             while part := connection.recv(65536):
                 seen.data += part
                 *heads, rest = (rest + part).split(END)
