@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from bench.measure import Table
 
 US = "weft-proxy"
+FLOOR = "relay"
+"""Makes the same calls of the kernel and understands nothing: what it misses, nothing that passes bytes can meet on that machine."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,27 @@ GOALS = (
 )
 
 
-def judged(tables: Sequence[Table]) -> Iterator[tuple[str, str, str, bool]]:
-    """Yield title, goal, what was measured and whether it is met, of each goal that these tables can judge."""
+def judged(tables: Sequence[Table]) -> Iterator[tuple[str, str, str, str, bool]]:
+    """
+    Yield title, goal, what was measured and whether it is met, of each goal that these tables can judge.
+
+    Before the last there is the same of the byte relay, empty where it does not take part.
+    """
     by_key = {table.key: table for table in tables}
     for goal in GOALS:
         table = by_key.get(goal.key)
         if table is None or goal.ours not in table.series:
             continue
         ours = table.series[goal.ours]
+        relay = table.series[FLOOR].median if FLOOR in table.series else None
         if not goal.peer:
-            yield table.title, f"<= {goal.limit:g} {ours.unit}", f"{ours.median:.1f}", ours.median <= goal.limit
+            floor = f"{relay:.1f}" if relay is not None else ""
+            yield table.title, f"<= {goal.limit:g} {ours.unit}", f"{ours.median:.1f}", floor, ours.median <= goal.limit
             continue
         theirs = {peer: table.series[peer].median for peer in (goal.peer, *goal.best_of) if peer in table.series}
         if goal.peer not in theirs:
             continue
         cheapest = min(theirs, key=lambda peer: theirs[peer])
         ratio = ours.median / theirs[cheapest]
-        yield table.title, f"<= {goal.limit:g} x {cheapest}", f"{ratio:.2f}", ratio <= goal.limit
+        floor = f"{relay / theirs[cheapest]:.2f}" if relay is not None else ""
+        yield table.title, f"<= {goal.limit:g} x {cheapest}", f"{ratio:.2f}", floor, ratio <= goal.limit

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from bench.goals import judged
+from bench.goals import FLOOR, judged
 from bench.measure import Series, Table
 
 NAMES = {"weft-proxy": "weft-proxy", "envoy": "Envoy", "haproxy": "HAProxy", "nginx": "nginx", "relay": "byte relay"}
@@ -65,8 +65,8 @@ def table(one: Table) -> str:
 
 def goals(tables: Sequence[Table]) -> str:
     """Return the table of goals that these tables can judge; empty if there are none."""
-    rows = [[title, goal, measured, "met" if met else "**missed**"] for title, goal, measured, met in judged(tables)]
-    return _markdown(["scenario", "goal", "measured", ""], rows) if rows else ""
+    rows = [[*rest, "met" if met else "**missed**"] for *rest, met in judged(tables)]
+    return _markdown(["scenario", "goal", "measured", NAMES[FLOOR], ""], rows) if rows else ""
 
 
 def readme(result: dict[str, Any]) -> str:
@@ -136,7 +136,7 @@ def as_json(tables: Sequence[Table], about: dict[str, Any]) -> str:
         }
         for one in tables
     }
-    found = [dict(zip(("scenario", "goal", "measured", "met"), each, strict=True)) for each in judged(tables)]
+    found = [dict(zip(("scenario", "goal", "measured", "relay", "met"), each, strict=True)) for each in judged(tables)]
     return json.dumps({**about, "scenarios": scenarios, "goals": found}, indent=2) + "\n"
 
 

@@ -129,8 +129,15 @@ def test_what_is_published_of_a_configuration_has_no_secret_and_no_path_of_this_
 
 def test_goals_are_judged_by_the_medians_of_one_table():
     series = {"weft-proxy": Series("us", [1, 30, 31]), "envoy": Series("us", [100]), "haproxy": Series("us", [35])}
-    found = {goal: (measured, met) for _, goal, measured, met in judged([Table("s1", "S1", series)])}
-    assert found == {"<= 0.33 x envoy": ("0.30", True), "<= 0.85 x haproxy": ("0.86", False)}
+    found = {goal: rest for _, goal, *rest in judged([Table("s1", "S1", series)])}
+    assert found == {"<= 0.33 x envoy": ["0.30", "", True], "<= 0.85 x haproxy": ["0.86", "", False]}
+
+
+def test_beside_each_goal_stands_what_the_byte_relay_needs():
+    peers = {"weft-proxy": Series("us", [17]), "envoy": Series("us", [34]), "relay": Series("us", [15])}
+    start = {"weft-proxy": Series("ms", [9]), "relay": Series("ms", [7])}
+    found = {goal: rest for _, goal, *rest in judged([Table("s1", "S1", peers), Table("start.answering", "S", start)])}
+    assert found == {"<= 0.33 x envoy": ["0.50", "0.44", False], "<= 10 ms": ["9.0", "7.0", True]}
 
 
 def test_the_readme_shows_what_was_not_measured_as_such():

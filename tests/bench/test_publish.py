@@ -43,7 +43,7 @@ def test_a_published_run_stands_in_every_page_with_the_machine_and_the_versions(
     assert readme.startswith("before")
     assert readme.endswith("after\n")
     assert "old" not in readme
-    assert "| S2 | <= 0.3 x envoy | 0.25 | met |" in (root / EXPLANATION).read_text()
+    assert "| S2 | <= 0.3 x envoy | 0.25 |  | met |" in (root / EXPLANATION).read_text()
     assert "mesh features" in (root / PICTURE).read_text()
     assert {file.name for file in (root / CONFIGURATIONS).iterdir()} == {"s1-envoy.json", "s3-h2-in-envoy.json"}
     assert publish.pages(json.loads((root / RESULT).read_text()), root) == {
