@@ -42,7 +42,7 @@ pub enum Event<'i> {
     Broken { stream: StreamId, code: Code, reason: Breach },
     /// More may be sent: on one stream, or on all (0).
     Writable { stream: StreamId },
-    /// The peer has told its settings: of what may be sent, anything may be another.
+    /// The peer has told its settings, or changed them: of what may be sent, anything may be another.
     Settings,
     /// The peer will take no new streams; those above *last* were not looked at and may be tried elsewhere.
     GoAway { last: StreamId, code: Code },
@@ -811,15 +811,20 @@ impl Connection {
             self.decoder.allow(self.local.header_table_bytes as usize);
             return Ok(None);
         }
-        if self.expect == Expect::Frames {
-            self.spend_idle_unless_bounded(self.limits.floods.outbound_control_frames, now)?;
-        }
+        let is_first = self.expect != Expect::Frames;
         self.expect = Expect::Frames;
         let before = self.remote;
         let smallest_table_bytes = match self.remote.apply(payload, self.role == Role::Client) {
             Ok(smallest) => smallest,
             Err((code, reason)) => return fatal(code, reason),
         };
+        let is_change = self.remote != before;
+        // A change costs us work for each open stream, however many acknowledgements may wait.
+        match is_change {
+            _ if is_first => {}
+            true => self.spend_idle(now)?,
+            false => self.spend_idle_unless_bounded(self.limits.floods.outbound_control_frames, now)?,
+        }
         for allowed in [smallest_table_bytes, self.remote.header_table_bytes] {
             self.encoder.set_limit(allowed.min(self.limits.header_table_bytes) as usize);
         }
@@ -829,7 +834,7 @@ impl Connection {
         }
         frame::settings_ack(&mut self.out);
         self.count_answer()?;
-        Ok(Some(Event::Settings))
+        Ok((is_first || is_change).then_some(Event::Settings))
     }
 
     fn ping_frame<'i>(&mut self, header: Header, payload: &[u8], now: Duration) -> Outcome<'i> {

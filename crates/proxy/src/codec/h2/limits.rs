@@ -24,7 +24,7 @@ pub struct Limits {
     pub output_bytes: usize,
     pub resets: Resets,
     /// Frames without content in a burst: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA and CONTINUATION, unknown types. Of kinds that
-    /// [`Floods`] bounds it says nothing.
+    /// [`Floods`] bounds it says nothing, but for SETTINGS that change something.
     pub idle_frames: Rate,
     pub floods: Floods,
 }

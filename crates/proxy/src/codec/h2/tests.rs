@@ -707,6 +707,36 @@ fn a_bound_of_its_own_holds_instead_of_the_allowance() {
 }
 
 #[test]
+fn settings_that_change_are_paid_for_however_many_answers_may_wait() {
+    let floods = Floods { outbound_control_frames: 1000, ..Floods::default() };
+    let limits = Limits { floods, idle_frames: Rate { burst: 3, per_second: 0 }, ..Limits::default() };
+    const MAX_CONCURRENT_STREAMS: u8 = 3;
+    const INITIAL_WINDOW_SIZE: u8 = 4;
+    for setting in [MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE] {
+        let changes = |count: u8| {
+            (0..count).fold(Raw::new(), |raw, value| raw.frame(kind::SETTINGS, 0, 0, &[0, setting, 0, 0, 0, value]))
+        };
+        assert_eq!(changes(3).read_by_server(limits).1, None, "{setting}");
+        assert_eq!(changes(4).read_by_server(limits).1, Some(Code::ENHANCE_YOUR_CALM), "{setting}");
+    }
+    // What says the same again is told to nobody.
+    let mut server = Connection::new(Role::Server, limits);
+    let mut told = |raw: Raw| {
+        let (mut used, mut events) = (0, 0);
+        while used < raw.bytes.len() {
+            let (count, event) = server.receive(&raw.bytes[used..], NOW, &mut Head::default()).unwrap();
+            used += count;
+            events += usize::from(event == Some(Event::Settings));
+        }
+        events
+    };
+    assert_eq!(told(Raw::new()), 1);
+    for expected in [1, 0] {
+        assert_eq!(told(Raw::bare().frame(kind::SETTINGS, 0, 0, &[0, MAX_CONCURRENT_STREAMS, 0, 0, 0, 9])), expected);
+    }
+}
+
+#[test]
 fn configured_floods_end_the_connection_at_their_limit() {
     let none = Floods::default();
     let many = |raw: Raw, count: u32, kind: u8, stream: StreamId, payload: &[u8]| {
