@@ -13,9 +13,12 @@ from tests.conformance.both import Json, both, cluster, http_filters, listener, 
 from tests.conformance.frames import (
     ACK,
     CANCEL,
+    CONTINUATION,
     DATA,
     END_HEADERS,
+    END_STREAM,
     ENHANCE_YOUR_CALM,
+    GET,
     GOAWAY,
     HEADERS,
     PING,
@@ -123,6 +126,30 @@ def test_a_connection_ends_where_its_limit_is(proxies: tuple[Static, Static], ki
         flood(client, limit)
         client.write(limit.frame * MORE)
         assert is_alive(client) == (kind in limit.by_default)
+
+
+@pytest.mark.parametrize("kind", [ENVOY, WEFT_PROXY])
+def test_continuations_are_limited_as_empty_frames_and_as_such(proxies: tuple[Static, Static], kind: str) -> None:
+    """Empty ones as `max_consecutive_inbound_frames_with_empty_payload` says; any by a limit of each that nothing sets."""
+    proxy = next(proxy for proxy in proxies if proxy.kind == kind)
+    limited = "max_consecutive_inbound_frames_with_empty_payload"
+    most = LIMITS[limited].most
+
+    def is_answered(name: str, between: list[bytes]) -> bool:
+        block = fields(*GET, (b"x-long", b"v" * len(b"".join(between))))
+        begin = block.removesuffix(b"".join(between))
+        with Wire.client(proxy.ports[name]) as client:
+            client.next(SETTINGS)
+            client.send(HEADERS, END_STREAM, 1, begin)
+            client.write(b"".join(frame(CONTINUATION, 0, 1, part) for part in between))
+            client.send(CONTINUATION, END_HEADERS, 1)
+            return any(found.kind == HEADERS for found in client.rest())
+
+    # The last one is empty, too.
+    assert is_answered(limited, [b""] * (most - 1))
+    assert not is_answered(limited, [b""] * most)
+    assert is_answered(UNLIMITED, [b"v"] * 200)
+    assert not is_answered(UNLIMITED, [b"v"] * 3000)
 
 
 GIVEN_UP = 600

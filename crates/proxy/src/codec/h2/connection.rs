@@ -46,7 +46,7 @@ pub enum Event<'i> {
     Settings,
     /// The peer will take no new streams; those above *last* were not looked at and may be tried elsewhere.
     GoAway { last: StreamId, code: Code },
-    /// The answer to our PING.
+    /// An answer to a PING, of ours as far as its content says so.
     Pong([u8; 8]),
 }
 
@@ -168,6 +168,8 @@ pub struct Connection {
     pub(super) idle_frames: Allowance,
     pub(super) out: Vec<u8>,
     pub(super) counts: Counts,
+    /// PINGs of ours whose answers have not come.
+    pub(super) unanswered_pings: u32,
     /// Streams above it are not taken: our GOAWAY said so.
     pub(super) accept_up_to: StreamId,
     /// The peer's GOAWAY has come.
@@ -222,6 +224,7 @@ impl Connection {
             idle_frames: Allowance::new(limits.idle_frames),
             out,
             counts: Counts::default(),
+            unanswered_pings: 0,
             accept_up_to: StreamId::MAX,
             peer_is_leaving: false,
             limits,
@@ -604,7 +607,8 @@ impl Connection {
         let Some(block) = self.block else {
             return fatal(Code::PROTOCOL_ERROR, "CONTINUATION without HEADERS");
         };
-        // CVE-2024-27316: a block without end costs us memory, one of empty frames costs us time.
+        // CVE-2024-27316: a block without end costs us memory, one of small frames costs us time. Envoy, too, has a bound of both kinds: a fixed
+        // one of all such frames (512 in a block), besides what is configured of empty ones.
         self.spend_idle(now)?;
         self.count_content(payload.len(), false)?;
         if self.fragments.len() + payload.len() > self.limits.block_bytes() {
@@ -845,6 +849,11 @@ impl Connection {
             return fatal(Code::FRAME_SIZE_ERROR, "PING is not eight bytes long");
         };
         if header.has(flag::ACK) {
+            // The answer to a PING of ours was paid for when we asked.
+            match self.unanswered_pings.checked_sub(1) {
+                Some(left) => self.unanswered_pings = left,
+                None => self.spend_idle(now)?,
+            }
             return Ok(Some(Event::Pong(payload)));
         }
         self.spend_idle_unless_bounded(self.limits.floods.outbound_control_frames, now)?;

@@ -23,8 +23,9 @@ pub struct Limits {
     /// Bytes that may wait to be written; while there are more, streams and the peer wait.
     pub output_bytes: usize,
     pub resets: Resets,
-    /// Frames without content in a burst: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA and CONTINUATION, unknown types. Of kinds that
-    /// [`Floods`] bounds it says nothing, but for SETTINGS that change something.
+    /// Frames that carry nothing of their own in a burst: PING, also as an answer that nobody asked for, SETTINGS and what acknowledges it,
+    /// PRIORITY, WINDOW_UPDATE, RST_STREAM of what is over, empty DATA, CONTINUATION (with content, too), unknown types. Of a kind that [`Floods`]
+    /// bounds it says nothing, but for SETTINGS that change something and CONTINUATION.
     pub idle_frames: Rate,
     pub floods: Floods,
 }
@@ -54,7 +55,7 @@ pub struct Floods {
     pub outbound_frames: u32,
     /// Those of them that answer what cost the peer nothing: PING, SETTINGS, RST_STREAM.
     pub outbound_control_frames: u32,
-    /// HEADERS, CONTINUATION and DATA without content, and without an end, that may follow each other.
+    /// HEADERS, CONTINUATION and DATA without content, and without an end of their stream, that may follow each other.
     pub consecutive_empty_frames: u32,
     /// PRIORITY for each stream that was opened, and for the connection.
     pub priority_frames_per_stream: u32,

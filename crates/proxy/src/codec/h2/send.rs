@@ -306,6 +306,7 @@ impl Connection {
     /// Ask whether the peer is there; the answer is `Event::Pong`.
     pub fn ping(&mut self, payload: [u8; 8]) {
         frame::ping(&mut self.out, 0, payload);
+        self.unanswered_pings = self.unanswered_pings.saturating_add(1);
     }
 
     /// Say that no more streams should be opened, while those on their way are still taken (RFC 9113 6.8). Once they had time to come,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use weft_core::request::Scheme;
 
 use super::frame::{self, PREFACE, flag, kind};
-use super::limits::{Floods, Rate, Resets};
+use super::limits::{Allowance, Floods, Rate, Resets};
 use super::message::MessageError;
 use super::settings::Settings;
 use super::*;
@@ -604,12 +604,14 @@ fn floods_end_the_connection() {
             }),
         ),
         ("PING", many(Raw::new(), kind::PING, 0, 0, &[0; 8])),
+        ("answers to no PING", many(Raw::new(), kind::PING, flag::ACK, 0, &[0; 8])),
         ("SETTINGS", many(Raw::new(), kind::SETTINGS, 0, 0, &[])),
         ("PRIORITY", many(Raw::new(), kind::PRIORITY, 0, 1, &[0, 0, 0, 3, 0])),
         ("WINDOW_UPDATE", many(Raw::new(), kind::WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
         ("empty DATA", many(Raw::new().get(1, false), kind::DATA, 0, 1, &[])),
         ("unknown frames", many(Raw::new(), 0xbe, 0, 0, b"x")),
         ("empty CONTINUATION", many(Raw::new().frame(kind::HEADERS, 0, 1, &[]), kind::CONTINUATION, 0, 1, &[])),
+        ("small CONTINUATION", many(Raw::new().frame(kind::HEADERS, 0, 1, &[]), kind::CONTINUATION, 0, 1, &[0x82])),
     ];
     for (case, raw) in cases {
         assert_eq!(raw.read_by_server(limits).1, Some(Code::ENHANCE_YOUR_CALM), "{case}");
@@ -704,6 +706,27 @@ fn a_bound_of_its_own_holds_instead_of_the_allowance() {
         assert_eq!(raw().read_by_server(Limits { floods, ..allowance }).1, None, "{kind}");
         assert_eq!(raw().read_by_server(allowance).1, Some(Code::ENHANCE_YOUR_CALM), "{kind}");
     }
+}
+
+#[test]
+fn every_continuation_is_paid_for_whatever_is_configured_of_empty_ones() {
+    let floods = Floods { consecutive_empty_frames: 1000, ..Floods::default() };
+    let limits = Limits { floods, idle_frames: Rate { burst: 5, per_second: 0 }, ..Limits::default() };
+    for content in [&[][..], &[0x82]] {
+        let begun = |count| {
+            (0..count)
+                .fold(Raw::new().frame(kind::HEADERS, 0, 1, &[]), |raw, _| raw.frame(kind::CONTINUATION, 0, 1, content))
+        };
+        assert_eq!(begun(5).read_by_server(limits).1, None, "{content:?}");
+        assert_eq!(begun(6).read_by_server(limits).1, Some(Code::ENHANCE_YOUR_CALM), "{content:?}");
+    }
+    let few = Limits { floods: Floods { consecutive_empty_frames: 3, ..floods }, ..limits };
+    let empty = |count| {
+        (0..count).fold(Raw::new().frame(kind::HEADERS, 0, 1, &[]), |raw, _| raw.frame(kind::CONTINUATION, 0, 1, &[]))
+    };
+    // HEADERS is one of them.
+    assert_eq!(empty(2).read_by_server(few).1, None);
+    assert_eq!(empty(3).read_by_server(few).1, Some(Code::ENHANCE_YOUR_CALM));
 }
 
 #[test]
@@ -887,6 +910,18 @@ fn a_ping_is_answered_and_its_answer_told() {
     client.ping(*b"weft\0\0\0\x01");
     assert_eq!(pass(&mut client, &mut server), []);
     assert_eq!(pass(&mut server, &mut client), [Seen::Pong(*b"weft\0\0\0\x01")]);
+}
+
+#[test]
+fn answers_that_were_asked_for_are_not_counted_against_the_peer() {
+    let (mut client, mut server) = pair(Limits::default());
+    client.idle_frames = Allowance::new(Rate { burst: 1, per_second: 0 });
+    (0..9).for_each(|_| client.ping([0; 8]));
+    pass(&mut client, &mut server);
+    assert_eq!(pass(&mut server, &mut client).len(), 9);
+    let unasked = Raw::bare().frame(kind::PING, flag::ACK, 0, &[0; 8]);
+    let ends = [(); 2].map(|()| feed(&mut client, &unasked.bytes, 9).1);
+    assert_eq!(ends, [None, Some(Code::ENHANCE_YOUR_CALM)]);
 }
 
 #[test]
