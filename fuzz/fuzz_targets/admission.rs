@@ -204,7 +204,7 @@ fn admit(request: &Head, scene: &Scene) -> Option<Head> {
         assert!(manager.skip_xff_append || listed.rsplit(',').next() == Some(&*peer), "{listed}");
         if manager.xff_num_trusted_hops == 0 {
             assert_eq!(client, None, "nobody else is believed");
-            assert_eq!(values(Known::ForwardedProto), [String::from_utf8_lossy(facts.scheme().as_bytes())]);
+            assert_eq!(values(Known::ForwardedProto), [facts.scheme().as_str()]);
         }
         if !is_internal {
             assert!(!head.has_known(Known::Inside));

@@ -14,7 +14,7 @@ use weft_core::http_manager::HttpManager;
 use weft_core::listener::NetworkFilter;
 use weft_core::plan::Plan;
 use weft_core::random::{Draw, Random};
-use weft_core::request::OwnedRequest;
+use weft_core::request::{OwnedRequest, Scheme};
 use weft_core::trace::Silent;
 use weft_fuzz::EXTENSIONS;
 use weft_protos::type_url;
@@ -135,7 +135,7 @@ fn assert_decided_alike(plan: &Plan, question: &Value, answer: &Map<String, Valu
     let part = |pair: &Value, index: usize| pair[index].as_str().expect("it was answered").to_owned();
     let request = OwnedRequest {
         method: text("method", "GET"),
-        scheme: text("scheme", "http"),
+        scheme: Scheme::parse(text("scheme", "").as_bytes()).unwrap_or_default(),
         authority: text("authority", ""),
         // As the proxy reads it, where that is told.
         path: answer.get("path").and_then(Value::as_str).map_or_else(|| text("path", "/"), str::to_owned),

@@ -245,7 +245,8 @@ impl HeaderMatch {
         self.is_value_match(request.field(&self.name))
     }
 
-    fn is_value_match(&self, value: Option<Cow<'_, [u8]>>) -> bool {
+    /// The same of the header's value, if there is one.
+    pub(crate) fn is_value_match(&self, value: Option<Cow<'_, [u8]>>) -> bool {
         if let HeaderCondition::Present(wanted) = self.condition {
             return ((value.is_some() || self.missing_is_empty) == wanted) != self.invert;
         }

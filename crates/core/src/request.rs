@@ -8,8 +8,9 @@ pub fn is_of_token(byte: u8) -> bool {
 }
 
 /// How a resource is reached (RFC 9110 4.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scheme {
+    #[default]
     Http,
     Https,
 }
@@ -22,13 +23,21 @@ impl Scheme {
 
     /// By its name, in any case (RFC 3986 3.1); other schemes are none that a request of HTTP is for.
     pub fn parse(name: &[u8]) -> Option<Scheme> {
-        [Scheme::Http, Scheme::Https].into_iter().find(|scheme| name.eq_ignore_ascii_case(scheme.as_bytes()))
+        [Scheme::Http, Scheme::Https].into_iter().find(|scheme| name.eq_ignore_ascii_case(scheme.as_str().as_bytes()))
     }
 
-    pub fn as_bytes(self) -> &'static [u8] {
+    pub fn as_str(self) -> &'static str {
         match self {
-            Scheme::Http => b"http",
-            Scheme::Https => b"https",
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        }
+    }
+
+    /// The port that an authority without one means (RFC 9110 4.2.1, 4.2.2).
+    pub fn default_port(self) -> u16 {
+        match self {
+            Scheme::Http => 80,
+            Scheme::Https => 443,
         }
     }
 }
@@ -37,8 +46,8 @@ impl Scheme {
 pub trait RequestHead {
     /// `GET`
     fn method(&self) -> &[u8];
-    /// `http` or `https`
-    fn scheme(&self) -> &[u8];
+    /// What its client wants it over.
+    fn scheme(&self) -> Scheme;
     /// `:authority`, or `Host` of HTTP/1.1, with port if there was one. Empty if absent.
     fn authority(&self) -> &[u8];
     /// Path with query, as it will be matched (after normalisation): `/reviews/0?x=1`.
@@ -52,7 +61,7 @@ pub trait RequestHead {
     fn field(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         match name {
             ":method" => Some(Cow::Borrowed(self.method())),
-            ":scheme" => Some(Cow::Borrowed(self.scheme())),
+            ":scheme" => Some(Cow::Borrowed(self.scheme().as_str().as_bytes())),
             ":path" => Some(Cow::Borrowed(self.path())),
             // Envoy keeps Host as :authority; a matcher may use either name.
             ":authority" | "host" => Some(Cow::Borrowed(self.authority())).filter(|value| !value.is_empty()),
@@ -91,7 +100,7 @@ pub struct OwnedRequest {
     /// See [`RequestHead::method`].
     pub method: String,
     /// See [`RequestHead::scheme`].
-    pub scheme: String,
+    pub scheme: Scheme,
     /// See [`RequestHead::authority`].
     pub authority: String,
     /// See [`RequestHead::path`].
@@ -104,8 +113,8 @@ impl RequestHead for OwnedRequest {
     fn method(&self) -> &[u8] {
         self.method.as_bytes()
     }
-    fn scheme(&self) -> &[u8] {
-        self.scheme.as_bytes()
+    fn scheme(&self) -> Scheme {
+        self.scheme
     }
     fn authority(&self) -> &[u8] {
         self.authority.as_bytes()

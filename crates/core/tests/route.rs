@@ -10,8 +10,10 @@ use std::time::Duration;
 use quickcheck::{TestResult, quickcheck};
 use support::*;
 use weft_core::compile::Strictness;
+use weft_core::matching::PathMatch;
+use weft_core::request::{OwnedRequest, Scheme};
 use weft_core::retry::timeout_of_a_try;
-use weft_core::route::{Action, Forward, MirrorHost, RouteTable};
+use weft_core::route::{Action, Forward, MirrorHost, Redirect, RouteTable};
 use weft_core::trace::{Silent, Subject, Trace};
 use weft_protos::envoy::config::core::v3::{ConfigSource, config_source};
 use weft_protos::envoy::config::route::v3 as proto;
@@ -650,6 +652,17 @@ fn redirects_keep_what_they_do_not_name() {
         let Action::Redirect(redirect) = &route.action else { panic!("not a redirect") };
         let location = redirect.location(&route.conditions.path, &request(authority, path, &[]));
         assert_eq!(String::from_utf8_lossy(&location), expected, "{action:?}");
+    }
+}
+
+#[test]
+fn a_redirect_from_https_leaves_out_the_port_of_https() {
+    let (scheme, any) = (Some("http".into()), PathMatch::Prefix { text: "/".into(), ignore_case: false });
+    let redirect =
+        Redirect { status: 301, scheme, host: None, port: None, path: None, path_rewrite: None, strip_query: false };
+    for (authority, expected) in [("a:443", "http://a/"), ("a:80", "http://a:80/"), ("a", "http://a/")] {
+        let request = OwnedRequest { scheme: Scheme::Https, ..request(authority, "/", &[]) };
+        assert_eq!(String::from_utf8_lossy(&redirect.location(&any, &request)), expected, "{authority}");
     }
 }
 

@@ -135,6 +135,22 @@ fn an_interface_is_a_name_or_what_is_left_of_one() {
 }
 
 #[test]
+fn header_matchers_see_what_was_sent_along_and_no_pseudo_headers() {
+    let matched = |matcher: Value| {
+        let routes =
+            json!([{"match": {"method": {"name": {"prefix": ""}}, "headers": [matcher]}, "route": {"cluster": "c"}}]);
+        let plan =
+            plan(&dubbo(json!({"route_config": [{"name": "t", "interface": "S", "routes": routes}]})), &["c"]).unwrap();
+        let call = Told { headers: HashMap::from([("host", "x")]), ..call("S", "get") };
+        outcome(&plan, &call, 0.0).is_ok()
+    };
+    assert!(matched(json!({"name": "host", "string_match": {"exact": "x"}})));
+    for name in [":scheme", ":method", ":path", ":authority"] {
+        assert!(!matched(json!({"name": name, "present_match": true})), "{name}");
+    }
+}
+
+#[test]
 fn version_group_method_headers_and_arguments_must_all_hold() {
     let table = json!({
         "name": "t", "interface": "S", "version": "1.0", "group": "g",

@@ -147,12 +147,12 @@ fn let_in(question: &mut Question, manager: &HttpManager, answer: &mut Map<Strin
     match told[..] {
         [] => {
             let scheme = Scheme::of(question.names.is_some());
-            headers.push((FORWARDED_PROTO.to_owned(), String::from_utf8_lossy(scheme.as_bytes()).into_owned()));
+            headers.push((FORWARDED_PROTO.to_owned(), scheme.as_str().to_owned()));
         }
         // What does not say its scheme of its own, as HTTP/1.1 in origin form, has this one.
         [(_, told)] => {
             if let Some(scheme) = Scheme::parse(told.as_bytes()) {
-                question.request.scheme = String::from_utf8_lossy(scheme.as_bytes()).into_owned();
+                question.request.scheme = scheme;
             }
         }
         _ => {}

@@ -8,7 +8,7 @@ use weft_core::listener::{Direction, FilterChain, Listener, Opening};
 use weft_core::plan::Plan;
 use weft_core::random::{Draw, Random};
 use weft_core::rbac::{self, Names};
-use weft_core::request::OwnedRequest;
+use weft_core::request::{OwnedRequest, Scheme};
 
 use crate::taken::Taken;
 
@@ -132,7 +132,7 @@ impl Question {
             tls,
             request: OwnedRequest {
                 method: string("method").unwrap_or_else(|| "GET".to_owned()),
-                scheme: string("scheme").unwrap_or_else(|| "http".to_owned()),
+                scheme: string("scheme").and_then(|name| Scheme::parse(name.as_bytes())).unwrap_or_default(),
                 authority: string("authority").unwrap_or_default(),
                 path: string("path").unwrap_or_else(|| "/".to_owned()),
                 headers,

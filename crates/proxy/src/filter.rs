@@ -122,9 +122,9 @@ fn tell_origin(request: &mut Head, manager: &HttpManager, facts: &Facts) -> Orig
         (client, hops == 0 && client.is_some() && forwarded_count(request) == 1)
     };
     if !manager.believes_forwarded_proto() {
-        request.set(X_FORWARDED_PROTO, facts.scheme().as_bytes());
+        request.set(X_FORWARDED_PROTO, facts.scheme().as_str().as_bytes());
     } else if !request.has_known(Known::ForwardedProto) {
-        request.append(X_FORWARDED_PROTO, facts.scheme().as_bytes());
+        request.append(X_FORWARDED_PROTO, facts.scheme().as_str().as_bytes());
     }
     // As Envoy: what the request says itself comes before what was told of it, which is believed by now.
     request.scheme = request.scheme.or_else(|| forwarded_scheme(request)).or(Some(facts.scheme()));

@@ -13,7 +13,7 @@ use weft_core::trace::Silent;
 use crate::codec::{Head, Name};
 use crate::identify::Facts;
 
-/// A request's head with its scheme, which is that of its connection if nothing else was said.
+/// A request's head with its scheme: until it is admitted that may stand nowhere in it, and is the connection's then.
 pub struct View<'a> {
     head: &'a Head,
     scheme: Scheme,
@@ -35,8 +35,8 @@ impl RequestHead for View<'_> {
         self.head.method()
     }
 
-    fn scheme(&self) -> &[u8] {
-        self.scheme.as_bytes()
+    fn scheme(&self) -> Scheme {
+        self.scheme
     }
 
     fn authority(&self) -> &[u8] {

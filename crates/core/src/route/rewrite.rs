@@ -24,8 +24,8 @@ impl PathRewrite {
 impl Redirect {
     /// The `location` for a request: scheme, host, port and path, each the request's own unless the redirect names another.
     pub fn location<R: RequestHead + ?Sized>(&self, matched: &PathMatch, request: &R) -> Vec<u8> {
-        let scheme = self.scheme.as_deref().map_or(request.scheme(), str::as_bytes);
-        let mut location = [scheme, b"://"].concat();
+        let scheme = self.scheme.as_deref().unwrap_or(request.scheme().as_str());
+        let mut location = [scheme, "://"].concat().into_bytes();
         match &self.host {
             Some(host) => location.extend_from_slice(host.as_bytes()),
             None => location.extend_from_slice(self.kept_host(request, scheme)),
@@ -38,16 +38,13 @@ impl Redirect {
     }
 
     /// The request's host; without its port if another one is named, or if it is the old scheme's default and the scheme changes.
-    fn kept_host<'r, R: RequestHead + ?Sized>(&self, request: &'r R, scheme: &[u8]) -> &'r [u8] {
+    fn kept_host<'r, R: RequestHead + ?Sized>(&self, request: &'r R, scheme: &str) -> &'r [u8] {
         let authority = request.authority();
         let bare = without_port(authority);
         let port = &authority[bare.len()..];
-        let default_of_old = match request.scheme() {
-            b"http" => b":80".as_slice(),
-            b"https" => b":443",
-            _ => b"",
-        };
-        if self.port.is_some() || (scheme != request.scheme() && port == default_of_old) { bare } else { authority }
+        let old = request.scheme();
+        let is_of_old = || scheme != old.as_str() && port == format!(":{}", old.default_port()).as_bytes();
+        if self.port.is_some() || is_of_old() { bare } else { authority }
     }
 
     fn new_path(&self, matched: &PathMatch, path: &[u8]) -> Vec<u8> {

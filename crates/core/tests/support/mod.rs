@@ -8,7 +8,7 @@ use weft_core::compile::Strictness;
 use weft_core::format::{Command, Variables};
 use weft_core::header_edit::Headers;
 use weft_core::random::{Draw, Random};
-use weft_core::request::OwnedRequest;
+use weft_core::request::{OwnedRequest, Scheme};
 use weft_core::route::RouteTable;
 use weft_protos::envoy::config::core::v3::HeaderValue;
 use weft_protos::envoy::config::core::v3::HeaderValueOption;
@@ -30,7 +30,7 @@ impl Random for Fixed {
 pub fn request(authority: &str, path: &str, headers: &[(&str, &str)]) -> OwnedRequest {
     OwnedRequest {
         method: "GET".into(),
-        scheme: "http".into(),
+        scheme: Scheme::Http,
         authority: authority.into(),
         path: path.into(),
         headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),

@@ -214,7 +214,7 @@ pub struct Head {
     upgrade: Span,
     pub(super) spelling: Spelling,
     /// What a request says that its client wants it over, of its own (`:scheme`, the absolute form) or by what proxies before it have told;
-    /// none if it says nothing of either kind, and in a response.
+    /// none in what is not admitted yet and says nothing of its own, and in a response.
     pub scheme: Option<Scheme>,
     /// Response status; 0 in a request.
     pub status: u16,

@@ -336,7 +336,7 @@ impl Exchange<'_> {
         };
         let suppress = down.context.suppress_envoy_headers;
         filter::prepare(&mut scratch.request, decision, forward, told, suppress, &entry);
-        // The scheme and version of this hop are ours.
+        // The version of this hop is ours; its scheme stays the client's.
         scratch.request.version = Version::Http11;
     }
 

@@ -134,7 +134,8 @@ fn request_properties(service: &LogService, entry: &Entry<'_>, request: &Head, o
     let methods: [&[u8]; 9] = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"];
     let method = methods.iter().position(|method| *method == request.method());
     out.number(1, method.map_or(0, |index| index as u64 + 1));
-    out.bytes(2, request.scheme.unwrap_or(entry.facts.scheme()).as_bytes());
+    let view = View::of(request, entry.facts);
+    out.bytes(2, view.scheme().as_str().as_bytes());
     out.bytes(3, request.authority());
     out.bytes(5, request.path());
     out.bytes(6, header("user-agent"));
@@ -142,7 +143,6 @@ fn request_properties(service: &LogService, entry: &Entry<'_>, request: &Head, o
     out.bytes(9, header("x-request-id"));
     out.bytes(10, header("x-envoy-original-path"));
     out.number(12, entry.outcome.bytes_received);
-    let view = View::of(request, entry.facts);
     for name in &service.request_headers {
         if let Some(value) = view.field(name) {
             out.pair(13, name, &value);

@@ -21,6 +21,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use weft_core::access_log::{AccessLog, End, Filter, GRPC_STATUS, LogService, Sink};
 use weft_core::format::{Command, Format, Variables};
+use weft_core::request::RequestHead as _;
 use weft_core::respond::{Cause, Flags, ResponseFlag, grpc_status};
 use weft_core::route::Route;
 
@@ -31,6 +32,7 @@ use crate::identify::Facts;
 use crate::logging;
 use crate::rbac::Shadow;
 use crate::respond::is_grpc;
+use crate::route::View;
 
 use journal::Journal;
 use service::{Dispatch, Services};
@@ -287,7 +289,7 @@ impl Entry<'_> {
             ":method" => Some(head.method()).filter(|bytes| present(bytes)),
             ":path" => Some(head.path()).filter(|bytes| present(bytes)),
             ":authority" | "host" => Some(head.authority()).filter(|bytes| present(bytes)),
-            ":scheme" => Some(head.scheme.unwrap_or(self.facts.scheme()).as_bytes()),
+            ":scheme" => Some(View::of(head, self.facts).scheme().as_str().as_bytes()),
             name => head.get(name.as_bytes()),
         }
     }

@@ -642,6 +642,18 @@ fn a_request_goes_on_with_its_own_scheme() {
 }
 
 #[test]
+fn another_scheme_is_as_if_none_were_said() {
+    for (name, expected) in [("HTTPS", Some(Scheme::Https)), ("ftp", None)] {
+        let bytes = Raw::new().headers(1, true, &[GET[0], (":scheme", name), GET[2], GET[3]]).bytes;
+        let (mut server, mut used, mut head) = (Connection::new(Role::Server, Limits::default()), 0, Head::default());
+        while used < bytes.len() {
+            used += server.receive(&bytes[used..], NOW, &mut head).unwrap().0;
+        }
+        assert_eq!(head.scheme, expected, "{name}");
+    }
+}
+
+#[test]
 fn only_streams_that_are_given_up_prematurely_are_counted() {
     let at = Duration::from_millis;
     let rate = Rate { burst: 10, per_second: 0 };
