@@ -200,6 +200,15 @@ def test_a_scheme_that_is_believed_is_the_requests(bookinfo: Mesh) -> None:
     assert outcomes == ["no_route", "direct_response", "no_route"]
 
 
+def test_what_is_asked_of_the_http_proxy_says_its_scheme_itself(explicit: Mesh) -> None:
+    """In the absolute form; it comes before what is told of it."""
+    rules = "  http:\n  - match: [{scheme: {exact: %s}}]\n    directResponse: {status: 204}"
+    question = Question("ledger", "http://outside.example/", headers=(("X-Forwarded-Proto", "https"),))
+    for scheme, expected in (("https", "no_route"), ("http", "direct_response")):
+        with applied(explicit, rules % scheme, host="outside.example"):
+            assert ask(explicit, question).outbound.outcome == expected
+
+
 @pytest.mark.parametrize(
     ("headers", "why"),
     [

@@ -51,9 +51,9 @@ def routes(*rules: dict[str, Any]) -> tuple[str, str, bytes]:
     )
 
 
-def listeners() -> list[tuple[str, str, bytes]]:
+def listeners(**manager_fields: Any) -> list[tuple[str, str, bytes]]:
     """A capturing listener for everything, and the HTTP listener of port 9080."""
-    manager = http_connection_manager_pb2.HttpConnectionManager(stat_prefix="s")
+    manager = http_connection_manager_pb2.HttpConnectionManager(stat_prefix="s", **manager_fields)
     manager.rds.route_config_name = "9080"
     for name, config in ((FAULT, fault_pb2.HTTPFault()), ("envoy.filters.http.router", router_pb2.Router())):
         manager.http_filters.add(name=name).typed_config.Pack(config)
@@ -159,6 +159,35 @@ def test_an_abort_of_everything_needs_no_die(action: dict[str, Any]) -> None:
     }
     answer = ask(Engine([*listeners(), routes(rule), cluster("v1", 1), cluster("empty")]))
     assert (answer["outcome"], answer["status"], answer["response_flags"]) == ("fault", 418, "FI")
+
+
+TOLD = ["x-forwarded-proto", "https"]
+BY_TLS = {"source_principal": "spiffe://cluster.local/ns/shop/sa/web"}
+FIRST = {"use_remote_address": {"value": True}}
+
+
+@pytest.mark.parametrize(
+    ("manager", "question", "scheme"),
+    [
+        ({}, {}, "http"),
+        ({}, BY_TLS, "https"),
+        ({}, {"headers": [TOLD]}, "https"),
+        ({}, BY_TLS | {"headers": [["X-Forwarded-Proto", "http"]]}, "http"),
+        ({}, {"headers": [TOLD, TOLD]}, "http"),
+        ({}, {"headers": [TOLD], "scheme": "http"}, "http"),
+        ({}, BY_TLS | {"scheme": "http"}, "http"),
+        (FIRST, {"headers": [TOLD]}, "http"),
+        (FIRST, BY_TLS | {"headers": [["x-forwarded-proto", "http"]]}, "https"),
+        (FIRST | {"xff_num_trusted_hops": 1}, {"headers": [TOLD]}, "https"),
+    ],
+)
+def test_a_request_has_the_scheme_that_the_proxy_would_find(
+    manager: dict[str, Any], question: dict[str, Any], scheme: str
+) -> None:
+    """Its own, else what is told and believed, else its connection's; as what is asked of proxies in `tests/conformance/test_options.py`."""
+    rule = {"match": {"prefix": "/"}, "redirect": {"pathRedirect": "/new"}}
+    answer = ask(Engine([*listeners(**manager), routes(rule)]), **question)
+    assert answer["location"] == f"{scheme}://reviews:9080/new"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,16 @@ impl Scheme {
         if secure { Scheme::Https } else { Scheme::Http }
     }
 
+    /// Of a request, as Envoy finds it: what it says of its *own* (`:scheme`, the absolute form), else what proxies before this one have *told*
+    /// (each `x-forwarded-proto` that is believed), if that is one thing, else how its *connection* is made.
+    pub fn of_request<'v>(own: Option<Scheme>, told: impl IntoIterator<Item = &'v [u8]>, connection: Scheme) -> Scheme {
+        let told = || {
+            let mut told = told.into_iter();
+            told.next().filter(|_| told.next().is_none()).and_then(Scheme::parse)
+        };
+        own.or_else(told).unwrap_or(connection)
+    }
+
     /// By its name, in any case (RFC 3986 3.1); other schemes are none that a request of HTTP is for.
     pub fn parse(name: &[u8]) -> Option<Scheme> {
         [Scheme::Http, Scheme::Https].into_iter().find(|scheme| name.eq_ignore_ascii_case(scheme.as_str().as_bytes()))
@@ -139,5 +149,27 @@ impl RequestFields for OwnedRequest {
     fn each_header<'h>(&'h self, name: &str, look: &mut dyn FnMut(&'h [u8])) {
         let fields = self.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
         fields.for_each(|(_, value)| look(value.as_bytes()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_requests_scheme_is_its_own_then_the_one_that_is_told_then_its_connections() {
+        type Case = (Option<Scheme>, &'static [&'static [u8]], Scheme, Scheme);
+        let cases: [Case; 7] = [
+            (Some(Scheme::Http), &[b"https"], Scheme::Https, Scheme::Http),
+            (Some(Scheme::Https), &[b"http"], Scheme::Http, Scheme::Https),
+            (None, &[b"HTTPS"], Scheme::Http, Scheme::Https),
+            (None, &[b"http"], Scheme::Https, Scheme::Http),
+            (None, &[b"https", b"https"], Scheme::Http, Scheme::Http),
+            (None, &[b"gopher"], Scheme::Https, Scheme::Https),
+            (None, &[], Scheme::Https, Scheme::Https),
+        ];
+        for (own, told, connection, expected) in cases {
+            assert_eq!(Scheme::of_request(own, told.iter().copied(), connection), expected, "{own:?} {told:?}");
+        }
     }
 }

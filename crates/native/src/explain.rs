@@ -139,23 +139,20 @@ fn let_in(question: &mut Question, manager: &HttpManager, answer: &mut Map<Strin
         }
     }
     const FORWARDED_PROTO: &str = "x-forwarded-proto";
-    let headers = &mut question.request.headers;
+    let OwnedRequest { scheme, headers, .. } = &mut question.request;
     if !manager.believes_forwarded_proto() {
         headers.retain(|(name, _)| !name.eq_ignore_ascii_case(FORWARDED_PROTO));
     }
-    let told: Vec<_> = headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case(FORWARDED_PROTO)).collect();
-    match told[..] {
-        [] => {
-            let scheme = Scheme::of(question.names.is_some());
-            headers.push((FORWARDED_PROTO.to_owned(), scheme.as_str().to_owned()));
-        }
-        // What does not say its scheme of its own, as HTTP/1.1 in origin form, has this one.
-        [(_, told)] => {
-            if let Some(scheme) = Scheme::parse(told.as_bytes()) {
-                question.request.scheme = scheme;
-            }
-        }
-        _ => {}
+    let connection = Scheme::of(question.names.is_some());
+    let mut told = headers
+        .iter()
+        .filter(|(name, _)| name.eq_ignore_ascii_case(FORWARDED_PROTO))
+        .map(|(_, value)| value.as_bytes())
+        .peekable();
+    let is_told = told.peek().is_some();
+    *scheme = Scheme::of_request(question.own_scheme, told, connection);
+    if !is_told {
+        headers.push((FORWARDED_PROTO.to_owned(), connection.as_str().to_owned()));
     }
     true
 }

@@ -26,6 +26,8 @@ pub struct Question {
     pub is_client_known: bool,
     /// Whether the client speaks TLS, where the question says so; then a listener that takes something else refuses it.
     pub tls: Option<bool>,
+    /// What the request says of its scheme itself (`:scheme`, the absolute form).
+    pub own_scheme: Option<Scheme>,
     pub request: OwnedRequest,
     pub dice: Dice,
     /// What is known to have happened.
@@ -116,6 +118,7 @@ impl Question {
             let protocol = alpn.and_then(|names| names.into_iter().next());
             Opening::Http(protocol.unwrap_or_else(|| "http/1.1".to_owned()))
         };
+        let own_scheme = string("scheme").and_then(|name| Scheme::parse(name.as_bytes()));
         Ok(Self {
             direction,
             destination: address("destination")?.ok_or("destination: required")?,
@@ -130,9 +133,10 @@ impl Question {
             is_client_known: given.is_some() || value.get("client").is_some(),
             opening,
             tls,
+            own_scheme,
             request: OwnedRequest {
                 method: string("method").unwrap_or_else(|| "GET".to_owned()),
-                scheme: string("scheme").and_then(|name| Scheme::parse(name.as_bytes())).unwrap_or_default(),
+                scheme: own_scheme.unwrap_or_default(),
                 authority: string("authority").unwrap_or_default(),
                 path: string("path").unwrap_or_else(|| "/".to_owned()),
                 headers,

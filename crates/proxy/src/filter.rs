@@ -126,8 +126,9 @@ fn tell_origin(request: &mut Head, manager: &HttpManager, facts: &Facts) -> Orig
     } else if !request.has_known(Known::ForwardedProto) {
         request.append(X_FORWARDED_PROTO, facts.scheme().as_str().as_bytes());
     }
-    // As Envoy: what the request says itself comes before what was told of it, which is believed by now.
-    request.scheme = request.scheme.or_else(|| forwarded_scheme(request)).or(Some(facts.scheme()));
+    // What is told is believed by now.
+    let told = request.values(Known::ForwardedProto);
+    request.scheme = Some(Scheme::of_request(request.scheme, told, facts.scheme()));
     // Without use_remote_address a request that says nothing is from outside, wherever it comes from.
     let decisive = client.or(manager.use_remote_address.then_some(peer));
     let is_internal = is_first_hand
@@ -142,12 +143,6 @@ fn tell_origin(request: &mut Head, manager: &HttpManager, facts: &Facts) -> Orig
         request.set(X_EXTERNAL_ADDRESS, write_ip(client.unwrap_or(peer), &mut text));
     }
     Origin { client: client.filter(|client| *client != peer), is_edge, is_internal }
-}
-
-/// What `x-forwarded-proto` says, if that is one thing.
-fn forwarded_scheme(request: &Head) -> Option<Scheme> {
-    let mut told = request.values(Known::ForwardedProto);
-    told.next().filter(|_| told.next().is_none()).and_then(Scheme::parse)
 }
 
 /// The last address of `x-forwarded-for` but *skipped* more; nothing if it is none.

@@ -500,11 +500,12 @@ def _request(question: Question, target: Target, direction: str) -> dict[str, An
         "direction": direction,
         "destination": f"{address}:{target.connect_port or target.port}",
         "method": question.method,
-        "scheme": target.scheme,
         "authority": next((value for name, value in question.headers if name.lower() == "host"), target.authority),
         "path": target.path,
         "headers": [[name.lower(), value] for name, value in question.headers if name.lower() != "host"],
     }
+    if target.connect_port:  # only a proxy is asked in the absolute form, which says a scheme (RFC 9112 3.2.2)
+        asked["scheme"] = target.scheme
     asked["tls"] = target.scheme == "https"
     if asked["tls"]:
         asked["alpn"] = PROGRAMS_ALPN
@@ -565,7 +566,7 @@ def _inbound_sides(
             "direction": "inbound",
             "destination": endpoint.address,
             "path": rewrite.get("path") or outbound.raw.get("path") or asked["path"],
-            "headers": _forwarded_headers(asked),
+            "headers": _forwarded_headers(asked["headers"], target.scheme),
             "authority": rewrite.get("authority") or asked["authority"],
         }
         if workload["kind"] == "gateway":
@@ -634,12 +635,11 @@ def _different(
     return found
 
 
-def _forwarded_headers(asked: Mapping[str, Any]) -> list[list[str]]:
+def _forwarded_headers(headers: list[list[str]], scheme: str) -> list[list[str]]:
     """Return the headers of a request with what the caller's proxy says of how it came."""
-    headers: list[list[str]] = asked["headers"]
     if any(name == FORWARDED_PROTO for name, _ in headers):
         return headers
-    return [*headers, [FORWARDED_PROTO, asked["scheme"]]]
+    return [*headers, [FORWARDED_PROTO, scheme]]
 
 
 def _called_directly(outbound: Decision, target: Target, workloads: Sequence[Json]) -> tuple[Endpoint, ...]:
