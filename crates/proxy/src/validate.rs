@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 
 use prost::Message;
 use serde_json::Value;
@@ -18,7 +17,7 @@ use weft_xds::Refusal;
 
 use crate::bootstrap::{self, Bootstrap, StartError};
 use crate::document;
-use crate::tls::context::{ClientContext, ContextError, Secrets, ServerContext};
+use crate::tls::context::{ContextError, Secrets};
 use crate::tls::secrets;
 use crate::warming::{self, Holdings};
 
@@ -145,28 +144,14 @@ fn compile(type_url: &str, value: &Value) -> Result<Vec<Problem>, Problems> {
         };
     }
     let compiled = Resource::compile(type_url, &bytes, Strictness::Refuse)?;
-    let broken = match &compiled.value {
-        Resource::Cluster(cluster) => {
-            broken("Cluster", warming::transports(cluster), |tls| ClientContext::new(tls, &Secrets::default()).err())
-        }
-        Resource::Listener(listener) => {
-            let keys = Arc::default();
-            let tls = listener.all_chains().filter_map(|chain| chain.tls.as_ref());
-            broken("Listener", tls, |tls| ServerContext::new(tls, &Secrets::default(), &keys).err())
-        }
-        Resource::Routes(_) | Resource::Assignment(_) => Vec::new(),
-    };
-    if broken.is_empty() || is_hidden(value) { Ok(compiled.not_applied) } else { Err(Problems(broken)) }
-}
-
-/// What of *each* can never be put to work, whatever secrets come.
-fn broken<T>(
-    resource: &str,
-    each: impl Iterator<Item = T>,
-    context: impl Fn(T) -> Option<ContextError>,
-) -> Vec<Problem> {
-    let errors = each.filter_map(context).filter(|error| !matches!(error, ContextError::Missing(_)));
-    errors.map(|error| Problem { path: resource.to_owned(), reason: error.to_string() }).collect()
+    let broken = warming::broken(&compiled.value, &Secrets::default());
+    if broken.is_empty() || is_hidden(value) {
+        return Ok(compiled.not_applied);
+    }
+    // `Cluster`, `Listener`
+    let kind = type_url.rsplit('.').next().unwrap_or(type_url);
+    let problem = |error: ContextError| Problem { path: kind.to_owned(), reason: error.to_string() };
+    Err(Problems(broken.into_iter().map(problem).collect()))
 }
 
 /// Do with static resources as a start does, but for sockets.

@@ -136,12 +136,11 @@ impl Obstacle {
     }
 }
 
-impl From<ContextError> for Obstacle {
-    fn from(error: ContextError) -> Obstacle {
-        match error {
-            ContextError::Missing(_) => Obstacle::Missing(error.to_string()),
-            _ => Obstacle::Broken(error.to_string()),
-        }
+impl From<Vec<ContextError>> for Obstacle {
+    fn from(errors: Vec<ContextError>) -> Obstacle {
+        let is_missing = |error: &ContextError| matches!(error, ContextError::Missing(_));
+        let reason = joined(&errors);
+        if errors.iter().all(is_missing) { Obstacle::Missing(reason) } else { Obstacle::Broken(reason) }
     }
 }
 
@@ -369,21 +368,19 @@ impl Holdings {
         if *name != *resource.name {
             return Err(format!("published as {}, but it calls itself {name}", resource.name));
         }
+        let broken = broken(&compiled, &self.secrets);
+        if !broken.is_empty() {
+            return Err(joined(&broken));
+        }
         let with = |needs: Box<[SecretName]>| Beside { needs, not_applied: not_applied.clone().into() };
         let new = match compiled {
             Compiled::Cluster(cluster) => {
                 let needs = self.known_sources(cluster.secrets())?;
-                if let Err(Obstacle::Broken(reason)) = self.client_contexts(&cluster) {
-                    return Err(reason);
-                }
                 replace(&mut self.clusters, name, resource, cluster, with(needs))
             }
             Compiled::Listener(listener) => {
                 let needs = self.known_sources(listener.secrets())?;
                 self.know_log_services(&listener)?;
-                if let Err(Obstacle::Broken(reason)) = self.chain_contexts(&listener) {
-                    return Err(reason);
-                }
                 if let Some((key, owner)) = listen::keys(&listener).find_map(|key| claimed.get_key_value(&key)) {
                     return Err(format!("{} is the address of listener {owner}", key.address));
                 }
@@ -628,7 +625,7 @@ impl Holdings {
             .iter()
             .map(|secret| {
                 let mark = self.secret_marks.get(secret).map(|mark| mark.mark);
-                mark.ok_or_else(|| ContextError::Missing(Arc::clone(&secret.name)).into())
+                mark.ok_or_else(|| vec![ContextError::Missing(Arc::clone(&secret.name))].into())
             })
             .collect()
     }
@@ -839,6 +836,27 @@ impl Holdings {
     }
 }
 
+/// What of a resource can never be put to work, whatever secrets are yet to come.
+pub fn broken(resource: &Compiled, secrets: &Secrets) -> Vec<ContextError> {
+    let errors: Vec<Vec<ContextError>> = match resource {
+        Compiled::Cluster(cluster) => {
+            transports(cluster).filter_map(|tls| ClientContext::new(tls, secrets).err()).collect()
+        }
+        Compiled::Listener(listener) => {
+            let keys = Arc::default();
+            let tls = listener.all_chains().filter_map(|chain| chain.tls.as_ref());
+            tls.filter_map(|tls| ServerContext::new(tls, secrets, &keys).err()).collect()
+        }
+        Compiled::Routes(_) | Compiled::Assignment(_) => Vec::new(),
+    };
+    errors.into_iter().flatten().filter(|error| !matches!(error, ContextError::Missing(_))).collect()
+}
+
+fn joined(errors: &[ContextError]) -> String {
+    let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    errors.join("; ")
+}
+
 /// Keep a new version; the compiled value stays the same where the bytes do, so that nothing is made anew for it.
 fn replace<T>(
     all: &mut BTreeMap<Name, Arc<Stored<T>>>,
@@ -875,7 +893,7 @@ fn stored<T>(resource: Resource, value: Arc<T>, beside: Beside) -> Stored<T> {
 }
 
 /// All TLS that connections to a cluster may begin with.
-pub fn transports(cluster: &Cluster) -> impl Iterator<Item = &Arc<UpstreamTls>> {
+fn transports(cluster: &Cluster) -> impl Iterator<Item = &Arc<UpstreamTls>> {
     let matches = cluster.transport_matches.iter().map(|candidate| &candidate.socket);
     matches.chain([&cluster.transport]).filter_map(|socket| socket.tls.as_ref())
 }

@@ -479,6 +479,11 @@ fn a_listener_whose_socket_cannot_be_opened_is_refused_and_the_old_one_stays() {
     assert_eq!(proxy.listening(), [1000]);
 }
 
+fn inline(text: &str) -> Option<core::DataSource> {
+    let specifier = Some(core::data_source::Specifier::InlineString(text.to_owned()));
+    Some(core::DataSource { specifier, ..Default::default() })
+}
+
 /// The secrets `default` and `ROOTCA` of a certificate that ends with *year*.
 fn secrets(year: i32) -> Vec<Resource> {
     let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -487,19 +492,13 @@ fn secrets(year: i32) -> Vec<Resource> {
     parameters.not_after = rcgen::date_time_ymd(year, 2, 3);
     let key = rcgen::KeyPair::generate().unwrap();
     let pem = parameters.self_signed(&key).unwrap().pem();
-    let inline = |text: String| {
-        Some(core::DataSource {
-            specifier: Some(core::data_source::Specifier::InlineString(text)),
-            ..Default::default()
-        })
-    };
     let identity = tls_proto::secret::Type::TlsCertificate(tls_proto::TlsCertificate {
-        certificate_chain: inline(pem.clone()),
-        private_key: inline(key.serialize_pem()),
+        certificate_chain: inline(&pem),
+        private_key: inline(&key.serialize_pem()),
         ..Default::default()
     });
     let roots = tls_proto::secret::Type::ValidationContext(tls_proto::CertificateValidationContext {
-        trusted_ca: inline(pem),
+        trusted_ca: inline(&pem),
         ..Default::default()
     });
     [("default", identity), ("ROOTCA", roots)]
@@ -507,8 +506,8 @@ fn secrets(year: i32) -> Vec<Resource> {
         .into()
 }
 
-/// A cluster with mutual TLS, whose secrets come from *server*.
-fn tls_cluster(name: &str, server: &str) -> cluster::Cluster {
+/// Mutual TLS with secrets from *server*.
+fn mutual_tls(server: &str) -> tls_proto::UpstreamTlsContext {
     let source = core::ConfigSource {
         config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(
             core::ApiConfigSource {
@@ -527,7 +526,7 @@ fn tls_cluster(name: &str, server: &str) -> cluster::Cluster {
         ..Default::default()
     };
     let named = |name: &str| tls_proto::SdsSecretConfig { name: name.into(), sds_config: Some(source.clone()) };
-    let context = tls_proto::UpstreamTlsContext {
+    tls_proto::UpstreamTlsContext {
         common_tls_context: Some(tls_proto::CommonTlsContext {
             tls_certificate_sds_secret_configs: vec![named("default")],
             validation_context_type: Some(
@@ -536,13 +535,21 @@ fn tls_cluster(name: &str, server: &str) -> cluster::Cluster {
             ..Default::default()
         }),
         ..Default::default()
-    };
+    }
+}
+
+/// A cluster whose secrets come from *server*.
+fn tls_cluster(name: &str, server: &str) -> cluster::Cluster {
+    cluster_with(name, &mutual_tls(server))
+}
+
+fn cluster_with(name: &str, context: &tls_proto::UpstreamTlsContext) -> cluster::Cluster {
     cluster::Cluster {
         transport_socket: Some(core::TransportSocket {
             name: "envoy.transport_sockets.tls".into(),
             config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(
                 "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-                &context,
+                context,
             ))),
         }),
         ..eds_cluster(name, name)
@@ -626,6 +633,23 @@ fn secrets_of_the_wrong_kind_or_from_nowhere_refuse_the_cluster() {
     assert_eq!(proxy.secrets(AGENT, swapped), ["default", "ROOTCA"]);
     proxy.secrets(AGENT, secrets(2071));
     assert!(proxy.upstream("b").is_some());
+}
+
+#[test]
+fn what_can_never_work_is_refused_while_a_secret_has_yet_to_come() {
+    let mut proxy = Proxy::new();
+    let mut context = mutual_tls(AGENT);
+    context.sni = "no name".into();
+    let common = context.common_tls_context.as_mut().unwrap();
+    common.tls_certificates.push(tls_proto::TlsCertificate {
+        certificate_chain: inline("none"),
+        private_key: inline("none"),
+        ..Default::default()
+    });
+    let sent = vec![resource("a", "1", &cluster_with("a", &context))];
+    let outcome = proxy.holdings.accept(None, type_url::CLUSTER, sent, Vec::new(), |_| Ok(()));
+    let reason = "certificate_chain: there is no certificate in it; no name cannot be a server name";
+    assert_eq!(outcome.refusals, [Refusal { name: "a".into(), reason: reason.into() }]);
 }
 
 #[test]

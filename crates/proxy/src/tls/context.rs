@@ -32,7 +32,7 @@ const NOT_SPOKEN: &[&[u8]] = &[b"h3"];
 /// The secrets that have arrived.
 pub type Secrets = HashMap<SecretName, Secret>;
 
-/// Why there is no context yet, or never.
+/// Why there is no context yet, or never; of one context all reasons are told, so that a secret which has yet to come hides nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
     /// Wait for it (warming).
@@ -48,6 +48,16 @@ pub enum ContextError {
     ServerName(Arc<str>),
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
+}
+
+/// Gathers what is wrong.
+#[derive(Default)]
+struct Errors(Vec<ContextError>);
+
+impl Errors {
+    fn note<T>(&mut self, result: Result<T, impl Into<ContextError>>) -> Option<T> {
+        result.map_err(|error| self.0.push(error.into())).ok()
+    }
 }
 
 /// Ends TLS of downstream connections.
@@ -73,17 +83,27 @@ pub struct ClientContext {
 
 impl ServerContext {
     /// # Errors
-    /// [`ContextError::Missing`] while a secret has not come; the others never heal by waiting.
-    pub fn new(tls: &DownstreamTls, secrets: &Secrets, own_keys: &Arc<KeyRing>) -> Result<ServerContext, ContextError> {
-        let identities = identities(&tls.common, secrets)?;
-        let identity = identities.first().cloned().ok_or(ContextError::NoCertificate)?;
-        let roots = roots(&tls.common, secrets)?;
-        let revoked = revoked(&tls.common, roots.as_deref())?;
-        let keys = ticket_keys(&tls.ticket_keys, secrets, own_keys)?;
-        let binding = binding(tls, &identities, roots.as_deref(), revoked.as_deref());
+    /// [`ContextError::Missing`] for each secret that has not come; the others never heal by waiting.
+    pub fn new(
+        tls: &DownstreamTls,
+        secrets: &Secrets,
+        own_keys: &Arc<KeyRing>,
+    ) -> Result<ServerContext, Vec<ContextError>> {
+        let mut errors = Errors::default();
+        let identities = identities(&tls.common, secrets, &mut errors);
+        let roots = errors.note(roots(&tls.common, secrets)).flatten();
+        let revoked = errors.note(revoked(&tls.common, roots.as_deref())).flatten();
+        let keys = errors.note(ticket_keys(&tls.ticket_keys, secrets, own_keys)).flatten();
+        if tls.common.certificates.is_empty() {
+            errors.0.push(ContextError::NoCertificate);
+        }
         let provider = provider(&tls.common);
-        let builder =
-            ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions(&tls.common))?;
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
+        let builder = errors.note(builder.with_protocol_versions(versions(&tls.common)));
+        let (Some(builder), Some(identity), []) = (builder, identities.first().cloned(), &*errors.0) else {
+            return Err(errors.0);
+        };
+        let binding = binding(tls, &identities, roots.as_deref(), revoked.as_deref());
         let certificates = Certificates::new(identities, &provider, &tls.common);
         let verifier = match (&roots, tls.require_client_certificate) {
             (None, false) => None,
@@ -121,16 +141,18 @@ impl ServerContext {
 impl ClientContext {
     /// # Errors
     /// As [`ServerContext::new`].
-    pub fn new(tls: &UpstreamTls, secrets: &Secrets) -> Result<ClientContext, ContextError> {
-        let identity = identities(&tls.common, secrets)?.into_iter().next();
-        let roots = roots(&tls.common, secrets)?;
-        let revoked = revoked(&tls.common, roots.as_deref())?;
+    pub fn new(tls: &UpstreamTls, secrets: &Secrets) -> Result<ClientContext, Vec<ContextError>> {
+        let mut errors = Errors::default();
+        let identity = identities(&tls.common, secrets, &mut errors).into_iter().next();
+        let roots = errors.note(roots(&tls.common, secrets)).flatten();
+        let revoked = errors.note(revoked(&tls.common, roots.as_deref())).flatten();
+        let name = errors.note(server_name(tls.sni.as_ref()));
         let provider = provider(&tls.common);
-        let verifier = PeerVerifier::new(Arc::clone(&provider), roots, revoked, tls.common.clone(), false);
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions(&tls.common))?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::<PeerVerifier>::clone(&verifier));
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
+        let builder = errors.note(builder.with_protocol_versions(versions(&tls.common)));
+        let (Some(builder), Some(name), []) = (builder, name, &*errors.0) else { return Err(errors.0) };
+        let verifier = PeerVerifier::new(provider, roots, revoked, tls.common.clone(), false);
+        let builder = builder.dangerous().with_custom_certificate_verifier(Arc::<PeerVerifier>::clone(&verifier));
         let mut config = match &identity {
             Some(identity) => builder.with_client_cert_resolver(Arc::new(OneCertificate(Arc::clone(&identity.key)))),
             None => builder.with_no_client_auth(),
@@ -139,13 +161,6 @@ impl ClientContext {
         let sessions = (tls.max_session_keys > 0).then(|| Arc::new(Sessions::new(tls.max_session_keys)));
         // 0-RTT is off: whoever records it can send it again.
         config.enable_early_data = false;
-        let name = match &tls.sni {
-            Some(sni) => {
-                ServerName::try_from(sni.to_string()).map_err(|_| ContextError::ServerName(Arc::clone(sni)))?
-            }
-            // rustls sends no server name for an address; the verifier does not look at it.
-            None => ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0]))),
-        };
         config.enable_sni = tls.sni.is_some();
         config.resumption = Resumption::disabled();
         let config_afresh = Arc::new(config.clone());
@@ -163,6 +178,14 @@ impl ClientContext {
             sessions.forget();
         }
         is_trusted
+    }
+}
+
+fn server_name(sni: Option<&Arc<str>>) -> Result<ServerName<'static>, ContextError> {
+    match sni {
+        Some(sni) => ServerName::try_from(sni.to_string()).map_err(|_| ContextError::ServerName(Arc::clone(sni))),
+        // rustls sends no server name for an address; the verifier does not look at it.
+        None => Ok(ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0])))),
     }
 }
 
@@ -276,26 +299,27 @@ fn find<'a>(secrets: &'a Secrets, name: &SecretName) -> Result<&'a Secret, Conte
     secrets.get(name).ok_or_else(|| ContextError::Missing(Arc::clone(&name.name)))
 }
 
-fn identities(tls: &TlsCommon, secrets: &Secrets) -> Result<Vec<Arc<Identity>>, ContextError> {
-    tls.certificates
-        .iter()
-        .map(|source| match source {
-            CertificateSource::Secret(name) => match find(secrets, name)? {
-                Secret::Identity(identity) => Ok(Arc::clone(identity)),
-                _ => Err(ContextError::WrongType(Arc::clone(&name.name), "a certificate with its key")),
-            },
-            CertificateSource::Inline { chain, key } => {
-                match secrets::read(&secret(proto::secret::Type::TlsCertificate(proto::TlsCertificate {
-                    certificate_chain: Some(inline(chain)),
-                    private_key: Some(inline(key)),
-                    ..Default::default()
-                })))? {
-                    Secret::Identity(identity) => Ok(identity),
-                    _ => Err(ContextError::NoCertificate),
-                }
+fn identities(tls: &TlsCommon, secrets: &Secrets, errors: &mut Errors) -> Vec<Arc<Identity>> {
+    tls.certificates.iter().filter_map(|source| errors.note(identity(source, secrets))).collect()
+}
+
+fn identity(source: &CertificateSource, secrets: &Secrets) -> Result<Arc<Identity>, ContextError> {
+    match source {
+        CertificateSource::Secret(name) => match find(secrets, name)? {
+            Secret::Identity(identity) => Ok(Arc::clone(identity)),
+            _ => Err(ContextError::WrongType(Arc::clone(&name.name), "a certificate with its key")),
+        },
+        CertificateSource::Inline { chain, key } => {
+            match secrets::read(&secret(proto::secret::Type::TlsCertificate(proto::TlsCertificate {
+                certificate_chain: Some(inline(chain)),
+                private_key: Some(inline(key)),
+                ..Default::default()
+            })))? {
+                Secret::Identity(identity) => Ok(identity),
+                _ => Err(ContextError::NoCertificate),
             }
-        })
-        .collect()
+        }
+    }
 }
 
 fn roots(tls: &TlsCommon, secrets: &Secrets) -> Result<Option<Arc<Roots>>, ContextError> {
@@ -319,10 +343,9 @@ fn roots(tls: &TlsCommon, secrets: &Secrets) -> Result<Option<Arc<Roots>>, Conte
 
 /// Revocation lists: of the secret with the roots, else of the resource, as if the one were merged over the other.
 fn revoked(tls: &TlsCommon, roots: Option<&Roots>) -> Result<Option<Arc<Revoked>>, ContextError> {
-    if let Some(revoked) = roots.and_then(|roots| roots.revoked.as_ref()) {
-        return Ok(Some(Arc::clone(revoked)));
-    }
-    tls.revoked.as_deref().map(|pem| Ok(Arc::new(secrets::revoked(pem)?))).transpose()
+    // Read in any case: whether the resource is good does not depend on which of the two comes first.
+    let own = tls.revoked.as_deref().map(secrets::revoked).transpose()?.map(Arc::new);
+    Ok(roots.and_then(|roots| roots.revoked.clone()).or(own))
 }
 
 fn secret(of: proto::secret::Type) -> proto::Secret {

@@ -266,6 +266,10 @@ fn validate_tries_certificates_and_names_of_servers() {
         (cluster(untrusted(json!({"trusted_ca": {"inline_string": "none"}}))), Some("Cluster: trusted_ca: ")),
         (cluster(untrusted(is_of_ca)), Some("Cluster: crl: ")),
         (cluster(json!({"sni": "no name"})), Some("Cluster: no name cannot be a server name")),
+        (
+            cluster(json!({"sni": "no name", "common_tls_context": yet_to_come})),
+            Some("Cluster: no name cannot be a server name"),
+        ),
     ] {
         let in_bootstrap = |list: &str| json!({"node": {"id": "a"}, "static_resources": {list: [resource]}});
         let kept = match resource["@type"].as_str().unwrap() {
