@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::spawn_local;
 use weft_core::dns::{Dns, Heard};
+use weft_core::listener::Listener;
 use weft_protos::envoy::config::core::v3::Node;
 use weft_protos::type_url;
 use weft_xds::client::{self, Address, Client, Receiver, Resource, Task};
@@ -31,7 +32,7 @@ use crate::patience::Patience;
 use crate::plan::Active;
 use crate::resident;
 use crate::state::{self, Entry};
-use crate::warming::{Holdings, Key, Wanted};
+use crate::warming::{Holdings, Key, Outcome, Wanted};
 use crate::worker::{Command, Draining};
 
 /// How long the first listeners wait for the first clusters. Long enough for a control plane and an agent that have
@@ -180,9 +181,11 @@ impl Configurator {
         let mut refused = Vec::new();
         // One by one and in the file's order: clusters come before listeners.
         for (type_url, resource) in resources {
-            let name = resource.name.clone();
-            refused.extend(self.accept(None, type_url, vec![resource], Vec::new()).0);
-            self.holdings.fix(type_url, name);
+            let sockets = &mut self.sockets;
+            let open = |listener: &Listener| sockets.open(listener).map_err(|error| error.to_string());
+            let outcome = self.holdings.accept_static(type_url, resource, open);
+            report(type_url, &outcome);
+            refused.extend(outcome.refusals);
         }
         if refused.is_empty() {
             self.settle();
@@ -246,16 +249,7 @@ impl Configurator {
         let outcome = self.holdings.accept(source, type_url, resources, removed, |listener| {
             if draining { Ok(()) } else { sockets.open(listener).map_err(|error| error.to_string()) }
         });
-        let kind = type_url.rsplit('.').next().unwrap_or(type_url);
-        for refusal in &outcome.refusals {
-            log::warn!(target: logging::XDS, "refused {kind} {}: {}", refusal.name, refusal.reason);
-        }
-        for (name, problem) in &outcome.not_applied {
-            log::info!(
-                target: logging::XDS,
-                "not applied, in {kind} {name} and wherever else it stands: {problem}"
-            );
-        }
+        report(type_url, &outcome);
         (outcome.refusals, outcome.changed)
     }
 
@@ -642,6 +636,17 @@ impl Receiver for Stream {
                 self.source
             );
         }
+    }
+}
+
+/// Say what was refused, and what is not applied.
+fn report(type_url: &str, outcome: &Outcome) {
+    let kind = type_url.rsplit('.').next().unwrap_or(type_url);
+    for refusal in &outcome.refusals {
+        log::warn!(target: logging::XDS, "refused {kind} {}: {}", refusal.name, refusal.reason);
+    }
+    for (name, problem) in &outcome.not_applied {
+        log::info!(target: logging::XDS, "not applied, in {kind} {name} and wherever else it stands: {problem}");
     }
 }
 

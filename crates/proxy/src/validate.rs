@@ -6,12 +6,10 @@
 use std::fmt;
 use std::path::Path;
 
-use prost::Message;
 use serde_json::Value;
 use weft_core::compile::{Problem, Problems, Strictness};
-use weft_core::honoured::{self, json};
+use weft_core::honoured::json;
 use weft_core::plan::Resource;
-use weft_protos::envoy::extensions::transport_sockets::tls::v3::Secret;
 use weft_protos::type_url;
 use weft_xds::Refusal;
 
@@ -133,13 +131,8 @@ fn compile(type_url: &str, value: &Value) -> Result<Vec<Problem>, Problems> {
     }
     let bytes = json::encode(type_url, value).map_err(Problems)?;
     if type_url == type_url::SECRET {
-        let problems = honoured::walk(type_url, &bytes);
-        if !problems.is_empty() {
-            return Err(Problems(problems));
-        }
-        let secret = Secret::decode(&*bytes).map_err(|error| Problems::one("Secret", &error.to_string()))?;
-        return match secrets::read(&secret) {
-            Err(error) if !is_hidden(value) => Err(Problems::one("Secret", &error.to_string())),
+        return match secrets::decode(&bytes) {
+            Err(problems) if !is_hidden(value) => Err(problems),
             _ => Ok(Vec::new()),
         };
     }
@@ -159,7 +152,7 @@ fn put_to_work(bootstrap: &Bootstrap) -> Result<(), Problems> {
     let mut holdings = Holdings::new(0, bootstrap.clusters.iter().map(|(name, _)| name.clone()));
     let mut refused = Vec::new();
     for (type_url, resource) in &bootstrap.resources {
-        let outcome = holdings.accept(None, type_url, vec![resource.clone()], Vec::new(), |_| Ok(()));
+        let outcome = holdings.accept_static(type_url, resource.clone(), |_| Ok(()));
         let problem =
             |refusal: Refusal| Problem { path: format!("static_resources: {}", refusal.name), reason: refusal.reason };
         refused.extend(outcome.refusals.into_iter().map(problem));

@@ -21,17 +21,15 @@ use bytes::Bytes;
 use weft_core::access_log::Sink;
 use weft_core::balance::Balancer;
 use weft_core::cluster::{Cluster, Discovery};
-use weft_core::compile::{Problem, Problems, Strictness};
+use weft_core::compile::{Problem, Strictness};
 use weft_core::dns::{Dns, Heard, Resolution};
 use weft_core::endpoint::{LoadAssignment, Locality};
-use weft_core::honoured;
 use weft_core::http_manager::RouteSource;
 use weft_core::listener::{Listener, NetworkFilter};
 use weft_core::plan::Resource as Compiled;
 use weft_core::route::RouteTable;
 use weft_core::tls::{SecretName, UpstreamTls};
-use weft_protos::envoy::extensions::transport_sockets::tls::v3 as tls_proto;
-use weft_protos::{Message, type_url};
+use weft_protos::type_url;
 use weft_xds::Refusal;
 use weft_xds::client::Resource;
 
@@ -256,9 +254,21 @@ impl Holdings {
         Outcome { refusals, not_applied, changed }
     }
 
-    /// A resource that was accepted stays as it is to the end of the process.
-    pub fn fix(&mut self, type_url: &'static str, name: String) {
+    /// Take a resource of the bootstrap in; it stays as it is to the end of the process.
+    pub fn accept_static(
+        &mut self,
+        type_url: &'static str,
+        resource: Resource,
+        open: impl FnMut(&Listener) -> Result<(), String>,
+    ) -> Outcome {
+        let name = resource.name.clone();
+        if self.is_fixed(type_url, &name) {
+            let refusal = Refusal { name, reason: "the bootstrap has another one of this name".into() };
+            return Outcome { refusals: vec![refusal], ..Outcome::default() };
+        }
+        let outcome = self.accept(None, type_url, vec![resource], Vec::new(), open);
         self.fixed.insert((type_url, name.into()));
+        outcome
     }
 
     /// Resources come by the delta protocol.
@@ -405,15 +415,10 @@ impl Holdings {
     }
 
     fn accept_secret(&mut self, source: Option<&Name>, resource: Resource) -> Result<bool, String> {
-        let problems = honoured::walk(type_url::SECRET, &resource.body);
-        if !problems.is_empty() {
-            return Err(Problems(problems).to_string());
+        let (own_name, secret) = secrets::decode(&resource.body).map_err(|problems| problems.to_string())?;
+        if own_name != resource.name {
+            return Err(format!("published as {}, but it calls itself {own_name}", resource.name));
         }
-        let secret = tls_proto::Secret::decode(resource.body).map_err(|error| error.to_string())?;
-        if secret.name != resource.name {
-            return Err(format!("published as {}, but it calls itself {}", resource.name, secret.name));
-        }
-        let secret = secrets::read(&secret).map_err(|error| error.to_string())?;
         log::debug!(target: logging::TLS, "{} is now {secret}", resource.name);
         let name = SecretName { name: resource.name.as_str().into(), cluster: source.cloned() };
         self.next_mark += 1;

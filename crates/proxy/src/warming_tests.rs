@@ -1,4 +1,5 @@
 use super::*;
+use weft_protos::Message;
 use weft_protos::envoy::config::cluster::v3 as cluster;
 use weft_protos::envoy::config::core::v3 as core;
 use weft_protos::envoy::config::endpoint::v3 as endpoint;
@@ -6,6 +7,7 @@ use weft_protos::envoy::config::listener::v3 as listener;
 use weft_protos::envoy::config::route::v3 as route;
 use weft_protos::envoy::extensions::filters::http::router::v3::Router;
 use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3 as http;
+use weft_protos::envoy::extensions::transport_sockets::tls::v3 as tls_proto;
 use weft_protos::google::protobuf::Any;
 
 fn any(type_name: &str, message: &impl Message) -> Any {

@@ -7,9 +7,12 @@ use rustls::RootCertStore;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use webpki::{CertRevocationList, OwnedCertRevocationList};
+use weft_core::compile::Problems;
+use weft_core::honoured;
 use weft_core::tls::TICKET_KEY_BYTES;
 use weft_protos::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use weft_protos::envoy::extensions::transport_sockets::tls::v3 as proto;
+use weft_protos::{Message, type_url};
 
 use super::tickets::Key;
 use super::{pem, san};
@@ -97,7 +100,21 @@ pub enum SecretError {
     Type,
 }
 
-/// Read a secret.
+/// Read a secret as it travels: its name, and what it holds.
+///
+/// # Errors
+/// Everything in it that cannot be honoured; never key material.
+pub fn decode(body: &[u8]) -> Result<(String, Secret), Problems> {
+    let problems = honoured::walk(type_url::SECRET, body);
+    if !problems.is_empty() {
+        return Err(Problems(problems));
+    }
+    let secret = proto::Secret::decode(body).map_err(|error| Problems::one("Secret", &error.to_string()))?;
+    let read = read(&secret).map_err(|error| Problems::one("Secret", &error.to_string()))?;
+    Ok((secret.name, read))
+}
+
+/// Read what a secret holds.
 ///
 /// # Errors
 /// [`SecretError`]; the message never holds key material.

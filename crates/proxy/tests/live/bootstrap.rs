@@ -225,6 +225,21 @@ fn validate_finds_resources_wherever_they_are_and_says_what_is_wrong() {
     assert_eq!(run(&["validate"]).0, Some(2));
 }
 
+#[test]
+fn what_a_start_refuses_validate_refuses_too() {
+    let mesh = Mesh::prepare(&[]);
+    let path = mesh.path("bootstrap.yaml");
+    let text = static_resources(free_address(), free_address()) + "  - {name: upstream, type: STATIC}\n";
+    std::fs::write(&path, format!("node: {{id: alone}}\n{text}")).unwrap();
+    let path = path.to_str().unwrap();
+    let reason = "upstream: the bootstrap has another one of this name";
+    let (code, _, error) = run(&["-c", path]);
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains(&format!("static resources of the bootstrap cannot be put to work: {reason}")), "{error}");
+    let (code, report, _) = run(&["validate", path]);
+    assert_eq!((code, report), (Some(1), format!("refused: static_resources: {reason}\n1 checked, 1 refused\n")));
+}
+
 /// What can be told without the secrets that have yet to come: a proxy refuses it when it arrives.
 #[test]
 fn validate_tries_certificates_and_names_of_servers() {
