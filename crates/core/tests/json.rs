@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value as Json, json};
-use weft_core::honoured::json::{decode, encode};
+use weft_core::honoured::json::{decode, encode, is_redacted};
 use weft_protos::envoy::config::cluster::v3::cluster::{DiscoveryType, LbPolicy};
 use weft_protos::envoy::config::cluster::v3::{Cluster, cluster};
 use weft_protos::envoy::config::core::v3::{Metadata, TransportSocket, transport_socket};
@@ -120,6 +120,23 @@ fn keys_are_not_shown() {
         shown["session_ticket_keys"]["keys"],
         json!([{"inline_string": "[redacted]"}, {"inline_bytes": "W3JlZGFjdGVkXQ=="}])
     );
+}
+
+#[test]
+fn what_a_dump_has_left_out_is_told_from_what_merely_reads_so() {
+    let bytes = |value: &Json| encode(type_url::SECRET, value).expect("good");
+    for source in [json!({"inline_string": "secret"}), json!({"inline_bytes": "c2VjcmV0"})] {
+        let key = json!({"name": "s", "tls_certificate": {"private_key": source}});
+        let keys = json!({"name": "s", "session_ticket_keys": {"keys": [source]}});
+        for written in [key, keys].map(|written| bytes(&written)) {
+            assert!(!is_redacted(type_url::SECRET, &written));
+            let shown = decode(type_url::SECRET, &written).expect("a secret");
+            assert!(is_redacted(type_url::SECRET, &bytes(&shown)), "{shown}");
+        }
+    }
+    let chain =
+        json!({"name": "[redacted]", "tls_certificate": {"certificate_chain": {"inline_string": "[redacted]"}}});
+    assert!(!is_redacted(type_url::SECRET, &bytes(&chain)));
 }
 
 #[test]

@@ -124,21 +124,19 @@ fn is_bootstrap(value: &Value) -> bool {
 fn compile(type_url: &str, value: &Value) -> Result<Vec<Problem>, Problems> {
     if type_url == bootstrap::TYPE_URL {
         let bootstrap = Bootstrap::compile(value)?;
-        if !is_hidden(value) {
-            put_to_work(&bootstrap)?;
-        }
+        put_to_work(&bootstrap)?;
         return Ok(bootstrap.not_applied);
     }
     let bytes = json::encode(type_url, value).map_err(Problems)?;
     if type_url == type_url::SECRET {
         return match secrets::decode(&bytes) {
-            Err(problems) if !is_hidden(value) => Err(problems),
+            Err(problems) if !json::is_redacted(type_url, &bytes) => Err(problems),
             _ => Ok(Vec::new()),
         };
     }
     let compiled = Resource::compile(type_url, &bytes, Strictness::Refuse)?;
     let broken = warming::broken(&compiled.value, &Secrets::default());
-    if broken.is_empty() || is_hidden(value) {
+    if broken.is_empty() || json::is_redacted(type_url, &bytes) {
         return Ok(compiled.not_applied);
     }
     // `Cluster`, `Listener`
@@ -147,28 +145,18 @@ fn compile(type_url: &str, value: &Value) -> Result<Vec<Problem>, Problems> {
     Err(Problems(broken.into_iter().map(problem).collect()))
 }
 
-/// Do with static resources as a start does, but for sockets.
+/// Do with static resources as a start does, but for sockets, and those whose keys a dump has left out.
 fn put_to_work(bootstrap: &Bootstrap) -> Result<(), Problems> {
     let mut holdings = Holdings::new(0, bootstrap.clusters.iter().map(|(name, _)| name.clone()));
     let mut refused = Vec::new();
-    for (type_url, resource) in &bootstrap.resources {
+    let whole = bootstrap.resources.iter().filter(|(type_url, resource)| !json::is_redacted(type_url, &resource.body));
+    for (type_url, resource) in whole {
         let outcome = holdings.accept_static(type_url, resource.clone(), |_| Ok(()));
         let problem =
             |refusal: Refusal| Problem { path: format!("static_resources: {}", refusal.name), reason: refusal.reason };
         refused.extend(outcome.refusals.into_iter().map(problem));
     }
     if refused.is_empty() { Ok(()) } else { Err(Problems(refused)) }
-}
-
-/// Whether a dump has left out keys: what needs them cannot be tried.
-fn is_hidden(value: &Value) -> bool {
-    match value {
-        // As text, and as bytes in base64.
-        Value::String(text) => text == "[redacted]" || text == "W3JlZGFjdGVkXQ==",
-        Value::Array(items) => items.iter().any(is_hidden),
-        Value::Object(members) => members.values().any(is_hidden),
-        _ => false,
-    }
 }
 
 impl fmt::Display for Report {

@@ -10,7 +10,7 @@ use crate::base64;
 use crate::compile::Problem;
 
 mod decode;
-pub use decode::decode;
+pub use decode::{decode, is_redacted};
 
 /// Serialise *value* as the message of *type_url*, which must be one that travels by itself. A member `@type` is passed over.
 ///

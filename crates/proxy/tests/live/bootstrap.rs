@@ -272,6 +272,7 @@ fn validate_tries_certificates_and_names_of_servers() {
         (secret(certificate("none", &one.key)), Some("Secret: certificate_chain: ")),
         (secret(certificate(&one.chain, "[redacted]")), None),
         (listener(json!({"tls_certificates": [certificate(&one.chain, &one.key)]})), None),
+        (listener(json!({"tls_certificates": [certificate(&one.chain, "[redacted]")]})), None),
         (
             listener(json!({"tls_certificates": [certificate(&one.chain, &other.key)]})),
             Some("Listener: the key does not belong to the certificate"),
@@ -292,8 +293,17 @@ fn validate_tries_certificates_and_names_of_servers() {
             type_url::LISTENER => Some(in_bootstrap("listeners")),
             _ => None,
         };
+        // What a dump has left out hides nothing of what stands beside it.
+        let with_hidden = |mut bootstrap: Value| {
+            let mut hidden = listener(json!({"tls_certificates": [certificate(&one.chain, "[redacted]")]}));
+            hidden["name"] = json!("hidden");
+            let listeners = &mut bootstrap["static_resources"]["listeners"];
+            *listeners = listeners.as_array().into_iter().flatten().cloned().chain([hidden]).collect();
+            bootstrap
+        };
         // A bootstrap has no secrets that are yet to come from where it does not say.
-        let files = [Some(resource.clone()), kept.filter(|_| expected.is_some())];
+        let kept = kept.filter(|_| expected.is_some());
+        let files = [Some(resource.clone()), kept.clone().map(with_hidden), kept];
         for file in files.into_iter().flatten() {
             std::fs::write(&path, file.to_string()).unwrap();
             let (code, report, error) = run(&["validate", path.to_str().unwrap()]);

@@ -4,6 +4,7 @@
 //! which nothing is done.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Number, Value, json};
@@ -27,8 +28,20 @@ const REDACTED: &str = "[redacted]";
 /// `None` if they are not the bytes of one.
 #[must_use]
 pub fn decode(type_url: &str, bytes: &[u8]) -> Option<Value> {
+    read(type_url, bytes, &Cell::default())
+}
+
+/// Whether *bytes*, a message of *type_url*, come from a dump that has left keys out. What needs those cannot be tried.
+#[must_use]
+pub fn is_redacted(type_url: &str, bytes: &[u8]) -> bool {
+    let met_redacted = Cell::default();
+    read(type_url, bytes, &met_redacted);
+    met_redacted.get()
+}
+
+fn read(type_url: &str, bytes: &[u8], met_redacted: &Cell<bool>) -> Option<Value> {
     let message = find(type_url).filter(|message| message.role == Role::Resource)?;
-    let mut members = Reader { depth: 0, is_redacting: false }.fields(message, bytes).ok()?;
+    let mut members = Reader { depth: 0, is_redacting: false, met_redacted }.fields(message, bytes).ok()?;
     members.insert("@type".into(), type_url.into());
     Some(Value::Object(members))
 }
@@ -36,13 +49,15 @@ pub fn decode(type_url: &str, bytes: &[u8]) -> Option<Value> {
 type Read<T> = Result<T, Broken>;
 
 #[derive(Clone, Copy)]
-struct Reader {
+struct Reader<'r> {
     depth: usize,
     /// Within a field that is not shown.
     is_redacting: bool,
+    /// Set where such a field has been left out before.
+    met_redacted: &'r Cell<bool>,
 }
 
-impl Reader {
+impl Reader<'_> {
     fn message(self, message: &'static Message, bytes: &[u8]) -> Read<Value> {
         if self.depth > MAX_DEPTH {
             return Err(Broken);
@@ -153,15 +168,22 @@ impl Reader {
                     None => "-Infinity".into(),
                 }
             }
-            (Scalar::String, Payload::Bytes(_)) if self.is_redacting => REDACTED.into(),
-            (Scalar::String, Payload::Bytes(bytes)) => text(bytes)?.into(),
+            (Scalar::String, Payload::Bytes(bytes)) => text(self.shown(bytes))?.into(),
             (Scalar::Bytes, Payload::Bytes(bytes)) => {
                 let mut digits = Vec::new();
-                base64::encode(if self.is_redacting { REDACTED.as_bytes() } else { bytes }, &mut digits);
+                base64::encode(self.shown(bytes), &mut digits);
                 text(&digits)?.into()
             }
             _ => return Err(Broken),
         })
+    }
+
+    fn shown(self, bytes: &[u8]) -> &[u8] {
+        if !self.is_redacting {
+            return bytes;
+        }
+        self.met_redacted.set(self.met_redacted.get() || bytes == REDACTED.as_bytes());
+        REDACTED.as_bytes()
     }
 
     fn any(self, bytes: &[u8]) -> Read<Value> {
@@ -230,7 +252,7 @@ impl Reader {
         Ok(value)
     }
 
-    fn deeper(self) -> Read<Reader> {
+    fn deeper(self) -> Read<Self> {
         if self.depth > MAX_DEPTH { Err(Broken) } else { Ok(Reader { depth: self.depth + 1, ..self }) }
     }
 }
