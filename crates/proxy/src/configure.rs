@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::spawn_local;
+use tokio::time::timeout;
 use weft_core::dns::{Dns, Heard};
 use weft_core::listener::Listener;
 use weft_protos::envoy::config::core::v3::Node;
@@ -42,8 +43,11 @@ const FIRST_CLUSTERS_TIME: Duration = Duration::from_secs(5);
 const GATHER_TIME: Duration = Duration::from_millis(5);
 /// Changes of this time go to the disk together.
 const SAVE_TIME: Duration = Duration::from_millis(200);
-/// Changes of this time are one more reason to keep the code that reads them.
+/// After so long without a change the code that reads changes is given back. Those that belong together come within less.
 const QUIET_TIME: Duration = Duration::from_millis(250);
+/// Where changes do not cease, that code is given back this often all the same: most of what only the first ones entered is not entered again,
+/// and the rest comes back for some fifty faults.
+const MAX_BUSY_TIME: Duration = Duration::from_secs(10);
 /// The longest and shortest time between two looks at whether an interval of outlier detection is over.
 const TICK_TIME: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -717,18 +721,51 @@ fn report_save(directory: &std::path::Path, result: std::io::Result<()>) {
     }
 }
 
-/// Give back the code that a change needed, once the changes that come with it are over.
+/// Give back the code that changes needed, once they are over.
 async fn keep_small(settled: Rc<Notify>) {
     loop {
         settled.notified().await;
-        tokio::time::sleep(QUIET_TIME).await;
+        quiet(&settled).await;
         resident::give_back_code();
     }
+}
+
+/// Wait until nothing has *changed* for [`QUIET_TIME`], at most [`MAX_BUSY_TIME`].
+async fn quiet(changed: &Notify) {
+    let is_quiet = async { while timeout(QUIET_TIME, changed.notified()).await.is_ok() {} };
+    let _ = timeout(MAX_BUSY_TIME, is_quiet).await;
 }
 
 async fn keep_ticking(configurator: Rc<RefCell<Configurator>>) {
     loop {
         let pause = configurator.borrow_mut().tick(clock::monotonic());
         tokio::time::sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_quiet_when_no_change_has_come_for_a_while_or_they_do_not_cease() {
+        let pause = QUIET_TIME / 2;
+        for (changes, expected) in [(0, QUIET_TIME), (10, pause * 10 + QUIET_TIME), (1000, MAX_BUSY_TIME)] {
+            let changed = Notify::new();
+            let changing = async {
+                for _ in 0..changes {
+                    sleep(pause).await;
+                    changed.notify_one();
+                }
+                std::future::pending().await
+            };
+            let began = Instant::now();
+            tokio::select! {
+                () = quiet(&changed) => assert_eq!(began.elapsed(), expected, "{changes} changes"),
+                () = changing => {}
+            }
+        }
     }
 }
