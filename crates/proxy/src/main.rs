@@ -45,6 +45,7 @@ mod io;
 mod keeper;
 mod labels;
 mod listen;
+mod loaded;
 mod logging;
 mod message;
 mod metrics;

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 pub mod cpu;
 mod elf;
 pub mod heap;
-pub mod modules;
 mod pprof;
 mod symbols;
+mod unwinder;
 
 /// Frames of a stack that are kept, beginning with the innermost.
 const MOST_FRAMES: usize = 128;

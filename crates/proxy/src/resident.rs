@@ -5,7 +5,7 @@
 
 use std::fs;
 
-use crate::profile::modules::{self, Loaded};
+use crate::loaded::loaded;
 
 /// Let go of all pages of code and constants. What is used again is mapped again, out of the page cache: a fault for each 64 KiB.
 pub fn give_back_code() {
@@ -13,9 +13,11 @@ pub fn give_back_code() {
     if is_traced() {
         return;
     }
-    for range in modules::loaded().iter().flat_map(Loaded::unwritable) {
+    for range in loaded().into_iter().flat_map(|loaded| loaded.read_only_segments) {
         let (begin, length) = (range.start as *mut libc::c_void, (range.end - range.start) as usize);
-        // SAFETY: whole pages of a file that are mapped private and never written, so that they come again as they were. Nothing is ever unloaded.
+        // SAFETY: 1. whole pages of a file, mapped private, which this process never writes: they come again as they were, but for the breakpoints
+        // of uprobes. Those the kernel wrote into its own copy of a page; where that is lost the code runs as if they had not been set.
+        // 2. Nothing is ever unloaded.
         unsafe { libc::madvise(begin, length, libc::MADV_DONTNEED) };
     }
 }

@@ -16,9 +16,10 @@ use std::{io, ptr};
 
 use framehop::{UnwindRegsNative, Unwinder as _};
 
-use super::modules::{self, Cache, Unwinder};
 use super::pprof::{self, About, Profile};
+use super::unwinder::{self, Cache, Unwinder};
 use super::{MOST_FRAMES, Stacks};
+use crate::loaded::loaded;
 
 /// Slots of stacks that the main thread has not looked at yet.
 const SLOTS: usize = 64;
@@ -96,8 +97,8 @@ pub fn enter_thread() {
 /// [`CpuError`].
 pub async fn take(duration: Duration, frequency: u32) -> Result<Profile, CpuError> {
     let session = Session::begin(frequency)?;
-    let modules = modules::loaded();
-    let unwinder = modules::unwinder(&modules);
+    let modules = loaded();
+    let unwinder = unwinder::unwinder(&modules);
     let mut cache = Cache::new();
     let mut stacks = Stacks::new();
     let began = Instant::now();

@@ -18,7 +18,8 @@ use mimalloc::MiMalloc as Beneath;
 use std::alloc::System as Beneath;
 
 use super::pprof::{self, About, Profile};
-use super::{MOST_FRAMES, Stacks, modules};
+use super::{MOST_FRAMES, Stacks};
+use crate::loaded::loaded;
 
 /// Bytes between two samples, on average; tcmalloc's and Go's value.
 pub const DEFAULT_INTERVAL: u64 = 512 << 10;
@@ -309,7 +310,7 @@ pub fn dump() -> Result<Profile, HeapError> {
         comment: None,
         own: &["profile::heap::backtrace", "profile::heap::note", "profile::heap::Allocator", "__rust_"],
     };
-    Ok(pprof::profile(&about, &modules::loaded(), &stacks))
+    Ok(pprof::profile(&about, &loaded(), &stacks))
 }
 
 #[cfg(test)]

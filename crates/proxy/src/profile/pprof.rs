@@ -9,8 +9,8 @@ use flate2::write::GzEncoder;
 use weft_protos::Message;
 
 use super::Stacks;
-use super::modules::Loaded;
 use super::symbols::Symbols;
+use crate::loaded::Loaded;
 
 #[derive(Clone, PartialEq, Message)]
 pub struct Profile {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::elf::Functions;
-use super::modules::Loaded;
+use crate::loaded::Loaded;
 
 /// Where code is.
 pub struct Place<'s> {
