@@ -33,7 +33,7 @@ use crate::patience::Patience;
 use crate::plan::Active;
 use crate::resident;
 use crate::state::{self, Entry};
-use crate::warming::{Holdings, Key, Outcome, Wanted};
+use crate::warming::{AtWork, Holdings, Key, Outcome, Wanted};
 use crate::worker::{Command, Draining};
 
 /// How long the first listeners wait for the first clusters. Long enough for a control plane and an agent that have
@@ -521,7 +521,7 @@ impl Configurator {
     fn tick(&mut self, now: Duration) -> Duration {
         let (shortest, mut pause) = TICK_TIME;
         let mut ticked = HashMap::new();
-        for (name, upstream) in self.holdings.upstreams() {
+        for AtWork { name, upstream, .. } in self.holdings.clusters() {
             let (Some(outlier), Some(balancer)) = (&upstream.cluster.outlier, &upstream.balancer) else { continue };
             let mut last = self.ticked.get(name).copied().unwrap_or(now);
             if now.saturating_sub(last) >= outlier.interval {

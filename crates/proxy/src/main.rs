@@ -276,7 +276,7 @@ impl Workers {
         for commands in &self.commands {
             let (done, is_done) = oneshot::channel();
             // One that has ended does nothing more.
-            if commands.send(Command::Report(done)).is_ok() {
+            if commands.send(Command::Barrier(done)).is_ok() {
                 let _ = is_done.await;
             }
         }

@@ -1,8 +1,6 @@
 //! The line that every connection walks, from the socket to the filter that carries its bytes:
 //!
-//!     accept -> identify -> detect -> (http/:  route -> filter -> pick -> connect -> forward -> record)
-//!                                     (tcp.rs:           pick -> connect -> forward -> record)
-//!                                     (rpc/:   route ->           pick -> connect -> forward -> record)
+//!     accept -> identify -> detect, then `http/`, `tcp.rs` or `rpc/`
 //!
 //! One line serves outbound, inbound and gateway connections: what tells them apart is configuration.
 

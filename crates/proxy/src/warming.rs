@@ -768,19 +768,14 @@ impl Holdings {
         self.listeners.values().flat_map(|stored| listen::keys(&stored.value).collect::<Vec<_>>()).collect()
     }
 
-    /// Clusters at work, with what is to be shown of them.
-    pub fn at_work(&self) -> impl Iterator<Item = AtWork<'_>> {
+    /// Clusters at work.
+    pub fn clusters(&self) -> impl Iterator<Item = AtWork<'_>> {
         self.clusters_at_work.iter().map(|(name, cluster)| AtWork {
             name,
             is_static: self.is_fixed(type_url::CLUSTER, name),
             localities: cluster.assignment.as_ref().map_or(&[], |assignment| &assignment.localities),
             upstream: &cluster.upstream,
         })
-    }
-
-    /// Clusters at work.
-    pub fn upstreams(&self) -> impl Iterator<Item = (&Name, &Arc<Upstream>)> {
-        self.clusters_at_work.iter().map(|(name, cluster)| (name, &cluster.upstream))
     }
 
     /// Clusters whose endpoints are checked: those at work, then versions that are to take their places.

@@ -66,7 +66,7 @@ pub enum Command {
     /// What has to be done under pressure is something else now.
     Overload,
     /// Say when all that was told before is done.
-    Report(oneshot::Sender<()>),
+    Barrier(oneshot::Sender<()>),
     /// Close record files, so that they are opened anew.
     Reopen,
     /// End the worker.
@@ -296,7 +296,7 @@ async fn work(start: Start) -> Rc<Worker> {
                 worker.wake_connections();
             }
             // Who does not wait any more needs no answer.
-            Command::Report(done) => drop(done.send(())),
+            Command::Barrier(done) => drop(done.send(())),
             Command::Reopen => worker.recorder.reopen(),
             Command::Stop => break,
         }

@@ -19,7 +19,7 @@ use crate::warming::AtWork;
 
 pub fn respond(admin: &Admin, query: &Query) -> Response {
     let configurator = admin.configurator.borrow();
-    let clusters = configurator.holdings.at_work();
+    let clusters = configurator.holdings.clusters();
     match query.value("format")? {
         None | Some("text") => {
             let mut text = String::new();

@@ -1,6 +1,6 @@
 //! HTTP over one downstream connection: request after request along the line
 //!
-//!     read head -> admit -> route -> filter -> pick -> connect -> forward -> record
+//!     admit -> route -> filter -> forward (tries.rs: pick -> connect -> forward, until it is answered) -> record
 //!
 //! [`Exchange::walk`] is that line. Before it there is no request; until the response's head is written an answer of our own is
 //! possible ([`Exchange::respond`]); after it only the end of the connection can tell the client that something went wrong.
@@ -212,7 +212,7 @@ impl<'a> Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    /// The line: route -> filter -> pick -> connect -> forward.
+    /// The line: admit -> route -> filter -> forward.
     async fn walk(&mut self) -> Next {
         let plan = self.down.worker.plan();
         let overload = self.down.worker.overload.actions();
