@@ -276,7 +276,7 @@ async fn shake_hands(
     let mut seen = Seen::default();
     learn(&mut seen, &accepted);
     facts.server_name = seen.server_name.map(Into::into);
-    let config = tls.config_for(accepted.client_hello().alpn());
+    let (config, identity) = tls.choose(&accepted.client_hello());
     let mut connection = match accepted.into_connection(config) {
         Ok(connection) => connection,
         Err((error, mut alert)) => {
@@ -292,7 +292,7 @@ async fn shake_hands(
     buffer.consume(buffer.len());
     io.secure(session);
     io.handshake().await.map_err(DetectError::Handshake)?;
-    facts.learn_from_handshake(io, tls.identity.uri.as_deref());
+    facts.learn_from_handshake(io, identity.uri.as_deref());
     Ok(())
 }
 

@@ -62,10 +62,20 @@ impl Errors {
 
 /// Ends TLS of downstream connections.
 pub struct ServerContext {
+    /// As many as the resource has certificates, in its order; never empty.
+    offered: Box<[Offered]>,
+    /// What the configuration permits.
+    suites: Box<[SupportedCipherSuite]>,
+}
+
+/// One of a listener's certificates, with the handshakes in which it is shown.
+struct Offered {
+    identity: Arc<Identity>,
+    /// The DNS names in it.
+    names: Vec<String>,
     config: Arc<ServerConfig>,
     /// For clients whose ALPN has nothing in common with ours: Envoy goes on without a protocol, rustls would refuse.
     without_alpn: Arc<ServerConfig>,
-    pub identity: Arc<Identity>,
 }
 
 /// Begins TLS to upstreams.
@@ -98,13 +108,15 @@ impl ServerContext {
             errors.0.push(ContextError::NoCertificate);
         }
         let provider = provider(&tls.common);
+        let versions = versions(&tls.common);
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
-        let builder = errors.note(builder.with_protocol_versions(versions(&tls.common)));
-        let (Some(builder), Some(identity), []) = (builder, identities.first().cloned(), &*errors.0) else {
+        let builder = errors.note(builder.with_protocol_versions(versions));
+        let (Some(builder), Some(first), []) = (builder, identities.first(), &*errors.0) else {
             return Err(errors.0);
         };
         let binding = binding(tls, &identities, roots.as_deref(), revoked.as_deref());
-        let certificates = Certificates::new(identities, &provider, &tls.common);
+        let is_spoken = |suite: &&SupportedCipherSuite| versions.contains(&suite.version());
+        let suites = provider.cipher_suites.iter().filter(is_spoken).copied().collect();
         let verifier = match (&roots, tls.require_client_certificate) {
             (None, false) => None,
             (_, required) => Some(PeerVerifier::new(provider, roots, revoked, tls.common.clone(), required)),
@@ -113,7 +125,7 @@ impl ServerContext {
             None => builder.with_no_client_auth(),
             Some(verifier) => builder.with_client_cert_verifier(Arc::<PeerVerifier>::clone(verifier)),
         };
-        let mut config = builder.with_cert_resolver(Arc::new(certificates));
+        let mut config = builder.with_cert_resolver(Arc::new(OneCertificate(Arc::clone(&first.key))));
         // Only clients keep sessions: memory of ours would be theirs to fill.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -124,17 +136,72 @@ impl ServerContext {
         }
         // 0-RTT is off: whoever records it can send it again.
         config.max_early_data_size = 0;
-        let without_alpn = Arc::new(config.clone());
-        config.alpn_protocols = spoken(&tls.common);
-        Ok(ServerContext { config: Arc::new(config), without_alpn, identity })
+        let alpn = spoken(&tls.common);
+        let offered = identities.iter().map(|identity| Offered::new(identity, &config, &alpn)).collect();
+        Ok(ServerContext { offered, suites })
     }
 
-    /// The configuration for a client that offers *alpn*.
-    pub fn config_for<'a>(&self, alpn: Option<impl Iterator<Item = &'a [u8]>>) -> Arc<ServerConfig> {
-        let agrees = alpn.is_none_or(|mut offered| {
-            offered.any(|protocol| self.config.alpn_protocols.iter().any(|ours| ours == protocol))
+    /// The configuration for a client that says *hello*, and who we are to it.
+    pub fn choose(&self, hello: &ClientHello<'_>) -> (Arc<ServerConfig>, &Identity) {
+        let Offered { identity, config, without_alpn, .. } = self.shown(hello);
+        let agrees = hello.alpn().is_none_or(|mut offered| {
+            offered.any(|protocol| config.alpn_protocols.iter().any(|ours| ours == protocol))
         });
-        Arc::clone(if agrees { &self.config } else { &self.without_alpn })
+        (Arc::clone(if agrees { config } else { without_alpn }), identity)
+    }
+
+    /// Of several certificates each client gets one as it would of Envoy: of those with exactly the DNS name that it asked for, else of those
+    /// with a wildcard for it, else, if it asked for none, of all, the best that it can check; and the first where there is none. Who resumes
+    /// a session is shown none, and to it, too, we are who this one says.
+    fn shown(&self, hello: &ClientHello<'_>) -> &Offered {
+        // Nothing to choose, as in a mesh.
+        if let [only] = &*self.offered {
+            return only;
+        }
+        let schemes = self.schemes(hello);
+        let best = match hello.server_name() {
+            None => self.best(&schemes, |_| true),
+            Some(wanted) => self
+                .best(&schemes, |it| it.names.iter().any(|name| name.eq_ignore_ascii_case(wanted)))
+                .or_else(|| self.best(&schemes, |it| it.names.iter().any(|name| dns_name_covers(name, wanted)))),
+        };
+        // It is never empty.
+        best.unwrap_or(&self.offered[0])
+    }
+
+    /// How a client can have a handshake signed. In TLS 1.2 a suite says with which kind of key (RFC 5246 7.4.3).
+    fn schemes(&self, hello: &ClientHello<'_>) -> Vec<SignatureScheme> {
+        let common: Vec<_> =
+            self.suites.iter().filter(|suite| hello.cipher_suites().contains(&suite.suite())).collect();
+        let is_of = |suite: &SupportedCipherSuite, scheme| match suite {
+            SupportedCipherSuite::Tls12(suite) => suite.sign.contains(scheme),
+            SupportedCipherSuite::Tls13(_) => true,
+        };
+        let offered = hello.signature_schemes().iter();
+        offered.filter(|scheme| common.iter().any(|suite| is_of(suite, scheme))).copied().collect()
+    }
+
+    /// The first with ECDSA that signs with one of *schemes*, else the first that does.
+    fn best(&self, schemes: &[SignatureScheme], is_meant: impl Fn(&Offered) -> bool) -> Option<&Offered> {
+        let fit = self.offered.iter().filter(|offered| is_meant(offered));
+        let fit = fit.filter(|offered| offered.identity.key.key.choose_scheme(schemes).is_some());
+        fit.min_by_key(|offered| offered.identity.key.key.algorithm() != SignatureAlgorithm::ECDSA)
+    }
+}
+
+impl Offered {
+    /// As *config* has it, but for the certificate.
+    fn new(identity: &Arc<Identity>, config: &ServerConfig, alpn: &[Vec<u8>]) -> Offered {
+        let mut config = config.clone();
+        config.cert_resolver = Arc::new(OneCertificate(Arc::clone(&identity.key)));
+        let without_alpn = Arc::new(config.clone());
+        config.alpn_protocols = alpn.to_vec();
+        Offered {
+            identity: Arc::clone(identity),
+            names: identity.key.cert.first().map(|leaf| san::names(leaf).dns).unwrap_or_default(),
+            config: Arc::new(config),
+            without_alpn,
+        }
     }
 }
 
@@ -356,74 +423,7 @@ fn inline(bytes: &[u8]) -> DataSource {
     DataSource { specifier: Some(Specifier::InlineBytes(bytes.to_vec())), ..Default::default() }
 }
 
-/// The listener's certificates, of which each client gets one as it would of Envoy: of those with exactly the DNS name that it asked for, else of
-/// those with a wildcard for it, else, if it asked for none, of all, the best that it can check; and the first where there is none.
-#[derive(Debug)]
-struct Certificates {
-    offered: Vec<Offered>,
-    /// Those of the configuration.
-    suites: Vec<SupportedCipherSuite>,
-}
-
-#[derive(Debug)]
-struct Offered {
-    names: Vec<String>,
-    key: Arc<CertifiedKey>,
-}
-
-impl Certificates {
-    fn new(identities: Vec<Arc<Identity>>, provider: &CryptoProvider, tls: &TlsCommon) -> Certificates {
-        let offered = |identity: &Arc<Identity>| Offered {
-            names: identity.key.cert.first().map(|leaf| san::names(leaf).dns).unwrap_or_default(),
-            key: Arc::clone(&identity.key),
-        };
-        let versions = versions(tls);
-        let is_spoken = |suite: &&SupportedCipherSuite| versions.contains(&suite.version());
-        Certificates {
-            offered: identities.iter().map(offered).collect(),
-            suites: provider.cipher_suites.iter().filter(is_spoken).copied().collect(),
-        }
-    }
-
-    /// How a client can have a handshake signed. In TLS 1.2 a suite says with which kind of key (RFC 5246 7.4.3); rustls asks for one of any
-    /// version.
-    fn schemes(&self, hello: &ClientHello<'_>) -> Vec<SignatureScheme> {
-        let common: Vec<_> =
-            self.suites.iter().filter(|suite| hello.cipher_suites().contains(&suite.suite())).collect();
-        let is_of = |suite: &SupportedCipherSuite, scheme| match suite {
-            SupportedCipherSuite::Tls12(suite) => suite.sign.contains(scheme),
-            SupportedCipherSuite::Tls13(_) => true,
-        };
-        let offered = hello.signature_schemes().iter();
-        offered.filter(|scheme| common.iter().any(|suite| is_of(suite, scheme))).copied().collect()
-    }
-
-    /// The first with ECDSA that signs with one of *schemes*, else the first that does.
-    fn best(&self, schemes: &[SignatureScheme], is_meant: impl Fn(&Offered) -> bool) -> Option<&Arc<CertifiedKey>> {
-        let fit = self.offered.iter().filter(|offered| is_meant(offered)).map(|offered| &offered.key);
-        let fit = fit.filter(|key| key.key.choose_scheme(schemes).is_some());
-        fit.min_by_key(|key| key.key.algorithm() != SignatureAlgorithm::ECDSA)
-    }
-}
-
-impl ResolvesServerCert for Certificates {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // Nothing to choose, as in a mesh.
-        if let [only] = &*self.offered {
-            return Some(Arc::clone(&only.key));
-        }
-        let schemes = self.schemes(&hello);
-        let best = match hello.server_name() {
-            None => self.best(&schemes, |_| true),
-            Some(wanted) => self
-                .best(&schemes, |it| it.names.iter().any(|name| name.eq_ignore_ascii_case(wanted)))
-                .or_else(|| self.best(&schemes, |it| it.names.iter().any(|name| dns_name_covers(name, wanted)))),
-        };
-        best.or(self.offered.first().map(|first| &first.key)).cloned()
-    }
-}
-
-/// Our identity, whatever the server hints at.
+/// Our certificate, whatever the peer hints at.
 #[derive(Debug)]
 struct OneCertificate(Arc<CertifiedKey>);
 
@@ -434,5 +434,11 @@ impl ResolvesClientCert for OneCertificate {
 
     fn has_certs(&self) -> bool {
         true
+    }
+}
+
+impl ResolvesServerCert for OneCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
     }
 }

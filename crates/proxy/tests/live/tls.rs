@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 
+use weft_protos::envoy::config::core::v3 as core;
 use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     ForwardClientCertDetails, SetCurrentClientCertDetails,
 };
@@ -21,7 +22,7 @@ use crate::kit::{Mesh, Peer, Setup, Upstream, until};
 fn secure(authority: &Authority, names: &'static [&'static str]) -> impl FnOnce(&mut Setup) {
     let secrets = secrets(&authority.identity(WEB), authority);
     move |setup| {
-        setup.listener.traffic_direction = weft_protos::envoy::config::core::v3::TrafficDirection::Inbound as i32;
+        setup.listener.traffic_direction = core::TrafficDirection::Inbound as i32;
         setup.chain.transport_socket = downstream(names);
         setup.more = secrets;
     }
@@ -620,20 +621,25 @@ fn bytes_behind_a_request_are_the_next_one() {
     }
 }
 
-/// Start a proxy that has *identities* for its clients, in this order, and wants none of theirs.
-fn showing(identities: &[&Identity]) -> Mesh {
+/// Start a proxy that has *identities* for its clients, in this order, and wants none of theirs. Its answers say who it is in `x-local-uri`.
+fn showing<'i>(identities: impl Iterator<Item = &'i Identity>) -> Mesh {
     Mesh::start(&[Upstream::saying("hello")], |setup| {
         setup.chain.transport_socket = downstream_context(&[], |context| {
             context.require_client_certificate = None;
             let common = context.common_tls_context.as_mut().unwrap();
             common.tls_certificate_sds_secret_configs.clear();
             common.validation_context_type = None;
-            common.tls_certificates = identities.iter().map(|identity| identity.inline()).collect();
+            common.tls_certificates = identities.map(Identity::inline).collect();
         });
+        let (key, value) = ("x-local-uri".into(), "%DOWNSTREAM_LOCAL_URI_SAN%".into());
+        setup.routes.response_headers_to_add = vec![core::HeaderValueOption {
+            header: Some(core::HeaderValue { key, value, ..Default::default() }),
+            ..Default::default()
+        }];
     })
 }
 
-/// As of Envoy: whose name it is decides first, then who can check it, and ECDSA is preferred.
+/// As of Envoy: whose name it is decides first, then who can check it, and ECDSA is preferred. Who we are is in the one that is shown.
 #[test]
 fn a_client_is_shown_the_certificate_that_it_asks_for_and_can_check() {
     use rcgen::{PKCS_ECDSA_P256_SHA256 as ECDSA, PKCS_RSA_SHA256 as RSA};
@@ -643,9 +649,11 @@ fn a_client_is_shown_the_certificate_that_it_asks_for_and_can_check() {
     const ONLY_RSA: &[rustls::SignatureScheme] = &[RSA_PSS_SHA256, RSA_PKCS1_SHA256];
     const RSA_FIRST: &[rustls::SignatureScheme] = &[RSA_PSS_SHA256, RSA_PKCS1_SHA256, ECDSA_NISTP256_SHA256];
     let authority = Authority::new();
-    let [wide, exact, exact_rsa, wide_rsa] =
-        [("*.example.com", &ECDSA), ("foo.example.com", &ECDSA), ("foo.example.com", &RSA), ("*.example.com", &RSA)]
-            .map(|(name, algorithm)| authority.named(name, algorithm));
+    let issue = |uri, dns, algorithm| (authority.named(uri, dns, algorithm), uri);
+    let wide = issue("spiffe://up/wide", "*.example.com", &ECDSA);
+    let exact = issue("spiffe://up/exact", "foo.example.com", &ECDSA);
+    let exact_rsa = issue("spiffe://up/exact-rsa", "foo.example.com", &RSA);
+    let wide_rsa = issue("spiffe://up/wide-rsa", "*.example.com", &RSA);
     // A literal address is no server name, and none is said.
     let (foo, bar, other, none) = ("foo.example.com", "bar.example.com", "elsewhere.test", "192.0.2.1");
     for (identities, cases) in [
@@ -674,14 +682,18 @@ fn a_client_is_shown_the_certificate_that_it_asks_for_and_can_check() {
         ),
         (&[&exact, &wide_rsa], &[(foo, ONLY_RSA, Some(&wide_rsa)), (foo, RSA_FIRST, Some(&exact))]),
     ] {
-        let mesh = showing(identities);
+        let mesh = showing(identities.iter().map(|(identity, _)| identity));
         for &(name, schemes, expected) in cases {
             for versions in [rustls::ALL_VERSIONS, ONLY_12] {
                 let hello = Hello { name, versions, schemes, ..Hello::default() };
                 let mut client = client_saying(mesh.address, &authority, None, &hello);
                 let agreed = client.conn.complete_io(&mut client.sock);
                 let shown = client.conn.peer_certificates().map(<[_]>::to_vec).filter(|_| agreed.is_ok());
-                assert_eq!(shown, expected.map(Identity::certificates), "{name} {schemes:?} {versions:?}");
+                let certificates = expected.map(|(identity, _)| identity.certificates());
+                assert_eq!(shown, certificates, "{name} {schemes:?} {versions:?}");
+                let Some((_, uri)) = expected else { continue };
+                let answer = Peer::over(client).get("/");
+                assert_eq!(answer.get("x-local-uri"), Some(*uri), "{name} {schemes:?} {versions:?}");
             }
         }
     }

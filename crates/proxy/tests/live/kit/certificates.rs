@@ -109,9 +109,10 @@ impl Authority {
         Identity { chain: identity.chain + &self.pem(), ..identity }
     }
 
-    /// One for a DNS name, with a key for *algorithm*.
-    pub fn named(&self, dns: &str, algorithm: &'static rcgen::SignatureAlgorithm) -> Identity {
-        let parameters = CertificateParams::new(vec![dns.to_owned()]).unwrap();
+    /// One for a DNS name too, with a key for *algorithm*.
+    pub fn named(&self, uri: &str, dns: &str, algorithm: &'static rcgen::SignatureAlgorithm) -> Identity {
+        let mut parameters = CertificateParams::new(vec![dns.to_owned()]).unwrap();
+        parameters.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
         self.sign_for(parameters, KeyPair::generate_for(algorithm).unwrap())
     }
 
