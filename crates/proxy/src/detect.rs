@@ -245,14 +245,6 @@ async fn look_for_hello(io: &Io, buffer: &mut Buffer, seen: &mut Seen) -> Result
     }
 }
 
-/// Learn from what is ended here, whether or not there was an inspector.
-fn learn(seen: &mut Seen, accepted: &Accepted) {
-    let hello = accepted.client_hello();
-    let protocols = hello.alpn().into_iter().flatten();
-    let protocols = protocols.filter_map(|name| std::str::from_utf8(name).ok().map(str::to_owned)).collect();
-    seen.learn_hello(hello.server_name(), protocols);
-}
-
 /// Whether a request line of HTTP/1 comes, or HTTP/2's preface.
 async fn look_for_http(io: &Io, buffer: &mut Buffer) -> Result<Option<String>, DetectError> {
     loop {
@@ -273,10 +265,12 @@ async fn shake_hands(
     facts: &mut Facts,
 ) -> Result<(), DetectError> {
     let accepted = accept(io, buffer).await?;
-    let mut seen = Seen::default();
-    learn(&mut seen, &accepted);
-    facts.server_name = seen.server_name.map(Into::into);
-    let (config, identity) = tls.choose(&accepted.client_hello());
+    let hello = accepted.client_hello();
+    // If there was an inspector, it has read the same.
+    if facts.server_name.is_none() {
+        facts.server_name = hello.server_name().map(Into::into);
+    }
+    let (config, identity) = tls.choose(&hello);
     let mut connection = match accepted.into_connection(config) {
         Ok(connection) => connection,
         Err((error, mut alert)) => {
