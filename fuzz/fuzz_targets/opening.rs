@@ -12,6 +12,9 @@ mod opening;
 #[allow(dead_code)]
 #[path = "../../crates/proxy/src/codec/client_hello.rs"]
 mod client_hello;
+#[allow(dead_code)]
+#[path = "../../crates/proxy/src/codec/tls_fields.rs"]
+mod tls_fields;
 
 use client_hello::{Reader, Step};
 use opening::Opening;

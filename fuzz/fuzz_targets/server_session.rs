@@ -7,7 +7,12 @@
 
 use libfuzzer_sys::fuzz_target;
 
-// The proxy is an executable without a library, so its reader is compiled in from its source.
+// The proxy is an executable without a library, so its readers are compiled in from their source.
+#[allow(dead_code)]
+#[path = "../../crates/proxy/src/codec"]
+mod codec {
+    pub mod tls_fields;
+}
 #[path = "../../crates/proxy/src/tls/server_session.rs"]
 mod server_session;
 

@@ -9,6 +9,8 @@ use std::collections::HashSet;
 
 use rustls_pki_types::ServerName;
 
+use super::tls_fields::Fields;
+
 /// ContentType handshake (RFC 8446 5.1); of each record of a ClientHello.
 pub const HANDSHAKE_RECORD: u8 = 22;
 /// Content type, version and length of a record.
@@ -91,9 +93,9 @@ impl Reader {
 fn hello(body: &[u8]) -> Option<ClientHello> {
     let mut fields = Fields(body);
     let _version_and_random = fields.take(2 + 32)?;
-    let session = fields.vector8()?;
-    let suites = fields.vector16()?;
-    let compressions = fields.vector8()?;
+    let session = fields.vector::<1>()?;
+    let suites = fields.vector::<2>()?;
+    let compressions = fields.vector::<1>()?;
     // RFC 5246 7.4.1.2: no compression is always among them.
     if session.len() > 32 || suites.is_empty() || suites.len() % 2 != 0 || !compressions.contains(&0) {
         return None;
@@ -103,14 +105,14 @@ fn hello(body: &[u8]) -> Option<ClientHello> {
         // RFC 5246 7.4.1.2: extensions may be absent.
         return Some(hello);
     }
-    let mut extensions = Fields(fields.vector16()?);
+    let mut extensions = Fields(fields.vector::<2>()?);
     if !fields.0.is_empty() {
         return None;
     }
     let mut seen = HashSet::new();
     while !extensions.0.is_empty() {
         let kind = extensions.number16()?;
-        let content = extensions.vector16()?;
+        let content = extensions.vector::<2>()?;
         // RFC 8446 4.2: one of each. Who reads the other of two would go elsewhere.
         if !seen.insert(kind) {
             return None;
@@ -127,7 +129,7 @@ fn hello(body: &[u8]) -> Option<ClientHello> {
 /// The name; `Some(None)` if it is no DNS name.
 fn server_name(content: &[u8]) -> Option<Option<String>> {
     let mut fields = Fields(content);
-    let mut names = Fields(fields.vector16()?);
+    let mut names = Fields(fields.vector::<2>()?);
     let mut found = None;
     if names.0.is_empty() || !fields.0.is_empty() {
         return None;
@@ -137,7 +139,7 @@ fn server_name(content: &[u8]) -> Option<Option<String>> {
         if names.take(1)? != [HOST_NAME] {
             break;
         }
-        let name = names.vector16()?;
+        let name = names.vector::<2>()?;
         // RFC 6066 3: one of a type.
         if name.is_empty() || found.is_some() {
             return None;
@@ -152,13 +154,13 @@ fn server_name(content: &[u8]) -> Option<Option<String>> {
 
 fn protocols(content: &[u8]) -> Option<Vec<String>> {
     let mut fields = Fields(content);
-    let mut names = Fields(fields.vector16()?);
+    let mut names = Fields(fields.vector::<2>()?);
     let mut found = Vec::new();
     if names.0.is_empty() || !fields.0.is_empty() {
         return None;
     }
     while !names.0.is_empty() {
-        let name = names.vector8()?;
+        let name = names.vector::<1>()?;
         // RFC 7301 3.1: none is empty.
         if name.is_empty() {
             return None;
@@ -166,33 +168,6 @@ fn protocols(content: &[u8]) -> Option<Vec<String>> {
         found.extend(str::from_utf8(name).ok().map(str::to_owned));
     }
     Some(found)
-}
-
-/// Fields one after the other (RFC 8446 3); what ends too early is none.
-struct Fields<'d>(&'d [u8]);
-
-impl<'d> Fields<'d> {
-    fn take(&mut self, count: usize) -> Option<&'d [u8]> {
-        let (taken, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn number16(&mut self) -> Option<u16> {
-        let (&number, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(u16::from_be_bytes(number))
-    }
-
-    fn vector8(&mut self) -> Option<&'d [u8]> {
-        let length = self.take(1)?[0];
-        self.take(length.into())
-    }
-
-    fn vector16(&mut self) -> Option<&'d [u8]> {
-        let length = self.number16()?;
-        self.take(length.into())
-    }
 }
 
 #[cfg(test)]

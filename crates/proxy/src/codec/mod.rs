@@ -3,7 +3,7 @@
 //! A codec turns bytes into a [`Head`] and a stream of body spans, and a [`Head`] and body spans into bytes.
 //! Nothing outside this module knows how a message looks on the wire: routing, filters, retries and records see
 //! [`Head`] only. [`http1`] and [`h2`] fill the same values. [`proxy_protocol`] is what may stand before either, and [`opening`] tells which of
-//! them begins, as [`client_hello`] does of TLS.
+//! them begins, as [`client_hello`] does of TLS, whose fields [`tls_fields`] reads.
 //! [`dns`] stands apart: it is what names are resolved with. So does [`rpc`]: its messages are calls, not heads and bodies.
 
 pub mod client_hello;
@@ -15,6 +15,7 @@ pub mod http1;
 pub mod opening;
 pub mod proxy_protocol;
 pub mod rpc;
+pub mod tls_fields;
 
 pub use head::{Head, Known, Name};
 

@@ -2,6 +2,8 @@
 
 use rustls_pki_types::CertificateDer;
 
+use crate::codec::tls_fields::Fields;
+
 /// What we have to know of a session as rustls writes it (`ServerSessionValue`). If it comes to write it otherwise, nothing is read and
 /// nothing resumed; a test would tell.
 pub struct Session<'a> {
@@ -36,31 +38,6 @@ impl<'a> Session<'a> {
         let _age_offset = fields.take(4)?;
         let authenticated_at = application_data.try_into().ok().map(u64::from_be_bytes);
         fields.0.is_empty().then_some(Session { chain, authenticated_at })
-    }
-}
-
-/// The presentation language of TLS (RFC 8446 3).
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn flag(&mut self) -> Option<bool> {
-        match self.take(1)? {
-            [0] => Some(false),
-            [1] => Some(true),
-            _ => None,
-        }
-    }
-
-    /// Bytes behind their count, which has *WIDTH* bytes.
-    fn vector<const WIDTH: usize>(&mut self) -> Option<&'a [u8]> {
-        let count = self.take(WIDTH)?.iter().fold(0, |count, &byte| count << 8 | usize::from(byte));
-        self.take(count)
     }
 }
 
