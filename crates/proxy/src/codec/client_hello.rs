@@ -3,7 +3,7 @@
 //!
 //! It asks nothing of what a handshake would need. A hello is one whichever version, suites and signatures its client has: bytes may be passed
 //! on to who takes them, and whoever ends TLS here has an alert for the client. What rustls would end is always a hello here, with the same
-//! name and the same protocols.
+//! name and the same protocols, within what RFC 8446 5.1 allows: rustls takes records, too, that are longer.
 
 use std::collections::HashSet;
 
@@ -235,7 +235,7 @@ mod tests {
     fn in_records(body: &[u8], most: usize) -> Vec<u8> {
         let message = [&[CLIENT_HELLO][..], &(body.len() as u32).to_be_bytes()[1..], body].concat();
         let record = |part: &[u8]| [&[HANDSHAKE_RECORD, 3, 1][..], &(part.len() as u16).to_be_bytes(), part].concat();
-        message.chunks(most.min(RECORD_BYTES)).flat_map(record).collect()
+        message.chunks(most).flat_map(record).collect()
     }
 
     #[test]
@@ -277,6 +277,36 @@ mod tests {
                 assert!(ended > hello.len());
             }
         }
+    }
+
+    /// It is none here, and so no TLS to an inspector.
+    #[test]
+    fn rustls_would_end_one_in_a_record_that_is_too_long() {
+        // An extension that says nothing (RFC 7685 3).
+        let padding = |length: usize| [&[0, 21][..], &(length as u16).to_be_bytes(), &vec![0; length]].concat();
+        let hello = said("one.example", &[b"h2"], rustls::ALL_VERSIONS);
+        let (before, extensions) = parts(&hello[RECORD_HEADER_BYTES + 4..]);
+        let of_bytes = |length: usize| {
+            let padded = [extensions, &padding(length - 4 - before.len() - 2 - extensions.len() - 4)].concat();
+            in_records(&[before, &(padded.len() as u16).to_be_bytes(), &padded].concat(), length)
+        };
+        let whole = found("one.example", &["h2"]);
+        for (length, here) in [(RECORD_BYTES, &whole), (RECORD_BYTES + 1, &Step::Other)] {
+            let data = of_bytes(length);
+            assert_eq!(data.len(), RECORD_HEADER_BYTES + length);
+            assert_eq!((by_rustls(&data), &read(&data)), (Some(whole.clone()), here), "{length}");
+        }
+    }
+
+    /// What is before the extensions of a message, and the extensions.
+    fn parts(body: &[u8]) -> (&[u8], &[u8]) {
+        let mut fields = Fields(body);
+        fields.take(2 + 32).unwrap();
+        fields.vector::<1>().unwrap();
+        fields.vector::<2>().unwrap();
+        fields.vector::<1>().unwrap();
+        let before = &body[..body.len() - fields.0.len()];
+        (before, fields.vector::<2>().unwrap())
     }
 
     #[test]
@@ -346,7 +376,7 @@ mod tests {
         let with_padding = |count: usize| {
             let start = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0, 10, 1, 0]].concat();
             let lengths = [(count + 4) as u16, 21, count as u16].map(u16::to_be_bytes).concat();
-            in_records(&[start, lengths, vec![0; count]].concat(), usize::MAX)
+            in_records(&[start, lengths, vec![0; count]].concat(), RECORD_BYTES)
         };
         let fixed = with_padding(0).len() + 3 * RECORD_HEADER_BYTES;
         let longest = with_padding(HELLO_BYTES - fixed);
