@@ -106,17 +106,15 @@ fn shown(mesh: &Mesh, address: SocketAddr) -> Value {
     found.map(|it| it["health"].clone()).unwrap_or_default()
 }
 
-/// Whether `/clusters` has the endpoint, and it passes.
-fn passes(mesh: &Mesh, address: SocketAddr) -> bool {
+/// Whether the endpoint passes; `None` if `/clusters` has none such.
+fn passes(mesh: &Mesh, address: SocketAddr) -> Option<bool> {
     let health = shown(mesh, address);
-    health.is_object() && health["failed_active_health_check"].is_null()
+    health.is_object().then(|| health["failed_active_health_check"].is_null())
 }
 
 #[track_caller]
 fn wait_failed(mesh: &Mesh, address: SocketAddr, failed: bool) {
-    until("the endpoint's health is as expected", || {
-        (shown(mesh, address).is_object() && passes(mesh, address) != failed).then_some(())
-    });
+    until("the endpoint's health is as expected", || (passes(mesh, address) == Some(!failed)).then_some(()));
 }
 
 /// Who answers, of a few requests.
@@ -220,7 +218,7 @@ fn a_cluster_waits_for_the_first_check_of_each_endpoint() {
     // One success is enough at the start.
     held.send(status(200));
     mesh.wait_ready();
-    assert!(passes(&mesh, slow.address()));
+    assert_eq!(passes(&mesh, slow.address()), Some(true));
     assert_eq!(shown(&mesh, a.address)["failed_active_health_check"], true);
 }
 
@@ -346,7 +344,7 @@ fn a_check_that_passes_ends_an_ejection_unless_it_must_not() {
             until("it is ejected", || (client.get("/").status() == 500).then_some(()));
             a.wait_checks(5);
             assert_eq!(answering(&mut client), ["a"]);
-            assert!(passes(&mesh, bad));
+            assert_eq!(passes(&mesh, bad), Some(true));
         }
     }
 }
@@ -428,7 +426,7 @@ fn a_connection_is_enough_for_tcp() {
     let (a, away) = (Upstream::new(), free_address());
     let mesh = Mesh::start(&[a.address(), away], |setup| check(setup, tcp("", &[])));
     wait_failed(&mesh, away, true);
-    assert!(passes(&mesh, a.address()));
+    assert_eq!(passes(&mesh, a.address()), Some(true));
     // It is closed at once, with nothing said.
     a.accept().expect_end();
 }
@@ -448,7 +446,7 @@ fn bytes_of_tcp_have_to_come_in_order() {
     peer.send("PO");
     peer.send("NG\r\n");
     mesh.wait_ready();
-    assert!(passes(&mesh, upstream.address()));
+    assert_eq!(passes(&mesh, upstream.address()), Some(true));
     // The next on the same connection, which does not answer in time.
     peer.expect("PING");
     peer.send("+PIN");
@@ -490,7 +488,7 @@ fn grpc_is_asked_by_its_own_protocol() {
     let (_, body) = answer_call(&mut server, SERVING, "0");
     assert_eq!(body, b"\0\0\0\0\x0b\x0a\x09shop.Cart");
     mesh.wait_ready();
-    assert!(passes(&mesh, upstream.address()));
+    assert_eq!(passes(&mesh, upstream.address()), Some(true));
     // On the same connection; one such answer is enough.
     answer_call(&mut server, NOT_SERVING, "0");
     wait_failed(&mesh, upstream.address(), true);
@@ -525,7 +523,7 @@ fn a_check_of_http_may_be_of_http2() {
         server.answer(request.stream, b"fine");
     }
     mesh.wait_ready();
-    assert!(passes(&mesh, upstream.address()));
+    assert_eq!(passes(&mesh, upstream.address()), Some(true));
 }
 
 #[test]
@@ -558,7 +556,7 @@ fn checks_go_over_the_clusters_transport() {
     let mut peer = Peer::over(socket);
     assert_eq!(peer.message().start_line(), "GET /health HTTP/1.1");
     peer.send(status(200));
-    until("the new version is at work", || passes(&mesh, upstream.address()).then_some(()));
+    until("the new version is at work", || (passes(&mesh, upstream.address()) == Some(true)).then_some(()));
 }
 
 #[test]
