@@ -169,13 +169,11 @@ fn told(mesh: &Mesh, component: &str, parts: &[&str]) {
 fn what_happens_to_connections_and_configuration_is_told_at_debug() {
     let authority = Authority::new();
     let stranger = Authority::new();
-    let mut mesh = Mesh::prepare(&[Upstream::saying("hello")]);
-    mesh.setup.chain.transport_socket = downstream(&[WEB]);
-    mesh.setup.more = secrets(&authority.identity(WEB), &authority);
-    mesh.serve();
-    mesh.run(&["--log-level", "error", "--component-log-level", "xds:debug,tls:debug,listener:debug,pool:debug"]);
-    mesh.publish();
-    mesh.wait_ready();
+    let levels = ["--log-level", "error", "--component-log-level", "xds:debug,tls:debug,listener:debug,pool:debug"];
+    let mut mesh = Mesh::start_with(&[Upstream::saying("hello")], &levels, |setup| {
+        setup.chain.transport_socket = downstream(&[WEB]);
+        setup.more = secrets(&authority.identity(WEB), &authority);
+    });
     let mut good = Peer::over(client(mesh.address, &authority, Some(&authority.identity(WEB))));
     assert_eq!(good.get("/").text(), "hello");
     let mut bad = Peer::over(client(mesh.address, &authority, Some(&stranger.identity(WEB))));

@@ -29,13 +29,7 @@ const READ_ONLY: &[u8] = b"\x01R";
 /// One worker: which of them accepts a connection is the kernel's choice, and each has connections of its own.
 #[track_caller]
 fn start(endpoints: &[SocketAddr], change: impl FnOnce(&mut Setup)) -> Mesh {
-    let mut mesh = Mesh::prepare(endpoints);
-    change(&mut mesh.setup);
-    mesh.serve();
-    mesh.run(&["--concurrency", "1"]);
-    mesh.publish();
-    mesh.wait_ready();
-    mesh
+    Mesh::start_with(endpoints, &["--concurrency", "1"], change)
 }
 
 // ------------------------------------------------------------------------------------------------------------------ Dubbo

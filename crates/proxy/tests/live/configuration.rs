@@ -200,11 +200,7 @@ fn visit(address: std::net::SocketAddr, stop: &AtomicBool) -> (Vec<std::io::Erro
 #[test]
 fn nobody_who_got_through_is_reset_when_a_listener_goes_and_comes_or_the_proxy_drains() {
     let upstream = Upstream::saying("hello");
-    let mut mesh = Mesh::prepare(&[upstream]);
-    mesh.serve();
-    mesh.run(&["--concurrency", "2"]);
-    mesh.publish();
-    mesh.wait_ready();
+    let mut mesh = Mesh::start_with(&[upstream], &["--concurrency", "2"], |_| {});
     let (address, stop) = (mesh.address, AtomicBool::new(false));
     std::thread::scope(|scope| {
         let visitors: Vec<_> = (0..6).map(|_| scope.spawn(|| visit(address, &stop))).collect();
@@ -343,12 +339,7 @@ const LONG: [Long; 3] = [
 
 impl Long {
     fn start(&self, upstream: &Upstream, drain_time: &str) -> (Mesh, Peer, Peer) {
-        let mut mesh = Mesh::prepare(&[upstream.address()]);
-        (self.change)(&mut mesh.setup);
-        mesh.serve();
-        mesh.run(&["--drain-time", drain_time]);
-        mesh.publish();
-        mesh.wait_ready();
+        let mesh = Mesh::start_with(&[upstream.address()], &["--drain-time", drain_time], self.change);
         let (mut client, mut peer) = (self.open)(&mesh, upstream);
         self.exchange(&mut client, &mut peer);
         (mesh, client, peer)

@@ -153,13 +153,10 @@ fn wherever_a_request_is_it_leaves_one_record() {
 #[test]
 fn a_connection_whose_upstream_is_being_dialled_leaves_its_record() {
     let (unanswered, _queue) = unanswered_address();
-    let mut mesh = Mesh::prepare(&[unanswered]);
-    mesh.setup.tcp();
-    mesh.setup.cluster.connect_timeout = Some(seconds(FOR_EVER));
-    mesh.serve();
-    mesh.run(&["--drain-time", "0.1"]);
-    mesh.publish();
-    mesh.wait_ready();
+    let mut mesh = Mesh::start_with(&[unanswered], &["--drain-time", "0.1"], |setup| {
+        setup.tcp();
+        setup.cluster.connect_timeout = Some(seconds(FOR_EVER));
+    });
     let _client = mesh.client();
     until("it is being dialled", || (mesh.metric("envoy_http_downstream_cx_active", &[]) == 1.0).then_some(()));
     mesh.signal(libc::SIGTERM);

@@ -52,13 +52,7 @@ fn a_connection_counts_from_its_first_moment() {
 
 /// Start a proxy as [`secure`] says, that may take a minute to drain.
 fn patient(authority: &Authority) -> Mesh {
-    let mut mesh = Mesh::prepare(&[Upstream::saying("hello")]);
-    secure(authority, &[OTHER])(&mut mesh.setup);
-    mesh.serve();
-    mesh.run(&["--drain-time", "60"]);
-    mesh.publish();
-    mesh.wait_ready();
-    mesh
+    Mesh::start_with(&[Upstream::saying("hello")], &["--drain-time", "60"], secure(authority, &[OTHER]))
 }
 
 #[test]

@@ -42,10 +42,16 @@ impl Mesh {
     /// Start a proxy whose only listener leads to *endpoints*, once *change* has had its way with that.
     #[track_caller]
     pub fn start(endpoints: &[SocketAddr], change: impl FnOnce(&mut Setup)) -> Mesh {
+        Mesh::start_with(endpoints, &[], change)
+    }
+
+    /// The same with these arguments of the command line.
+    #[track_caller]
+    pub fn start_with(endpoints: &[SocketAddr], arguments: &[&str], change: impl FnOnce(&mut Setup)) -> Mesh {
         let mut mesh = Mesh::prepare(endpoints);
         change(&mut mesh.setup);
         mesh.serve();
-        mesh.run(&[]);
+        mesh.run(arguments);
         mesh.publish();
         mesh.wait_ready();
         mesh
