@@ -85,16 +85,14 @@ def judged(tables: Sequence[Table]) -> Iterator[tuple[str, str, str, str, bool]]
         table = by_key.get(goal.key)
         if table is None or goal.ours not in table.series:
             continue
-        ours = table.series[goal.ours]
-        relay = table.series[FLOOR].median if FLOOR in table.series else None
-        if not goal.peer:
-            floor = f"{relay:.1f}" if relay is not None else ""
-            yield table.title, f"<= {goal.limit:g} {ours.unit}", f"{ours.median:.1f}", floor, ours.median <= goal.limit
-            continue
-        theirs = {peer: table.series[peer].median for peer in (goal.peer, *goal.best_of) if peer in table.series}
-        if goal.peer not in theirs:
-            continue
-        cheapest = min(theirs, key=lambda peer: theirs[peer])
-        ratio = ours.median / theirs[cheapest]
-        floor = f"{relay / theirs[cheapest]:.2f}" if relay is not None else ""
-        yield table.title, f"<= {goal.limit:g} x {cheapest}", f"{ratio:.2f}", floor, ratio <= goal.limit
+        if goal.peer:
+            theirs = {peer: table.series[peer].median for peer in (goal.peer, *goal.best_of) if peer in table.series}
+            if goal.peer not in theirs:
+                continue
+            cheapest = min(theirs, key=lambda peer: theirs[peer])
+            scale, digits, unit = theirs[cheapest], 2, f"x {cheapest}"
+        else:
+            scale, digits, unit = 1.0, 1, table.series[goal.ours].unit
+        found = {name: table.series[name].median / scale for name in (goal.ours, FLOOR) if name in table.series}
+        measured, floor = (f"{found[name]:.{digits}f}" if name in found else "" for name in (goal.ours, FLOOR))
+        yield table.title, f"<= {goal.limit:g} {unit}", measured, floor, found[goal.ours] <= goal.limit
