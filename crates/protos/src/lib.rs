@@ -23,4 +23,9 @@ pub mod type_url {
     pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
     pub const CLUSTER_LOAD_ASSIGNMENT: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
     pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+
+    /// What a resource of this type is called to people: `Cluster`, `Listener`.
+    pub fn kind(type_url: &str) -> &str {
+        type_url.rsplit('.').next().unwrap_or(type_url)
+    }
 }

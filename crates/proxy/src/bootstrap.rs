@@ -249,7 +249,7 @@ impl Bootstrap {
         let metadata = value.get("node").and_then(|node| node.get("metadata")).and_then(Value::as_object);
         let mut bootstrap = compiled.value;
         bootstrap.metadata = metadata.cloned().unwrap_or_default();
-        bootstrap.not_applied.extend(compiled.not_applied);
+        bootstrap.not_applied = compiled.not_applied;
         Ok(bootstrap)
     }
 
@@ -273,25 +273,20 @@ impl Bootstrap {
             .dynamic_resources
             .as_ref()
             .and_then(|dynamic| context.at("dynamic_resources", |context| ads(context, dynamic, &clusters, &fixed)));
-        let (mut resources, mut not_applied) = (Vec::new(), Vec::new());
-        let mut compile = |context: &mut Context, type_url: &'static str, body: &Vec<u8>| {
-            match Compiled::compile(type_url, body, Strictness::Refuse) {
-                Ok(compiled) => {
-                    not_applied.extend(compiled.not_applied);
-                    let name = compiled.value.name().to_string();
-                    let resource =
-                        Resource { name, aliases: Vec::new(), version: "static".into(), body: body.clone().into() };
-                    resources.push((type_url, resource));
-                }
-                Err(problems) => problems.0.into_iter().for_each(|problem| {
-                    // `Cluster.lb_policy` is `lb_policy` of the element where the context is.
-                    let below = problem.path.split_once('.').map(|(_, path)| path.to_owned());
-                    match below {
-                        Some(path) => context.refuse_at(&path, problem.reason),
-                        None => context.refuse(problem.reason),
-                    }
-                }),
+        let mut resources = Vec::new();
+        let mut compile = |context: &mut Context, type_url: &'static str, body: &Vec<u8>| match Compiled::compile(
+            type_url,
+            body,
+            Strictness::Refuse,
+        ) {
+            Ok(compiled) => {
+                note(context, compiled.not_applied, |context, reason| context.pass_over(reason));
+                let name = compiled.value.name().to_string();
+                let resource =
+                    Resource { name, aliases: Vec::new(), version: "static".into(), body: body.clone().into() };
+                resources.push((type_url, resource));
             }
+            Err(problems) => note(context, problems.0, |context, reason| context.refuse(reason)),
         };
         context.each("static_resources.clusters", &bodies, |context, body| {
             compile(context, type_url::CLUSTER, body);
@@ -319,7 +314,7 @@ impl Bootstrap {
             ads,
             clusters: clusters.into_iter().filter_map(|(name, place)| Some((name, place?))).collect(),
             resources,
-            not_applied,
+            not_applied: Vec::new(),
             overload,
         }
     }
@@ -399,6 +394,17 @@ fn server_of(context: &mut Context, cluster: &Cluster) -> Option<Place> {
     match first.and_then(|endpoint| endpoint.host_identifier.as_ref()) {
         Some(HostIdentifier::Endpoint(endpoint)) => place(context, "endpoints", endpoint.address.as_ref()?),
         _ => None,
+    }
+}
+
+/// Say of each of a resource's *problems* where in the bootstrap it is.
+fn note(context: &mut Context, problems: Vec<Problem>, say: fn(&mut Context, String)) {
+    for Problem { path, reason } in problems {
+        // `Cluster.lb_policy` is `lb_policy` of the element where the context is.
+        match path.split_once('.') {
+            Some((_, below)) => context.at(below, |context| say(context, reason)),
+            None => say(context, reason),
+        }
     }
 }
 

@@ -188,7 +188,8 @@ impl Configurator {
             let sockets = &mut self.sockets;
             let open = |listener: &Listener| sockets.open(listener).map_err(|error| error.to_string());
             let outcome = self.holdings.accept_static(type_url, resource, open);
-            report(type_url, &outcome);
+            // What of them is not applied was told with the bootstrap.
+            report_refused(type_url, &outcome.refusals);
             refused.extend(outcome.refusals);
         }
         if refused.is_empty() {
@@ -304,7 +305,7 @@ impl Configurator {
     pub fn do_without(&mut self, key: &Key, limit: Duration) {
         if self.holdings.do_without(key) {
             let (type_url, name) = key;
-            let kind = type_url.rsplit('.').next().unwrap_or(type_url);
+            let kind = type_url::kind(type_url);
             log::warn!(target: logging::XDS, "{kind} {name} has not come within {limit:?}: going on without");
             // Thousands that were asked for at once are given up at once.
             self.settle_soon();
@@ -609,7 +610,7 @@ impl Stream {
 
 impl Receiver for Stream {
     fn update(&mut self, type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> Result<(), Vec<Refusal>> {
-        let kind = type_url.rsplit('.').next().unwrap_or(type_url);
+        let kind = type_url::kind(type_url);
         // Names and versions only: what is in a secret is nobody's business.
         for Resource { name, version, body, .. } in &resources {
             let (bytes, source) = (body.len(), &self.source);
@@ -645,12 +646,16 @@ impl Receiver for Stream {
 
 /// Say what was refused, and what is not applied.
 fn report(type_url: &str, outcome: &Outcome) {
-    let kind = type_url.rsplit('.').next().unwrap_or(type_url);
-    for refusal in &outcome.refusals {
-        log::warn!(target: logging::XDS, "refused {kind} {}: {}", refusal.name, refusal.reason);
-    }
+    report_refused(type_url, &outcome.refusals);
+    let kind = type_url::kind(type_url);
     for (name, problem) in &outcome.not_applied {
         log::info!(target: logging::XDS, "not applied, in {kind} {name} and wherever else it stands: {problem}");
+    }
+}
+
+fn report_refused(type_url: &str, refusals: &[Refusal]) {
+    for Refusal { name, reason, .. } in refusals {
+        log::warn!(target: logging::XDS, "refused {} {name}: {reason}", type_url::kind(type_url));
     }
 }
 

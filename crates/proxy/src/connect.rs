@@ -29,7 +29,7 @@ use crate::buffer::Buffer;
 use crate::codec::h2::Body;
 use crate::codec::proxy_protocol;
 use crate::edge::Edge;
-use crate::identify::{Ends, peer_leaf, principal, principal_key};
+use crate::identify::{Ends, principal, principal_key, read_peer_leaf};
 use crate::io::{self as sockets, Io};
 use crate::logging;
 use crate::netns;
@@ -198,7 +198,7 @@ pub struct Peer {
 
 impl Peer {
     fn new(destination: &Destination, io: &Io) -> Peer {
-        let principal = peer_leaf(io).and_then(|leaf| principal(&leaf));
+        let principal = read_peer_leaf(io, principal).flatten();
         Peer {
             address: destination.address().to_string().into(),
             principal_key: principal_key(principal.as_deref()),

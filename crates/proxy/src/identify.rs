@@ -38,13 +38,9 @@ pub fn identify(socket: &impl AsRawFd, listener: &Listener) -> Option<(Ends, Soc
     Some((Ends { remote: sockets::peer_address(descriptor)?, local: redirected.unwrap_or(own) }, own))
 }
 
-/// The leaf that the other end of a TLS connection showed.
-pub fn peer_leaf(io: &Io) -> Option<CertificateDer<'static>> {
-    io.with_session(|session| {
-        let leaf = session.connection().peer_certificates().and_then(|chain| chain.first());
-        leaf.map(|leaf| leaf.clone().into_owned())
-    })
-    .flatten()
+/// Read the leaf that the other end of a TLS connection showed; `None` if it showed none.
+pub fn read_peer_leaf<T>(io: &Io, read: impl FnOnce(&CertificateDer<'_>) -> T) -> Option<T> {
+    io.with_session(|session| session.peer_certificates().first().map(read)).flatten()
 }
 
 /// The identity in a certificate: its first URI.
@@ -118,24 +114,21 @@ impl Facts {
     pub fn learn_from_handshake(&mut self, io: &Io, local_uri: Option<&str>) {
         self.secure = true;
         self.local_uri = local_uri.map(Into::into);
-        if let Some(leaf) = peer_leaf(io) {
+        if let Some(uri) = read_peer_leaf(io, principal) {
             self.mutual = true;
-            self.peer_uri = principal(&leaf);
+            self.peer_uri = uri;
             self.peer_key = principal_key(self.peer_uri.as_deref());
         }
     }
 
     /// Read all names from the client's certificate; there are none if it showed none.
     pub fn learn_names(&mut self, io: &Io) {
-        self.names = Some(Box::new(peer_leaf(io).map_or_else(Names::default, |leaf| {
-            let alternative = san::names(&leaf);
+        let names = read_peer_leaf(io, |leaf| {
+            let alternative = san::names(leaf);
             let boxed = |names: Vec<String>| names.into_iter().map(Into::into).collect();
-            Names {
-                uris: boxed(alternative.uris),
-                dns: boxed(alternative.dns),
-                subject: subject::subject(&leaf).into(),
-            }
-        })));
+            Names { uris: boxed(alternative.uris), dns: boxed(alternative.dns), subject: subject::subject(leaf).into() }
+        });
+        self.names = Some(Box::new(names.unwrap_or_default()));
     }
 
     /// What RBAC rules may ask.

@@ -139,9 +139,8 @@ fn compile(type_url: &str, value: &Value) -> Result<Vec<Problem>, Problems> {
     if broken.is_empty() || json::is_redacted(type_url, &bytes) {
         return Ok(compiled.not_applied);
     }
-    // `Cluster`, `Listener`
-    let kind = type_url.rsplit('.').next().unwrap_or(type_url);
-    let problem = |error: ContextError| Problem { path: kind.to_owned(), reason: error.to_string() };
+    let problem =
+        |error: ContextError| Problem { path: type_url::kind(type_url).to_owned(), reason: error.to_string() };
     Err(Problems(broken.into_iter().map(problem).collect()))
 }
 

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use weft_protos::envoy::config::core::v3::Node;
 use weft_protos::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Wire};
 use weft_protos::google::protobuf::Any;
-use weft_protos::type_url::{CLUSTER, LISTENER, ROUTE_CONFIGURATION, SECRET};
+use weft_protos::type_url::{CLUSTER, LISTENER, ROUTE_CONFIGURATION, SECRET, kind};
 use weft_xds::client::{Address, Client, Config, Error, Receiver, Resource, client};
 use weft_xds::server::{Event, Options, Published, Server};
 use weft_xds::{Backoff, Protocol, Refusal, Service};
@@ -65,7 +65,7 @@ struct Keeper {
 impl Receiver for Keeper {
     fn update(&mut self, type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> Result<(), Vec<Refusal>> {
         let mut world = self.world.borrow_mut();
-        let kind = type_url.rsplit('.').next().unwrap();
+        let kind = kind(type_url);
         let names: Vec<_> = resources.iter().map(|it| format!("{}={}", it.name, it.version)).collect();
         world.updates.push(format!("{kind}: {} -{}", names.join(" "), removed.join(" -")));
         let mut refusals = Vec::new();

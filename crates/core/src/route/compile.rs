@@ -595,6 +595,6 @@ fn filter_override(context: &mut Context, name: &str, any: &Any) -> Option<Filte
 }
 
 fn decode<M: weft_protos::Message + Default>(context: &mut Context, any: &Any) -> Option<M> {
-    let kind = any.type_url.rsplit('.').next().unwrap_or_default();
+    let kind = weft_protos::type_url::kind(&any.type_url);
     M::decode(any.value.as_ref()).map_err(|error| context.refuse(format!("not a {kind}: {error}"))).ok()
 }

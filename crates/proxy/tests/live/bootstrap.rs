@@ -54,7 +54,11 @@ fn what_is_in_a_bootstrap_serves_without_a_control_plane() {
         mesh.path("admin.sock").display(),
         0o666
     );
-    let text = head + &static_resources(mesh.address, Upstream::saying("hello"));
+    let filter = json!({"name": "istio.metadata_exchange", "typed_config": {"@type": "type.googleapis.com/udpa.type.v1.TypedStruct",
+        "type_url": "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange", "value": {"protocol": "x"}}});
+    // The cluster is the last of it.
+    let text =
+        head + &static_resources(mesh.address, Upstream::saying("hello")) + &format!("    filters: [{filter}]\n");
     mesh.run_with(&text, &[]);
     mesh.wait_ready();
     assert_eq!(mesh.client().get("/").text(), "hello");
@@ -63,9 +67,19 @@ fn what_is_in_a_bootstrap_serves_without_a_control_plane() {
     assert_eq!(mesh.dump("static_clusters")[0]["cluster"]["name"], "upstream");
     assert_eq!(mesh.dump("static_listeners")[0]["listener"]["name"], "fixed");
     assert!(mesh.dump("dynamic_listeners").is_empty() && mesh.dump("dynamic_active_clusters").is_empty());
-    for field in ["layered_runtime.layers[0].static_layer.a", "stats_config", "admin.address.pipe.mode"] {
-        assert!(mesh.log().contains(&format!("not applied, in the bootstrap: Bootstrap.{field}: ")), "{}", mesh.log());
+    let log = mesh.log();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("not applied")).collect();
+    let fields = [
+        "layered_runtime.layers[0].static_layer.a",
+        "stats_config",
+        "admin.address.pipe.mode",
+        "static_resources.clusters[0].filters[0]",
+    ];
+    for field in fields {
+        let said = format!("not applied, in the bootstrap: Bootstrap.{field}: ");
+        assert!(told.iter().any(|line| line.contains(&said)), "{field}: {log}");
     }
+    assert_eq!(told.len(), fields.len(), "{log}");
     assert_eq!(std::fs::metadata(mesh.path("admin.sock")).unwrap().permissions().mode() & 0o777, 0o600);
 }
 

@@ -36,7 +36,7 @@ fn response(type_url: &str, version: &str, resources: Vec<Any>) -> Response {
 /// A request as one line: kind, version, nonce, names, and whether it refuses.
 fn line(request: &Request) -> String {
     let Request::World(request) = request else { panic!("{request:?}") };
-    let kind = request.type_url.rsplit('.').next().unwrap();
+    let kind = weft_protos::type_url::kind(&request.type_url);
     let refuses = if request.error_detail.is_some() { " NACK" } else { "" };
     format!(
         "{kind} v{:?} n{:?} {}{refuses}",
