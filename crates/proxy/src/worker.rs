@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, spawn_local};
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 use weft_core::random::SplitMix;
 
 use crate::clock::Clock;
@@ -40,6 +40,9 @@ const SWEEP_TIME: Duration = Duration::from_secs(2);
 const ACCEPT_BATCH: usize = 32;
 /// How long accepting rests when the process has no descriptors left.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// How long a socket that takes no new clients stays open for handshakes that have begun. Who dials its address meanwhile may have to try
+/// again after a second, so it is short: long enough for a machine that is busy, and for clients near by.
+pub const LAST_HANDSHAKES: Duration = Duration::from_millis(20);
 /// Scratch memory kept for requests.
 const KEPT_SCRATCH: usize = 64;
 
@@ -326,7 +329,7 @@ impl Listening {
         match sockets::watch(socket, Interest::READABLE) {
             Ok(socket) => {
                 let (key, socket) = (Rc::new(key), Rc::new(socket));
-                let task = spawn_local(keep_accepting(Rc::clone(worker), Rc::clone(&key), Rc::clone(&socket)));
+                let task = spawn_local(keep_accepting(Rc::clone(worker), None, Rc::clone(&key), Rc::clone(&socket)));
                 Some(Listening { key, socket, task: task.abort_handle() })
             }
             Err(error) => {
@@ -341,19 +344,33 @@ impl Listening {
         self.task.abort();
     }
 
-    /// Accept who waits in the kernel's queue, whom closing the socket would reset, and close it.
+    /// Accept who waits in the kernel's queue, whom closing the socket would reset, and close it when all are there whose handshakes have
+    /// begun. All of them come to the listeners of this moment's plan.
     fn end(self, worker: &Rc<Worker>) {
         self.task.abort();
+        let (key, socket, plan) = (self.key, self.socket, worker.plan());
         // A socket of the host is the edge's too, which gives it to the next proxy as it is.
-        if !self.key.namespace.as_deref().is_some_and(netns::is_host) {
+        let is_shared = key.namespace.as_deref().is_some_and(netns::is_host);
+        if !is_shared {
             // Else one more could come after the last was accepted.
-            sockets::refuse_new_handshakes(self.socket.as_raw_fd());
+            sockets::refuse_new_handshakes(socket.as_raw_fd());
         }
-        while matches!(accept(worker, &self.key, &self.socket), Round::Some) {}
+        while matches!(accept(worker, &plan, &key, &socket), Round::Some) {}
+        if !is_shared {
+            // Who has been answered by the kernel takes itself for connected, and is in no queue before its last word has come.
+            let last = keep_accepting(Rc::clone(worker), Some(plan), key, socket);
+            spawn_local(async { drop(timeout(LAST_HANDSHAKES, last).await) });
+        }
     }
 }
 
-async fn keep_accepting(worker: Rc<Worker>, key: Rc<SocketKey>, socket: Rc<AsyncFd<OwnedFd>>) {
+/// Accept who comes to *socket*, and have them served by *plan*, or that of the moment.
+async fn keep_accepting(
+    worker: Rc<Worker>,
+    plan: Option<Rc<WorkerPlan>>,
+    key: Rc<SocketKey>,
+    socket: Rc<AsyncFd<OwnedFd>>,
+) {
     loop {
         // Who comes meanwhile waits in the kernel's queue.
         worker.wait_for_room().await;
@@ -361,7 +378,8 @@ async fn keep_accepting(worker: Rc<Worker>, key: Rc<SocketKey>, socket: Rc<Async
         if worker.overload.actions().contains(Action::StopAcceptingConnections) {
             continue;
         }
-        match accept(&worker, &key, &socket) {
+        let now = plan.as_ref().map_or_else(|| worker.plan(), Rc::clone);
+        match accept(&worker, &now, &key, &socket) {
             Round::Some => {}
             Round::All => ready.clear_ready(),
             Round::Failed => sleep(ACCEPT_REST).await,
@@ -370,13 +388,13 @@ async fn keep_accepting(worker: Rc<Worker>, key: Rc<SocketKey>, socket: Rc<Async
     }
 }
 
-/// Accept some of those who wait, and have them served by the plan of this moment.
-fn accept(worker: &Rc<Worker>, key: &Rc<SocketKey>, socket: &AsyncFd<OwnedFd>) -> Round {
+/// Accept some of those who wait, and have them served by *plan*.
+fn accept(worker: &Rc<Worker>, plan: &Rc<WorkerPlan>, key: &Rc<SocketKey>, socket: &AsyncFd<OwnedFd>) -> Round {
     for _ in 0..ACCEPT_BATCH {
         match sockets::accept(socket.as_raw_fd()) {
             Ok(accepted) => {
                 let counted = worker.accepted();
-                spawn_local(serve::serve(Rc::clone(worker), worker.plan(), Rc::clone(key), accepted, counted));
+                spawn_local(serve::serve(Rc::clone(worker), Rc::clone(plan), Rc::clone(key), accepted, counted));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Round::All,
             // The client gave up while it waited.
