@@ -859,9 +859,17 @@ fn a_virtual_host_is_asked_for_in_lower_case_and_without_a_port_that_does_not_ma
         ("reviews", "reviews", "reviews"),
         ("[::1]:80", "[::1]:80", "[::1]"),
     ] {
-        assert_eq!(with_port.host_entry(authority.as_bytes()), one);
-        assert_eq!(without.host_entry(authority.as_bytes()), other);
+        assert_eq!(with_port.host_entry(authority.as_bytes()).unwrap(), one);
+        assert_eq!(without.host_entry(authority.as_bytes()).unwrap(), other);
     }
+}
+
+#[test]
+fn nobody_is_asked_for_a_virtual_host_whose_name_is_too_long_for_a_host() {
+    let table = table(&on_demand(vec![]));
+    let longest = format!("{}:65535", "a".repeat(253));
+    assert_eq!(table.host_entry(longest.as_bytes()).unwrap(), longest);
+    assert_eq!(table.host_entry(format!("a{longest}").as_bytes()), None);
 }
 
 #[test]

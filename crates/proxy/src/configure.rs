@@ -336,6 +336,7 @@ impl Configurator {
         let (answered, change) = self.asked.hear(
             &spoken_of.names,
             |name| spoken_of.removed.contains(name),
+            |name| holdings.holds_virtual_host(name),
             |ask| holdings.has_virtual_host(&ask.table, &ask.entry),
         );
         self.follow_hosts(change);
@@ -599,7 +600,9 @@ impl Stream {
             let mut configurator = self.configurator.borrow_mut();
             configurator.ads_is_connected = connected;
             if !connected {
-                for ask in configurator.asked.give_up() {
+                let (asks, change) = configurator.asked.give_up();
+                configurator.follow_hosts(change);
+                for ask in asks {
                     configurator.answer(ask, Answer::Unavailable);
                 }
             }

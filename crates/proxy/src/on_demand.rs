@@ -5,8 +5,9 @@
 //!                    <-Answer-- (through the worker's commands, behind the plan that has the host) <--
 //! ```
 //!
-//! A name that was asked for stays subscribed, so that the control plane tells what becomes of it, and nobody has to ask again: neither
-//! for what is here nor for what does not exist. Clients choose the names, so those that do not exist are limited in number.
+//! A name of which the control plane has spoken stays subscribed, so that it tells what becomes of it, and nobody has to ask again: neither
+//! for what is here nor for what does not exist. One of which it says nothing is let go when nobody waits for it any more. Clients choose
+//! the names, so all of them are limited in number, and those that do not exist more narrowly.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -16,6 +17,10 @@ use tokio::sync::oneshot;
 
 /// Names that do not exist and are remembered; the oldest gives way. As many may be waited for at a time.
 const MOST_NAMES: usize = 1_000;
+
+/// Names of which the control plane has spoken, beyond which no more are asked for: where it has a virtual host for whatever a client
+/// makes up, or refuses to say, none gives way by itself. Far more than the hosts that the clients of one proxy need.
+const MOST_SUBSCRIBED: usize = 10_000;
 
 /// What became of an [`Ask`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +72,9 @@ impl Asking {
 /// What the main thread knows of the names that were asked for.
 #[derive(Debug, Default)]
 pub struct Asked {
-    /// Each that is subscribed.
+    /// Each that stays subscribed: the control plane has said what there is by it.
     names: BTreeSet<String>,
+    /// Subscribed, too, while somebody waits.
     waiting: BTreeMap<String, Vec<Ask>>,
     /// Those of which the control plane said that they do not exist, the oldest first.
     absent: VecDeque<String>,
@@ -100,25 +106,36 @@ impl Asked {
     /// The ask itself.
     pub fn wait(&mut self, ask: Ask) -> Result<Change, Ask> {
         let name = ask.name();
+        let is_new = !self.names.contains(&name);
+        if is_new && self.names.len() >= MOST_SUBSCRIBED {
+            return Err(ask);
+        }
         // Who gave up waiting needs no answer.
-        self.waiting.retain(|_, asks| {
+        let mut unsubscribe = Vec::new();
+        self.waiting.retain(|waited, asks| {
             asks.retain(|ask| !ask.answer.is_closed());
-            !asks.is_empty()
+            let stays = !asks.is_empty() || *waited == name;
+            if !stays && !self.names.contains(waited) {
+                unsubscribe.push(waited.clone());
+            }
+            stays
         });
-        if self.waiting.len() >= MOST_NAMES && !self.waiting.contains_key(&name) {
+        let is_first = !self.waiting.contains_key(&name);
+        if is_first && self.waiting.len() >= MOST_NAMES {
             return Err(ask);
         }
         self.waiting.entry(name.clone()).or_default().push(ask);
-        let subscribe = if self.names.insert(name.clone()) { vec![name] } else { Vec::new() };
-        Ok(Change { subscribe, ..Change::default() })
+        let subscribe = if is_new && is_first { vec![name] } else { Vec::new() };
+        Ok(Change { subscribe, unsubscribe })
     }
 
-    /// The control plane has spoken of *names*; *is_here* tells which of them are at work now, and *is_gone* which do not exist. Returns
-    /// the asks that have their answer.
+    /// The control plane has spoken of *names*; *is_here* tells which of them are at work now, *is_held* which came by themselves and
+    /// were accepted, and *is_gone* which do not exist. Returns the asks that have their answer.
     pub fn hear(
         &mut self,
         names: &BTreeSet<String>,
         is_gone: impl Fn(&str) -> bool,
+        is_held: impl Fn(&str) -> bool,
         is_here: impl Fn(&Ask) -> bool,
     ) -> (Vec<(Ask, Answer)>, Change) {
         let mut answered = Vec::new();
@@ -137,6 +154,7 @@ impl Asked {
                 Answer::Unavailable
             };
             answered.extend(asks.into_iter().map(|ask| (ask, answer)));
+            self.names.insert(name);
         }
         self.waiting = rest;
         self.absent.retain(|name| !names.contains(name));
@@ -147,23 +165,35 @@ impl Asked {
         for name in &unsubscribe {
             self.names.remove(name);
         }
-        (answered, Change { unsubscribe, ..Change::default() })
+        // It was let go while it was on its way, and what is here has to be followed.
+        let unfollowed = names.iter().filter(|name| is_held(name) && !self.names.contains(*name));
+        let subscribe: Vec<String> = unfollowed.cloned().collect();
+        self.names.extend(subscribe.iter().cloned());
+        (answered, Change { subscribe, unsubscribe })
     }
 
     /// Nobody can be asked any more: all that wait.
-    pub fn give_up(&mut self) -> Vec<Ask> {
-        std::mem::take(&mut self.waiting).into_values().flatten().collect()
+    pub fn give_up(&mut self) -> (Vec<Ask>, Change) {
+        self.let_go(|_| false)
     }
 
     /// Route configurations are gone, or take no virtual hosts any more: forget what was asked for them.
     pub fn forget(&mut self, is_table: impl Fn(&str) -> bool) -> (Vec<Ask>, Change) {
         let stays = |name: &str| name.rsplit_once('/').is_some_and(|(table, _)| is_table(table));
-        let unsubscribe: Vec<String> = self.names.iter().filter(|name| !stays(name)).cloned().collect();
+        let mut forgotten: Vec<String> = self.names.iter().filter(|name| !stays(name)).cloned().collect();
+        let (asks, Change { unsubscribe, .. }) = self.let_go(stays);
+        forgotten.extend(unsubscribe);
         self.names.retain(|name| stays(name));
         self.absent.retain(|name| stays(name));
+        (asks, Change { unsubscribe: forgotten, ..Change::default() })
+    }
+
+    /// The asks for names that do not stay; nobody follows those of which the control plane has said nothing.
+    fn let_go(&mut self, stays: impl Fn(&str) -> bool) -> (Vec<Ask>, Change) {
         let (waiting, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut self.waiting).into_iter().partition(|(name, _)| stays(name));
         self.waiting = waiting;
+        let unsubscribe = gone.keys().filter(|name| !self.names.contains(*name)).cloned().collect();
         (gone.into_values().flatten().collect(), Change { unsubscribe, ..Change::default() })
     }
 }
@@ -188,9 +218,9 @@ mod tests {
         let (second, _second) = ask("a");
         assert_eq!(asked.wait(first).unwrap().subscribe, ["routes/a"]);
         assert_eq!(asked.wait(second).unwrap(), Change::default());
-        let (answered, change) = asked.hear(&names(&["routes/other"]), |_| false, |_| false);
+        let (answered, change) = asked.hear(&names(&["routes/other"]), |_| false, |_| false, |_| false);
         assert!(answered.is_empty() && change == Change::default());
-        let (answered, _) = asked.hear(&names(&["routes/a"]), |_| false, |ask| ask.entry == "a");
+        let (answered, _) = asked.hear(&names(&["routes/a"]), |_| false, |_| true, |ask| ask.entry == "a");
         assert_eq!(answered.iter().map(|(_, answer)| *answer).collect::<Vec<_>>(), [Answer::Loaded; 2]);
         assert!(!asked.is_absent("routes/a"));
     }
@@ -200,7 +230,8 @@ mod tests {
         let mut asked = Asked::default();
         let (one, _one) = ask("a.example");
         asked.wait(one).unwrap();
-        let (answered, _) = asked.hear(&names(&["routes/wild"]), |_| false, |ask| ask.entry.ends_with(".example"));
+        let (answered, _) =
+            asked.hear(&names(&["routes/wild"]), |_| false, |_| true, |ask| ask.entry.ends_with(".example"));
         assert_eq!(answered[0].1, Answer::Loaded);
     }
 
@@ -209,21 +240,21 @@ mod tests {
         let mut asked = Asked::default();
         let (one, _one) = ask("a");
         asked.wait(one).unwrap();
-        let (answered, _) = asked.hear(&names(&["routes/a"]), |_| true, |_| false);
+        let (answered, _) = asked.hear(&names(&["routes/a"]), |_| true, |_| false, |_| false);
         assert_eq!(answered[0].1, Answer::Unknown);
         assert!(asked.is_absent("routes/a"));
-        asked.hear(&names(&["routes/a"]), |_| false, |_| true);
+        asked.hear(&names(&["routes/a"]), |_| false, |_| true, |_| true);
         assert!(!asked.is_absent("routes/a"));
         for number in 0..MOST_NAMES + 2 {
             let (one, receiver) = ask(&number.to_string());
             asked.wait(one).unwrap();
-            let (_, change) = asked.hear(&names(&[&format!("routes/{number}")]), |_| true, |_| false);
+            let (_, change) = asked.hear(&names(&[&format!("routes/{number}")]), |_| true, |_| false, |_| false);
             let oldest = number.checked_sub(MOST_NAMES).map(|number| format!("routes/{number}"));
             assert_eq!(change.unsubscribe, Vec::from_iter(oldest));
             drop(receiver);
         }
         // What nobody asked for is nobody's to remember.
-        asked.hear(&names(&["routes/unasked"]), |_| true, |_| false);
+        asked.hear(&names(&["routes/unasked"]), |_| true, |_| false, |_| false);
         assert!(!asked.is_absent("routes/unasked"));
     }
 
@@ -241,7 +272,59 @@ mod tests {
         let more = asked.wait(more).unwrap_err();
         receivers.pop();
         assert!(asked.wait(more).is_ok());
-        assert_eq!(asked.give_up().len(), MOST_NAMES);
+        assert_eq!(asked.give_up().0.len(), MOST_NAMES);
+    }
+
+    #[test]
+    fn what_a_silent_control_plane_was_asked_for_is_let_go_with_the_last_who_waits() {
+        let mut asked = Asked::default();
+        for number in 0..3 * MOST_NAMES {
+            let (one, _one) = ask(&number.to_string());
+            let change = asked.wait(one).unwrap();
+            assert_eq!(change.subscribe, [format!("routes/{number}")]);
+            assert_eq!(change.unsubscribe, Vec::from_iter(number.checked_sub(1).map(|last| format!("routes/{last}"))));
+        }
+        assert_eq!((asked.names.len(), asked.waiting.len()), (0, 1));
+        // Who asks for the same is not the last.
+        let last = (3 * MOST_NAMES - 1).to_string();
+        let (one, _one) = ask(&last);
+        assert_eq!(asked.wait(one).unwrap(), Change::default());
+        let (asks, change) = asked.give_up();
+        assert_eq!((asks.len(), change.unsubscribe), (1, vec![format!("routes/{last}")]));
+    }
+
+    #[test]
+    fn what_comes_after_it_was_let_go_is_followed_again() {
+        let mut asked = Asked::default();
+        let (one, receiver) = ask("late");
+        asked.wait(one).unwrap();
+        drop(receiver);
+        let (one, _one) = ask("other");
+        assert_eq!(asked.wait(one).unwrap().unsubscribe, ["routes/late"]);
+        let late = names(&["routes/late"]);
+        let (_, change) = asked.hear(&late, |_| false, |name| name == "routes/late", |_| false);
+        assert_eq!(change, Change { subscribe: vec!["routes/late".to_owned()], ..Change::default() });
+        assert_eq!(asked.hear(&late, |_| false, |_| true, |_| false).1, Change::default());
+        // One that was refused was not abandoned: it stays.
+        let (one, receiver) = ask("late");
+        assert_eq!(asked.wait(one).unwrap(), Change::default());
+        drop(receiver);
+        let (one, _one) = ask("other");
+        assert_eq!(asked.wait(one).unwrap(), Change::default());
+    }
+
+    #[test]
+    fn where_everything_exists_names_are_limited_in_number_too() {
+        let mut asked = Asked::default();
+        for number in 0..MOST_SUBSCRIBED {
+            let (one, _one) = ask(&number.to_string());
+            asked.wait(one).unwrap();
+            asked.hear(&names(&[&format!("routes/{number}")]), |_| false, |_| true, |_| true);
+        }
+        let (one, _one) = ask("more");
+        assert!(asked.wait(one).is_err());
+        let (known, _known) = ask("0");
+        assert_eq!(asked.wait(known).unwrap(), Change::default());
     }
 
     #[test]
@@ -251,6 +334,6 @@ mod tests {
         let (one, _one) = ask("a");
         asked.wait(one).unwrap();
         let (asks, change) = asked.forget(|table| table == "other");
-        assert_eq!((asks.len(), change.unsubscribe), (1, vec!["routes/a".to_owned(), "routes/here".to_owned()]));
+        assert_eq!((asks.len(), change.unsubscribe), (1, vec!["routes/here".to_owned(), "routes/a".to_owned()]));
     }
 }

@@ -77,7 +77,11 @@ impl VirtualHosts {
         }
         let (host, not_applied) = compile(base, &resource.body)?;
         let name: Name = resource.name.as_str().into();
+        let mut own = BTreeSet::new();
         for domain in &host.domains {
+            if !own.insert(domain.to_ascii_lowercase()) {
+                return Err(format!("`{domain}` stands more than once in it"));
+            }
             let owner = hosts.domains.get(&domain.to_ascii_lowercase()).filter(|owner| **owner != name);
             if owner.is_some() || base.names_domain(domain) {
                 let owner = owner.unwrap_or(&base.name);
@@ -142,6 +146,10 @@ impl VirtualHosts {
     /// A route configuration with the virtual hosts that came by themselves, if any did.
     pub fn table(&self, name: &str) -> Option<&Arc<RouteTable>> {
         self.by_table.get(name)?.table.as_ref()
+    }
+
+    pub fn holds(&self, name: &str) -> bool {
+        self.by_table.get(table_of(name)).is_some_and(|hosts| hosts.by_name.contains_key(name))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&Name, &Held)> {

@@ -758,6 +758,11 @@ impl Holdings {
         table.is_some_and(|table| table.virtual_host(host.as_bytes()).is_some())
     }
 
+    /// Whether a virtual host came by itself under this name.
+    pub fn holds_virtual_host(&self, name: &str) -> bool {
+        self.virtual_hosts.holds(name)
+    }
+
     /// Names of the virtual hosts that came by themselves.
     pub fn virtual_hosts(&self) -> BTreeSet<String> {
         self.virtual_hosts.names()

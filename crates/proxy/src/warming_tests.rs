@@ -679,6 +679,24 @@ fn virtual_hosts_come_by_the_delta_protocol_only_and_to_a_table_that_is_here() {
 }
 
 #[test]
+fn a_virtual_host_with_a_domain_twice_is_refused_and_the_others_of_its_table_stay() {
+    let mut proxy = Proxy::new();
+    proxy.holdings.speak_delta();
+    proxy.clusters(&[]);
+    proxy.listeners(&[rds_listener("in", 9080, "web")]);
+    let open = route::RouteConfiguration { vhds: Some(route::Vhds { config_source: Some(ads()) }), ..routes("web") };
+    assert_eq!(proxy.receive(type_url::ROUTE_CONFIGURATION, vec![resource("web", "1", &open)], &[]), [""; 0]);
+    let host = |domains: &[&str]| route::VirtualHost {
+        name: domains[0].into(),
+        domains: domains.iter().map(|domain| (*domain).into()).collect(),
+        ..Default::default()
+    };
+    let sent = vec![resource("web/a", "1", &host(&["a"])), resource("web/b", "1", &host(&["b", "c", "B"]))];
+    assert_eq!(proxy.receive(type_url::VIRTUAL_HOST, sent, &[]), ["web/b"]);
+    assert!(proxy.holdings.has_virtual_host("web", "a") && !proxy.holdings.has_virtual_host("web", "c"));
+}
+
+#[test]
 fn a_table_that_takes_the_domain_of_a_virtual_host_is_refused_and_the_one_before_stays() {
     let mut proxy = Proxy::new();
     proxy.holdings.speak_delta();

@@ -12,6 +12,9 @@ use super::domains::{Domains, without_port};
 use super::{RouteTable, VirtualHost};
 use crate::compile::{Compiled, Context, Problems, Strictness};
 
+/// The longest name that DNS has (RFC 1035 2.3.4: 255 bytes as it travels, of which two are no text), and a port.
+const MAX_ENTRY_BYTES: usize = 253 + ":65535".len();
+
 /// What the compiled form of a route configuration does not tell any more.
 #[derive(Debug, Clone)]
 pub(super) struct Inheritance {
@@ -26,12 +29,16 @@ impl RouteTable {
     }
 
     /// What the virtual host of *authority* is asked for by: `reviews:9080`, in lower case, without the port where ports do not matter.
-    pub fn host_entry<'a>(&self, authority: &'a [u8]) -> Cow<'a, str> {
+    /// `None`: it is longer than the name of any host, and the control plane is not to hear of it.
+    pub fn host_entry<'a>(&self, authority: &'a [u8]) -> Option<Cow<'a, str>> {
         let host = if self.domains.ignores_port() { without_port(authority) } else { authority };
-        match String::from_utf8_lossy(host) {
+        if host.len() > MAX_ENTRY_BYTES {
+            return None;
+        }
+        Some(match String::from_utf8_lossy(host) {
             Cow::Borrowed(host) if !host.bytes().any(|byte| byte.is_ascii_uppercase()) => Cow::Borrowed(host),
             host => Cow::Owned(host.to_ascii_lowercase()),
-        }
+        })
     }
 
     /// Whether a virtual host has exactly this domain, in any case.

@@ -15,8 +15,8 @@ const LOAD_TIME: Duration = Duration::from_secs(5);
 impl Exchange<'_> {
     /// Ask for the virtual host of the request. `None`: the client went away meanwhile.
     pub(super) async fn load(&mut self, table: &Arc<RouteTable>) -> Option<Answer> {
-        let entry = table.host_entry(self.scratch.request.authority()).into_owned();
-        let answer = self.down.worker.asking.ask(Arc::clone(&table.name), entry);
+        let Some(entry) = table.host_entry(self.scratch.request.authority()) else { return Some(Answer::Unknown) };
+        let answer = self.down.worker.asking.ask(Arc::clone(&table.name), entry.into_owned());
         let heard = self.unless_gone(Some(Instant::now() + LOAD_TIME), answer).await?;
         // The main thread drops no ask that it could answer.
         Some(heard.ok().and_then(Result::ok).unwrap_or(Answer::Unavailable))

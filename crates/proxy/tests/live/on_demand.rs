@@ -78,6 +78,8 @@ fn what_does_not_exist_is_asked_for_once_and_found_when_it_comes() {
     until("the control plane is missed", || mesh.log().contains("is away").then_some(()));
     // Known not to exist, and not known at all.
     assert_eq!(ask(&mut client, "nobody").status(), 404);
+    // No host has such a name, so there is nobody to ask for it.
+    assert_eq!(ask(&mut client, &"long".repeat(100)).status(), 404);
     let other = ask(&mut client, "other");
     assert_eq!((other.status(), other.text().as_str()), (503, "the routes of this host have not been loaded"));
     mesh.expect_record("/of-other", 503, "NR", "virtual_host_not_loaded");

@@ -74,10 +74,11 @@ struct TypeState {
     wanted: BTreeSet<String>,
     /// The server is to know of this type though nothing is wanted by name: what it sends by itself is welcome.
     is_open: bool,
-    /// `None` until the first request for this type was sent on the present stream.
-    told: Option<BTreeSet<String>>,
-    /// Of those in `told`: what was given up since, and so is not here. If it is wanted again, the server is to send it again.
-    given_up: BTreeSet<String>,
+    /// The first request for this type was sent on the present stream.
+    is_told: bool,
+    /// Names that were subscribed or unsubscribed since the last request, and whether the server was told that they are wanted. What it
+    /// was told of was given up since, and so is not here: if it is wanted again, the server is to send it again.
+    unsaid: BTreeMap<String, bool>,
     versions: BTreeMap<String, String>,
     /// State of the world: the version of the last response that was accepted whole.
     accepted: String,
@@ -116,17 +117,22 @@ impl Subscriptions {
             Command::Subscribe(type_url, names) => {
                 let state = self.entry(&type_url);
                 state.is_open |= names.is_empty();
-                state.wanted.extend(names);
+                for name in names {
+                    if state.wanted.insert(name.clone()) && state.is_told {
+                        state.unsaid.entry(name).or_insert(false);
+                    }
+                }
             }
             Command::Unsubscribe(type_url, names) => {
                 let state = self.entry(&type_url);
                 for name in names {
-                    state.wanted.remove(&name);
+                    let was_wanted = state.wanted.remove(&name);
                     if !state.takes_all() {
                         state.versions.remove(&name);
-                        if state.told.as_ref().is_some_and(|told| told.contains(&name)) {
-                            state.given_up.insert(name);
-                        }
+                    }
+                    if was_wanted && state.is_told && !*state.unsaid.entry(name.clone()).or_insert(true) {
+                        // The server has never heard of it.
+                        state.unsaid.remove(&name);
                     }
                 }
             }
@@ -136,8 +142,8 @@ impl Subscriptions {
     /// The first requests of a new stream, in the order in which the types depend on each other.
     pub(super) fn first_requests(&mut self) -> Vec<Request> {
         for state in self.types.values_mut() {
-            state.told = None;
-            state.given_up.clear();
+            state.is_told = false;
+            state.unsaid.clear();
             state.nonce.clear();
             state.is_unanswered = false;
         }
@@ -184,7 +190,7 @@ impl Subscriptions {
     fn receive_world(&mut self, response: DiscoveryResponse, receiver: &mut impl Receiver) -> Option<Verdict> {
         let DiscoveryResponse { version_info, resources, type_url, nonce, .. } = response;
         // An answer would have to say which names are wanted, and none would mean all.
-        let state = self.types.get_mut(&type_url).filter(|state| state.told.is_some())?;
+        let state = self.types.get_mut(&type_url).filter(|state| state.is_told)?;
         state.nonce.clone_from(&nonce);
         state.is_unanswered = true;
         let arrived: Vec<_> = resources.into_iter().map(|any| named(any, &version_info)).collect();
@@ -212,8 +218,12 @@ impl Subscriptions {
     ) -> Verdict {
         let mut refusals = Vec::new();
         let mut accepted = Vec::with_capacity(arrived.len());
+        let ambiguous = ambiguous(&arrived);
         for Arrived { name, aliases, version, any } in arrived {
-            if any.type_url == type_url {
+            if ambiguous.contains(&name) {
+                let reason = "the response has more than one resource of this name".into();
+                refusals.push(Refusal { name, reason });
+            } else if any.type_url == type_url {
                 accepted.push(Resource { name, aliases, version, body: any.value });
             } else {
                 let reason = format!("the resource is a {}, the response is of {type_url}", any.type_url);
@@ -275,49 +285,37 @@ impl TypeState {
     /// The change where a request says what is new and what goes.
     fn delta_change(&mut self, type_url: &str) -> Option<DeltaDiscoveryRequest> {
         let mut request = DeltaDiscoveryRequest { type_url: type_url.to_owned(), ..Default::default() };
-        match &self.told {
-            None if self.wanted.is_empty() && !self.is_open => return None,
-            None => {
-                request.resource_names_subscribe = names(&self.wanted);
-                let all = self.takes_all();
-                let here = self.versions.iter().filter(|(name, _)| all || self.wanted.contains(*name));
-                request.initial_resource_versions =
-                    here.map(|(name, version)| (name.clone(), version.clone())).collect();
+        if !self.is_told {
+            if self.wanted.is_empty() && !self.is_open {
+                return None;
             }
-            Some(told) if self.is_known(told) => return None,
-            Some(told) => {
-                // What is subscribed again is sent again: its client may have dropped it and want it again before it had
-                // said so (discovery.proto, `resource_names_subscribe`).
-                let missing = self.wanted.iter().filter(|name| !told.contains(*name) || self.given_up.contains(*name));
-                request.resource_names_subscribe = missing.cloned().collect();
-                request.resource_names_unsubscribe = told.difference(&self.wanted).cloned().collect();
-            }
+            self.is_told = true;
+            request.resource_names_subscribe = names(&self.wanted);
+            let all = self.takes_all();
+            let here = self.versions.iter().filter(|(name, _)| all || self.wanted.contains(*name));
+            request.initial_resource_versions = here.map(|(name, version)| (name.clone(), version.clone())).collect();
+        } else if self.unsaid.is_empty() {
+            return None;
+        } else {
+            // What is subscribed again is sent again: its client may have dropped it and want it again before it had
+            // said so (discovery.proto, `resource_names_subscribe`).
+            (request.resource_names_subscribe, request.resource_names_unsubscribe) =
+                std::mem::take(&mut self.unsaid).into_keys().partition(|name| self.wanted.contains(name));
         }
-        self.told = Some(self.wanted.clone());
-        self.given_up.clear();
         Some(request)
     }
 
     /// The same where each request holds all names. One whose nonce was not answered yet would be taken for its ACK.
     fn world_change(&mut self, type_url: &str) -> Option<DiscoveryRequest> {
-        let is_same = match &self.told {
-            None => self.wanted.is_empty(),
-            Some(told) => self.is_known(told),
-        };
+        let is_same = if self.is_told { self.unsaid.is_empty() } else { self.wanted.is_empty() };
         (!is_same && !self.is_unanswered).then(|| self.world_request(type_url))
-    }
-
-    /// Whether the server, which was told *told*, knows what is wanted and not here.
-    fn is_known(&self, told: &BTreeSet<String>) -> bool {
-        *told == self.wanted && self.given_up.is_disjoint(&self.wanted)
     }
 
     fn world_request(&mut self, type_url: &str) -> DiscoveryRequest {
         // What was given up is left out once, and is news to the server with the next request.
-        let told: BTreeSet<String> = self.wanted.difference(&self.given_up).cloned().collect();
-        let resource_names = names(&told);
-        self.told = Some(told);
-        self.given_up.clear();
+        self.unsaid.retain(|name, was_told| std::mem::take(was_told) && self.wanted.contains(name));
+        let resource_names = names(self.wanted.iter().filter(|name| !self.unsaid.contains_key(*name)));
+        self.is_told = true;
         self.is_unanswered = false;
         DiscoveryRequest {
             version_info: self.accepted.clone(),
@@ -330,8 +328,9 @@ impl TypeState {
 }
 
 /// *wanted* as a request says it. The wildcard alone is no name at all: older servers know no other form.
-fn names(wanted: &BTreeSet<String>) -> Vec<String> {
-    if wanted.iter().eq([WILDCARD]) { Vec::new() } else { wanted.iter().cloned().collect() }
+fn names<'a>(wanted: impl IntoIterator<Item = &'a String, IntoIter: Clone>) -> Vec<String> {
+    let wanted = wanted.into_iter();
+    if wanted.clone().eq([WILDCARD]) { Vec::new() } else { wanted.cloned().collect() }
 }
 
 /// A resource of the state of the world with its name and version. It may come in a wrapper that says both; by itself it says its name
@@ -351,6 +350,14 @@ fn named(any: Any, version: &str) -> Arrived {
     // Bytes that do not decode are refused by who knows the type; until then it has no name.
     let name = Named::decode(any.value.clone()).unwrap_or_default().name;
     Arrived { name, aliases: Vec::new(), version: version.to_owned(), any }
+}
+
+/// Names that stand more than once, as in no response may be (Envoy refuses it, too): which of them is here afterwards would be anybody's
+/// guess. Without a name are those that do not decode, and each is refused for that.
+fn ambiguous(arrived: &[Arrived]) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let again = arrived.iter().filter(|it| !it.name.is_empty() && !names.insert(&it.name));
+    again.map(|it| it.name.clone()).collect()
 }
 
 /// Clusters before the endpoints in them, listeners before the routes they name (xDS protocol, "Eventual consistency

@@ -155,6 +155,26 @@ fn resources_may_come_wrapped_and_of_a_wrong_type() {
     assert!(subscriptions.receive(unasked, &mut notes).is_none());
 }
 
+/// One of them would be here and not counted as such, and so it would outlive its removal.
+#[test]
+fn resources_of_one_name_are_refused_and_what_was_here_stays_until_it_is_gone() {
+    let mut subscriptions = following_clusters();
+    let mut notes = Notes::default();
+    let mut take = |version: &str, resources: Vec<Any>| {
+        let verdict = subscriptions.receive(response(type_url::CLUSTER, version, resources), &mut notes).unwrap();
+        let Request::World(request) = subscriptions.answer(verdict) else { unreachable!("it is the protocol") };
+        let refusals = request.error_detail.as_ref().map(refusal::from_status).unwrap_or_default();
+        let refused: Vec<_> = refusals.into_iter().map(|refusal| refusal.name).collect();
+        (refused, std::mem::take(&mut notes.0))
+    };
+    let cluster = |name: &str| resource(type_url::CLUSTER, name, "good");
+    take("1", vec![cluster("one")]);
+    let listener = resource(type_url::LISTENER, "one", "good");
+    let (refused, told) = take("2", vec![cluster("one"), listener, cluster("two")]);
+    assert_eq!((refused, told), (vec!["one".to_owned(), "one".to_owned()], vec!["two=2 -".to_owned()]));
+    assert_eq!(take("3", vec![cluster("two")]), (Vec::new(), vec!["two=3 -one".to_owned()]));
+}
+
 #[test]
 fn what_is_given_up_and_wanted_again_at_once_is_asked_for_again() {
     let again = |subscriptions: &mut Subscriptions| {
@@ -186,4 +206,36 @@ fn what_is_given_up_and_wanted_again_at_once_is_asked_for_again() {
     assert_eq!(subscriptions.changes(), [], "it would be an ACK");
     assert_eq!(line(&subscriptions.answer(verdict)), r#"Secret v"1" n"nonce of 1" two"#);
     assert_eq!(lines(&subscriptions.changes()), [r#"Secret v"1" n"nonce of 1" one,two"#]);
+}
+
+/// A request says what changed, and costs by that: not by how much is followed (virtual hosts, one for each name that clients ask for).
+#[test]
+fn a_server_that_is_told_of_each_change_alone_knows_all_that_is_wanted() {
+    const NAMES: usize = 100_000;
+    let name = |number: usize| format!("routes/{number}");
+    let mut subscriptions = Subscriptions::new(Protocol::Delta);
+    subscriptions.apply(subscribe(type_url::VIRTUAL_HOST, &[]));
+    subscriptions.first_requests();
+    subscriptions.apply(Command::Subscribe(type_url::VIRTUAL_HOST.into(), (0..NAMES).map(name).collect()));
+    let mut known = std::collections::BTreeSet::new();
+    let mut tell = |subscriptions: &mut Subscriptions| {
+        for request in subscriptions.changes() {
+            let Request::Delta(request) = request else { panic!("{request:?}") };
+            known.extend(request.resource_names_subscribe);
+            for name in request.resource_names_unsubscribe {
+                assert!(known.remove(&name), "{name} is given up, and the server has never heard of it");
+            }
+        }
+        known.len()
+    };
+    assert_eq!(tell(&mut subscriptions), NAMES);
+    let began = std::time::Instant::now();
+    for number in 0..1_000 {
+        subscriptions.apply(Command::Unsubscribe(type_url::VIRTUAL_HOST.into(), vec![name(number), name(NAMES + 1)]));
+        subscriptions.apply(subscribe(type_url::VIRTUAL_HOST, &[&name(NAMES + 2)]));
+        subscriptions.apply(Command::Unsubscribe(type_url::VIRTUAL_HOST.into(), vec![name(NAMES + 2)]));
+        assert_eq!(tell(&mut subscriptions), NAMES - number - 1);
+    }
+    // A copy of all names for each took more than a minute.
+    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
 }
