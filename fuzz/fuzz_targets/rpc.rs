@@ -14,14 +14,18 @@ mod codec;
 
 use codec::rpc::dubbo::Dubbo;
 use codec::rpc::thrift::Thrift;
-use codec::rpc::{Codec, Frame, Malformed, Message, Refusal, Sharing, Status};
+use codec::rpc::{Codec, Frame, Limits, Malformed, Message, Refusal, Sharing, Status};
+
+/// Small: inputs are of 1024 bytes, and seldom would one reach what a proxy allows.
+const LIMITS: Limits = Limits { headers: 10, parameters: 5, name_bytes: 100 };
 
 const REFUSALS: [Refusal; 5] =
     [Refusal::NoRoute, Refusal::BadRequest, Refusal::Unavailable, Refusal::Overloaded, Refusal::Timeout];
 
 fuzz_target!(|input: &[u8]| {
     let [first, bytes @ ..] = input else { return };
-    let codec: &dyn Codec = if first & 1 == 0 { &Dubbo } else { &Thrift::default() };
+    let codec: &dyn Codec =
+        if first & 1 == 0 { &Dubbo { limits: LIMITS } } else { &Thrift { limits: LIMITS, ..Thrift::default() } };
     let whole = messages(codec, bytes, bytes.len().max(1));
     let parts = messages(codec, bytes, usize::from(first >> 1) + 1);
     assert_eq!(whole, parts, "a split changed the verdict");
@@ -56,6 +60,12 @@ fn look_at(codec: &dyn Codec, message: &[u8], kind: Message) {
                 // Nothing is made up: what was read stood in the message.
                 let headers = call.rest.iter().flat_map(|rest| &rest.headers);
                 assert!(headers.map(|(name, value)| name.len() + value.len()).sum::<usize>() <= message.len());
+                // Nor is much made of little.
+                assert!(call.service.len().max(call.method.len()) <= LIMITS.name_bytes);
+                assert!(call.version.is_none_or(|version| version.len() <= LIMITS.name_bytes));
+                if let Some(rest) = &call.rest {
+                    assert!(rest.headers.len() <= LIMITS.headers && rest.parameters.len() <= LIMITS.parameters);
+                }
             }
             for refusal in REFUSALS {
                 let mut out = Vec::new();

@@ -44,7 +44,7 @@ const READS: usize = 16;
 /// The codec of a configuration.
 pub fn codec(protocol: rpc::Protocol) -> Arc<dyn Codec> {
     match protocol {
-        rpc::Protocol::Dubbo => Arc::new(Dubbo),
+        rpc::Protocol::Dubbo => Arc::<Dubbo>::default(),
         rpc::Protocol::Thrift { transport, encoding } => Arc::new(Thrift {
             transport: transport.map(|transport| match transport {
                 ThriftTransport::Framed => Transport::Framed,
@@ -54,6 +54,7 @@ pub fn codec(protocol: rpc::Protocol) -> Arc<dyn Codec> {
                 ThriftEncoding::Binary => Encoding::Binary,
                 ThriftEncoding::Compact => Encoding::Compact,
             }),
+            ..Thrift::default()
         }),
     }
 }

@@ -475,11 +475,11 @@ mod tests {
     impl Endpoint {
         async fn receive(&mut self) -> (Message, Vec<u8>) {
             loop {
-                match Dubbo.frame(self.1.data()).unwrap() {
+                match Dubbo::default().frame(self.1.data()).unwrap() {
                     Frame::Length(length) if self.1.len() >= length => {
                         let message = self.1.data()[..length].to_vec();
                         self.1.consume(length);
-                        return (Dubbo.inspect(&message).unwrap(), message);
+                        return (Dubbo::default().inspect(&message).unwrap(), message);
                     }
                     _ => assert!(self.0.read(&mut self.1).await.unwrap() > 0, "the session has ended"),
                 }
@@ -501,8 +501,8 @@ mod tests {
             ..Default::default()
         };
         let cluster = Arc::new(Cluster::compile(&plain, Strictness::Refuse).unwrap().value);
-        let Sharing::Many { set_id } = Dubbo.sharing() else { panic!("calls of Dubbo share a connection") };
-        let codec: Arc<dyn Codec> = Arc::new(Dubbo);
+        let Sharing::Many { set_id } = Dubbo::default().sharing() else { panic!("calls of Dubbo share a connection") };
+        let codec: Arc<dyn Codec> = Arc::<Dubbo>::default();
         (begin(&codec, set_id, Connection::over(io(near)), &cluster), Endpoint(io(far), Buffer::new()))
     }
 
@@ -522,7 +522,7 @@ mod tests {
                 assert_eq!(message, Message::Ping { answered: true });
                 assert_eq!(began.elapsed().as_secs(), round * HEARTBEAT.as_secs());
                 let mut pong = Vec::new();
-                Dubbo.pong(&ping, &mut pong);
+                Dubbo::default().pong(&ping, &mut pong);
                 endpoint.0.write_all(&pong, &[]).await.unwrap();
             }
             let mut answer = b"\xda\xbb\x02\x14\0\0\0\0\0\0\0\0\0\0\0\x02\x91N".to_vec();

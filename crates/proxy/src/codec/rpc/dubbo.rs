@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use super::hessian2::{Broken, Reader, write_text};
-use super::{Call, Codec, Failure, Frame, Malformed, Message, Refusal, Rest, Sharing, Status};
+use super::{Call, Codec, Failure, Frame, Limits, Malformed, Message, Refusal, Rest, Sharing, Status};
 
 /// `ExchangeCodec.MAGIC`
 const MAGIC: [u8; 2] = [0xda, 0xbb];
@@ -49,7 +49,10 @@ mod status {
 }
 
 /// The codec.
-pub struct Dubbo;
+#[derive(Default)]
+pub struct Dubbo {
+    pub limits: Limits,
+}
 
 impl Codec for Dubbo {
     fn sharing(&self) -> Sharing {
@@ -98,7 +101,11 @@ impl Codec for Dubbo {
             Ok((body.text()?, body.optional_text()?, body.text()?))
         };
         let (service, version, method) = names().map_err(|Broken| Malformed::Content)?;
-        Ok(Call { service, version, method, rest: rest(&mut body).ok() })
+        let longest = service.len().max(method.len()).max(version.as_ref().map_or(0, |version| version.len()));
+        if longest > self.limits.name_bytes {
+            return Err(Malformed::Content);
+        }
+        Ok(Call { service, version, method, rest: rest(&mut body, self.limits).ok() })
     }
 
     fn refuse(&self, message: &[u8], refusal: Refusal, text: &str, out: &mut Vec<u8>) {
@@ -176,15 +183,21 @@ fn outcome(code: u8, body: &[u8]) -> Result<Status, Malformed> {
 }
 
 /// Arguments and attachments.
-fn rest<'m>(body: &mut Reader<'m>) -> Result<Rest<'m>, Broken> {
+fn rest<'m>(body: &mut Reader<'m>, limits: Limits) -> Result<Rest<'m>, Broken> {
     let types = body.text()?;
     let mut rest = Rest::default();
-    for _ in 0..parameters(&types)? {
+    for _ in 0..parameters(&types, limits.parameters)? {
         rest.parameters.push(if body.is_text() { Some(body.text()?) } else { body.skip().map(|()| None)? });
     }
     // Old clients of other languages send no attachments at all.
     if !body.rest().is_empty() {
-        body.map(|name, value| rest.headers.push((name, value)))?;
+        body.map(|name, value| {
+            if rest.headers.len() == limits.headers {
+                return Err(Broken);
+            }
+            rest.headers.push((name, value));
+            Ok(())
+        })?;
     }
     let find = |wanted: &[u8]| rest.headers.iter().rev().find(|(name, _)| **name == *wanted).map(|(_, value)| value);
     let group = find(b"group").cloned();
@@ -195,8 +208,8 @@ fn rest<'m>(body: &mut Reader<'m>) -> Result<Rest<'m>, Broken> {
     Ok(rest)
 }
 
-/// How many parameters a description of types has: `Ljava/lang/String;I[[J` has three (JVM specification 4.3.3).
-fn parameters(description: &[u8]) -> Result<usize, Broken> {
+/// How many parameters a description of types has: `Ljava/lang/String;I[[J` has three (JVM specification 4.3.3). More than *most* are none.
+fn parameters(description: &[u8], most: usize) -> Result<usize, Broken> {
     let mut count = 0;
     let mut rest = description;
     while let Some((&first, behind)) = rest.split_first() {
@@ -213,6 +226,9 @@ fn parameters(description: &[u8]) -> Result<usize, Broken> {
             }
             _ => return Err(Broken),
         };
+        if count == most {
+            return Err(Broken);
+        }
         count += 1;
     }
     // Brackets at the end are of nothing.

@@ -2,6 +2,8 @@ use std::borrow::Cow;
 
 use super::*;
 
+const DUBBO: Dubbo = Dubbo { limits: Limits::DEFAULT };
+
 /// What a consumer of Dubbo 3.2.16 sends for `hello("x")` of a service in the group `mygroup`, with the attachment `tenant: blue` and a timeout of 700 ms.
 const HELLO: &str = "dabbc2007def7eec34a41d9b000000c105322e302e3212776566742e6a756467652e4772656574657205302e302e300568656c6c6f124c6a\
     6176612f6c616e672f537472696e673b017848047061746812776566742e6a756467652e477265657465721272656d6f74652e6170706c69636174696f6e08\
@@ -26,9 +28,9 @@ fn text(value: Option<&[u8]>) -> Option<&str> {
 #[test]
 fn a_real_call_is_read_to_its_attachments() {
     let hello = bytes(HELLO);
-    assert_eq!(Dubbo.frame(&hello), Ok(Frame::Length(hello.len())));
-    assert_eq!(Dubbo.inspect(&hello), Ok(Message::Call { id: 0x7def_7eec_34a4_1d9b, answered: true }));
-    let call = Dubbo.call(&hello).unwrap();
+    assert_eq!(DUBBO.frame(&hello), Ok(Frame::Length(hello.len())));
+    assert_eq!(DUBBO.inspect(&hello), Ok(Message::Call { id: 0x7def_7eec_34a4_1d9b, answered: true }));
+    let call = DUBBO.call(&hello).unwrap();
     assert_eq!((&*call.service, &*call.method), (&b"weft.judge.Greeter"[..], &b"hello"[..]));
     assert_eq!(text(call.version.as_deref()), Some("0.0.0"));
     assert_eq!(text(call.header(b"TENANT")), Some("blue"));
@@ -42,20 +44,20 @@ fn a_real_call_is_read_to_its_attachments() {
 fn a_length_is_known_with_the_head_and_no_part_of_one_is_taken_for_more() {
     let hello = bytes(HELLO);
     for end in 0..HEAD_BYTES {
-        assert_eq!(Dubbo.frame(&hello[..end]), Ok(Frame::More), "{end}");
+        assert_eq!(DUBBO.frame(&hello[..end]), Ok(Frame::More), "{end}");
     }
-    assert_eq!(Dubbo.frame(&hello[..HEAD_BYTES]), Ok(Frame::Length(hello.len())));
+    assert_eq!(DUBBO.frame(&hello[..HEAD_BYTES]), Ok(Frame::Length(hello.len())));
 }
 
 #[test]
 fn what_is_no_dubbo_is_refused_at_its_first_wrong_byte() {
-    assert_eq!(Dubbo.frame(b"G"), Err(Malformed::Begin));
-    assert_eq!(Dubbo.frame(&[0xda, 0xbc]), Err(Malformed::Begin));
+    assert_eq!(DUBBO.frame(b"G"), Err(Malformed::Begin));
+    assert_eq!(DUBBO.frame(&[0xda, 0xbc]), Err(Malformed::Begin));
     let long = |size: u32| message(0xc2, 0, 1, &[])[..12].iter().copied().chain(size.to_be_bytes()).collect::<Vec<_>>();
-    assert_eq!(Dubbo.frame(&long(0)), Err(Malformed::TooLong(0)));
-    assert_eq!(Dubbo.frame(&long(MOST_BODY_BYTES)), Ok(Frame::Length(HEAD_BYTES + (16 << 20))));
-    assert_eq!(Dubbo.frame(&long(MOST_BODY_BYTES + 1)), Err(Malformed::TooLong((16 << 20) + 1)));
-    assert_eq!(Dubbo.inspect(&message(0xc6, 0, 1, b"{}")), Err(Malformed::Serialization(6)));
+    assert_eq!(DUBBO.frame(&long(0)), Err(Malformed::TooLong(0)));
+    assert_eq!(DUBBO.frame(&long(MOST_BODY_BYTES)), Ok(Frame::Length(HEAD_BYTES + (16 << 20))));
+    assert_eq!(DUBBO.frame(&long(MOST_BODY_BYTES + 1)), Err(Malformed::TooLong((16 << 20) + 1)));
+    assert_eq!(DUBBO.inspect(&message(0xc6, 0, 1, b"{}")), Err(Malformed::Serialization(6)));
 }
 
 #[test]
@@ -67,13 +69,13 @@ fn kinds_are_told_apart_by_the_flag() {
         (message(0xa2, 0, 7, READ_ONLY), Message::GoAway),
         (message(0x22, 20, 7, NULL), Message::Pong),
     ] {
-        assert_eq!(Dubbo.inspect(&sent), Ok(expected), "{sent:x?}");
+        assert_eq!(DUBBO.inspect(&sent), Ok(expected), "{sent:x?}");
     }
 }
 
 #[test]
 fn answers_say_how_the_call_went() {
-    let answer = |status: u8, body: &[u8]| match Dubbo.inspect(&message(0x02, status, 9, body)) {
+    let answer = |status: u8, body: &[u8]| match DUBBO.inspect(&message(0x02, status, 9, body)) {
         Ok(Message::Answer { id: 9, status }) => Ok(status),
         Ok(other) => panic!("{other:?}"),
         Err(error) => Err(error),
@@ -107,7 +109,7 @@ fn an_id_is_replaced_in_its_place_and_nothing_else_changes() {
     let mut hello = bytes(HELLO);
     let before = hello.clone();
     set_id(&mut hello, 5);
-    assert_eq!(Dubbo.inspect(&hello), Ok(Message::Call { id: 5, answered: true }));
+    assert_eq!(DUBBO.inspect(&hello), Ok(Message::Call { id: 5, answered: true }));
     set_id(&mut hello, id(&before));
     assert_eq!(hello, before);
 }
@@ -123,9 +125,9 @@ fn a_refusal_is_an_answer_under_the_callers_id_with_dubbos_status_and_a_text() {
         (Refusal::Overloaded, 80),
     ] {
         let mut out = Vec::new();
-        Dubbo.refuse(&hello, refusal, "no route", &mut out);
-        assert_eq!(Dubbo.frame(&out), Ok(Frame::Length(out.len())));
-        assert!(matches!(Dubbo.inspect(&out), Ok(Message::Answer { id: 0x7def_7eec_34a4_1d9b, .. })));
+        DUBBO.refuse(&hello, refusal, "no route", &mut out);
+        assert_eq!(DUBBO.frame(&out), Ok(Frame::Length(out.len())));
+        assert!(matches!(DUBBO.inspect(&out), Ok(Message::Answer { id: 0x7def_7eec_34a4_1d9b, .. })));
         assert_eq!((out[2], out[3]), (HESSIAN2, status));
         assert_eq!(Reader::new(&out[HEAD_BYTES..]).text(), Ok(Cow::Borrowed(&b"no route"[..])));
     }
@@ -134,14 +136,14 @@ fn a_refusal_is_an_answer_under_the_callers_id_with_dubbos_status_and_a_text() {
 #[test]
 fn pings_are_answered_and_a_farewell_is_one() {
     let mut out = Vec::new();
-    Dubbo.pong(&message(0xe2, 0, 77, NULL), &mut out);
+    DUBBO.pong(&message(0xe2, 0, 77, NULL), &mut out);
     assert_eq!(out, message(0x22, 20, 77, NULL));
     out.clear();
-    Dubbo.ping(78, &mut out);
+    DUBBO.ping(78, &mut out);
     assert_eq!(out, message(0xe2, 0, 78, NULL));
     out.clear();
-    assert!(Dubbo.go_away(&mut out));
-    assert_eq!(Dubbo.inspect(&out), Ok(Message::GoAway));
+    assert!(DUBBO.go_away(&mut out));
+    assert_eq!(DUBBO.inspect(&out), Ok(Message::GoAway));
 }
 
 /// Names of a call, and then this.
@@ -159,10 +161,10 @@ fn what_cannot_be_read_behind_the_names_leaves_the_names() {
     // A description of a type that does not exist; an argument that is cut off; attachments that are no map.
     for rest in [&b"\x01Q"[..], b"\x01I", b"\x01II", b"\x00T", b"\x01[", b"\x02Lx"] {
         let sent = call_with(rest);
-        let call = Dubbo.call(&sent).unwrap();
+        let call = DUBBO.call(&sent).unwrap();
         assert_eq!((&*call.service, &*call.method, call.rest), (&b"a.Service"[..], &b"go"[..], None), "{rest:x?}");
     }
-    assert_eq!(Dubbo.call(&message(0xc2, 0, 1, b"\x05short")), Err(Malformed::Content));
+    assert_eq!(DUBBO.call(&message(0xc2, 0, 1, b"\x05short")), Err(Malformed::Content));
 }
 
 #[test]
@@ -199,7 +201,7 @@ fn arguments_of_every_kind_are_passed_over_to_the_attachments() {
         rest.extend(value);
         rest.extend(b"H\x06tenant\x04blue\x01n\x91Z");
         let sent = call_with(&rest);
-        let call = Dubbo.call(&sent).unwrap();
+        let call = DUBBO.call(&sent).unwrap();
         assert_eq!(text(call.header(b"tenant")), Some("blue"), "{kind} {value:x?}");
         let rest = call.rest.unwrap();
         assert_eq!((rest.parameters, rest.headers.len()), (vec![None], 1), "{kind}");
@@ -227,11 +229,43 @@ fn nesting_without_end_is_no_stack_without_end() {
     for nest in [&b"W"[..], b"H", b"\x79", b"C\x00\x90"] {
         let mut rest = b"\x01I".to_vec();
         rest.extend(nest.repeat(100_000));
-        assert_eq!(Dubbo.call(&call_with(&rest)).unwrap().rest, None);
+        assert_eq!(DUBBO.call(&call_with(&rest)).unwrap().rest, None);
     }
     // Lengths that were only announced cost nothing.
     for announced in [&b"X\x49\x7f\xff\xff\xff"[..], b"S\xff\xffx", b"C\x01c\x49\x7f\xff\xff\xff"] {
-        assert_eq!(Dubbo.call(&call_with(&[b"\x01I", announced].concat())).unwrap().rest, None);
+        assert_eq!(DUBBO.call(&call_with(&[b"\x01I", announced].concat())).unwrap().rest, None);
+    }
+}
+
+#[test]
+fn no_more_is_remembered_of_a_call_than_its_limits_allow() {
+    let limits = Limits::DEFAULT;
+    let read = |rest: &[u8]| {
+        let sent = call_with(rest);
+        DUBBO.call(&sent).unwrap().rest.map(|rest| (rest.parameters.len(), rest.headers.len()))
+    };
+    // Two bytes each.
+    let attachments = |count: usize| [&b"\x00H"[..], &b"\0\0".repeat(count), b"Z"].concat();
+    assert_eq!(read(&attachments(limits.headers)), Some((0, limits.headers)));
+    assert_eq!(read(&attachments(limits.headers + 1)), None);
+    let arguments = |count: usize| {
+        let mut rest = Vec::new();
+        write_text(&mut rest, &"I".repeat(count));
+        rest.extend(b"\0".repeat(count));
+        rest
+    };
+    assert_eq!(read(&arguments(limits.parameters)), Some((limits.parameters, 0)));
+    assert_eq!(read(&arguments(limits.parameters + 1)), None);
+    let named = |bytes: usize, place: usize| {
+        let mut body = Vec::new();
+        for at in 0..5 {
+            write_text(&mut body, &"x".repeat(if at == place { bytes } else { 0 }));
+        }
+        DUBBO.call(&message(0xc2, 0, 1, &body)).map(drop)
+    };
+    for place in 1..4 {
+        assert_eq!(named(limits.name_bytes, place), Ok(()));
+        assert_eq!(named(limits.name_bytes + 1, place), Err(Malformed::Content));
     }
 }
 
@@ -244,7 +278,8 @@ fn types_are_counted_as_the_virtual_machine_writes_them() {
         ("[La/B;[I", Ok(2)),
         ("[", Err(Broken)),
         ("La", Err(Broken)),
+        ("IIII", Err(Broken)),
     ] {
-        assert_eq!(parameters(description.as_bytes()), expected, "{description}");
+        assert_eq!(parameters(description.as_bytes(), 3), expected, "{description}");
     }
 }

@@ -284,8 +284,11 @@ impl<'m> Reader<'m> {
         Ok(ends)
     }
 
-    /// Read a map, and give *entry* those of its entries whose key and value are texts; null has none.
-    pub fn map(&mut self, mut entry: impl FnMut(Cow<'m, [u8]>, Cow<'m, [u8]>)) -> Result<(), Broken> {
+    /// Read a map, and give *entry* those of its entries whose key and value are texts, until it has enough; null has none.
+    pub fn map(
+        &mut self,
+        mut entry: impl FnMut(Cow<'m, [u8]>, Cow<'m, [u8]>) -> Result<(), Broken>,
+    ) -> Result<(), Broken> {
         match self.byte()? {
             b'N' => return Ok(()),
             b'H' => {}
@@ -295,7 +298,7 @@ impl<'m> Reader<'m> {
         while !self.ends()? {
             let key = if self.is_text() { Some(self.text()?) } else { self.skip().map(|()| None)? };
             match key {
-                Some(key) if self.is_text() => entry(key, self.text()?),
+                Some(key) if self.is_text() => entry(key, self.text()?)?,
                 _ => self.skip()?,
             }
         }

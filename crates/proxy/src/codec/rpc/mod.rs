@@ -33,6 +33,34 @@ pub mod dubbo;
 pub mod hessian2;
 pub mod thrift;
 
+/// What a codec remembers of one message. Beyond these a list is no longer than its message and yet many times larger: an entry of two bytes
+/// is two slices here.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Headers: attachments of Dubbo.
+    pub headers: usize,
+    /// Arguments.
+    pub parameters: usize,
+    /// A name of a service or a method, which comes again in refusals and records.
+    pub name_bytes: usize,
+}
+
+impl Limits {
+    pub const DEFAULT: Limits = Limits {
+        // Envoy has no limit but the message's.
+        headers: 1024,
+        // A method of Java has no more (JVM specification 4.3.3), and no longer name (4.4.7).
+        parameters: 255,
+        name_bytes: 65_535,
+    };
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits::DEFAULT
+    }
+}
+
 /// A protocol of calls.
 pub trait Codec: Send + Sync {
     /// Whether calls share a connection to an endpoint.

@@ -14,7 +14,7 @@
 
 use std::borrow::Cow;
 
-use super::{Call, Codec, Failure, Frame, Headers, Malformed, Message, Refusal, Rest, Sharing, Status};
+use super::{Call, Codec, Failure, Frame, Headers, Limits, Malformed, Message, Refusal, Rest, Sharing, Status};
 
 /// Envoy's `FramedTransportImpl::MaxFrameSize`.
 const MOST_BYTES: u32 = 0x00fa_0000;
@@ -27,8 +27,6 @@ const HEADER_HEAD_BYTES: usize = 10;
 const BINARY: [u8; 2] = [0x80, 0x01];
 const COMPACT: u8 = 0x82;
 const COMPACT_VERSION: u8 = 1;
-/// Headers of one message; Envoy has no limit but the frame's.
-const MOST_HEADERS: usize = 1024;
 
 /// Types of messages (thrift-rpc.md).
 const CALL: u8 = 1;
@@ -48,6 +46,7 @@ const INVALID_PROTOCOL: i32 = 9;
 pub struct Thrift {
     pub transport: Option<Transport>,
     pub encoding: Option<Encoding>,
+    pub limits: Limits,
 }
 
 /// How messages are told apart.
@@ -157,7 +156,7 @@ impl Thrift {
             reader.take(4)?;
             sequence = reader.chunk()?;
             let size = usize::from(u16::from_be_bytes(reader.chunk()?)) * 4;
-            headers = read_headers(Reader(reader.take(size)?))?;
+            headers = read_headers(Reader(reader.take(size)?), self.limits)?;
         }
         let encoding = match reader.0 {
             [COMPACT, ..] => Encoding::Compact,
@@ -183,12 +182,15 @@ impl Thrift {
                 (kind >> 5, reader.take(length as usize)?, id)
             }
         };
+        if name.len() > self.limits.name_bytes {
+            return Err(Malformed::Content);
+        }
         Ok(Opened { transport, sequence, encoding, headers, kind, name, id, content: reader })
     }
 }
 
 /// The key-value headers of a header frame, whose other information is passed over as HeaderFormat.md allows.
-fn read_headers(mut reader: Reader<'_>) -> Result<Headers<'_>, Malformed> {
+fn read_headers(mut reader: Reader<'_>, limits: Limits) -> Result<Headers<'_>, Malformed> {
     const KEY_VALUE: u32 = 1;
     let _protocol = reader.varint()?;
     // Transformed (compressed) content cannot be read; Envoy refuses it too.
@@ -200,7 +202,7 @@ fn read_headers(mut reader: Reader<'_>) -> Result<Headers<'_>, Malformed> {
     // Zero is padding; what has another number than 1 has a length that only its readers know, and nothing can stand behind it.
     while !reader.0.is_empty() && reader.varint()? == KEY_VALUE {
         for _ in 0..reader.varint()? {
-            if headers.len() == MOST_HEADERS {
+            if headers.len() == limits.headers {
                 return Err(Malformed::Content);
             }
             headers.push((Cow::Borrowed(reader.prefixed()?), Cow::Borrowed(reader.prefixed()?)));

@@ -34,7 +34,7 @@ fn header(info: &[u8], message: &[u8]) -> Vec<u8> {
     framed(&out)
 }
 
-const AUTO: Thrift = Thrift { transport: None, encoding: None };
+const AUTO: Thrift = Thrift { transport: None, encoding: None, limits: Limits::DEFAULT };
 
 #[test]
 fn calls_are_read_in_both_protocols_and_transports() {
@@ -52,6 +52,26 @@ fn calls_are_read_in_both_protocols_and_transports() {
         assert_eq!((&*call.service, &*call.method), (&b"Adder"[..], &b"Adder:add"[..]));
         assert_eq!(call.header(b"Tenant"), (headers > 0).then_some(&b"blue"[..]));
         assert_eq!(call.rest.unwrap().headers.len(), headers);
+    }
+}
+
+#[test]
+fn no_more_is_remembered_of_a_message_than_its_limits_allow() {
+    let headers = |count: usize| {
+        let mut info = vec![0, 0, 1];
+        write_varint(&mut info, count as u32);
+        info.resize(info.len() + 2 * count, 0);
+        AUTO.inspect(&header(&info, &binary(CALL, "add", 1, b"\0"))).map(drop)
+    };
+    assert_eq!(headers(Limits::DEFAULT.headers), Ok(()));
+    assert_eq!(headers(Limits::DEFAULT.headers + 1), Err(Malformed::Content));
+    for (bytes, expected) in
+        [(Limits::DEFAULT.name_bytes, Ok(())), (Limits::DEFAULT.name_bytes + 1, Err(Malformed::Content))]
+    {
+        let name = "x".repeat(bytes);
+        for message in [binary(CALL, &name, 1, b"\0"), compact(CALL, &name, 1, b"\0")] {
+            assert_eq!(AUTO.inspect(&framed(&message)).map(drop), expected, "{bytes}");
+        }
     }
 }
 
@@ -77,7 +97,7 @@ fn what_has_no_length_or_a_wrong_one_is_refused() {
 fn a_configured_transport_and_protocol_are_the_only_ones() {
     let plain = framed(&binary(CALL, "x", 1, b"\0"));
     let headed = header(&[0, 0], &binary(CALL, "x", 1, b"\0"));
-    let only = |transport, encoding| Thrift { transport, encoding };
+    let only = |transport, encoding| Thrift { transport, encoding, ..AUTO };
     assert!(only(Some(Transport::Framed), Some(Encoding::Binary)).inspect(&plain).is_ok());
     assert_eq!(only(Some(Transport::Header), None).inspect(&plain), Err(Malformed::Begin));
     assert_eq!(only(None, Some(Encoding::Compact)).inspect(&plain), Err(Malformed::Begin));
