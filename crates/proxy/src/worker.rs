@@ -304,6 +304,8 @@ async fn work(start: Start) -> Rc<Worker> {
             Command::Stop => break,
         }
     }
+    // What is idle in a pool would never be closed: connections know their pool, which knows them.
+    worker.plan().upstreams().for_each(|upstream| upstream.pool.retire());
     worker
 }
 

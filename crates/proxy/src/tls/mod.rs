@@ -5,6 +5,11 @@
 //! [`context`] joins them into rustls configurations that the plan holds. Rotation replaces a context: connections that exist
 //! keep what they shook hands with.
 
+use std::sync::Arc;
+
+use rustls::sign::SigningKey;
+use rustls_pki_types::PrivateKeyDer;
+
 pub mod context;
 pub mod pem;
 pub mod san;
@@ -24,4 +29,12 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// *key* as connections sign with it, of whichever type it is.
+///
+/// # Errors
+/// It is of none that can be used, or broken.
+pub fn signing_key(key: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+    rustls::crypto::aws_lc_rs::sign::any_supported_type(key)
 }

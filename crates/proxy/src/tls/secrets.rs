@@ -137,7 +137,7 @@ fn identity(certificate: &proto::TlsCertificate) -> Result<Identity, SecretError
     let uri = san::names(leaf).uris.into_iter().next();
     let key = pem::private_key(inline("private_key", certificate.private_key.as_ref())?)
         .ok_or_else(|| SecretError::Pem { field: "private_key", reason: "not a private key in PEM".into() })?;
-    let signing = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(SecretError::Key)?;
+    let signing = super::signing_key(&key).map_err(SecretError::Key)?;
     let key = CertifiedKey::new(chain, signing);
     key.keys_match().map_err(|_| SecretError::Mismatch)?;
     Ok(Identity { key: Arc::new(key), uri })
