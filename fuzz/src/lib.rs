@@ -1,4 +1,4 @@
-//! What several targets need: resources as a control plane would write them.
+//! What several targets need: resources as a control plane would write them, and inputs of several steps.
 
 use serde_json::{Value, json};
 use weft_core::compile::Strictness;
@@ -55,4 +55,15 @@ pub fn manager(settings: Value) -> HttpManager {
         NetworkFilter::Http(manager) => HttpManager::clone(manager),
         _ => unreachable!("it was written above"),
     }
+}
+
+/// An input as steps: each has a byte that says what it is, the count of its bytes in two more, and these.
+pub fn steps(mut input: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let [kind, high, low, rest @ ..] = input else { return None };
+        let count = usize::from(u16::from_be_bytes([*high, *low])).min(rest.len());
+        let (bytes, rest) = rest.split_at(count);
+        input = rest;
+        Some((*kind, bytes))
+    })
 }
