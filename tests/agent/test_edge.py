@@ -123,12 +123,13 @@ def test_addresses_of_the_mesh_are_not_dialled_on_the_host(tmp_path: Path) -> No
     async def body(where: Path) -> None:
         server, port = listener()
         with server:
-            name, message = await refused(where, {"dial": f"127.0.0.9:{port}"})
-            assert name == "ENETUNREACH"
-            assert "an address of the mesh" in message
+            for host in ("127.0.0.9", "[::ffff:127.0.0.9]", "[::1]"):
+                name, message = await refused(where, {"dial": f"{host}:{port}"})
+                assert name == "ENETUNREACH", host
+                assert "an address of the mesh" in message
 
     # The host's loopback stands for a network of the host with the same range.
-    run(tmp_path, body, inside=["10.244.0.0/16", "127.0.0.8/30"])
+    run(tmp_path, body, inside=["10.244.0.0/16", "127.0.0.8/30", "::1/128"])
 
 
 async def dial_on(where: Path, request: dict[str, object]) -> None:

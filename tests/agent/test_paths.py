@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from weft.agent import paths
 from weft.errors import UsageError
+from weft.registry.addresses import ipv6_of
 
 
 @pytest.fixture
@@ -96,10 +98,10 @@ def test_init_is_known(environment: dict[str, str]) -> None:
     mesh = paths.mesh_paths("m", environment=environment)
     mesh.make()
     for name in ("cart", "tea"):
-        mesh.workload(name).make()
+        mesh.workload(name).make("shop")
     mesh.workload("cart").write_init(7)
     mesh.workload("cart").write_init(4242)  # the agent of the first was killed, and could not remove it
-    assert paths.running(mesh) == ["cart"]
+    assert paths.running(mesh) == {"cart": "shop"}
     assert mesh.workload("cart").read_init() == 4242
     with pytest.raises(FileNotFoundError):
         mesh.workload("tea").read_init()
@@ -110,10 +112,21 @@ def test_a_name_starts_afresh(environment: dict[str, str]) -> None:
     mesh = paths.mesh_paths("m", environment=environment)
     mesh.make()
     workload = mesh.workload("a")
-    workload.make()
+    workload.make("shop")
     (workload.proxy_state / "configuration").write_text("of before")
-    workload.make()
+    workload.make("shop")
     assert list(workload.proxy_state.iterdir()) == []
+
+
+def test_the_service_of_what_has_left_a_trace_is_known(environment: dict[str, str]) -> None:
+    """`weft logs web` finds what belonged to that service, also where it has ended and nobody else knows of it."""
+    mesh = paths.mesh_paths("m", environment=environment)
+    assert paths.workloads(mesh) == {}
+    mesh.make()
+    for service in ("front", "web"):
+        mesh.workload("front-0").make(service)  # another workload has the name by now
+    mesh.workload("began-0").directory.mkdir()
+    assert paths.workloads(mesh) == {"began-0": "", "front-0": "web"}
 
 
 def test_the_control_plane_is_known_while_it_is_there(environment: dict[str, str]) -> None:
@@ -128,3 +141,13 @@ def test_the_control_plane_is_known_while_it_is_there(environment: dict[str, str
         assert paths.control_plane(mesh) == 0, "it is somebody else's"
         paths.write_mesh_file(mesh, {"up": os.getpid(), "control-plane": child.pid}, interception="")
     assert paths.control_plane(mesh) == 0, "it has ended"
+
+
+def test_the_ranges_of_a_mesh_are_those_of_its_services_and_of_its_workloads(environment: dict[str, str]) -> None:
+    """In IPv4, which are declared, and in IPv6, which is every mesh's."""
+    mesh = paths.mesh_paths("shop", environment=environment)
+    mesh.make()
+    mesh.declaration.write_text('{"mesh_cidr": "10.99.0.0/16", "service_cidr": "240.240.0.0/16"}', "utf-8")
+    ranges = [ip_network(text) for text in paths.mesh_ranges(mesh)]
+    for address in ("240.240.0.7", "10.99.0.7", ipv6_of("10.99.0.7")):
+        assert any(ip_address(address) in network for network in ranges), address

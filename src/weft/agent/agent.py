@@ -29,7 +29,7 @@ from weft.agent.discovery import Discovery, Saved
 from weft.agent.keeper import Keeper
 from weft.agent.namespaces import ProgramNamespaces
 from weft.agent.output import OutputLog, cap
-from weft.agent.paths import MeshPaths, WorkloadPaths, read_declaration
+from weft.agent.paths import MeshPaths, WorkloadPaths, mesh_ranges
 from weft.agent.program import Capture, Life
 from weft.agent.proxy import ListenerKeeper, Proxy, describe
 from weft.agent.proxy_protocol import Endpoint
@@ -156,7 +156,7 @@ async def serve(mesh: MeshPaths, spec: WorkloadSpec, around: Surroundings) -> in
             return 0
         files = files_of(mesh, registered.workload, spec)
         member = Member(mesh, spec, around, stream, registered, files)
-        member.files.make()
+        member.files.make(spec.service)
         around.control.withdraw = functools.partial(withdraw, stream)
         around.report("registered", workload=registered.workload, address=registered.address)
         # Programs of weft.yaml stand side by side, and make up a service together.
@@ -491,7 +491,7 @@ def start_in(member: Member, network: ProgramNamespaces, names: NameTable) -> St
         added: dict[str, str] = {}
         if forward_proxies.told(spec.environment):
             # A company's proxy knows nobody of the mesh. What is there at the start is what a variable can say.
-            added = forward_proxies.exempt(spec.environment, (*names.without_proxy(), *ranges(member.mesh)))
+            added = forward_proxies.exempt(spec.environment, (*names.without_proxy(), *mesh_ranges(member.mesh)))
             note_environment(member.files, added)
         program = spawn(member, network, view, {**spec.environment, **added}, standard)
         names.keep_out_of(program, view.hosts)
@@ -515,12 +515,6 @@ def start_at(member: Member, place: explicit.Place) -> Start:
     note_environment(member.files, added)
     environment = {**member.spec.environment, **added}
     return lambda standard: spawn(member, None, None, environment, standard)
-
-
-def ranges(mesh: MeshPaths) -> list[str]:
-    """Return the ranges in which the addresses of services and of workloads are."""
-    declaration = read_declaration(mesh)
-    return [declaration[name] for name in ("service_cidr", "mesh_cidr")]
 
 
 def note_environment(files: WorkloadPaths, added: Mapping[str, str]) -> None:
@@ -700,7 +694,8 @@ class Refusals:
     def __init__(self, member: Member, network: ProgramNamespaces) -> None:
         self._member, self._network = member, network
         self._udp = RefusedUdp(network)
-        self._asked: set[int] = set()
+        self._asked: dict[int, float] = {}
+        """How often each port had been refused when the host was last looked at and did not listen there; no more once that was told."""
 
     async def watch(self) -> None:
         """Look from time to time."""
@@ -714,10 +709,12 @@ class Refusals:
             self._member.note(sentence, "udp-refused", count=count)
         # The program's own ports, refused while it is not there, are no wish for the host's: the proxy asks for them, too.
         own = {number for number, _ in self._member.spec.ports}
-        for port in sorted(self._network.refused_loopback().keys() - self._asked - own):
+        for port, count in sorted(self._network.refused_loopback().items()):
+            if port in own or count <= self._asked.get(port, 0):
+                continue
             with contextlib.suppress(WeftError, OSError, TimeoutError):  # without an answer it is asked again
                 is_there = await edge.host_listening(self._member.mesh.edge_socket, port)
-                self._asked.add(port)
+                self._asked[port] = math.inf if is_there else count
                 if is_there:
                     attached = self._member.around.attached
                     remedy = f"`weft run --host-port {port}`" if attached else f"`host_ports: [{port}]` in weft.yaml"

@@ -24,7 +24,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -162,7 +162,7 @@ class Edge:
 
     async def _dial(self, target: str, request: Mapping[str, Any]) -> socket.socket:
         family, address = _parse(target)
-        if any(ip_address(address[0]) in network for network in self._inside):
+        if any(_destination(address[0]) in network for network in self._inside):
             raise EdgeRefused("ENETUNREACH", f"{target} is an address of the mesh, and means nothing outside of it")
         workload = request.get("workload")
         if _is_loopback(address[0]) and (not isinstance(workload, str) or not self._granted[workload, address[1]]):
@@ -373,11 +373,16 @@ def _parse(target: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
     return (socket.AF_INET6 if address.version == 6 else socket.AF_INET), (str(address), number)
 
 
+def _destination(text: str) -> IPv4Address | IPv6Address:
+    """Return the address to which the kernel connects: of one that is mapped, the one of IPv4."""
+    address = ip_address(text)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
 def _is_loopback(text: str) -> bool:
     """Whether a connection to this address ends at the host's own loopback; the unspecified address does too."""
-    address = ip_address(text)
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+    address = _destination(text)
     return address.is_loopback or address.is_unspecified
 
 

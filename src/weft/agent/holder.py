@@ -34,15 +34,21 @@ from weft.errors import WeftError
 PROCESS_NAME = "weft-holder"
 """What the kernel says it is; `weft up` knows an earlier mesh's holder by it."""
 
-MESSAGE_BYTES = 128 * 1024
-"""Longest message on the channels: a program's whole environment goes through in one."""
+DATAGRAM_BYTES = 32 * 1024
+"""Longest message on the channels that is a datagram itself: far below what a socket may hold on any machine (`net.core.wmem_default`, 208 KiB)."""
 
 AGENTS_END_SECONDS = 2.5
 """How long agents may take to end by themselves when `weft up` is gone; nothing may be left after five seconds."""
 
 
 class Channel:
-    """Messages as JSON between `weft up`, the holder and the agents: one datagram each, so writers do not mix."""
+    """
+    Messages as JSON between `weft up`, the holder and the agents: one datagram each, so writers do not mix.
+
+    A message may have any length: a program's whole environment is in one, and its last lines are. One that is too long
+    for a datagram lies in memory of its own (memfd_create(2)), and the datagram carries the descriptor: a writer that is
+    killed leaves no half of it, and nobody waits for the rest.
+    """
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
@@ -58,22 +64,37 @@ class Channel:
 
     def send(self, **message: object) -> None:
         """Send *message*; nobody at the other end is not an error, for then we are being ended anyway."""
+        data = json.dumps(message).encode()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._end.sendall(json.dumps(message).encode())
+            if len(data) <= DATAGRAM_BYTES:
+                self._end.sendall(data)
+                return
+            with open(os.memfd_create("weft-message"), "wb") as memory:
+                memory.write(data)
+                memory.flush()
+                socket.send_fds(self._end, [_IN_MEMORY], [memory.fileno()])
 
     def receive(self) -> dict[str, Any] | None:
         """Return the next message, or None when no writer is left."""
         try:
-            data = self._end.recv(MESSAGE_BYTES)
+            data, descriptors, _flags, _address = socket.recv_fds(self._end, DATAGRAM_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return None
         if not data:
             return None
+        for descriptor in descriptors:
+            with open(descriptor, "rb") as memory:
+                memory.seek(0)  # the place in it came along
+                data = memory.read()
         message: dict[str, Any] = json.loads(data)
         return message
 
     def close(self) -> None:
         self._end.close()
+
+
+_IN_MEMORY = b"\0"
+"""The datagram of a message that lies in memory: one without a byte is the end."""
 
 
 def hold(commands: Channel, reports: Channel, lifeline: int) -> NoReturn:

@@ -21,6 +21,7 @@ from typing import Any
 
 from weft.agent.processes import parent
 from weft.errors import MeshNotRunning, UsageError, WeftError
+from weft.model import MESH_IPV6_CIDR
 
 DEFAULT_MESH = "default"
 """The mesh that is meant when nobody names one."""
@@ -114,6 +115,18 @@ class WorkloadPaths:
         return self.directory / "environment.json"
 
     @property
+    def service(self) -> Path:
+        """What the workload is an instance of: a symbolic link whose text that is; `make` makes it."""
+        return self.directory / "service"
+
+    def read_service(self) -> str:
+        """Return what the workload is an instance of; empty while it is not known."""
+        try:
+            return os.readlink(self.service)
+        except FileNotFoundError:
+            return ""
+
+    @property
     def init_pid(self) -> Path:
         """
         Where the process id of the program's init stands (host's numbering, decimal) while it runs, for `weft exec` and `weft shell`.
@@ -143,9 +156,9 @@ class WorkloadPaths:
         """
         return int(os.readlink(self.init_pid))
 
-    def make(self) -> None:
+    def make(self, service: str) -> None:
         """
-        Make the workload's directories, closed to others.
+        Make the directories of a workload of *service*, closed to others.
 
         What the proxy of an earlier program of this name knew is forgotten: a new one would serve by it until the control
         plane has spoken, and a change that was acknowledged by everybody would not be in effect for its first requests.
@@ -153,6 +166,8 @@ class WorkloadPaths:
         shutil.rmtree(self.proxy_state, ignore_errors=True)
         for directory in (self.directory.parent, self.directory, self.proxy_state):
             directory.mkdir(mode=0o700, exist_ok=True)
+        self.service.unlink(missing_ok=True)
+        self.service.symlink_to(service)
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,10 +376,16 @@ def find(mesh: str | None = None) -> MeshPaths:
     raise MeshNotRunning(message, running=names)
 
 
-def running(paths: MeshPaths) -> list[str]:
-    """Names of the workloads of *paths* whose program runs now and can be entered, sorted."""
-    present = [entry.name for entry in (paths.runtime / "workloads").glob("*") if is_name(entry.name)]
-    return sorted(name for name in present if paths.workload(name).init_pid.is_symlink())
+def workloads(paths: MeshPaths) -> dict[str, str]:
+    """Return the service of each workload of *paths* that has left a trace, running or not, by its name, sorted."""
+    present = sorted(entry.name for entry in (paths.runtime / "workloads").glob("*") if is_name(entry.name))
+    return {name: paths.workload(name).read_service() for name in present}
+
+
+def running(paths: MeshPaths) -> dict[str, str]:
+    """Return those of `workloads` whose program runs now and can be entered."""
+    found = workloads(paths).items()
+    return {name: service for name, service in found if paths.workload(name).init_pid.is_symlink()}
 
 
 def read_mesh_file(paths: MeshPaths) -> dict[str, int]:
@@ -409,6 +430,17 @@ def read_declaration(paths: MeshPaths) -> dict[str, Any]:
     except (OSError, ValueError) as exc:
         raise MeshNotRunning(f"The mesh {paths.mesh!r} is not ready: {exc}") from exc
     return dict(content)
+
+
+def mesh_ranges(paths: MeshPaths) -> list[str]:
+    """
+    The ranges of a running mesh's own addresses: of its services, and of its workloads in IPv4 and IPv6.
+
+    Raises:
+        MeshNotRunning: The mesh has no declaration.
+    """
+    declaration = read_declaration(paths)
+    return [declaration["service_cidr"], declaration["mesh_cidr"], MESH_IPV6_CIDR]
 
 
 def is_explicit(paths: MeshPaths) -> bool:

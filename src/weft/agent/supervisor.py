@@ -197,8 +197,7 @@ class Early:
             from weft.agent.edge import Edge
 
             limits.raise_open_files()
-            declared = json.loads(mesh.declaration.read_text("utf-8"))
-            edge = Edge(inside=[declared["mesh_cidr"], declared["service_cidr"]], reserved=reserved)
+            edge = Edge(inside=paths.mesh_ranges(mesh), reserved=reserved)
             asyncio.run(_until_closed(edge.serve(mesh.edge_socket), self.lifeline))
             os._exit(0)
 
