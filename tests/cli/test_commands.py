@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -21,9 +24,8 @@ from tests.cli.conftest import Weft
 from tests.controlplane.peers import Mesh, running_mesh, until
 from weft.agent import doctor, paths
 from weft.agent.workload import WorkloadSpec
-from weft.cli import apply, run, status
+from weft.cli import apply, logs, run, status
 from weft.cli.client import Client
-from weft.cli.exec import meant
 from weft.cli.logs import access_text
 from weft.cli.proxy_config import secrets_table
 from weft.cli.ps import ports
@@ -648,22 +650,6 @@ def test_a_namespace_that_cannot_be_one_is_refused(mesh: Mesh, weft: Weft, comma
     assert "--namespace 'Bad_NS': a namespace is at most 63 lower-case letters" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        ("idle", ["idle-v1-0", "idle-v2-0"]),
-        ("idle-e", ["idle-e-v1-0"]),
-        ("idle-v1-0", ["idle-v1-0"]),
-        ("front", ["front-0"]),
-        ("stock", ["stock-blue-green-0"]),
-        ("none", []),
-    ],
-)
-def test_a_name_means_the_programs_of_that_service(name: str, found: list[str]) -> None:
-    running = ["front-0", "idle-e-v1-0", "idle-v1-0", "idle-v2-0", "stock-blue-green-0"]
-    assert meant(name, running) == found
-
-
 def test_a_namespace_beside_files_is_that_of_what_names_none(mesh: Mesh, weft: Weft, rule: Path) -> None:
     """As kubectl has it: what names another is refused, with its place."""
     name = "virtualservice.networking.istio.io/reviews"
@@ -758,6 +744,27 @@ def test_status_shows_each_proxy_and_what_is_wrong(mesh: Mesh, weft: Weft, rule:
     result = weft("status", "productpage-v1")
     assert result.exit_code == 4
     assert "Did you mean 'productpage-v1-0'?" in result.stderr
+
+
+def test_status_shows_which_revision_each_proxy_has(mesh: Mesh, weft: Weft, rule: Path) -> None:
+    """The last that it has answered, beside one that is not up to date; none of a proxy that has never been there."""
+    client = mesh.running("productpage", port=None)
+    mesh.running("reviews")
+    proxy = mesh.proxy(client)
+    until(lambda: mesh.status(client.name)["connected"])
+
+    def shown() -> dict[str, str]:
+        head, *rows = (re.split(" {2,}", line) for line in weft("status").stdout.splitlines()[:3])
+        return {row[0]: row[head.index("REVISION")] for row in rows}
+
+    first = str(json.loads(weft("apply", "-f", rule, "--no-wait", "-o", "json").stdout)["revision"])
+    until(lambda: str(mesh.status(client.name)["revision"]) == first)
+    assert shown() == {"productpage-v1-0": first, "reviews-v1-0": "-"}
+    proxy.silent = True
+    rule.write_text(RULE.replace("3s", "4s"))
+    assert weft("apply", "-f", rule, "--no-wait").exit_code == 0
+    until(lambda: mesh.status(client.name)["published"] > int(first))
+    assert shown() == {"productpage-v1-0": first, "reviews-v1-0": "-"}
 
 
 def test_status_of_a_revision_names_the_silent(mesh: Mesh, weft: Weft, rule: Path) -> None:
@@ -1056,6 +1063,31 @@ def test_yaml_says_what_json_says(
     assert still(json.loads(said[0].stdout)) == still(yaml.safe_load(said[1].stdout))
 
 
+def test_the_doctors_table_says_what_is_in_the_way_and_what_to_do(weft: Weft, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the row of what does not work; a mesh cannot run, which is exit code 7, where no mode works."""
+    findings = [
+        doctor.Finding("a network namespace", works=True),
+        doctor.Finding("nftables", works=False, obstacle="the kernel has none", remedy="modprobe nf_tables"),
+        doctor.Finding("swap", works=False, needed=False, obstacle="there is none"),
+        doctor.Finding(doctor.EXPLICIT, works=True),
+    ]
+    rows = [
+        "yes  a network namespace",
+        "no   nftables: the kernel has none",
+        "     modprobe nf_tables",
+        "no   swap: there is none",
+    ]
+    monkeypatch.setattr(doctor, "diagnose", lambda: findings)
+    done = weft("doctor")
+    assert (done.exit_code, done.stdout.splitlines()) == (0, [*rows, "yes  explicit mode"])
+    findings[-1] = doctor.Finding(doctor.EXPLICIT, works=False, obstacle="/proc is hidden", remedy="mount it")
+    done = weft("doctor")
+    assert (done.exit_code, done.stdout.splitlines()) == (
+        7,
+        [*rows, "no   explicit mode: /proc is hidden", "     mount it"],
+    )
+
+
 def still(data: object) -> object:
     """Return *data* without what differs from one moment to the next."""
     if isinstance(data, dict):
@@ -1131,7 +1163,7 @@ def test_ca_shows_and_rotates_the_authoritys_keys(mesh: Mesh, weft: Weft) -> Non
 
 
 def test_logs_of_a_misspelt_name_are_refused_beside_others(mesh: Mesh, weft: Weft) -> None:
-    mesh.paths.workload("reviews-v1-0").output_log.parent.mkdir(parents=True)
+    mesh.paths.workload("reviews-v1-0").make("reviews")
     mesh.paths.workload("reviews-v1-0").output_log.write_text("2026-01-31T12:00:00.123Z hello\n")
     assert weft("logs", "reviews").stdout.endswith(" hello\n")
     result = weft("logs", "reviews", "ratigns")
@@ -1173,6 +1205,43 @@ def test_logs_for_programs(mesh: Mesh, weft: Weft) -> None:
         },
     ]
     assert [line["kind"] for line in lines] == ["output", "access"]
+
+
+def test_logs_follow_output_and_requests(mesh: Mesh, weft: Weft, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as it comes, also of a program that joins meanwhile, until the mesh has ended."""
+
+    def write(workload: str, second: int) -> None:
+        files = mesh.paths.workload(workload)
+        with files.output_log.open("a") as log:
+            log.write(f"2026-01-31T12:00:{second:02}.000Z {workload} writes {second}\n")
+        with files.access_log.open("a") as log:
+            log.write(json.dumps({"start_time": f"2026-01-31T12:00:{second:02}.500Z", "path": f"/{second}"}) + "\n")
+
+    def rounds() -> Iterator[None]:
+        write("reviews-v1-0", 2)
+        yield
+        mesh.paths.workload("reviews-v2-0").make("reviews")
+        write("reviews-v2-0", 3)
+        write("reviews-v1-0", 4)
+        yield
+        monkeypatch.setattr(paths, "lock_holder", lambda _: None)
+        yield
+
+    mesh.paths.workload("reviews-v1-0").make("reviews")
+    write("reviews-v1-0", 1)
+    waits = rounds()
+    monkeypatch.setattr(logs, "time", SimpleNamespace(sleep=lambda _: next(waits)))
+    lines = [json.loads(line) for line in weft("logs", "-f", "-o", "json", "reviews").stdout.splitlines()]
+    assert [(line["workload"][8:10], line["text"] if "text" in line else line["access"]["path"]) for line in lines] == [
+        ("v1", "reviews-v1-0 writes 1"),
+        ("v1", "/1"),
+        ("v1", "reviews-v1-0 writes 2"),
+        ("v1", "/2"),
+        ("v2", "reviews-v2-0 writes 3"),
+        ("v2", "/3"),
+        ("v1", "reviews-v1-0 writes 4"),
+        ("v1", "/4"),
+    ]
 
 
 def test_a_published_port_of_an_ipv6_address_is_in_brackets() -> None:

@@ -17,6 +17,7 @@ from tests.cli.conftest import Weft
 from weft.cli import wait
 from weft.cli.documents import DURATION, read
 from weft.cli.kinds import parse_references, plural, resolve
+from weft.cli.logs import since_time
 from weft.cli.main import COMMANDS, ExampleCommand, cli
 from weft.cli.output import columns, duration
 from weft.cli.problems import render, render_all
@@ -282,6 +283,26 @@ def test_the_control_plane_is_told_which_directory_to_follow(tmp_path: Path, mon
         (tmp_path / "weft.yaml").write_text(text)
         plan, _ = read_plan(tmp_path, mesh=None, fresh=False)
         assert plan.declaration.get("config_dir") == told
+
+
+def test_to_up_the_mesh_is_a_name_and_to_others_a_choice(weft: Weft) -> None:
+    """It starts one, whether or not others run."""
+    said = {command: " ".join(weft(command, "--help").output.split()) for command in ("up", "ps")}
+    assert (
+        "--mesh NAME What the mesh is called, in the place of weft.yaml's `mesh`; WEFT_MESH says it, too." in said["up"]
+    )
+    assert "--mesh NAME Which mesh; needed only if several run." in said["ps"]
+
+
+def test_what_is_no_number_is_a_mistake_of_the_command_line() -> None:
+    """Not a traceback: `²` is a digit to str.isdigit, and not to int()."""
+    for text in ("²", "8080²", "65536", "0", ""):
+        with pytest.raises(UsageError, match=f"^--port {text}: .* is not a port"):
+            port(text, explicit=False)
+    for text in ("²s", "800000d", "9" * 400 + "d", "5", "s", ""):
+        with pytest.raises(UsageError, match=f"^--since {text}: use 30s"):
+            since_time(text)
+    assert since_time("1d") < since_time("5m") < since_time("0s")
 
 
 def test_ports_at_which_nobody_could_be_called_are_refused() -> None:

@@ -30,7 +30,7 @@ CLI_HEAD = f"""\
 
 Every command takes `--help`. Tables are for people; `-o json` and `-o yaml` are for programs and keep their shape.
 What a command returns to the shell is in [exit-codes.md](exit-codes.md).
-`-m`/`--mesh` or `WEFT_MESH` is needed only if several meshes run.
+`-m`/`--mesh` or `WEFT_MESH` is needed only if several meshes run; to `weft up` it says what the mesh is called.
 """
 
 EXIT_HEAD = f"""\

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,10 +11,10 @@ from typing import NoReturn
 import click
 
 from weft.cli.capabilities import cap_add_option
-from weft.cli.main import ExampleCommand, unknown
+from weft.cli.main import ExampleCommand
 from weft.cli.output import mesh_option
 from weft.cli.run import not_runnable, not_started
-from weft.errors import NotFound
+from weft.cli.workloads import resolve
 
 EXAMPLES = """
 weft exec productpage-v1-0 -- curl -s http://reviews:9080/reviews/0
@@ -48,7 +47,7 @@ def enter(mesh: str | None, name: str, argv: Sequence[str], capabilities: Sequen
     from weft.agent import host_ports, init, paths
 
     found = paths.find(mesh)
-    workload = resolve(name, paths.running(found))
+    workload = resolve(name, paths.running(found), "running program")
     environment = {**os.environ, **given(found.workload(workload).environment)}
     init_pid = found.workload(workload).read_init()
     in_namespaces = not paths.is_explicit(found)
@@ -81,29 +80,3 @@ def given(environment: Path) -> dict[str, str]:
         return {}
     # Where to listen is for the program itself.
     return {name: value for name, value in content.items() if name != "HOST" and name.partition("_")[0] != "PORT"}
-
-
-def resolve(name: str, running: Sequence[str]) -> str:
-    """
-    Return the workload that *name* means, see `meant`.
-
-    Raises:
-        NotFound: None or several.
-    """
-    found = meant(name, running)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise NotFound(f"{name!r} means several programs: {', '.join(found)}.")
-    raise NotFound(unknown("running program", name, running))
-
-
-def meant(name: str, workloads: Sequence[str]) -> list[str]:
-    """
-    Return those of *workloads* that *name* means: itself; else those of the service (`ratings` for `ratings-v1-0` and
-    `ratings-v2-0`, and not for `ratings-db-v1-0`); else all that begin with it.
-    """
-    if name in workloads:
-        return [name]
-    begun = [item for item in workloads if item.startswith(f"{name}-")]
-    return [item for item in begun if re.fullmatch(r"([^-]+-)?\d+", item.removeprefix(f"{name}-"))] or begun

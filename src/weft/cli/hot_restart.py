@@ -10,9 +10,9 @@ import click
 
 from weft.cli.client import connect
 from weft.cli.documents import DURATION
-from weft.cli.exec import resolve
 from weft.cli.main import ExampleCommand
 from weft.cli.output import duration, emit, mesh_option, output_option
+from weft.cli.workloads import resolve, told
 from weft.errors import WeftError
 
 ANSWER_SECONDS = 15.0
@@ -51,8 +51,12 @@ def command(
     if bool(names) == everyone:
         raise click.UsageError("Name the workloads whose proxies are to be replaced, or say --all.")
     client = connect(mesh)
-    running = [item["workload"] for item in client.get("/v1/workloads")]
-    chosen = running if everyone else list(dict.fromkeys(resolve(name, running) for name in names))
+    services = told(client)
+    chosen = (
+        list(services)
+        if everyone
+        else list(dict.fromkeys(resolve(name, services, "running program") for name in names))
+    )
     done: list[Mapping[str, Any]] = []
     for workload in chosen:
         body = {"patience": timeout, "drain": drain}

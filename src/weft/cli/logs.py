@@ -14,9 +14,9 @@ import click
 from weft.agent import paths
 from weft.agent.output import Follower, stamp
 from weft.cli.client import Client
-from weft.cli.exec import meant
 from weft.cli.main import ExampleCommand, unknown
 from weft.cli.output import mesh_option, to_yaml
+from weft.cli.workloads import meant
 from weft.errors import NotFound, UsageError, WeftError
 from weft.model import grpc
 from weft.model.denial import is_denial
@@ -76,7 +76,7 @@ def command(
     """
     Show output and requests of the programs NAMES, or of all.
 
-    A NAME is a workload's name, or the beginning of one (`reviews` is every version of reviews). The output of a
+    A NAME is a workload's name, or a service's (`reviews` is every version of reviews). The output of a
     program of `weft run` goes to its own terminal and is not kept; its requests are.
     """
     found = paths.find(mesh)
@@ -94,7 +94,9 @@ def command(
 
     for name in names:
         if not chosen(found, [name]):
-            raise NotFound(unknown_workload(name, workloads(found), [*paths.running(found), *gateways(found)]))
+            raise NotFound(
+                unknown_workload(name, list(paths.workloads(found)), [*paths.running(found), *gateways(found)])
+            )
     try:
         while True:
             lines = arrived()
@@ -107,12 +109,6 @@ def command(
     finally:
         for log in followed.values():
             log.close()
-
-
-def workloads(mesh: paths.MeshPaths) -> list[str]:
-    """Names of all workloads of *mesh* that have left a trace in it, sorted."""
-    directory = mesh.runtime / "workloads"
-    return sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
 
 
 def gateways(mesh: paths.MeshPaths) -> list[str]:
@@ -135,12 +131,10 @@ def unknown_workload(name: str, known: Sequence[str], running: Sequence[str]) ->
 
 
 def chosen(mesh: paths.MeshPaths, names: Sequence[str]) -> list[str]:
-    """Those of `workloads` that *names* mean; all if there are none."""
-    known = workloads(mesh)
-    if not names:
-        return known
-    wanted = {item for name in names for item in meant(name, known)}
-    return [item for item in known if item in wanted]
+    """Those workloads of *mesh* that have left a trace and that *names* mean; all if there are none."""
+    services = paths.workloads(mesh)
+    wanted = {item for name in names for item in meant(name, services)}
+    return [item for item in services if not names or item in wanted]
 
 
 def read(workload: str, kind: str, log: Follower) -> Iterator[Line]:
@@ -218,9 +212,9 @@ def since_time(text: str) -> str:
     Raises:
         UsageError: It is neither a length of time nor a time.
     """
-    if text[:-1].isdigit() and text[-1] in UNITS:
-        return stamp(datetime.now(UTC) - timedelta(seconds=int(text[:-1]) * UNITS[text[-1]]))
     try:
+        if text[:-1].isdigit() and text[-1] in UNITS:
+            return stamp(datetime.now(UTC) - timedelta(seconds=int(text[:-1]) * UNITS[text[-1]]))
         return stamp(datetime.fromisoformat(text))
-    except ValueError as exc:
+    except (ValueError, OverflowError) as exc:  # digits that int() does not take, a time before the first year
         raise UsageError(f"--since {text}: use 30s, 5m, 2h, 1d, or a time such as 2026-01-31T12:00:00Z.") from exc

@@ -15,6 +15,7 @@ from weft.agent.admin import ask
 from weft.cli.client import Client, connect
 from weft.cli.main import ExampleCommand, unknown
 from weft.cli.output import mesh_option
+from weft.cli.workloads import meant, told
 from weft.errors import NotFound, UsageError, WeftError
 from weft.telemetry.exposition import CONTENT_TYPE, MalformedExposition, merge
 
@@ -51,7 +52,7 @@ def command(mesh: str | None, listen: str | None, names: Sequence[str]) -> None:
     """
     Show what the proxies of NAMES count, or those of all, as Prometheus reads it.
 
-    A NAME is a workload's name, or the beginning of one (`reviews` is every version of reviews). Each sample says in
+    A NAME is a workload's name, or a service's (`reviews` is every version of reviews). Each sample says in
     the label `workload` whose proxy counted it. Names and labels are Istio's; docs/reference/metrics.md lists them.
     """
     if listen is not None:
@@ -73,7 +74,7 @@ def scrape(client: Client, names: Sequence[str]) -> Scrape:
         NotFound: A name means nobody.
         WeftError: A proxy answered what is no exposition.
     """
-    workloads = chosen([item["workload"] for item in client.get("/v1/workloads")], names)
+    workloads = chosen(told(client), names)
     answers = asyncio.run(_ask_all(paths.mesh_paths(client.mesh), workloads))
     up = f"# HELP {UP} {UP_HELP}\n# TYPE {UP} gauge\n{UP} "
     every = {name: f"{up}{0 if reason else 1}\n{text}" for name, (text, reason) in answers.items()}
@@ -84,16 +85,13 @@ def scrape(client: Client, names: Sequence[str]) -> Scrape:
         raise WeftError(f"A proxy's metrics are not in Prometheus's text format: {error}") from error
 
 
-def chosen(known: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return those of *known* that *names* mean; all if there are none."""
+def chosen(services: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """Return those workloads of *services* that *names* mean; all if there are none."""
     for name in names:
-        if not any(_means(name, item) for item in known):
-            raise NotFound(unknown("program", name, known))
-    return [item for item in known if not names or any(_means(name, item) for name in names)]
-
-
-def _means(name: str, workload: str) -> bool:
-    return workload == name or workload.startswith(f"{name}-")
+        if not meant(name, services):
+            raise NotFound(unknown("program", name, list(services)))
+    wanted = {workload for name in names for workload in meant(name, services)}
+    return [workload for workload in services if not names or workload in wanted]
 
 
 async def _ask_all(mesh: paths.MeshPaths, workloads: Sequence[str]) -> dict[str, tuple[str, str]]:

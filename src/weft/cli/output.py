@@ -25,13 +25,21 @@ TABLE, NAME = "table", "name"
 
 def mesh_option(function: F) -> F:
     """Give a command `-m/--mesh`, passed as `mesh`; what stood before the command's name counts if it is absent."""
+    return _mesh_option("Which mesh; needed only if several run.")(function)
 
+
+def new_mesh_option(function: F) -> F:
+    """As `mesh_option`, for the command that starts the mesh: it says what it is called."""
+    return _mesh_option("What the mesh is called, in the place of weft.yaml's `mesh`; WEFT_MESH says it, too.")(
+        function
+    )
+
+
+def _mesh_option(help_text: str) -> Callable[[F], F]:
     def inherit(ctx: click.Context, _option: click.Parameter, value: str | None) -> str | None:
         return value if value is not None else (ctx.find_root().obj or {}).get("mesh")
 
-    return click.option(
-        "-m", "--mesh", metavar="NAME", callback=inherit, help="Which mesh; needed only if several run."
-    )(function)
+    return click.option("-m", "--mesh", metavar="NAME", callback=inherit, help=help_text)
 
 
 def proxy_option(help_text: str) -> Callable[[F], F]:

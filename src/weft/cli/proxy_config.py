@@ -16,7 +16,8 @@ from weft.cli.client import Client, ask_proxy, connect
 from weft.cli.main import ExampleCommand, unknown
 from weft.cli.output import columns, duration, emit, mesh_option, output_option, place
 from weft.cli.resources import TYPES, decode_all
-from weft.errors import NotFound, UsageError
+from weft.cli.workloads import resolve, told
+from weft.errors import UsageError
 
 EXAMPLES = """
 weft proxy-config routes productpage-v1-0                 the routes of one proxy
@@ -59,7 +60,7 @@ def command(
     if wanted != "log" and (level is not None or reset):
         raise UsageError("--level and --reset go with `weft proxy-config log`.")
     client = connect(mesh)
-    workload = named(client, workload)
+    workload = resolve(workload, told(client), "proxy")
     if wanted == "log":
         shown = log_levels.show(client, workload, change=level, reset=reset)
         shown = {name: value for name, value in shown.items() if part is None or part in name}
@@ -79,25 +80,6 @@ def command(
         "endpoints": lambda told: endpoints_table(told, _asked_health(client, workload)),
     }
     emit(resources, output, lambda: tables[wanted](resources))
-
-
-def named(client: Client, name: str) -> str:
-    """
-    Return the workload that *name* means: itself, or the only one of that service.
-
-    Raises:
-        NotFound: None, or several.
-    """
-    workloads = client.get("/v1/workloads")
-    known = [item["workload"] for item in workloads]
-    if name in known:
-        return name
-    of_service = [item["workload"] for item in workloads if item["service"] == name]
-    if len(of_service) == 1:
-        return str(of_service[0])
-    if of_service:
-        raise NotFound(f"{name!r} has several programs: {', '.join(of_service)}. Name one.")
-    raise NotFound(unknown("proxy", name, known))
 
 
 def listeners_table(resources: Sequence[Json]) -> str:

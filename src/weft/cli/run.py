@@ -315,7 +315,7 @@ def port(text: str, *, explicit: bool) -> tuple[int, str]:
     from weft.api.names import reserved_port_fault
 
     number, _, protocol = text.partition("/")
-    if not number.isdigit() or not 1 <= int(number) <= 65535:
+    if not (number.isascii() and number.isdigit()) or not 1 <= int(number) <= 65535:
         raise UsageError(
             f"--port {text}: {number!r} is not a port; use 1 to 65535, as in --port 8080 or --port 3306/tcp."
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from weft.cli.main import ExampleCommand, report
-from weft.cli.output import mesh_option, proxy_option
+from weft.cli.output import new_mesh_option, proxy_option
 from weft.errors import UsageError, WeftError
 from weft.model import ConfigKey
 
@@ -42,7 +42,7 @@ UNREAD = (
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES)
-@mesh_option
+@new_mesh_option
 @click.option("--fresh", is_flag=True, help="Forget what was applied to this mesh in earlier runs.")
 @proxy_option("The proxy beside each program that weft.yaml says nothing else of; instead of weft.yaml's `proxy`.")
 @click.option(
