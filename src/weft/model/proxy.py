@@ -11,6 +11,9 @@ from weft.data_plane import WEFT_PROXY
 MESH_CIDR, SERVICE_CIDR = "10.244.0.0/16", "240.240.0.0/16"
 """The usual ranges of workload addresses and of service addresses; the latter is class E, which nobody routes."""
 
+MESH_IPV6_CIDR = "fd77:ef7::/64"
+"""The range of workloads' IPv6 addresses, in every mesh with namespaces. Services have none."""
+
 
 class ProxyKind(StrEnum):
     """SIDECAR stands beside one workload; GATEWAY stands at the border of the mesh."""
@@ -71,7 +74,7 @@ class Proxy:
             data plane that cannot be handed sockets by the edge. Empty where the proxy is on the host itself.
         published_sockets: Gateway port -> Unix socket at which the proxy takes the connections that the agent relays to
             it from the published ports, by PROXY protocol; for the same data planes.
-        mesh_cidr, service_cidr: The ranges of workload addresses and of service addresses.
+        mesh_cidr, service_cidr: The ranges of workload addresses and of service addresses; `MESH_IPV6_CIDR` is beside them.
         host_ports: Ports of the host's loopback that the program may call on its own loopback.
         local_caller: EXPLICIT mode: who may use its listeners.
         outbound_addresses: EXPLICIT mode without `local_caller`: service port -> (address, port) to bind for a listener

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping
 from copy import copy
 
 from weft.errors import WeftError
-
-MESH_IPV6_PREFIX = "fd77:ef7::"
-"""Of every workload's IPv6 address; the low 16 bits are those of its IPv4 address."""
+from weft.model import MESH_IPV6_CIDR
 
 
 class Addresses:
@@ -72,6 +70,5 @@ class Addresses:
 
 
 def ipv6_of(address: str) -> str:
-    """Return the IPv6 address of the workload with IPv4 *address* (`10.244.0.7` -> `fd77:ef7::7`)."""
-    low = int(ipaddress.IPv4Address(address)) & 0xFFFF
-    return str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(MESH_IPV6_PREFIX)) | low))
+    """Return the IPv6 address of the workload with IPv4 *address*: the low 16 bits are the same (`10.244.0.7` -> `fd77:ef7::7`)."""
+    return str(ipaddress.IPv6Network(MESH_IPV6_CIDR)[int(ipaddress.IPv4Address(address)) & 0xFFFF])

@@ -19,7 +19,7 @@ from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 
 from weft.api.names import MESH
 from weft.api.networking import RouteDestination, TCPRoute
-from weft.model import ConfigObject, Interception, Service
+from weft.model import MESH_IPV6_CIDR, ConfigObject, Interception, Service
 from weft.model.reserved import OUTBOUND_PORT
 from weft.translate import explicit, names
 from weft.translate.clusters import fill_address
@@ -155,9 +155,14 @@ def _listener(name: str) -> Any:
 
 
 def _add_mesh_chain(reading: Reading, message: Any) -> None:
-    """Send connections to addresses of workloads over the mesh's network: the outside does not know them."""
+    """
+    Send connections to addresses of workloads over the mesh's network: the outside does not know them.
+
+    Those of IPv6 nobody is told, and nobody listens on them there: they are refused, as a port is that nobody declared.
+    """
     chain = message.filter_chains.add(name=names.MESH_PASSTHROUGH)
-    _add_range(chain.filter_chain_match, reading.mesh_cidr)
+    for everybody in (reading.mesh_cidr, MESH_IPV6_CIDR):
+        _add_range(chain.filter_chain_match, everybody)
     add_network_filter(chain, TCP_PROXY, tcp_proxy(reading, "outbound", {names.MESH_PASSTHROUGH: 1}))
 
 
