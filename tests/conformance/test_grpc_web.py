@@ -7,8 +7,8 @@ import contextlib
 import json
 import socket
 import subprocess
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from tests.ports import free_port, until_listening
 
 from .frames import DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, fields, frame
 from .proxies import LIMIT, TYPES, cluster, listener, proxies
+from .upstream import Accepting
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -72,7 +73,7 @@ def serve(connection: socket.socket, paths: list[bytes], bodies: list[bytes]) ->
     with contextlib.suppress(ConnectionError), connection, connection.makefile("rb") as incoming:
         incoming.read(24)
         connection.sendall(frame(SETTINGS, 0, 0, b""))
-        body = b""
+        received: dict[int, bytes] = {}
         while head := incoming.read(9):
             length, kind, flags = int.from_bytes(head[:3]), head[3], head[4]
             stream = int.from_bytes(head[5:])
@@ -80,15 +81,33 @@ def serve(connection: socket.socket, paths: list[bytes], bodies: list[bytes]) ->
             if kind == SETTINGS and not flags:
                 connection.sendall(frame(SETTINGS, 1, 0, b""))
             if kind == DATA:
-                body += payload
+                received[stream] = received.get(stream, b"") + payload
             if kind in {DATA, HEADERS} and flags & END_STREAM:
-                bodies.append(body)
-                body = b""
+                bodies.append(received.pop(stream, b""))
                 connection.sendall(answer(paths[0], stream))
 
 
-def call(port: int, path: str, kind: str, more: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
-    """One call over HTTP/1.1: status, headers, and the body without its chunks."""
+Called = tuple[int, dict[str, str], bytes]
+"""Status, headers, and the body without its chunks."""
+
+MALFORMED = {
+    "no base64": b"!!!!",
+    "the end of a group is missing": base64.b64encode(QUESTION)[:-1],
+    "a line's end": base64.b64encode(QUESTION) + b"\n",
+    "the alphabet of URLs": b"AAAAA_-_",
+    "good at first": base64.b64encode(QUESTION) + b"!!!!",
+}
+"""Bodies of `application/grpc-web-text`."""
+
+LENIENT = {
+    "parts that are padded each": base64.b64encode(QUESTION[:4]) + base64.b64encode(QUESTION[4:]),
+    "bits behind the end": base64.b64encode(QUESTION)[:-2] + b"9=",
+}
+"""Bodies of `application/grpc-web-text` that mean `QUESTION` to weft-proxy, and to Envoy nothing."""
+
+
+def call(port: int, path: str, kind: str, more: str, body: bytes) -> Called:
+    """One call over HTTP/1.1."""
     with socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as connection:
         head = f"POST {path} HTTP/1.1\r\nhost: up\r\ncontent-type: {kind}\r\n{more}content-length: {len(body)}\r\n"
         connection.sendall(f"{head}connection: close\r\n\r\n".encode() + body)
@@ -105,6 +124,22 @@ def call(port: int, path: str, kind: str, more: str, body: bytes) -> tuple[int, 
             size, _, rest = rest.partition(b"\r\n")
             content, rest = content + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
     return int(start.split()[1]), headers, content
+
+
+def call_over_http2(port: int, path: str, kind: str, more: str, body: bytes) -> Called:
+    """One call with prior knowledge."""
+    command = ["curl", "-s", "-i", "--http2-prior-knowledge", "--max-time", str(LIMIT), "--data-binary", "@-"]
+    for line in (f"content-type: {kind}", "accept:", *more.splitlines()):
+        command += ["-H", line]
+    done = subprocess.run([*command, f"http://127.0.0.1:{port}{path}"], input=body, capture_output=True, check=True)
+    head, _, content = done.stdout.partition(b"\r\n\r\n")
+    start, *lines = head.decode().split("\r\n")
+    version, status = start.split()[:2]
+    assert version == "HTTP/2"
+    return int(status), {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}, content
+
+
+VERSIONS: dict[str, Callable[[int, str, str, str, bytes], Called]] = {"HTTP/1.1": call, "HTTP/2": call_over_http2}
 
 
 @contextlib.contextmanager
@@ -134,42 +169,85 @@ def envoy(directory: Path, *resources: tuple[str, str, str, bytes]) -> Iterator[
         print((directory / "envoy.log").read_text()[-2000:])
 
 
-def test_the_same_calls_get_the_same_answers(tmp_path: Path) -> None:
-    """Content type, status of gRPC and body are byte for byte those of Envoy, and so is what the service gets."""
-    paths: list[bytes] = [b""]
+@dataclass(frozen=True)
+class Planes:
+    ports: dict[str, int]
+    path: list[bytes]
+    """Of the call that comes next."""
+    bodies: list[bytes]
+    """What the service has got."""
+
+
+@pytest.fixture(scope="module")
+def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
+    folder = tmp_path_factory.mktemp("grpc-web")
+    path: list[bytes] = [b""]
     bodies: list[bytes] = []
-    upstream = socket.create_server(("127.0.0.1", 0))
-    threads: list[threading.Thread] = []
 
-    def accept() -> None:
-        for _ in ("weft", "envoy"):  # each keeps its one connection
-            threads.append(threading.Thread(target=serve, args=(upstream.accept()[0], paths, bodies), daemon=True))
-            threads[-1].start()
+    class Service(Accepting):
+        def serve(self, connection: socket.socket) -> None:
+            serve(connection, path, bodies)
 
-    threads.append(threading.Thread(target=accept, daemon=True))
-    threads[0].start()
     filters = [
         {"name": "envoy.filters.http.grpc_web", "typed_config": {"@type": f"{TYPES}.filters.http.grpc_web.v3.GrpcWeb"}},
         {"name": "router", "typed_config": {"@type": f"{TYPES}.filters.http.router.v3.Router"}},
     ]
     ports = {"weft": free_port(), "envoy": free_port()}
-    to = cluster("up", upstream.getsockname()[1], http2=True)
+    with Service() as service:
+        to = cluster("up", service.port, http2=True)
 
-    def door(name: str) -> tuple[str, str, str, bytes]:
-        return listener(name, ports[name], "up", log=tmp_path / f"{name}.log", http_filters=filters)
+        def door(name: str) -> tuple[str, str, str, bytes]:
+            return listener(name, ports[name], "up", log=folder / f"{name}.log", http_filters=filters)
 
-    seen: dict[str, dict[str, object]] = {"weft": {}, "envoy": {}}
-    with envoy(tmp_path, door("envoy"), to), proxies(tmp_path, "weft") as [weft]:
-        weft.publish(door("weft"), to)
-        for name, port in ports.items():
-            until_listening(port)
-            for case, (path, kind, more, body) in CALLS.items():
-                paths[0] = path.encode()
-                status, headers, content = call(port, path, kind, more, body)
-                told = {key: headers.get(key) for key in ("content-type", "grpc-status", "grpc-message")}
-                seen[name][case] = (status, told, content, bodies.pop())
-    for thread in threads:
-        thread.join(LIMIT)
-    upstream.close()
+        with envoy(folder, door("envoy"), to), proxies(folder, "weft") as [weft]:
+            weft.publish(door("weft"), to)
+            for port in ports.values():
+                until_listening(port)
+            yield Planes(ports, path, bodies)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("case", CALLS)
+def test_the_same_calls_get_the_same_answers(planes: Planes, case: str, version: str) -> None:
+    """Content type, status of gRPC and body are byte for byte those of Envoy, and so is what the service gets."""
+    path, kind, more, body = CALLS[case]
+    planes.path[0] = path.encode()
+    seen = {}
+    for name, port in planes.ports.items():
+        status, headers, content = VERSIONS[version](port, path, kind, more, body)
+        told = {key: headers.get(key) for key in ("content-type", "grpc-status", "grpc-message")}
+        seen[name] = (status, told, content, planes.bodies.pop())
     assert seen["weft"] == seen["envoy"]
-    assert seen["weft"]["binary"][3] == QUESTION  # type: ignore[index]
+    assert seen["weft"][3] == QUESTION
+
+
+def text(planes: Planes, name: str, version: str, body: bytes) -> tuple[int, str | None, str | None, bytes]:
+    """Call with *body* in text; return the status of the answer, that of gRPC and its message, and the body."""
+    planes.path[0] = b"/unary"
+    kind = "application/grpc-web-text"
+    status, headers, content = VERSIONS[version](planes.ports[name], "/unary", kind, f"accept: {kind}\r\n", body)
+    assert headers["content-type"] == f"{kind}+proto", name
+    return status, headers.get("grpc-status"), headers.get("grpc-message"), content
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("case", MALFORMED)
+def test_text_that_is_no_base64_is_told_and_is_no_whole_call_for_the_service(
+    planes: Planes, case: str, version: str
+) -> None:
+    """INTERNAL, in the headers: a call of gRPC that fails has status 200 with weft-proxy (as every local answer), and 400 with Envoy."""
+    assert text(planes, "weft", version, MALFORMED[case]) == (200, "13", "Bad Request", b"")
+    message = "Bad gRPC-web request, invalid base64 data."
+    assert text(planes, "envoy", version, MALFORMED[case]) == (400, "13", message, b"")
+    assert planes.bodies == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("case", LENIENT)
+def test_text_that_can_be_read_is(planes: Planes, case: str, version: str) -> None:
+    """Who writes by pieces pads each (gRPC-Web's protocol has it so for answers). Envoy takes the whole body for one piece."""
+    status, _, _, content = text(planes, "weft", version, LENIENT[case])
+    assert (status, planes.bodies.pop()) == (200, QUESTION)
+    assert base64.b64decode(content[:12]) == ANSWER
+    assert text(planes, "envoy", version, LENIENT[case])[:2] == (400, "13")
+    assert planes.bodies == []

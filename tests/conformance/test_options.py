@@ -466,7 +466,7 @@ def waiting(port: int, stack: contextlib.ExitStack) -> int:
         with contextlib.suppress(BlockingIOError):
             client.connect(("127.0.0.1", port))
         clients.append(client)
-    # Over the loopback whoever is let in is so at once.
+    # Over the loopback whoever is let in is so at once; that the others are not is seen only by giving them time.
     time.sleep(0.2)
     return len(select.select([], clients, [], 0)[1])
 

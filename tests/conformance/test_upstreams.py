@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import socket
 import socketserver
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -26,8 +28,11 @@ pytestmark = pytest.mark.conformance
 OF_BOOTSTRAP, OF_CLUSTER = "127.11.0.1", "127.11.0.2"
 """Addresses to connect from."""
 
-TIME, LASTING = 600, 0.5
-"""Seconds until the kernel asks whether an upstream is still there; and how long a connection is used."""
+TIME, INTERVAL, PROBES = 600, 7, 3
+"""Seconds until the kernel asks whether an upstream is still there, seconds until it asks again, and how often it asks."""
+
+LASTING = 0.5
+"""Seconds for which a connection is used."""
 
 
 class OnPath(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -69,7 +74,7 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
         return {"endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(path)}}}}]}]}
 
     def resources(ports: dict[str, int]) -> Json:
-        keepalive = {"keepalive_time": TIME, "keepalive_interval": 7, "keepalive_probes": 3}
+        keepalive = {"keepalive_time": TIME, "keepalive_interval": INTERVAL, "keepalive_probes": PROBES}
         clusters = [
             cluster("tcp", told.port),
             cluster("own source", told.port, **source(OF_CLUSTER)),
@@ -150,6 +155,34 @@ def timer_of(port: int) -> tuple[int, float] | None:
 
 NO_TIMER, KEEPALIVE = 0, 2
 
+PIDFD_GETFD = 438
+"""The number of pidfd_getfd(2), on every architecture."""
+
+
+@contextlib.contextmanager
+def socket_of(pid: int, port: int) -> Iterator[socket.socket]:
+    """Yield the socket by which the process *pid* is connected to *port*: for as long as the block lasts it is ours, too."""
+    process = os.pidfd_open(pid)
+    try:
+        for number in (int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()):
+            descriptor = ctypes.CDLL(None).syscall(PIDFD_GETFD, process, number, 0)
+            if descriptor < 0:
+                continue
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                continue
+            with socket.socket(fileno=descriptor) as found:
+                try:
+                    peer = found.getpeername()
+                except OSError:  # it is connected to nobody
+                    continue
+                if peer == ("127.0.0.1", port):
+                    yield found
+                    return
+    finally:
+        os.close(process)
+    raise AssertionError(f"nobody is connected to {port}")
+
 
 @pytest.mark.parametrize("name", ["kept alive", "not kept alive"])
 def test_connections_are_kept_alive_as_the_cluster_says(planes: Planes, name: str) -> None:
@@ -166,6 +199,10 @@ def test_connections_are_kept_alive_as_the_cluster_says(planes: Planes, name: st
             assert timer is not None
             if expected == KEEPALIVE:
                 assert TIME / 2 < timer[1] <= TIME, proxy.kind
+                with socket_of(proxy.process.pid, planes.up.port) as ours:
+                    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                    told = [ours.getsockopt(socket.IPPROTO_TCP, option) for option in options]
+                assert told == [TIME, INTERVAL, PROBES], proxy.kind
             peer.close()
             until("it is gone", lambda: timer_of(planes.up.port) is None)
 

@@ -309,7 +309,7 @@ class ScriptedProxy:
         refuses: frozenset[str] = frozenset(),
         known: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
-        self._silent, self.refuses = silent, refuses
+        self.silent, self.refuses = silent, refuses
         self._node = {"id": node["id"], "cluster": node["cluster"]}
         self._requests: queue.Queue[Any] = queue.Queue()
         self._subscribed: dict[str, set[str]] = {}
@@ -400,7 +400,7 @@ class ScriptedProxy:
                 for name in response.removed_resources:
                     have.pop(name, None)
             self._changed.notify_all()
-        if self._silent:
+        if self.silent:
             return
         answer = discovery_pb2.DeltaDiscoveryRequest(type_url=response.type_url, response_nonce=response.nonce)
         if refused:

@@ -489,7 +489,8 @@ async def client_half_closes(way: Way) -> Seen:
     """Who sends no more cannot be told from one that is gone, and is not answered."""
 
     async def script(_: list[str], wire: Wire) -> bool:
-        await asyncio.sleep(A_MOMENT_SECONDS)
+        if await wire.end(within=A_MOMENT_SECONDS) != OPEN:
+            return False
         await wire.send(answer(body=b"ok"))
         return True
 
@@ -547,13 +548,16 @@ async def _leaving(way: Way, leave: Callable[[Wire], None]) -> Seen:
 @case
 async def program_breaks_off(way: Way) -> Seen:
     """An answer that is cut short is never taken for a whole one."""
+    passed_on = asyncio.Event()
 
     async def script(head: list[str], wire: Wire) -> bool:
         if "chunks" in head[0]:
             await wire.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nsome\r\n")
         else:
             await wire.send(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nsome")
-        await asyncio.sleep(A_MOMENT_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(A_MOMENT_SECONDS):
+                await passed_on.wait()
         if "reset" in head[0]:
             wire.reset()
         return False
@@ -561,6 +565,7 @@ async def program_breaks_off(way: Way) -> Seen:
     way.serve(script)
     seen = []
     for what in ("chunks", "chunks-reset", "length", "length-reset"):
+        passed_on.clear()
         async with way.dial() as client:
             await client.send(way.request(target=f"{way.path}?{what}"))
             head = await client.head()
@@ -569,6 +574,8 @@ async def program_breaks_off(way: Way) -> Seen:
             try:
                 while part := await asyncio.wait_for(client.reader.read(100), 20):
                     body += part
+                    if b"some" in body:
+                        passed_on.set()
             except ConnectionError:
                 end = RESET
             seen.append((head[0], b"some" in body, b"0\r\n\r\n" in body, end))
@@ -672,7 +679,7 @@ async def clients_that_do_not_read(way: Way) -> Seen:
             await client.head()
             client.reader._transport.pause_reading()  # type: ignore[attr-defined]
         before = -1
-        while written != before:
+        while written != before:  # nobody says that the buffers are full: it stays as it is
             before = written
             await asyncio.sleep(A_MOMENT_SECONDS)
         waits = written < 40 * 64
@@ -721,7 +728,7 @@ async def program_that_does_not_read(way: Way) -> Seen:
             pouring.append(asyncio.create_task(pour(client)))
         while way.program.requests < before + 40:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(A_MOMENT_SECONDS)
+        await asyncio.sleep(A_MOMENT_SECONDS)  # for the buffers to fill, which nobody says
         try:
             others = await upload()
         finally:

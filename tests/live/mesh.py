@@ -95,7 +95,7 @@ class Member:
         self.stream = AgentStream(self.mesh.paths.agents_socket, workload)
         self.registered: Registered = await self.stream.register(patience=PATIENCE_SECONDS)
         self.files = self.mesh.paths.workload(self.registered.workload)
-        self.files.make()
+        self.files.make(workload["service"])
         self.secrets = SecretService(
             self.files.sds_socket,
             self.stream.sign,

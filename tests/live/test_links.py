@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from tests.conformance.proxies import ask
 from tests.live.apps import CLOSED, RESET, Scripted, Wire
 from tests.live.link_cases import CASES, STUCK, Seen, Way, answer, noting
-from tests.live.mesh import LiveMesh, live_mesh, until
+from tests.live.mesh import LiveMesh, Member, live_mesh, until
+from weft.telemetry.exposition import LABEL, parse
 
 WEFT, ENVOY = "weft-proxy", "envoy"
 PAIRS = ((WEFT, WEFT), (WEFT, ENVOY), (ENVOY, WEFT), (ENVOY, ENVOY))
@@ -289,16 +291,21 @@ def default_version(pair: tuple[str, str]) -> str:
     return "HTTP/2" if pair[0] == WEFT else "HTTP/1.1"
 
 
+def recorded(member: Member) -> list[dict[str, Any]]:
+    """Return the whole records that the proxy of *member* has written."""
+    log = member.files.access_log
+    if not log.exists():  # nothing has come yet
+        return []
+    whole, _, _unfinished = log.read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 async def reaches_by(links: Links, link: str, version: str) -> None:
     """Wait until requests reach the program, and its sidecar has recorded one that came in *version*."""
     way = links.way(link)
-    log = links.mesh[link].files.access_log
 
-    def recorded() -> bool:
-        if not log.exists():  # nothing has come yet
-            return False
-        whole, _, _unfinished = log.read_text().rpartition("\n")
-        records = map(json.loads, whole.splitlines())
+    def has_come() -> bool:
+        records = recorded(links.mesh[link])
         return any(record["protocol"] == version and record["path"] == way.path for record in records)
 
     async def asked() -> None:
@@ -308,7 +315,7 @@ async def reaches_by(links: Links, link: str, version: str) -> None:
 
     asking = asyncio.create_task(asked())
     try:
-        await until(recorded, what=f"a request over {link} in {version}")
+        await until(has_come, what=f"a request over {link} in {version}")
     finally:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
@@ -332,6 +339,33 @@ def test_applications_observe(links: Links, case: str, link: str) -> None:
         assert seen != OTHERS[links.pair].get(case, SEEN[case]), "this is not lost any more"
     else:
         assert seen == want
+
+
+@pytest.mark.parametrize("link", ["h1", "h2", "default"])
+def test_what_proxies_tell_of_the_protocol(links: Links, link: str) -> None:
+    """Records name the version that each has read; to metrics it is HTTP in any version. No policy of ours asks for it."""
+    way = links.way(link)
+    links.runner.run(way.ask(noting([], answer())))
+    version = {"h1": "HTTP/1.1", "h2": "HTTP/2", "default": default_version(links.pair)}[link]
+    seen = {}
+    for name, direction in (("caller", "outbound"), (link, "inbound")):
+        member = links.mesh[name]
+
+        def told(member: Member = member, direction: str = direction) -> list[str]:
+            return [
+                record["protocol"]
+                for record in recorded(member)
+                if (record["path"], record["direction"]) == (way.path, direction)
+            ]
+
+        links.runner.run(until(lambda told=told: bool(told()), what=f"the record of {name}"))
+        seen[name] = told()
+        if member.data_plane == WEFT:
+            ends = {"destination_service_name": link, "source_canonical_service": "caller"}
+            families = parse(ask(member.files.admin_socket, "/stats/prometheus"))
+            counted = [dict(LABEL.findall(labels)) for _, labels, _ in families["istio_requests_total"].samples]
+            assert {it["request_protocol"] for it in counted if ends.items() <= it.items()} == {"http"}
+    assert seen == {"caller": ["HTTP/1.1"], link: [version]}
 
 
 LIMITED = """\

@@ -82,7 +82,7 @@ class Trouble:
         if mode == "cut":
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this")
             await writer.drain()
-            # The head must have left before the reset, which destroys what has not been read.
+            # The peer must have read it before the reset, which destroys what has not been read; that is to be seen nowhere here.
             await asyncio.sleep(0.2)
             return reset(writer)
         if mode == "tunnel-reset":
@@ -109,7 +109,7 @@ class Trouble:
             writer.write(ANSWER)
         await writer.drain()
         if mode == "reset-after":
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # as above
             return reset(writer)
         return True
 

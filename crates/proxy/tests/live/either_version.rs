@@ -2,12 +2,17 @@
 
 use std::net::SocketAddr;
 
+use weft_protos::envoy::config::core::v3 as core;
+use weft_protos::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
+use weft_protos::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
 use weft_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::UpgradeConfig;
+use weft_protos::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use weft_protos::envoy::extensions::upstreams::http::v3::http_protocol_options as options;
 
 use crate::kit::certificates::{Authority, OTHER, WEB, secrets, server_for, upstream_for};
 use crate::kit::frames::*;
 use crate::kit::peer::ok;
+use crate::kit::resources::any;
 use crate::kit::{Mesh, Peer, Upstream, until};
 
 const CLIENTS: usize = 8;
@@ -80,6 +85,45 @@ fn an_upstream_that_chooses_http1_has_a_connection_for_each_request() {
     again.send(ok("again"));
     assert_eq!(client.message().text(), "again");
     assert_eq!(mesh.metric("envoy_cluster_upstream_cx_total", &[]), CLIENTS as f64);
+}
+
+/// HTTP/2 has no case to keep (RFC 9113 8.2), so a request of HTTP/1.1 is not offered it.
+#[test]
+fn where_case_is_kept_a_client_of_http1_reaches_the_upstream_by_http1() {
+    let type_name = "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig";
+    let keeping_case = core::Http1ProtocolOptions {
+        header_key_format: Some(HeaderKeyFormat {
+            header_format: Some(HeaderFormat::StatefulFormatter(core::TypedExtensionConfig {
+                name: "preserve_case".into(),
+                typed_config: Some(any(type_name, &PreserveCaseFormatterConfig::default())),
+            })),
+        }),
+        ..Default::default()
+    };
+    let (authority, upstream) = (Authority::new(), Upstream::new());
+    let mesh = Mesh::start(&[upstream.address()], |setup| {
+        setup.cluster.transport_socket = upstream_for(&[OTHER], &["h2", "http/1.1"]);
+        setup.more = secrets(&authority.identity(WEB), &authority);
+        setup.manager.http_protocol_options = Some(keeping_case.clone());
+        let either = options::AutoHttpConfig { http_protocol_options: Some(keeping_case), ..Default::default() };
+        speak(setup, options::UpstreamProtocolOptions::AutoConfig(either));
+    });
+    let mut client = mesh.client();
+    client.send("GET / HTTP/1.1\r\nhost: up\r\nX-Client-ID: 1\r\n\r\n");
+    let mut peer = accept(&upstream, &authority, &["h2", "http/1.1"]);
+    let request = peer.message();
+    assert!(request.head.contains("\r\nX-Client-ID: 1\r\n"), "{}", request.head);
+    peer.send("HTTP/1.1 200 OK\r\nX-Upstream-ID: 2\r\ncontent-length: 0\r\n\r\n");
+    let answer = client.message();
+    assert!(answer.head.contains("\r\nX-Upstream-ID: 2\r\n"), "{}", answer.head);
+    // Who speaks HTTP/2 has what the upstream chooses.
+    let mut client = Wire::client(&mesh);
+    client.request(1, "GET", "/", &[("x-client-id", "1")], true);
+    let mut server = Wire::server(accept(&upstream, &authority, &["h2", "http/1.1"]), &[]);
+    server.expect(HEADERS, 1);
+    server.answer(1, b"two");
+    client.expect(HEADERS, 1);
+    assert_eq!(client.body(1).0, b"two");
 }
 
 #[test]

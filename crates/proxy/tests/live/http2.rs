@@ -1,5 +1,6 @@
 //! HTTP/2 on either side, frame by frame: translation to and from HTTP/1.1, shared connections, and their ends.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use weft_protos::envoy::config::core::v3::{Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings};
@@ -8,7 +9,7 @@ use weft_protos::envoy::extensions::upstreams::http::v3::http_protocol_options a
 
 use crate::kit::certificates::{Authority, OTHER, WEB, secrets, server_for, upstream_for};
 use crate::kit::frames::*;
-use crate::kit::mesh::expect_passed;
+use crate::kit::mesh::{BACK_PRESSURE_BYTES, expect_passed};
 use crate::kit::peer::{ok, queued_bytes};
 use crate::kit::resources::{retries, seconds};
 use crate::kit::{Mesh, Peer, Upstream, content, until};
@@ -354,6 +355,131 @@ fn a_reader_that_does_not_read_costs_no_memory() {
     let (rest, _) = client.body(1);
     assert!(rest == content(length)[received..], "the body is not the upstream's");
     sending.join().unwrap();
+}
+
+/// How an upstream does not take in what it is sent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Standstill {
+    /// It speaks HTTP/1.1 and reads nothing.
+    Http1,
+    /// It reads, and gives no more than the window that streams begin with.
+    NoWindow,
+    /// It gives a window for everything, and reads nothing.
+    NoReading,
+}
+
+#[test]
+fn an_upload_to_an_upstream_that_does_not_take_it_in_costs_no_memory() {
+    let body = content(BACK_PRESSURE_BYTES);
+    for (is_http2, standstill) in [
+        (true, Standstill::Http1),
+        (true, Standstill::NoWindow),
+        (true, Standstill::NoReading),
+        (false, Standstill::NoWindow),
+        (false, Standstill::NoReading),
+    ] {
+        let upstream = Upstream::new();
+        let mesh = Mesh::start(&[upstream.address()], |setup| {
+            if standstill != Standstill::Http1 {
+                http2_upstream(setup);
+            }
+            setup.action().timeout = Some(seconds(0.0));
+        });
+        let before = mesh.resident_bytes();
+        let sent = AtomicUsize::new(0);
+        let upload = if is_http2 { upload } else { upload_by_http1 };
+        std::thread::scope(|scope| {
+            let client = scope.spawn(|| upload(&mesh, &body, &sent));
+            let mut peer = upstream.accept();
+            let server = match standstill {
+                Standstill::Http1 => {
+                    peer.head();
+                    Err(peer)
+                }
+                Standstill::NoWindow => Ok(Wire::server(peer, &[])),
+                Standstill::NoReading => {
+                    // SETTINGS_INITIAL_WINDOW_SIZE
+                    let mut server = Wire::server(peer, &[&[0, 4], &OPEN[..]].concat());
+                    server.send(WINDOW_UPDATE, 0, 0, &OPEN);
+                    Ok(server)
+                }
+            };
+            let mut last = (0, Instant::now());
+            until("the upload stands still", || {
+                let sent = sent.load(Ordering::Relaxed);
+                if sent != last.0 {
+                    last = (sent, Instant::now());
+                }
+                (sent > 0 && last.1.elapsed() > Duration::from_millis(100)).then_some(())
+            });
+            assert!(last.0 < body.len() && !client.is_finished(), "{is_http2}, {standstill:?}: nobody was stopped");
+            let grown = mesh.resident_bytes().saturating_sub(before);
+            assert!(grown < 8 << 20, "{is_http2}, {standstill:?}: {grown} bytes more");
+            let received = match server {
+                Err(mut peer) => {
+                    let received = peer.take(body.len());
+                    peer.send(ok(""));
+                    received
+                }
+                Ok(mut server) => {
+                    server.expect(HEADERS, 1);
+                    if standstill == Standstill::NoWindow {
+                        server.send(WINDOW_UPDATE, 0, 0, &OPEN);
+                        server.send(WINDOW_UPDATE, 0, 1, &OPEN);
+                    }
+                    let (received, _) = server.body(1);
+                    server.answer(1, b"");
+                    received
+                }
+            };
+            assert!(received == body, "{is_http2}, {standstill:?}: it is not what was sent");
+            client.join().unwrap();
+        });
+    }
+}
+
+/// A window for everything.
+const OPEN: [u8; 4] = (1u32 << 30).to_be_bytes();
+
+/// Send a request with *body*, as far as the proxy's windows allow, and read its answer; *sent* counts.
+fn upload(mesh: &Mesh, body: &[u8], sent: &AtomicUsize) {
+    let mut client = Wire::client(mesh);
+    client.request(1, "POST", "/", &[("content-length", &body.len().to_string())], false);
+    let (mut of_all, mut of_stream) = (65_535, 65_535);
+    let mut rest = body;
+    while !rest.is_empty() {
+        let room = i64::min(of_all, of_stream).clamp(0, 16_384);
+        if room > 0 {
+            let (piece, more) = rest.split_at(rest.len().min(room as usize));
+            client.send(DATA, if more.is_empty() { END_STREAM } else { 0 }, 1, piece);
+            sent.fetch_add(piece.len(), Ordering::Relaxed);
+            (of_all, of_stream, rest) = (of_all - piece.len() as i64, of_stream - piece.len() as i64, more);
+            continue;
+        }
+        let frame = client.frame();
+        let value = |at: usize| i64::from(u32::from_be_bytes(frame.payload[at..at + 4].try_into().unwrap()));
+        match (frame.kind, frame.stream) {
+            (WINDOW_UPDATE, 0) => of_all += value(0),
+            (WINDOW_UPDATE, _) => of_stream += value(0),
+            (SETTINGS, _) => {
+                let initial = (0..frame.payload.len()).step_by(6).find(|at| frame.payload[at + 1] == 4);
+                of_stream += initial.map_or(0, |at| value(at + 2) - 65_535);
+            }
+            _ => panic!("{frame:?}"),
+        }
+    }
+    assert_eq!(client.expect(HEADERS, 1).payload[0], STATUS_200);
+}
+
+/// The same in HTTP/1.1, where the sockets alone say stop.
+fn upload_by_http1(mesh: &Mesh, body: &[u8], sent: &AtomicUsize) {
+    let mut client = mesh.client();
+    client.send(format!("POST / HTTP/1.1\r\nhost: up\r\ncontent-length: {}\r\n\r\n", body.len()));
+    for piece in body.chunks(16_384) {
+        client.send(piece);
+        sent.fetch_add(piece.len(), Ordering::Relaxed);
+    }
+    assert_eq!(client.message().status(), 200);
 }
 
 #[test]

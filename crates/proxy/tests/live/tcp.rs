@@ -1,5 +1,6 @@
 //! Bytes that the proxy does not understand.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use weft_protos::envoy::config::listener::v3::FilterChainMatch;
@@ -259,10 +260,8 @@ fn inspect_tls(setup: &mut Setup) {
 }
 
 /// Names of protocols that fill a ClientHello beyond one record, which is as much as is read at once.
-fn many_protocols() -> &'static [&'static str] {
-    let names = (0..120).map(|number| &*format!("{number:0>200}").leak());
-    names.collect::<Vec<&'static str>>().leak()
-}
+static MANY_PROTOCOLS: LazyLock<Vec<&str>> =
+    LazyLock::new(|| (0..120).map(|number| &*format!("{number:0>200}").leak()).collect());
 
 #[test]
 fn a_long_hello_is_read_to_its_end() {
@@ -280,7 +279,7 @@ fn a_long_hello_is_read_to_its_end() {
             peer.expect("ping");
             peer.send("pong");
         });
-        let hello = Hello { name: "one.example", alpn: many_protocols(), ..Hello::default() };
+        let hello = Hello { name: "one.example", alpn: &MANY_PROTOCOLS, ..Hello::default() };
         let mut client = Peer::over(client_saying(mesh.address, &authority, Some(&authority.identity(WEB)), &hello));
         client.send("ping");
         client.expect("pong");
