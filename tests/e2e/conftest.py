@@ -218,7 +218,8 @@ class Mesh:
         return Path(self.log.name).read_text("utf-8")
 
     def is_ready_or_gone(self) -> bool:
-        return "\nready in" in self.output() or self.process.poll() is not None
+        # By the last line: the addresses, which tests read, are printed behind that it is ready.
+        return "\nCtrl-C ends the mesh.\n" in self.output() or self.process.poll() is not None
 
     @property
     def ingress(self) -> tuple[str, int]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.e2e.conftest import REPOSITORY, Mesh, Person, Started, eventually
+from tests.ports import free_port
+from weft.data_plane import ENVOY
+from weft.telemetry.exposition import LABEL, parse
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -102,6 +107,46 @@ def test_the_questions_of_the_last_guide_have_answers(person: Person, shop: tupl
     assert len(questions) >= 4
     for command in questions:
         shell(person, command, shop[1])
+
+
+QUESTION = re.compile(r"^\| [^|]+ \| `(?P<query>[^`]+)` \|$", re.MULTILINE)
+NAME_IN_QUERY = re.compile(r"\b(?:istio|weft)_\w+")
+LABEL_IN_QUERY = re.compile(r"by \((?P<by>[^)]*)\)|(?P<matched>\w+)=~?\"")
+
+
+def test_the_guide_to_prometheus_scrapes_what_it_asks_for(person: Person, shop: tuple[Mesh, Path]) -> None:
+    """The target of its file is what its command serves, and that has each metric and label of its questions."""
+    guide = text("scrape-metrics")
+    serving, *others = commands("scrape-metrics")
+    (config,) = (yaml.safe_load(match["text"]) for match in FILE.finditer(guide))
+    ((target,),) = (job["targets"] for item in config["scrape_configs"] for job in item["static_configs"])
+    assert serving == f"weft metrics --listen {target}"
+    assert shop[0].get("/")[0] == 200
+    # Port 15020 of this machine may be another test's.
+    address = f"127.0.0.1:{free_port()}"
+    with person.start(*serving.split()[1:-1], address, "--mesh", "shop") as process:
+        assert process.stdout is not None
+        assert address in process.stdout.readline()
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:  # Prometheus's default path
+            families = parse(answer.read().decode())
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    labels: dict[str, set[str]] = {}
+    for name, said, _ in (each for family in families.values() for each in family.samples):
+        labels.setdefault(name, set()).update(label for label, _ in LABEL.findall(said))
+    queries = [match["query"] for match in QUESTION.finditer(guide) if NAME_IN_QUERY.search(match["query"])]
+    assert len(queries) == 5
+    for query in queries:
+        names = NAME_IN_QUERY.findall(query)
+        if person.data_plane == ENVOY and "weft_proxy_up" not in names:
+            assert not labels.keys() & set(names), "the guide says that a stock Envoy has none"
+            continue
+        found = set.union(*(labels[name] for name in names))
+        for match in LABEL_IN_QUERY.finditer(query):
+            assert {label.strip() for label in (match["by"] or match["matched"]).split(",")} <= found, query
+    for command in others:
+        nothing = person.data_plane == ENVOY and "grep istio_" in command
+        assert bool(shell(person, command, shop[1], code=int(nothing))) is not nothing, command
 
 
 def test_the_commands_of_the_first_guide(person: Person) -> None:

@@ -206,14 +206,14 @@ def test_logs_shows_output_and_requests_together(person: Person, shop: Mesh) -> 
 
 
 def test_logs_follows(person: Person, shop: Mesh) -> None:
-    with person.start("logs", "-m", "shop", "-f", "--output", "front") as process:
+    with person.start("logs", "-m", "shop", "-f", "front") as process:
         assert process.stdout
-        shop.get("/first")
-        while "served /first" not in process.stdout.readline():
-            pass
-        shop.get("/second")
-        while "served /second" not in process.stdout.readline():
-            pass
+        for path in ("/first", "/second"):
+            shop.get(path)
+            awaited = {f"served {path}", f"{path} from "}  # what the program wrote, and the request that its proxy saw
+            while awaited:
+                line = process.stdout.readline()
+                awaited = {text for text in awaited if text not in line}
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
 
@@ -390,6 +390,26 @@ def test_what_depends_on_a_program_that_has_ended_is_said_not_to_be_started(pers
         assert said == ["shop-0 is not started: db-0 has ended", "page-0 is not started: shop-0 is not started"]
         states = {item["workload"]: item["state"] for item in person.json("ps", "--mesh", "halted")}
         assert states == {"db-0": "exited", "migrate-0": "exited", "other-0": "running"}
+
+
+@pytest.mark.any_data_plane
+def test_long_last_lines_and_a_large_environment_break_nothing(person: Person) -> None:
+    """Neither fits in a datagram: the agent broke, and its program was started again, whatever its policy says."""
+    text = """\
+    mesh: large
+    programs:
+      last:
+        command: ["sh", "-c", "for i in 1 2 3 4 5 6 7 8 9 10; do echo $A; done; exit 3"]
+        restart: never
+    """
+    directory = person.write("large/weft.yaml", text).parent
+    environment = {"A": "x" * 70_000, "C": "x" * 70_000, "D": "x" * 120_000}
+    with person.mesh("-v", str(directory), environment=environment) as mesh:
+        eventually(lambda: "exited with code 3" in mesh.output(), "the end is told")
+        assert "broke" not in mesh.output()
+        assert f"    {'x' * 4000}" in mesh.output()
+        [program] = person.json("ps", "-m", "large")
+        assert (program["state"], program["restarts"]) == ("exited", 0)
 
 
 def test_behind_a_companys_proxy_programs_are_told_to_call_services_without_it(person: Person) -> None:
