@@ -59,9 +59,9 @@ def sidecars_mib(
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Return where the gateway is, once the mesh is ready."""
+    """Return where the gateway is, once the mesh is ready and all has been said of it."""
     deadline = time.monotonic() + READY_SECONDS
-    while "\nready in" not in (text := log.read_text("utf-8")):
+    while "\nCtrl-C ends the mesh.\n" not in (text := log.read_text("utf-8")):
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"weft up is not ready: {text}")
         time.sleep(0.05)
