@@ -29,13 +29,13 @@ use crate::metrics::RpcCounters;
 use crate::serve::{Downstream, Socket};
 
 mod call;
+mod pace;
 pub mod session;
+
+use pace::Pace;
 
 /// How long a caller has to hear that the connection is going to close, before its calls are not taken any more.
 const GRACE: Duration = Duration::from_secs(1);
-/// A caller that has begun a message and sends nothing more of it for so long is given up: others need the memory. No protocol says
-/// how long a message may take; Dubbo's callers give up their calls after a second.
-const STALLED: Duration = Duration::from_secs(60);
 /// Bytes that are read and thrown away while a caller closes.
 const LINGER_BYTES: usize = 256 * 1024;
 /// Reads in one turn, before others get theirs.
@@ -169,7 +169,7 @@ pub async fn serve(down: Downstream, socket: Socket, proxy: &RpcProxy) {
         socket,
         writing: Vec::new(),
         done: 0,
-        heard: Instant::now(),
+        pace: Pace::begin(),
         left_at: None,
         told: false,
     };
@@ -237,8 +237,7 @@ struct Connection {
     writing: Vec<u8>,
     /// How much of `writing` is written.
     done: usize,
-    /// When something came last.
-    heard: Instant,
+    pace: Pace,
     /// Since when the caller should go.
     left_at: Option<Instant>,
     /// It was told. One who cannot be told hears of it by the end of the connection, best behind an answer.
@@ -274,7 +273,7 @@ impl Connection {
             return Poll::Ready(event);
         }
         let is_begun = !self.socket.buffer.is_empty() && self.takes_more();
-        let stalled = is_begun.then_some(self.heard + STALLED);
+        let stalled = is_begun.then(|| self.pace.deadline());
         deadline = [deadline, stalled].into_iter().flatten().min();
         std::task::ready!(self.socket.alarm.poll(context, deadline));
         Poll::Ready(if stalled.is_some_and(|at| at <= Instant::now()) { Event::Stalled } else { Event::Finished })
@@ -304,23 +303,27 @@ impl Connection {
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Event> {
         if !self.takes_more() {
             // That it is gone is heard all the same; what else comes has to wait, and it is not the caller who stalls.
-            self.heard = Instant::now();
+            self.pace.restart();
             return self.socket.io.poll_gone(context).map(|()| Event::Gone);
         }
         let Socket { io, buffer, .. } = &mut self.socket;
         for _ in 0..READS {
             loop {
                 match self.caller.codec.frame(buffer.data()) {
-                    Ok(Frame::Length(length)) if buffer.len() >= length => return Poll::Ready(Event::Message(length)),
+                    Ok(Frame::Length(length)) if buffer.len() >= length => {
+                        self.pace.restart();
+                        return Poll::Ready(Event::Message(length));
+                    }
                     Ok(Frame::Length(length)) if buffer.is_full() => buffer.grow(length),
                     Ok(Frame::Length(_) | Frame::More) => break,
                     Err(_) => return Poll::Ready(Event::Malformed),
                 }
             }
+            let is_first = buffer.is_empty();
             match io.poll_read(context, buffer) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Event::Gone),
-                Poll::Ready(Ok(_)) => self.heard = Instant::now(),
+                Poll::Ready(Ok(count)) => self.pace.advance(count, is_first),
             }
         }
         context.waker().wake_by_ref();

@@ -19,6 +19,7 @@ use crate::kit::mesh::expect_passed;
 use crate::kit::peer::End;
 use crate::kit::resources::{CLUSTER, any, cluster_of, number, seconds};
 use crate::kit::{Mesh, Peer, Setup, Upstream, content, free_address, until};
+use crate::overload::{pressed, silent, until_done};
 
 const DUBBO: &str = "envoy.extensions.filters.network.dubbo_proxy.v3.DubboProxy";
 const THRIFT: &str = "envoy.extensions.filters.network.thrift_proxy.v3.ThriftProxy";
@@ -218,6 +219,27 @@ fn methods_and_attachments_choose_the_cluster() {
     body.push(b'?');
     client.send(message(0xc2, 0, 6, &body));
     expect_status(&mut client, 6, 40);
+}
+
+#[test]
+fn calls_are_shed_under_pressure_and_callers_told_so() {
+    let mesh = pressed(8, "stop_accepting_requests", 0.5, plain);
+    let pressure = silent(&mesh, 4);
+    until_done(&mesh, "stop_accepting_requests");
+    let mut client = mesh.client();
+    client.send(call(1, "go"));
+    // SERVER_ERROR
+    assert!(expect_status(&mut client, 1, 80).contains("envoy overloaded"));
+    until("it is counted", || {
+        let labels = ["response_flags=\"OM\"", "response_code=\"503\""];
+        Some(()).filter(|()| mesh.metric("istio_requests_total", &labels) == 1.0)
+    });
+    drop(pressure);
+    until_done(&mesh, "");
+    assert_eq!(mesh.metric("envoy_cluster_upstream_cx_total", &[]), 0.0);
+    // The endpoint does not answer calls, but it is asked again.
+    client.send(call(2, "go"));
+    until("it is called", || Some(()).filter(|()| mesh.metric("envoy_cluster_upstream_cx_total", &[]) == 1.0));
 }
 
 #[test]

@@ -20,7 +20,7 @@ const CONNECTIONS_TYPE: &str =
     "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig";
 
 /// A proxy that may have *most* connections and does *action* from *threshold* of them on.
-fn pressed(most: u64, action: &str, threshold: f64, change: impl FnOnce(&mut Setup)) -> Mesh {
+pub fn pressed(most: u64, action: &str, threshold: f64, change: impl FnOnce(&mut Setup)) -> Mesh {
     overloaded(
         json!({
             "refresh_interval": "0.02s",
@@ -47,13 +47,13 @@ fn overloaded(manager: Value, change: impl FnOnce(&mut Setup)) -> Mesh {
 }
 
 /// Connections that ask nothing.
-fn silent(mesh: &Mesh, count: usize) -> Vec<Peer> {
+pub fn silent(mesh: &Mesh, count: usize) -> Vec<Peer> {
     (0..count).map(|_| mesh.client()).collect()
 }
 
 /// Wait until `/ready` says that *actions* are done, and nothing else.
 #[track_caller]
-fn until_done(mesh: &Mesh, actions: &str) {
+pub fn until_done(mesh: &Mesh, actions: &str) {
     let expected = if actions.is_empty() { "LIVE\n".into() } else { format!("LIVE\nOVERLOADED: {actions}\n") };
     until(actions, || (mesh.admin("GET", "/ready") == expected).then_some(()));
 }
