@@ -104,7 +104,11 @@ impl UpstreamHttp {
     /// The version for a request over *transport*. *http2*: its client speaks HTTP/2; *tunnel*: it asks for another protocol.
     pub fn version_for(&self, transport: &TransportSocket, http2: bool, tunnel: bool) -> VersionChoice {
         let secure = transport.tls.is_some();
-        let offers_http1 = |tls: &UpstreamTls| tls.common.alpn.iter().any(|name| **name == *b"http/1.1");
+        // Without a list all versions are offered, of which the choice is.
+        let offers_http1 = |tls: &UpstreamTls| {
+            let alpn = &tls.common.alpn;
+            alpn.is_empty() || alpn.iter().any(|name| **name == *b"http/1.1")
+        };
         match self.protocol {
             UpstreamProtocol::Http2 => VersionChoice::Http2,
             UpstreamProtocol::Downstream if http2 => VersionChoice::Http2,

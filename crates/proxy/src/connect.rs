@@ -535,10 +535,12 @@ impl Pool {
     }
 }
 
-/// What of the versions of HTTP in a resource's ALPN list is offered.
+/// What of a resource's ALPN list (`CommonTlsContext.alpn_protocols`) is offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offer<'a> {
     All,
+    /// All; where the list is empty, the versions of HTTP that the choice may come to (Envoy's connection pools).
+    Http(VersionChoice),
     /// All but HTTP/2, if HTTP/1.1 is among them.
     Http1,
     /// HTTP/2 alone, if it is among them.
@@ -783,12 +785,17 @@ fn offered<'c>(config: &'c Arc<ClientConfig>, offer: Offer<'_>) -> Cow<'c, Arc<C
         Cow::Owned(Arc::new(config))
     };
     match offer {
-        Offer::Http1 if speaks(b"h2") && speaks(b"http/1.1") => {
+        Offer::Http(choice) if config.alpn_protocols.is_empty() => with(match choice {
+            VersionChoice::Http1 | VersionChoice::OfferHttp1 => vec![b"http/1.1".to_vec()],
+            VersionChoice::Http2 => vec![b"h2".to_vec()],
+            VersionChoice::Endpoint => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        }),
+        Offer::Http1 | Offer::Http(VersionChoice::OfferHttp1) if speaks(b"h2") && speaks(b"http/1.1") => {
             with(config.alpn_protocols.iter().filter(|protocol| *protocol != b"h2").cloned().collect())
         }
         Offer::Http2 if speaks(b"h2") => with(vec![b"h2".to_vec()]),
         Offer::Only(protocols) => with(protocols.iter().map(|protocol| protocol.to_vec()).collect()),
-        Offer::All | Offer::Http1 | Offer::Http2 => Cow::Borrowed(config),
+        Offer::All | Offer::Http(_) | Offer::Http1 | Offer::Http2 => Cow::Borrowed(config),
     }
 }
 

@@ -78,7 +78,7 @@ pub async fn connect_http(
     let transport = destination.transport(cluster);
     let key = destination.key(transport, ends);
     let choice = cluster.http.version_for(transport, want.http2, want.tunnel);
-    let offer = if choice == VersionChoice::OfferHttp1 { Offer::Http1 } else { Offer::All };
+    let offer = Offer::Http(choice);
     if matches!(choice, VersionChoice::Http1 | VersionChoice::OfferHttp1) {
         return connect(upstream, destination, ends, standing, fresh, offer).await.map(Connected::Own);
     }
