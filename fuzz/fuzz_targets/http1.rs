@@ -19,15 +19,19 @@ use codec::{Framing, Head};
 fuzz_target!(|input: &[u8]| {
     let [kind, split, bytes @ ..] = input else { return };
     let splits = usize::from(*split % 64) + 1;
-    match kind % 3 {
-        0 => request(bytes, splits),
-        1 => response(bytes, splits, *split >= 128),
-        _ => body(bytes, splits),
+    for limits in [LIMITS, NARROW] {
+        match kind % 3 {
+            0 => request(bytes, splits, limits),
+            1 => response(bytes, splits, *split >= 128, limits),
+            _ => body_of(Framing::Chunked, bytes, splits, limits),
+        }
     }
 });
 
 /// As a listener has them by default.
 const LIMITS: Limits = Limits { head_bytes: 60 * 1024, fields: 100 };
+/// Within reach of inputs of 1024 bytes.
+const NARROW: Limits = Limits { head_bytes: 200, fields: 4 };
 
 /// Feed *bytes* in steps of *step* until the parser has an opinion.
 fn grow<T>(
@@ -45,17 +49,17 @@ fn grow<T>(
     }
 }
 
-fn request(bytes: &[u8], step: usize) {
+fn request(bytes: &[u8], step: usize, limits: Limits) {
     let mut head = Head::default();
-    let whole = HeadParser::default().request(bytes, &mut head, LIMITS);
+    let whole = HeadParser::default().request(bytes, &mut head, limits);
     let mut parser = HeadParser::default();
     let mut other = Head::default();
-    let grown = grow(bytes, step, |part| parser.request(part, &mut other, LIMITS));
+    let grown = grow(bytes, step, |part| parser.request(part, &mut other, limits));
     assert_eq!(whole, grown, "a split changed the verdict");
     let Ok(Some(length)) = whole else { return };
     assert_eq!(format!("{head:?}"), format!("{other:?}"), "a split changed the head");
     // What follows is the body, or the next request.
-    body_of(head.framing, &bytes[length..], step);
+    body_of(head.framing, &bytes[length..], step, limits);
     // The next hop must see the same request.
     head.remove_hop_by_hop();
     let mut out = Vec::new();
@@ -77,15 +81,15 @@ fn request(bytes: &[u8], step: usize) {
     assert_eq!(sent(head.framing), sent(again.framing));
 }
 
-fn response(bytes: &[u8], step: usize, to_head: bool) {
+fn response(bytes: &[u8], step: usize, to_head: bool, limits: Limits) {
     let mut head = Head::default();
-    let whole = HeadParser::default().response(bytes, &mut head, LIMITS, to_head);
+    let whole = HeadParser::default().response(bytes, &mut head, limits, to_head);
     let mut parser = HeadParser::default();
     let mut other = Head::default();
-    let grown = grow(bytes, step, |part| parser.response(part, &mut other, LIMITS, to_head));
+    let grown = grow(bytes, step, |part| parser.response(part, &mut other, limits, to_head));
     assert_eq!(whole, grown, "a split changed the verdict");
     let Ok(Some(length)) = whole else { return };
-    body_of(head.framing, &bytes[length..], step);
+    body_of(head.framing, &bytes[length..], step, limits);
     head.remove_hop_by_hop();
     let mut out = Vec::new();
     encode::response(&mut out, &head, head.framing, After::KeepAlive);
@@ -95,15 +99,11 @@ fn response(bytes: &[u8], step: usize, to_head: bool) {
     assert_eq!((head.status, head.framing), (again.status, again.framing));
 }
 
-fn body(bytes: &[u8], step: usize) {
-    body_of(Framing::Chunked, bytes, step);
-}
-
 type Decoded = Option<Result<(Vec<u8>, usize), BodyError>>;
 
 /// Data and length of a body that arrives in steps; `None` if it is not whole.
-fn decode(framing: Framing, bytes: &[u8], step: usize) -> Decoded {
-    let mut body = Body::new(framing, LIMITS);
+fn decode(framing: Framing, bytes: &[u8], step: usize, limits: Limits) -> Decoded {
+    let mut body = Body::new(framing, limits);
     let (mut used, mut end, mut data) = (0, 0, Vec::new());
     loop {
         match body.next(&bytes[used..end]) {
@@ -128,10 +128,10 @@ fn decode(framing: Framing, bytes: &[u8], step: usize) -> Decoded {
     }
 }
 
-fn body_of(framing: Framing, bytes: &[u8], step: usize) {
+fn body_of(framing: Framing, bytes: &[u8], step: usize, limits: Limits) {
     if framing == Framing::UntilClose {
         return;
     }
-    let whole = decode(framing, bytes, bytes.len().max(1));
-    assert_eq!(whole, decode(framing, bytes, step), "a split changed the body");
+    let whole = decode(framing, bytes, bytes.len().max(1), limits);
+    assert_eq!(whole, decode(framing, bytes, step, limits), "a split changed the body");
 }

@@ -179,7 +179,7 @@ def content(request: bytes) -> bytes:
 
 def test_valid_extensions_of_chunks_end_with_their_hop(planes: Planes) -> None:
     """They are about one connection (RFC 9112 7.1.1), and no content."""
-    chunks = b'3;a\r\nabc\r\n2;b=c;d="e;f"\r\nde\r\n0;g\r\n\r\n'
+    chunks = b'3;a\r\nabc\r\n2 \t; b=c;d="e;f"\r\nde\r\n0;g\r\n\r\n'
     for proxy in planes.proxies:
         seen = exchange(proxy, planes.upstream, CHUNKED + chunks + NEXT)
         extended, after = seen.requests

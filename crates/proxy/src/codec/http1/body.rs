@@ -1,10 +1,11 @@
 //! Finds the body of a message in the bytes that follow its head.
 //!
 //! ```text
-//! Length(n):  Data* Done                       chunked:  Size -> Extension -> SizeEnd -> Data -> DataEnd -> Size ...
+//! Length(n):  Data* Done                       chunked:  Size -> Space -> Extension -> SizeEnd -> Data -> DataEnd -> Size ...
 //! UntilClose: Data*  (the peer's end is Done)                     (size 0) -> Trailers -> Done
 //! ```
-//! Strict: a chunk size is 1 to 16 hexadecimal digits, at once followed by CR LF or an extension; every line ends with CR LF.
+//! Strict: a chunk size is 1 to 16 hexadecimal digits, at once followed by CR LF, or, perhaps behind white space, by an extension; every
+//! line ends with CR LF.
 
 use super::super::{Framing, is_forbidden_trailer};
 use super::Limits;
@@ -45,7 +46,9 @@ enum State {
     UntilClose,
     /// Reading a chunk size: value so far, digits so far.
     Size(u64, u8),
-    /// In a chunk extension: the chunk's size, bytes of the line so far.
+    /// In the white space before a chunk extension: the chunk's size, bytes of the line so far.
+    Space(u64, u32),
+    /// In a chunk extension: the same.
     Extension(u64, u32),
     /// CR of the size line was seen.
     SizeEnd(u64),
@@ -146,8 +149,15 @@ impl Body {
                     (None, _) if digits == 0 => return Err(BodyError::ChunkSize),
                     (None, b'\r') => State::SizeEnd(size),
                     (None, b';') => State::Extension(size, 0),
+                    (None, b' ' | b'\t') => State::Space(size, 1),
                     (None, _) => return Err(BodyError::ChunkSize),
                 },
+                // RFC 9112 7.1.1: "bad" white space, which one has to understand.
+                (State::Space(size, length), b' ' | b'\t') if length < SIZE_LINE_LIMIT => {
+                    State::Space(size, length + 1)
+                }
+                (State::Space(size, length), b';') => State::Extension(size, length),
+                (State::Space(..), _) => return Err(BodyError::ChunkSize),
                 (State::Extension(size, _), b'\r') => State::SizeEnd(size),
                 (State::Extension(size, length), b'\t' | b' '..=b'~' | 0x80..) if length < SIZE_LINE_LIMIT => {
                     State::Extension(size, length + 1)

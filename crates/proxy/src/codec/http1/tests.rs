@@ -425,6 +425,7 @@ fn malformed_chunks_are_refused() {
         ("data longer than the size", b"1\r\nxy\r\n", BodyError::ChunkEnd),
         ("a bare line feed after the data", b"1\r\nx\n", BodyError::ChunkEnd),
         ("a bare carriage return after the data", b"1\r\nx\ry", BodyError::ChunkEnd),
+        ("white space in a size", b"1 0;a\r\nx\r\n", BodyError::ChunkSize),
         ("a line feed in an extension", b"1;a\nb\r\nx\r\n", BodyError::Extension),
         ("NUL in an extension", b"1;a\0\r\nx\r\n", BodyError::Extension),
         ("a bare line feed in the trailers", b"0\r\nA: 1\n\r\n", BodyError::Trailers),
@@ -442,6 +443,8 @@ fn malformed_chunks_are_refused() {
     }
     let endless = [b"1;".to_vec(), vec![b'x'; 10_000]].concat();
     assert_eq!(decode(Framing::Chunked, &endless, &[100]), Some(Err(BodyError::Extension)));
+    let endless = [b"1".to_vec(), vec![b' '; 10_000]].concat();
+    assert_eq!(decode(Framing::Chunked, &endless, &[100]), Some(Err(BodyError::ChunkSize)));
     let endless = [b"0\r\nX: ".to_vec(), vec![b'x'; 100_000]].concat();
     assert_eq!(decode(Framing::Chunked, &endless, &[100]), Some(Err(BodyError::Trailers)));
 }
