@@ -75,9 +75,9 @@ impl Exchange<'_> {
             let deadline = earliest(deadline, self.try_deadline(limit));
             match self.unless_gone(deadline, server.accepts_upgrade()).await {
                 None => return Attempt::Gone,
-                Some(Ok(true)) => {}
-                // The upstream speaks HTTP/2 and no RFC 8441.
-                Some(Ok(false)) => {
+                Some(Ok(true)) if websocket::can_be_asked(&self.scratch.request, &server, &self.client) => {}
+                // The upstream speaks HTTP/2, and no RFC 8441 or none that could say this.
+                Some(Ok(_)) => {
                     return Attempt::Failed { cause: Cause::UpstreamProtocolError, result: TryResult::Overflow };
                 }
                 Some(Err(_)) => return self.timed_out(limit, timeout),
@@ -169,10 +169,18 @@ impl Exchange<'_> {
         limit: Option<TryLimit>,
         timeout: Option<Duration>,
     ) -> Awaited {
-        let to_head = self.scratch.request.is_head_request();
+        let mut until = Until::Head { of_head_request: self.scratch.request.is_head_request() };
         let entered = Instant::now();
         loop {
-            match self.race(server, to_head, limit, timeout, entered).await {
+            match self.race(server, until, limit, timeout, entered).await {
+                // RFC 9110 7.8: the other protocol begins behind the request, and bytes in the middle of its body are no protocol's.
+                Awaited::Response
+                    if self.scratch.response.status == 101
+                        && !self.scratch.request.upgrade().is_empty()
+                        && !self.request_done =>
+                {
+                    until = Until::RequestEnd;
+                }
                 Awaited::Response if self.is_interim() => {
                     if let Err(awaited) = self.pass_interim(limit, timeout, entered).await {
                         return awaited;
@@ -252,7 +260,7 @@ impl Exchange<'_> {
     async fn race(
         &mut self,
         server: &mut Server,
-        to_head: bool,
+        until: Until,
         limit: Option<TryLimit>,
         timeout: Option<Duration>,
         entered: Instant,
@@ -298,16 +306,23 @@ impl Exchange<'_> {
             if send.reader.poll_gone(context).is_ready() {
                 return Poll::Ready(Awaited::Gone);
             }
-            match from_server.poll_response(context, response, to_head) {
-                Poll::Ready(Ok(HeadEnd::Whole)) => return Poll::Ready(Awaited::Response),
-                Poll::Ready(Ok(HeadEnd::Finished)) => {
-                    return Poll::Ready(Awaited::Ended { reset: false });
+            match until {
+                Until::Head { of_head_request } => {
+                    match from_server.poll_response(context, response, of_head_request) {
+                        Poll::Ready(Ok(HeadEnd::Whole)) => return Poll::Ready(Awaited::Response),
+                        Poll::Ready(Ok(HeadEnd::Finished)) => {
+                            return Poll::Ready(Awaited::Ended { reset: false });
+                        }
+                        Poll::Ready(Ok(HeadEnd::Reset)) => {
+                            return Poll::Ready(Awaited::Ended { reset: true });
+                        }
+                        Poll::Ready(Err(_)) => return Poll::Ready(Awaited::Malformed),
+                        Poll::Pending => {}
+                    }
                 }
-                Poll::Ready(Ok(HeadEnd::Reset)) => {
-                    return Poll::Ready(Awaited::Ended { reset: true });
-                }
-                Poll::Ready(Err(_)) => return Poll::Ready(Awaited::Malformed),
-                Poll::Pending => {}
+                Until::RequestEnd if failed_to_send => return Poll::Ready(Awaited::Ended { reset: false }),
+                Until::RequestEnd if !sending => return Poll::Ready(Awaited::Response),
+                Until::RequestEnd => {}
             }
             let ended = outcome.request_duration.map(|duration| *began + duration);
             let end = timeout.zip(ended).map(|(timeout, ended)| ended + timeout);
@@ -379,6 +394,15 @@ impl TryLimit {
     fn deadline(self, request_end: Instant) -> Instant {
         self.connected.max(request_end) + self.limit
     }
+}
+
+/// What a try waits for.
+#[derive(Clone, Copy)]
+enum Until {
+    /// The head of the next response. *of_head_request*: no body follows it.
+    Head { of_head_request: bool },
+    /// The end of the request: the head of the response is here.
+    RequestEnd,
 }
 
 enum Awaited {

@@ -18,6 +18,15 @@ use super::server::Server;
 const KEY: &str = "sec-websocket-key";
 const ACCEPT: &str = "sec-websocket-accept";
 
+/// Whether there is a way to ask *server* for the upgrade in *request*: an extended CONNECT says no method beside its own, and what
+/// follows it is the other protocol's, and no body of the request (RFC 8441 4).
+pub(super) fn can_be_asked(request: &Head, server: &Server, client: &Client<'_>) -> bool {
+    match (server, client) {
+        (Server::Http2 { .. }, Client::Http1 { .. }) => request.method() == b"GET" && client.is_done(),
+        _ => true,
+    }
+}
+
 /// Make the upgrade in *request* what *server* understands. Returns whether the key in it is ours.
 pub(super) fn prepare(request: &mut Head, server: &Server, random: &mut impl Random) -> bool {
     match server {

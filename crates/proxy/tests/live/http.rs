@@ -436,6 +436,28 @@ fn an_allowed_upgrade_becomes_a_tunnel() {
     assert_eq!((&record["bytes_received"], &record["bytes_sent"]), (&7.into(), &9.into()));
 }
 
+/// RFC 9110 7.8: bytes of the other protocol stand behind the request, and not in the middle of its body.
+#[test]
+fn an_upstream_that_changes_the_protocol_early_gets_the_whole_request_first() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], Setup::allow_websocket);
+    for (field, begin, rest, whole) in [
+        ("transfer-encoding: chunked", "5\r\nhe", "llo\r\n0\r\n\r\n", "2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"),
+        ("content-length: 5", "he", "llo", "hello"),
+    ] {
+        let upgrade = "POST /chat HTTP/1.1\r\nhost: up\r\nconnection: upgrade\r\nupgrade: websocket\r\n";
+        let mut client = mesh.client();
+        client.send(format!("{upgrade}{field}\r\n\r\n{begin}"));
+        let mut peer = upstream.accept();
+        assert_eq!(peer.head().get("upgrade"), Some("websocket"), "{field}");
+        peer.send([SWITCHED, "first"].concat());
+        client.send([rest, "up"].concat());
+        assert_eq!(client.head().status(), 101, "{field}");
+        client.expect("first");
+        peer.expect([whole, "up"].concat());
+    }
+}
+
 #[test]
 fn a_reader_of_an_upgraded_connection_that_does_not_read_costs_no_memory() {
     let upstream = Upstream::new();

@@ -123,9 +123,9 @@ impl Connection {
         let (out, encoder) = (&mut self.out, &mut self.encoder);
         let extended = !head.upgrade().is_empty();
         match head.method() {
-            b"GET" if !extended => encoder.indexed(out, index::METHOD_GET),
-            b"POST" => encoder.indexed(out, index::METHOD_POST),
             _ if extended => encoder.field(out, b":method", b"CONNECT", false),
+            b"GET" => encoder.indexed(out, index::METHOD_GET),
+            b"POST" => encoder.indexed(out, index::METHOD_POST),
             method => encoder.field(out, b":method", method, false),
         }
         if extended {
