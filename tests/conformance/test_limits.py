@@ -14,6 +14,25 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.both import Json, both, cluster, file_log, http_filters, http_options, listener, records
+from tests.conformance.frames import (
+    ACK,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    GET,
+    GOAWAY,
+    HEADERS,
+    NO_ERROR,
+    PING,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    Frame,
+    Wire,
+    fields,
+    number,
+    settings,
+    status,
+)
 from tests.conformance.proxies import LIMIT, Static, until
 from tests.conformance.upstream import Upstream, read_answer, read_exactly, read_head, read_rest
 from weft.data_plane import ENVOY
@@ -202,6 +221,76 @@ def three_at_once(it: Play) -> Seen:
             connection.sendall(HELLO)
         answers.append(read_answer(it.client))
     return {"answers": answers, "rest": read_rest(it.client)}
+
+
+LAST_STREAM = (1 << 31) - 1
+
+
+@contextlib.contextmanager
+def in_http2(it: Play) -> Iterator[Wire]:
+    """The client, which speaks HTTP/2."""
+    with contextlib.closing(Wire(it.client)) as client:
+        client.write(PREFACE + settings({}))
+        yield client
+
+
+def heard(client: Wire, stream: int) -> tuple[int, bytes]:
+    """Status and body of the answer to *stream*, which comes next."""
+    head = client.next()
+    assert (head.kind, head.stream) == (HEADERS, stream), head
+    return status(head.payload), client.body(stream)
+
+
+def is_sent_away(client: Wire) -> bool:
+    """Whether the client is told next that its connection will end, and that what it sends meanwhile is taken (RFC 9113 6.8)."""
+    told = client.next()
+    return (told.kind, told.code, told.payload[:4]) == (GOAWAY, NO_ERROR, number(LAST_STREAM))
+
+
+def last_taken(client: Wire) -> list[int]:
+    """The last stream that each GOAWAY names, when all is answered and the connection ends."""
+    named = []
+    for found in client.rest():
+        if found.kind == PING:
+            client.send(PING, ACK, 0, found.payload)
+        else:
+            assert (found.kind, found.code) == (GOAWAY, NO_ERROR), found
+            named.append(int.from_bytes(found.payload[:4]))
+    return named
+
+
+def rest_in_http2(it: Play) -> Seen:
+    """A connection of HTTP/2 rests when its answer has come, however late that was; then it ends in order."""
+    with in_http2(it) as client:
+        client.get(1)
+        with it.upstream.taken() as connection:
+            began = time.monotonic()
+            until("it would have rested for too long", lambda: time.monotonic() - began > 2 * SHORT_SECONDS)
+            began = time.monotonic()
+            connection.sendall(HELLO)
+        answer = heard(client, 1)
+        told = is_sent_away(client)
+        in_time = time.monotonic() - began >= SHORT_SECONDS * 0.9
+        return {"answer": answer, "told": told, "in time": in_time, "last": last_taken(client)}
+
+
+def three_in_http2(it: Play) -> Seen:
+    """Three requests of two. With the second the client is told; it and what comes before the client can know are answered."""
+    with in_http2(it) as client:
+        client.get(1)
+        with it.upstream.taken() as connection:
+            connection.sendall(HELLO)
+        answers = [heard(client, 1)]
+        client.get(3)
+        with it.upstream.taken() as second:
+            told = is_sent_away(client)
+            client.get(5)
+            with it.upstream.taken() as third:
+                third.sendall(HELLO)
+                answers.append(heard(client, 5))
+            second.sendall(HELLO)
+            answers.append(heard(client, 3))
+        return {"told": told, "answers": answers, "last": last_taken(client)}
 
 
 def two_tries(it: Play) -> Seen:
@@ -414,6 +503,19 @@ CASES = {
         {"common_http_protocol_options": {"max_requests_per_connection": 2}},
         record=VIA,
     ),
+    "a connection of HTTP/2 at rest": Case(
+        rest_in_http2,
+        {"answer": (200, b"hello"), "told": True, "in time": True, "last": [1]},
+        {"common_http_protocol_options": {"idle_timeout": SHORT}},
+        NO_TIMEOUT,
+        record=VIA,
+    ),
+    "a third request of two, over HTTP/2": Case(
+        three_in_http2,
+        {"told": True, "answers": [(200, b"hello")] * 3, "last": [5]},
+        {"common_http_protocol_options": {"max_requests_per_connection": 2}},
+        record=VIA,
+    ),
     "a body that is kept for another try": Case(
         two_tries, {"tries": [True, True], "status": 200}, route=RETRY, record=VIA
     ),
@@ -497,3 +599,47 @@ def test_a_limit_is_the_same_at_both(running: Running, name: str) -> None:
         found[proxy.kind] = seen | {"record": records(log)[-1] if records(log) else None}
         assert running.upstream.forget() == 0, "more came than was looked at"
     assert found == expected
+
+
+def test_a_head_of_http2_that_stands_still(tmp_path: Path) -> None:
+    """
+    Envoy answers the request and resets its stream; what else is under way goes on.
+
+    weft-proxy ends the connection: nothing can be sent by it but the rest of that head (RFC 9113 6.10). Who is told so may ask again.
+    """
+    upstream = Upstream()
+
+    def log(ports: dict[str, int]) -> Path:
+        return tmp_path / f"{ports['http']}.log"
+
+    def resources(ports: dict[str, int]) -> Json:
+        manager = {"request_headers_timeout": SHORT, "access_log": file_log(log(ports), FIELDS)}
+        filters = http_filters([{"match": {"prefix": "/"}, "route": {"cluster": "up", **NO_TIMEOUT}}], manager=manager)
+        return {"clusters": [cluster("up", upstream.port)], "listeners": [listener("http", ports["http"], filters)]}
+
+    with upstream.socket, both(tmp_path, ("http",), resources) as (envoy, weft):
+        for proxy in (envoy, weft):
+            with Wire.client(proxy.ports["http"]) as client:
+                client.next(SETTINGS)  # whose acknowledgement must not come in the middle of a head
+                client.get(1)
+                with upstream.taken() as connection:
+                    began = time.monotonic()
+                    client.send(HEADERS, END_STREAM, 3, fields(*GET))
+                    if proxy is envoy:
+                        assert heard(client, 3) == (408, b"request header timeout")
+                        assert time.monotonic() - began >= SHORT_SECONDS * 0.9
+                        assert client.next() == Frame(RST_STREAM, 0, 3, number(NO_ERROR))
+                        connection.sendall(HELLO)
+                        assert heard(client, 1) == (200, b"hello")
+                    else:
+                        told = client.next()
+                        assert time.monotonic() - began >= SHORT_SECONDS * 0.9
+                        assert (told.kind, told.code, told.payload[:4]) == (GOAWAY, ENHANCE_YOUR_CALM, number(1))
+                        assert list(client.rest()) == []
+                        assert read_rest(connection) == b""
+            assert upstream.forget() == 0, "a head that is not whole is not passed on"
+        expected = [record(408, "request_header_timeout"), VIA]
+        until("both are recorded", lambda: len(records(log(envoy.ports))) == len(expected))
+        assert records(log(envoy.ports)) == expected
+        until("what was cut off is recorded", lambda: bool(records(log(weft.ports))))
+        assert [(found["status"], found["flags"]) for found in records(log(weft.ports))] == [(0, "DC")]

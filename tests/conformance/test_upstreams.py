@@ -1,4 +1,4 @@
-"""How endpoints are connected to: from which address, by a Unix socket, and with the kernel's keep-alive. Both data planes, in one run."""
+"""How endpoints are connected to: from which address, by a Unix socket, with keep-alive, and for how long. Both data planes, in one run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.both import Json, both, cluster, file_log, http_filters, http_options, listener, records
+from tests.conformance.frames import HEADERS, Wire
 from tests.conformance.proxies import Static, until
 from tests.conformance.telling import Teller, Telling, Told, telling
 from tests.conformance.upstream import Upstream, read_head
@@ -32,7 +33,18 @@ TIME, INTERVAL, PROBES = 600, 7, 3
 """Seconds until the kernel asks whether an upstream is still there, seconds until it asks again, and how often it asks."""
 
 LASTING = 0.5
-"""Seconds for which a connection is used."""
+"""Seconds for which a connection is used, or kept while nobody does."""
+
+HTTP1, HTTP2 = "http_protocol_options", "http2_protocol_options"
+
+ENDING = {
+    "aging": (HTTP1, {"max_connection_duration": f"{LASTING}s"}),
+    "idle": (HTTP1, {"idle_timeout": f"{LASTING}s"}),
+    "idle over HTTP/2": (HTTP2, {"idle_timeout": f"{LASTING}s"}),
+    "of two requests": (HTTP1, {"max_requests_per_connection": 2}),
+    "of two requests over HTTP/2": (HTTP2, {"max_requests_per_connection": 2}),
+}
+"""Clusters whose connections end: the version of HTTP, and what is said of both versions."""
 
 
 class OnPath(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -58,10 +70,10 @@ class Planes:
     told: Teller
     on_path: OnPath
     up: Upstream
-    """For the listeners of keep-alive and of age."""
+    """For the listeners of keep-alive and of `ENDING`."""
 
 
-LISTENERS = ("tcp", "own source", "path", "gone path", "kept alive", "not kept alive", "aging")
+LISTENERS = ("tcp", "own source", "path", "gone path", "kept alive", "not kept alive", *ENDING)
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +94,10 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
             cluster("gone path", load_assignment={"cluster_name": "gone path", **at(folder / "nobody.sock")}),
             cluster("kept alive", up.port, upstream_connection_options={"tcp_keepalive": keepalive}),
             cluster("not kept alive", up.port),
-            cluster(
-                "aging",
-                up.port,
-                **http_options(
-                    common_http_protocol_options={"max_connection_duration": f"{LASTING}s"},
-                    explicit_http_config={"http_protocol_options": {}},
-                ),
-            ),
         ]
+        for name, (version, common) in ENDING.items():
+            options = http_options(common_http_protocol_options=common, explicit_http_config={version: {}})
+            clusters.append(cluster(name, up.port, **options))
         made = []
         for name in LISTENERS:
             log = file_log(folder / f"{ports[name]}.log", {"flags": "%RESPONSE_FLAGS%", "host": "%UPSTREAM_HOST%"})
@@ -207,16 +214,49 @@ def test_connections_are_kept_alive_as_the_cluster_says(planes: Planes, name: st
             until("it is gone", lambda: timer_of(planes.up.port) is None)
 
 
+Peer = socket.socket | Wire
+"""The upstream's end of a connection."""
+
+
 @contextlib.contextmanager
-def ask(planes: Planes, proxy: Static, name: str) -> Iterator[socket.socket]:
-    """Have a request answered over a connection that stays; yield the upstream's end of it."""
+def asking(proxy: Static, name: str) -> Iterator[None]:
+    """Have a request under way; it is answered when the block has ended."""
     found: list[tuple[int, str]] = []
     thread = threading.Thread(target=lambda: found.append(proxy.get(name)))
     thread.start()
-    with planes.up.taken() as peer:
+    yield
+    thread.join()
+    assert found == [(200, "ok")], proxy.kind
+
+
+def answer(peer: Peer, *, late: float = 0) -> None:
+    """Take the next request, and answer it so many seconds *late*."""
+    if isinstance(peer, Wire):
+        stream = peer.next(HEADERS).stream
+        until("it is late", functools.partial(has_come, time.monotonic() + late))
+        peer.answer(stream, b"ok")
+    else:
+        read_head(peer)
+        until("it is late", functools.partial(has_come, time.monotonic() + late))
         peer.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-        thread.join()
-        assert found == [(200, "ok")], proxy.kind
+
+
+def ends(peer: Peer) -> bool:
+    """Whether its end comes, and no request before."""
+    if isinstance(peer, Wire):
+        return all(found.kind != HEADERS for found in peer.rest())
+    return read_head(peer) == b""
+
+
+@contextlib.contextmanager
+def ask(planes: Planes, proxy: Static, name: str, *, late: float = 0) -> Iterator[Peer]:
+    """Have a request answered over a new connection, which stays; yield the upstream's end of it."""
+    with contextlib.ExitStack() as stack:
+        with asking(proxy, name):
+            peer: Peer = stack.enter_context(planes.up.accept())
+            if ENDING.get(name, (HTTP1,))[0] == HTTP2:
+                peer = stack.enter_context(Wire.serving(peer))
+            answer(peer, late=late)
         yield peer
 
 
@@ -224,12 +264,40 @@ def has_come(moment: float) -> bool:
     return time.monotonic() >= moment
 
 
-def test_a_connection_that_has_lasted_long_enough_is_not_used_again(planes: Planes) -> None:
-    """Though it was idle when it came to be too old, and nobody has closed it."""
+@pytest.mark.parametrize("name", ["aging", "idle", "idle over HTTP/2"])
+def test_a_connection_that_has_lasted_or_rested_long_enough_is_not_used_again(planes: Planes, name: str) -> None:
+    """Though it was idle when it came to be too old, and nobody may have closed it yet."""
     for proxy in planes.proxies:
-        with ask(planes, proxy, "aging") as first:
-            too_old = time.monotonic() + LASTING
+        with ask(planes, proxy, name) as first:
+            too_old = time.monotonic() + 1.5 * LASTING
             until("it is too old", functools.partial(has_come, too_old))
-            with ask(planes, proxy, "aging"):  # over a connection of its own
-                assert read_head(first) == b"", proxy.kind
+            with ask(planes, proxy, name):  # over a connection of its own
+                assert ends(first), proxy.kind
+        assert planes.up.forget() == 0, proxy.kind
+
+
+@pytest.mark.parametrize("name", ["idle", "idle over HTTP/2"])
+def test_a_connection_that_nobody_uses_is_closed(planes: Planes, name: str) -> None:
+    """It is in use for as long as an answer takes. The next request goes by another."""
+    for proxy in planes.proxies:
+        began = time.monotonic()
+        with ask(planes, proxy, name, late=2 * LASTING) as first:
+            assert ends(first), proxy.kind
+            # Envoy rounds its clock, and reads it seldom.
+            assert time.monotonic() - began >= 2.9 * LASTING, proxy.kind
+            with ask(planes, proxy, name):
+                pass
+        assert planes.up.forget() == 0, proxy.kind
+
+
+@pytest.mark.parametrize("name", ["of two requests", "of two requests over HTTP/2"])
+def test_a_connection_takes_as_many_requests_as_the_cluster_says(planes: Planes, name: str) -> None:
+    """It is closed with its last answer; the next request goes by another."""
+    for proxy in planes.proxies:
+        with ask(planes, proxy, name) as first:
+            with asking(proxy, name):
+                answer(first)
+            assert ends(first), proxy.kind
+            with ask(planes, proxy, name):
+                pass
         assert planes.up.forget() == 0, proxy.kind
