@@ -104,11 +104,15 @@ def common_context(
         ]
     if revoked is not None:
         validation["crl"] = {"inline_string": revoked}
-    certificate = {
+    return {"tls_certificates": [certificate_of(identity)], "validation_context": validation, **more}
+
+
+def certificate_of(identity: Identity, key: Path | None = None) -> dict[str, Any]:
+    """The `TlsCertificate` of *identity*; with another *key* it is a wrong one."""
+    return {
         "certificate_chain": {"inline_string": identity.chain.read_text()},
-        "private_key": {"inline_string": identity.key.read_text()},
+        "private_key": {"inline_string": (key or identity.key).read_text()},
     }
-    return {"tls_certificates": [certificate], "validation_context": validation, **more}
 
 
 def downstream(common: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -136,6 +140,11 @@ def by_sds(name: str) -> dict[str, Any]:
         "grpc_services": [{"envoy_grpc": {"cluster_name": "sds-grpc"}}],
     }
     return {"name": name, "sds_config": {"resource_api_version": "V3", "api_config_source": source}}
+
+
+def by_ads(name: str) -> dict[str, Any]:
+    """The same by the stream that everything else comes by."""
+    return {"name": name, "sds_config": {"resource_api_version": "V3", "ads": {}}}
 
 
 def secret(name: str, **kind: Any) -> Resource:

@@ -133,6 +133,7 @@ class Proxy:
         self.core = StreamCore(str(directory / "xds.sock"))
         self.revision = 0
         self.stream: int | None = None
+        self.streams: set[int] = set()
         self.admin = directory / "admin.sock"
         config = bootstrap(
             {"id": f"sidecar~127.0.0.1~{name}.default~default.svc.cluster.local", "cluster": name},
@@ -179,6 +180,7 @@ class Proxy:
                 case ("connected", stream, *_):
                     # The first stream is ADS; one for secrets follows when something needs them.
                     self.stream = stream if self.stream is None else self.stream
+                    self.streams.add(stream)
                     self.core.attach(stream, "view")
         return events
 

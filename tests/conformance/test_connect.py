@@ -12,7 +12,7 @@ import pytest
 from tests.conformance.both import Json, both, cluster, http_filters, http_options, listener
 from tests.conformance.frames import DATA, END_HEADERS, END_STREAM, HEADERS, Wire, fields, status
 from tests.conformance.proxies import LIMIT, Static
-from tests.conformance.upstream import Upstream, read_head, read_rest
+from tests.conformance.upstream import Upstream, fields_of, read_head, read_rest
 from tests.ports import free_port
 from weft.data_plane import ENVOY, WEFT_PROXY
 
@@ -269,3 +269,28 @@ def test_any_protocol_that_is_allowed_may_be_upgraded_to(proxies: tuple[Static, 
             assert read_head(connection).startswith(b"HTTP/1.1 403 "), (proxy.kind, "that was not named")
         # RFC 9110 7.8: in HTTP/1.0 it is no wish.
         assert upstream.forget() == 0
+
+
+H2C = b"connection: %b\r\nupgrade: %b\r\nhttp2-settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+"""RFC 7540 3.2, which RFC 9113 3.1 has made obsolete."""
+
+
+@pytest.mark.parametrize("name", ["nothing is configured", "echo"])
+@pytest.mark.parametrize("protocol", [b"h2c", b"H2C"])
+def test_a_wish_for_http2_ends_here(
+    proxies: tuple[Static, Static], upstream: Upstream, name: str, protocol: bytes
+) -> None:
+    """Whoever grants it would speak HTTP/2 behind the proxy's back. The request is one of HTTP/1.1, and so is what follows it."""
+    for connection in (b"upgrade, http2-settings", b"HTTP2-Settings, Upgrade"):
+        head = b"POST /1 HTTP/1.1\r\nhost: up\r\ncontent-length: 4\r\n" + H2C % (connection, protocol) + b"\r\n"
+        following = b"GET /2 HTTP/1.1\r\nhost: up\r\n\r\n"
+        for proxy in proxies:
+            with client(proxy, name, head, b"body", following) as asking, upstream.accept() as peer:
+                for path, body in ((b"POST /1 ", b"body"), (b"GET /2 ", b"")):
+                    request = read_head(peer)
+                    assert request.startswith(path + b"HTTP/1.1\r\n"), proxy.kind
+                    assert not fields_of(request).keys() & {b"connection", b"upgrade", b"http2-settings"}, proxy.kind
+                    expect(peer, body)
+                    peer.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+                    assert read_head(asking).startswith(b"HTTP/1.1 204 "), proxy.kind
+            assert upstream.forget() == 0, proxy.kind

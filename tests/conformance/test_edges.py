@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.both import Json, cluster, http_filters, listener, over_http2
+from tests.conformance.both import Json, cluster, http_filters, listener, over_http2, typed
 from weft.agent.data_planes import DATA_PLANES
 from weft.data_plane import ENVOY, WEFT_PROXY
 
@@ -82,6 +82,12 @@ def chain_with(socket: Json) -> Json:
     return {"listeners": [made]}
 
 
+def headed(**fields: Any) -> Json:
+    """A listener whose connections begin with a PROXY protocol header, as *fields* say."""
+    config = typed("filters.listener.proxy_protocol.v3.ProxyProtocol", **fields)
+    return listener("l", 0, http_filters([]), listener_filters=[{"name": "proxy_protocol", "typed_config": config}])
+
+
 NAMELESS_TLS = {"name": "envoy.transport_sockets.tls"}
 """A transport socket that says nothing of itself."""
 
@@ -142,6 +148,7 @@ BAD: dict[str, Json] = {
     "a name twice": chains(named("a", "a")),
     "a source port twice": chains({"source_ports": [1, 1]}),
     "any name": chains(named("*")),
+    "no version of the PROXY protocol": {"listeners": [headed(disallowed_versions=["V1", "V2"])]},
     "a wildcard for a part of a label": chains(named("*a")),
     "a wildcard within a name": chains(named("a.*.b")),
 }

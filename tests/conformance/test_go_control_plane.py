@@ -72,9 +72,10 @@ def state_of(admin: int) -> Held:
         return of_dump(WEFT_PROXY, json.load(answer))
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize(("mode", "api_type"), [("ads", "GRPC"), ("delta-ads", "DELTA_GRPC")])
-def test_go_control_plane_drives_weft_proxy(tmp_path: Path, mode: str, api_type: str) -> None:
-    """By the state of the world and by delta: every snapshot arrives, and every listener answers."""
+def test_go_control_plane_drives_weft_proxy(tmp_path: Path, mode: str, api_type: str, *, tls: bool) -> None:
+    """By the state of the world and by delta: every snapshot arrives, and every listener answers; with TLS by secrets that come with it."""
     xds, log, gateway, admin = (free_port() for _ in range(4))
     base = consecutive_ports(LISTENERS)
     path = tmp_path / "bootstrap.yaml"
@@ -96,6 +97,7 @@ def test_go_control_plane_drives_weft_proxy(tmp_path: Path, mode: str, api_type:
             "message": MESSAGE,
             "http": LISTENERS - 2,
             "tcp": 2,
+            "tls": str(tls).lower(),
             # What weft-proxy does not have: scoped routes, and extensions that are discovered.
             "scopedhttp": 0,
             "extension": 0,

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conformance.both import Json, address, both, http_filters, listener, typed
 from tests.conformance.proxies import LIMIT, Static, until
-from tests.conformance.upstream import Accepting, read_rest
+from tests.conformance.upstream import Accepting, read_rest, unanswering
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
@@ -65,6 +65,7 @@ ROUTES: dict[str, Json] = {
     "/no-cluster-404": to("nowhere", cluster_not_found_response_code="NOT_FOUND"),
     "/no-endpoint": to("empty"),
     "/refused": to("closed"),
+    "/unanswered": to("unanswering"),
     "/overflow": to("full"),
     "/slow": to("silent", timeout="0.2s"),
     "/slow-twice": to("silent", retry_policy={"retry_on": "reset", "num_retries": 1, "per_try_timeout": "0.2s"}),
@@ -92,7 +93,7 @@ def silent() -> Iterator[int]:
         yield server.port
 
 
-def resources(ports: dict[str, int], directory: Path, silent: int) -> Json:
+def resources(ports: dict[str, int], directory: Path, silent: int, unanswering: int) -> Json:
     routes = [
         {
             "match": {"path": path},
@@ -123,13 +124,14 @@ def resources(ports: dict[str, int], directory: Path, silent: int) -> Json:
                 "cluster_name": name,
                 "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(port)}}]}] if port else [],
             },
-            "circuit_breakers": breakers,
+            **more,
         }
-        for name, port, breakers in (
+        for name, port, more in (
             ("silent", silent, {}),
             ("empty", 0, {}),
             ("closed", free_port(), {}),
-            ("full", silent, none),
+            ("unanswering", unanswering, {"connect_timeout": "0.2s"}),
+            ("full", silent, {"circuit_breakers": none}),
         )
     ]
     return {"listeners": [listener("http", ports["http"], filters)], "clusters": clusters}
@@ -190,7 +192,10 @@ def told(proxy: Static, directory: Path) -> tuple[dict[str, Json], dict[str, Jso
 
 def test_both_answer_by_themselves_alike_in_http_and_in_grpc(tmp_path: Path, silent: int) -> None:
     """Status, headers and body, with what the route adds to them; the records of them; and what a client of gRPC is told."""
-    with both(tmp_path, ("http",), lambda ports: resources(ports, tmp_path, silent)) as (envoy, weft):
+    with (
+        unanswering() as full,
+        both(tmp_path, ("http",), lambda ports: resources(ports, tmp_path, silent, full)) as (envoy, weft),
+    ):
         expected, seen = told(envoy, tmp_path), told(weft, tmp_path)
     for of_envoy, of_weft in zip(expected, seen, strict=True):
         differing = {key: (of_weft.get(key), value) for key, value in of_envoy.items() if of_weft.get(key) != value}

@@ -11,6 +11,7 @@ import pytest
 from tests.conformance.both import address, both, listener, typed
 from tests.conformance.proxies import LIMIT, Static
 from tests.conformance.upstream import Accepting
+from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
 
@@ -132,10 +133,10 @@ def filters(manager: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"name": "http", "typed_config": content}]
 
 
-def ask(proxy: Static, name: str, path: str) -> tuple[int, str]:
+def ask(proxy: Static, name: str, path: str, method: str = "GET") -> tuple[int, str]:
     """The status, and the target that went on or that the client is told to come back with."""
     with socket.create_connection(("127.0.0.1", proxy.ports[name]), timeout=LIMIT) as connection:
-        connection.sendall(b"GET %b HTTP/1.1\r\nhost: echo\r\nconnection: close\r\n\r\n" % path.encode())
+        connection.sendall(f"{method} {path} HTTP/1.1\r\nhost: echo\r\nconnection: close\r\n\r\n".encode())
         head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
     status = int(head.split(b" ")[1])
     told = [line.partition(b": ")[2] for line in head.split(b"\r\n") if line.lower().startswith(b"location:")]
@@ -161,3 +162,29 @@ def test_characters_that_are_none_of_a_path_go_on_as_they_came(pair: tuple[Stati
     envoy, weft = pair
     assert ask(envoy, "dots", "/a|b") == (200, "/a%7Cb")
     assert ask(weft, "dots", "/a|b") == (200, "/a|b")
+
+
+ABSOLUTE: dict[tuple[str, str], dict[str, str | None]] = {
+    # RFC 9112 3.2.4: what asks about the server is `*` for the last hop. To Envoy it is a request for `/`.
+    ("OPTIONS", "http://echo"): {WEFT_PROXY: "*", ENVOY: "/"},
+    ("OPTIONS", "http://echo/"): dict.fromkeys((WEFT_PROXY, ENVOY), "/"),
+    ("OPTIONS", "http://echo/a?x"): dict.fromkeys((WEFT_PROXY, ENVOY), "/a?x"),
+    # RFC 9112 3.2.1: where the path is empty it is `/`. To Envoy it is empty, and no route is for that.
+    ("OPTIONS", "http://echo?x"): {WEFT_PROXY: "/?x", ENVOY: None},
+    ("GET", "http://echo?x"): {WEFT_PROXY: "/?x", ENVOY: None},
+    ("GET", "http://echo"): dict.fromkeys((WEFT_PROXY, ENVOY), "/"),
+    ("GET", "http://echo/a?x"): dict.fromkeys((WEFT_PROXY, ENVOY), "/a?x"),
+    # No route for paths is for it.
+    ("OPTIONS", "*"): {WEFT_PROXY: None, ENVOY: None},
+}
+"""By method and target: what goes on of it. `None`: it has no route."""
+
+
+@pytest.mark.parametrize("name", ["as-it-is", "both"])
+def test_a_target_in_absolute_form_goes_on_as_its_path(pair: tuple[Static, Static], name: str) -> None:
+    """OPTIONS of a server is one about the server, whatever form its target has."""
+    for proxy in pair:
+        for (method, target), expected in ABSOLUTE.items():
+            path = expected[proxy.kind]
+            wanted = (404, "") if path is None else (200, path)
+            assert ask(proxy, name, target, method) == wanted, (proxy.kind, method, target)

@@ -4,22 +4,49 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
+from cryptography import x509
 
 from tests.conformance.both import Json, both, cluster, http_filters, listener, typed
+from tests.conformance.certificates import Authority, common_context, upstream
 from tests.conformance.proxies import LIMIT, Static
+from tests.conformance.upstream import Upstream, read_exactly, read_rest
 from tests.conftest import program_or_skip
 from tests.ports import free_port, until_listening
 
 pytestmark = pytest.mark.conformance
 
+
+class Way(NamedTuple):
+    """What a listener makes of its connections, and how their upstream is told of them."""
+
+    carries: str
+    version: str
+    inner: str
+    """What follows the header."""
+
+
 VERSIONS = ("V1", "V2")
-"""In which upstreams are told; of each a listener of that name."""
+
+WAYS = {" ".join(way): Way(*way) for way in itertools.product(("HTTP", "TCP"), VERSIONS, ("plain", "TLS"))}
+"""Of each a listener of that name."""
+
+EXPECTING: dict[str, Json] = {
+    "either version": {},
+    "version 1": {"disallowed_versions": ["V2"]},
+    "version 2": {"disallowed_versions": ["V1"]},
+    "either version, or none": {"allow_requests_without_proxy_protocol": True},
+    "version 1, or none": {"allow_requests_without_proxy_protocol": True, "disallowed_versions": ["V2"]},
+    "version 2, or none": {"allow_requests_without_proxy_protocol": True, "disallowed_versions": ["V1"]},
+}
+"""What the filter of a listener of that name, which carries bytes, is told."""
 
 SENDS = ("send-proxy", "send-proxy-v2 proxy-v2-options unique-id,crc32c")
 """In which HAProxy tells."""
@@ -33,6 +60,7 @@ defaults
 frontend behind
     mode http
     bind 127.0.0.1:{behind} accept-proxy
+    bind 127.0.0.1:{sealed} accept-proxy ssl crt {identity}
     http-request return status 200 content-type text/plain lf-string "%[src]:%[src_port] %[dst]:%[dst_port]"
 """
 
@@ -48,59 +76,86 @@ listen {before}
 class Planes:
     proxies: tuple[Static, Static]
     before: dict[tuple[str, str, str], int]
-    """Ports of HAProxy, by the data plane it leads to, what it sends and what the data plane's upstream is told."""
+    """Ports of HAProxy, by the data plane it leads to, what it sends and the listener there."""
+    up: Upstream
+    """Behind the listeners of `EXPECTING`; it is told in version 1."""
+
+
+def carrying(to: str) -> list[Json]:
+    return [{"name": "tcp", "typed_config": typed("filters.network.tcp_proxy.v3.TcpProxy", stat_prefix=to, cluster=to)}]
+
+
+def telling(version: str, inner: Json) -> Json:
+    """The transport socket of a cluster whose endpoints are told in *version*, before what *inner* does."""
+    config = typed(
+        "transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport",
+        config={"version": version},
+        transport_socket=inner,
+    )
+    return {"name": "proxy_protocol", "typed_config": config}
+
+
+def expecting(**fields: object) -> list[Json]:
+    """The filters of a listener that expects a header, with *fields*."""
+    config = typed("filters.listener.proxy_protocol.v3.ProxyProtocol", **fields)
+    return [{"name": "proxy_protocol", "typed_config": config}]
 
 
 @pytest.fixture(scope="module")
 def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
     folder = tmp_path_factory.mktemp("proxy_protocol")
     haproxy = program_or_skip("haproxy", "haproxy")
-    behind = free_port()
-    header = {"name": "proxy_protocol", "typed_config": typed("filters.listener.proxy_protocol.v3.ProxyProtocol")}
+    authority = Authority(folder / "certificates")
+    identity = folder / "identity.pem"
+    identity.write_text("".join(path.read_text() for path in authority.issue("behind", x509.DNSName("localhost"))))
+    plain = {"name": "raw", "typed_config": typed("transport_sockets.raw_buffer.v3.RawBuffer")}
+    sealing = upstream(common_context(authority.issue("proxy"), authority.roots.read_text()), sni="localhost")
+    behind = {"plain": (free_port(), plain), "TLS": (free_port(), sealing)}
+    up = Upstream()
 
     def resources(ports: dict[str, int]) -> Json:
-        clusters, made = [], []
-        for version in VERSIONS:
-            inner = {"name": "raw", "typed_config": typed("transport_sockets.raw_buffer.v3.RawBuffer")}
-            transport = typed(
-                "transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport",
-                config={"version": version},
-                transport_socket=inner,
-            )
-            telling = {"name": "proxy_protocol", "typed_config": transport}
-            clusters.append(cluster(version, behind, transport_socket=telling))
-            filters = http_filters([{"match": {"prefix": "/"}, "route": {"cluster": version}}])
-            made.append(listener(version, ports[version], filters, listener_filters=[header]))
+        clusters = [cluster("up", up.port, transport_socket=telling("V1", plain))]
+        clusters += [
+            cluster(f"{version} {inner}", port, transport_socket=telling(version, content))
+            for version in VERSIONS
+            for inner, (port, content) in behind.items()
+        ]
+        made = [
+            listener(name, ports[name], carrying("up"), listener_filters=expecting(**fields))
+            for name, fields in EXPECTING.items()
+        ]
+        for name, way in WAYS.items():
+            to = f"{way.version} {way.inner}"
+            routed = http_filters([{"match": {"prefix": "/"}, "route": {"cluster": to}}])
+            filters = routed if way.carries == "HTTP" else carrying(to)
+            made.append(listener(name, ports[name], filters, listener_filters=expecting()))
         return {"clusters": clusters, "listeners": made}
 
-    with both(folder, VERSIONS, resources) as proxies:
-        before = {
-            (proxy.kind, send, version): free_port() for proxy in proxies for send in SENDS for version in VERSIONS
-        }
-        text = BEHIND.format(behind=behind)
+    with up.socket, both(folder, (*WAYS, *EXPECTING), resources) as proxies:
+        before = {(proxy.kind, send, name): free_port() for proxy in proxies for send in SENDS for name in WAYS}
+        text = BEHIND.format(behind=behind["plain"][0], sealed=behind["TLS"][0], identity=identity)
         for proxy in proxies:
-            for send in SENDS:
-                for version in VERSIONS:
-                    port = before[proxy.kind, send, version]
-                    text += BEFORE.format(before=port, proxy=proxy.ports[version], send=send)
+            for send, name in itertools.product(SENDS, WAYS):
+                port = before[proxy.kind, send, name]
+                text += BEFORE.format(before=port, proxy=proxy.ports[name], send=send)
         path = folder / "haproxy.cfg"
         path.write_text(text)
         process = subprocess.Popen([haproxy, "-db", "-f", str(path)], stdin=subprocess.DEVNULL)
         try:
-            for port in (behind, *before.values()):
+            for port in (behind["plain"][0], behind["TLS"][0], *before.values()):
                 until_listening(port, process)
-            yield Planes(proxies, before)
+            yield Planes(proxies, before, up)
         finally:
             process.kill()
             process.wait()
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("send", SENDS)
-def test_haproxy_and_a_data_plane_tell_each_other_the_same_client(planes: Planes, send: str, version: str) -> None:
+def test_haproxy_and_a_data_plane_tell_each_other_the_same_client(planes: Planes, send: str, name: str) -> None:
     """client -> HAProxy -> data plane -> HAProxy: the last one knows the first one's client, whichever versions are between."""
     for proxy in planes.proxies:
-        port = planes.before[proxy.kind, send, version]
+        port = planes.before[proxy.kind, send, name]
         # Two clients, and two requests of each: nobody is told another's address.
         clients = [http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT) for _ in range(2)]
         for client in clients * 2:
@@ -137,10 +192,10 @@ HEADERS: dict[str, tuple[bytes, str | None]] = {
 def test_a_header_is_believed_or_ends_its_connection(planes: Planes, name: str) -> None:
     header, told = HEADERS[name]
     for proxy in planes.proxies:
-        for version in VERSIONS:
+        for way in WAYS:
             for size in (len(header) or 1, 5):  # at once, and in pieces
-                with socket.create_connection(("127.0.0.1", proxy.ports[version]), LIMIT) as client:
-                    own = f"127.0.0.1:{client.getsockname()[1]} 127.0.0.1:{proxy.ports[version]}"
+                with socket.create_connection(("127.0.0.1", proxy.ports[way]), LIMIT) as client:
+                    own = f"127.0.0.1:{client.getsockname()[1]} 127.0.0.1:{proxy.ports[way]}"
                     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     answer = None
                     with contextlib.suppress(ConnectionError, http.client.BadStatusLine):
@@ -150,4 +205,49 @@ def test_a_header_is_believed_or_ends_its_connection(planes: Planes, name: str) 
                         response = http.client.HTTPResponse(client)
                         response.begin()
                         answer = response.read().decode()
-                    assert answer == (own if told == OWN else told), (proxy.kind, version, size)
+                    assert answer == (own if told == OWN else told), (proxy.kind, way, size)
+
+
+BEGINNINGS = {
+    "version 1": HEADERS["version 1"][0],
+    "version 2": HEADERS["version 2, with an addition"][0],
+    # None, though the first bytes may be those of a header. Where there must be one Envoy says so after the 16 of version 2.
+    "a request that begins with P": b"PROPFIND / HTTP/1.1\r\n\r\n",
+    "empty lines": b"\r\n\r\n\0" + bytes(16),
+    "other bytes": b"GET / HTTP/1.1\r\n\r\n",
+}
+"""By name: what a connection begins with, before an `x`."""
+
+
+def passes(expected: str, name: str, client: int, proxy: int) -> bytes | None:
+    """What comes to the upstream of a connection that begins as *name* says, by what is expected of it; `None`: nothing does."""
+    first = BEGINNINGS[name]
+    own = b"PROXY TCP4 127.0.0.1 127.0.0.1 %d %d\r\n" % (client, proxy)
+    if name in {"version 1", "version 2"} and (name in expected or "either" in expected):
+        return BEGINNINGS["version 1"] + b"x"
+    # What is not looked for is no header, if there may be none.
+    return own + first + b"x" if "none" in expected else None
+
+
+@pytest.mark.parametrize("name", BEGINNINGS)
+@pytest.mark.parametrize("expected", EXPECTING)
+def test_a_header_must_be_there_in_a_version_that_is_allowed(planes: Planes, expected: str, name: str) -> None:
+    planes.up.forget()
+    for proxy in planes.proxies:
+        port = proxy.ports[expected]
+        for size in (len(BEGINNINGS[name]), 1):  # at once, and in pieces
+            with socket.create_connection(("127.0.0.1", port), LIMIT) as client:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with contextlib.suppress(ConnectionError):
+                    for start in range(0, len(BEGINNINGS[name]), size):
+                        client.sendall(BEGINNINGS[name][start : start + size])
+                    client.sendall(b"x")
+                wanted = passes(expected, name, client.getsockname()[1], port)
+                if wanted is None:
+                    assert read_rest(client) == b"", (proxy.kind, size)
+                    continue
+                with planes.up.accept() as peer:
+                    assert read_exactly(peer, len(wanted)) == wanted, (proxy.kind, size)
+                    peer.sendall(b"y")
+                    assert read_exactly(client, 1) == b"y", (proxy.kind, size)
+        assert planes.up.forget() == 0, proxy.kind

@@ -1,4 +1,4 @@
-"""Secrets that change while sessions of TLS are there to be resumed: weft-proxy and Envoy, each told by SDS, in one run."""
+"""Secrets that change: weft-proxy and Envoy, each told by SDS or by ADS, with sessions of TLS that are there to be resumed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from google.protobuf.json_format import ParseDict
 
 from tests.conformance.both import cluster, http_filters, listener
 from tests.conformance.certificates import (
     Authority,
     Identity,
+    by_ads,
     by_sds,
+    certificate_of,
     client_context,
     common_context,
     downstream,
@@ -208,3 +212,51 @@ def test_a_session_with_an_upstream_does_not_outlive_a_removed_root(
         assert status() == 200
         # What was kept before is not taken up again.
         assert [one for one in server.seen if one != "refused"] == ["made anew", "resumed"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_secrets_that_come_by_ads_are_those_of_the_next_connection(tmp_path: Path, kind: str) -> None:
+    """A listener's certificate and its roots, by the stream that the listener came by. A wrong one is refused, and the last good one serves."""
+    authorities = [Authority(tmp_path / name) for name in ("old", "new")]
+    servers = [authority.issue("server", x509.DNSName("localhost")) for authority in authorities]
+    clients = [client_context(authority, authority.issue("client")) for authority in authorities]
+    for context in clients:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    common = {
+        "tls_certificate_sds_secret_configs": [by_ads("own")],
+        "validation_context_sds_secret_config": by_ads("ROOTCA"),
+    }
+    port = free_port()
+    it = listener("in", port, http_filters([{"match": {"prefix": "/"}, "direct_response": {"status": 200}}]))
+    it["filter_chains"][0]["transport_socket"] = downstream(common)
+    made = resource("in", ParseDict(it, Listener()))
+
+    def shown(client: ssl.SSLContext) -> Identity | None:
+        """Who answers *client*; `None` if it refuses it."""
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
+            with socket.create_connection(("127.0.0.1", port), LIMIT) as plain, client.wrap_socket(plain) as connection:
+                certificate = connection.getpeercert(binary_form=True)
+                connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                if not connection.recv(1):
+                    return None
+            return next(it for it in servers if it.certificate().public_bytes(Encoding.DER) == certificate)
+        return None
+
+    old, new = clients
+    with proxies(tmp_path, "it", kind=kind) as [proxy]:
+        proxy.publish(made, secret("own", tls_certificate=certificate_of(servers[0])), roots_of(authorities[0]))
+        until("the listener has its secrets", lambda: shown(old) == servers[0])
+        assert shown(new) is None
+        with socket.create_connection(("127.0.0.1", port), LIMIT) as plain, old.wrap_socket(plain) as kept:
+            changed = secret("own", tls_certificate=certificate_of(servers[1])), roots_of(authorities[1])
+            proxy.publish(made, *changed)
+            until("they have changed", lambda: shown(new) == servers[1])
+            assert shown(old) is None
+            kept.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert kept.recv(9) == b"HTTP/1.1 ", "who was let in before stays"
+
+        wrong = secret("own", tls_certificate=certificate_of(servers[0], servers[1].key))
+        refused = proxy.offer(made, wrong, roots_of(authorities[1]))
+        assert proxy.streams == {proxy.stream}, "nothing came by another stream"
+        assert list(refused) == [(f"type.googleapis.com/{Secret.DESCRIPTOR.full_name}", "own")]
+        assert shown(new) == servers[1]

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from tests.conformance.both import Json, both, cluster, file_log, listener, records, typed
 from tests.conformance.certificates import Authority, client_context, server_context
 from tests.conformance.proxies import LIMIT, Static, until
-from tests.conformance.upstream import Upstream, read_exactly, read_rest
+from tests.conformance.upstream import Upstream, read_exactly, read_rest, unanswering
 from tests.ports import free_port
 from weft.data_plane import ENVOY, WEFT_PROXY
 
@@ -115,16 +115,14 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
                 for to, server in (("exact", "one.example"), ("wildcard", "*.example"))
             ],
         )
-        silent = cluster("silent", full.getsockname()[1], connect_timeout=f"{CONNECTING}s")
+        silent = cluster("silent", full, connect_timeout=f"{CONNECTING}s")
         clusters = [cluster("up", up.port), cluster("gone", free_port()), cluster("empty"), silent]
         clusters += [cluster(name, it.port) for name, it in named.items()]
         return {"clusters": clusters, "listeners": [*made, passing]}
 
     names = (*LISTENERS, *AWAY, "tls")
     with contextlib.ExitStack() as stack:
-        # One waits to be accepted, and there is room for no other: the kernel drops what asks for a connection.
-        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        stack.enter_context(socket.create_connection(full.getsockname(), LIMIT))
+        full = stack.enter_context(unanswering())
         for upstream in (up, *named.values()):
             stack.enter_context(upstream.socket)
         running = stack.enter_context(both(folder, names, resources))

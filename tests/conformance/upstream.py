@@ -124,6 +124,16 @@ class Upstream:
 
 
 @contextlib.contextmanager
+def unanswering() -> Iterator[int]:
+    """Yield a port at which the kernel drops what asks for a connection: one waits to be accepted, and there is room for no other."""
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as full,
+        socket.create_connection(full.getsockname(), LIMIT),
+    ):
+        yield int(full.getsockname()[1])
+
+
+@contextlib.contextmanager
 def several(names: Iterable[str]) -> Iterator[dict[str, Upstream]]:
     """Listen for each of *names* until the block ends."""
     with contextlib.ExitStack() as stack:
