@@ -18,6 +18,9 @@ REFUSED_STREAM, CANCEL, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 7, 8, 9, 11
 
 HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, ENABLE_CONNECT_PROTOCOL = 1, 3, 4, 8
 
+LAST_STREAM = (1 << 31) - 1
+"""Of all that there can be, as in a GOAWAY that goes before the last (RFC 9113 6.8)."""
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 GET = (b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"up")
@@ -197,3 +200,10 @@ class Wire:
             body += found.payload if found.kind == DATA else b""
             if found.flags & END_STREAM:
                 return body
+
+
+def answered(client: Wire, stream: int) -> tuple[int, bytes]:
+    """Status and body of the next answer, which is that to *stream*."""
+    head = client.next(HEADERS, RST_STREAM)
+    assert (head.kind, head.stream) == (HEADERS, stream), head
+    return status(head.payload), client.body(stream)

@@ -269,6 +269,11 @@ class Static:
         lines = (line.rpartition(" ") for line in self.ask("/stats/prometheus").splitlines())
         return sum(float(value) for key, _, value in lines if key.partition("{")[0] == name)
 
+    def is_alone(self) -> bool:
+        """Whether no client is connected that speaks HTTP."""
+        # Envoy's own admin interface counts the question.
+        return self.stat("envoy_http_downstream_cx_active") <= (self.kind == ENVOY)
+
     def get(self, listener: str, path: str = "/", **headers: str) -> tuple[int, str]:
         """Status and body of a request over a connection of its own."""
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.ports[listener], timeout=LIMIT)) as client:

@@ -23,6 +23,7 @@ from tests.conformance.frames import (
     GOAWAY,
     HEADERS,
     INTERNAL_ERROR,
+    LAST_STREAM,
     NO_ERROR,
     OK,
     PING,
@@ -33,6 +34,7 @@ from tests.conformance.frames import (
     WINDOW_UPDATE,
     Frame,
     Wire,
+    answered,
     fields,
     frame,
     number,
@@ -66,8 +68,6 @@ LISTENERS: dict[str, tuple[Json, Json, Json]] = {
 
 FLOODED = "flooded"
 """The listener whose program speaks HTTP/1.1."""
-
-LAST_STREAM = (1 << 31) - 1
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +136,6 @@ def post(stream: int) -> bytes:
     """A request that is not to be repeated. Its length is said: else weft-proxy gives its body a connection of its own."""
     head = fields(*POST, (b"content-length", b"2"))
     return frame(HEADERS, END_HEADERS, stream, head) + frame(DATA, END_STREAM, stream, b"hi")
-
-
-def answered(client: Wire, stream: int) -> tuple[int, bytes]:
-    """Status and body of the next answer, which is that to *stream*."""
-    head = client.next(HEADERS, RST_STREAM)
-    assert (head.kind, head.stream) == (HEADERS, stream), head
-    return status(head.payload), client.body(stream)
 
 
 def test_a_client_that_resets_is_told_to_the_upstream(proxy: Static, upstreams: dict[str, Upstream]) -> None:

@@ -1,33 +1,43 @@
-"""Who reads nothing stops who writes, whatever lies between: the memory of weft-proxy and Envoy stays as it is, in one run."""
+"""
+Who reads nothing stops who writes, whatever lies between: the memory of weft-proxy and Envoy stays as it is, in one run.
+
+And nothing is lost, changed or moved; unless it takes too long, which ends both sides.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import pytest
 
-from tests.conformance.both import Json, both, cluster, http_filters, http_options, listener
+from tests.conformance.both import Json, both, cluster, file_log, http_filters, http_options, listener, records
 from tests.conformance.frames import (
     DATA,
     END_HEADERS,
     END_STREAM,
     HEADERS,
     INITIAL_WINDOW_SIZE,
+    INTERNAL_ERROR,
     OK,
+    POST,
+    RST_STREAM,
     WINDOW_UPDATE,
     Wire,
     fields,
     number,
+    status,
 )
 from tests.conformance.proxies import LIMIT, Static, until
-from tests.conformance.upstream import Upstream, read_head, several
+from tests.conformance.upstream import Upstream, read_answer, read_head, read_rest, several
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(180)]
@@ -47,17 +57,49 @@ STILL_SECONDS = 0.3
 
 SMALLEST_WINDOW, LARGEST_WINDOW = 65_535, 2**31 - 1
 
+IDLE_SECONDS = 1.0
+"""The longest that a stream may stand still at listeners that are impatient; at the others it may for minutes."""
+
+IMPATIENT = "impatient"
+"""Behind the name of the upstream in that of such a listener."""
+
+RECORD = {"status": "%RESPONSE_CODE%", "flags": "%RESPONSE_FLAGS%", "why": "%RESPONSE_CODE_DETAILS%"}
+
+LENGTH = b"content-length", str(WHOLE).encode()
+
+
+@functools.cache
+def content() -> bytes:
+    """A body of which no part is like another."""
+    return hashlib.shake_256(b"a body").digest(WHOLE)
+
+
+@functools.cache
+def whole() -> str:
+    """Its digest."""
+    return digest([content()])
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
+
 
 def resident_bytes(proxy: Static) -> int:
     return int(Path(f"/proc/{proxy.process.pid}/statm").read_text().split()[1]) * 4096
 
 
+# ------------------------------------------------------------------------------------------------------ who writes
+
+
 @dataclass
 class Writer:
-    """Writes `WHOLE` bytes of a body as fast as they are taken, in a thread of its own."""
+    """Writes the `content` as fast as it is taken, in a thread of its own."""
 
-    write: Callable[[], int]
-    """Writes a part of it; how much of the body that was."""
+    write: Callable[[memoryview], int]
+    """Writes something of what is left; how much that was."""
     written: int = 0
 
     def __post_init__(self) -> None:
@@ -65,10 +107,10 @@ class Writer:
         self.thread.start()
 
     def _run(self) -> None:
-        # Who is let go before the end has failed its test.
+        # Who is let go before the end has failed its test, or was to be.
         with contextlib.suppress(OSError):
             while self.written < WHOLE:
-                self.written += self.write()
+                self.written += self.write(memoryview(content())[self.written :])
 
     def stopped(self) -> int:
         """Wait until nothing more is taken, and return what was."""
@@ -83,82 +125,185 @@ class Writer:
         until("nothing more is taken", is_still)
         return last
 
+    def ended(self) -> int:
+        """Wait until it has written all or was let go, and return what it has written."""
+        self.thread.join(LIMIT)
+        assert not self.thread.is_alive()
+        return self.written
 
-def pour(upstream: Upstream, stack: contextlib.ExitStack) -> Writer:
-    """Answer by HTTP/1.1 whoever asks."""
-    connection = stack.enter_context(upstream.taken())
-    connection.sendall(f"HTTP/1.1 200 OK\r\ncontent-length: {WHOLE}\r\n\r\n".encode())
-    return Writer(lambda: connection.send(bytes(PART)))
+
+def plain(connection: socket.socket) -> Writer:
+    """A writer by HTTP/1.1, of a body whose length has been said."""
+    return Writer(lambda rest: connection.send(rest[:PART]))
 
 
-def pour_frames(upstream: Upstream, stack: contextlib.ExitStack) -> Writer:
-    """Answer by HTTP/2 whoever asks, as far as windows are open (RFC 9113 5.2)."""
-    connection = upstream.accept()
+def framed(wire: Wire, stream: int) -> Writer:
+    """A writer by HTTP/2, as far as windows are open (RFC 9113 5.2)."""
     # The last segment of a window would wait for an acknowledgement, each time.
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    wire = stack.enter_context(Wire.serving(connection))
-    stream = wire.next(HEADERS).stream
-    wire.send(HEADERS, END_HEADERS, stream, OK + fields((b"content-length", str(WHOLE).encode())))
+    wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     windows = {0: SMALLEST_WINDOW, stream: SMALLEST_WINDOW}
-    parts = WHOLE // PART
 
-    def write() -> int:
-        nonlocal parts
+    def write(rest: memoryview) -> int:
         while min(windows.values()) < PART:
-            more = wire.next(WINDOW_UPDATE)
+            more = wire.next(WINDOW_UPDATE, RST_STREAM)
+            if more.kind == RST_STREAM:
+                raise ConnectionError(f"the stream was reset: {more.code}")
             windows[more.stream] += int.from_bytes(more.payload)
         for at in windows:
             windows[at] -= PART
-        parts -= 1
-        wire.send(DATA, 0 if parts else END_STREAM, stream, bytes(PART))
+        wire.send(DATA, END_STREAM if len(rest) == PART else 0, stream, bytes(rest[:PART]))
         return PART
 
     return Writer(write)
 
 
-UPSTREAMS = {"HTTP/1.1": pour, "HTTP/2": pour_frames}
+def answer(upstream: Upstream, stack: contextlib.ExitStack) -> Writer:
+    """Answer by HTTP/1.1 whoever asks."""
+    connection = stack.enter_context(upstream.taken())
+    connection.sendall(b"HTTP/1.1 200 OK\r\n%s: %s\r\n\r\n" % LENGTH)
+    return plain(connection)
+
+
+def answer_in_frames(upstream: Upstream, stack: contextlib.ExitStack) -> Writer:
+    """Answer by HTTP/2 whoever asks."""
+    wire = stack.enter_context(Wire.serving(upstream.accept()))
+    stream = wire.next(HEADERS).stream
+    wire.send(HEADERS, END_HEADERS, stream, OK + fields(LENGTH))
+    return framed(wire, stream)
+
+
+UPSTREAMS = {"HTTP/1.1": answer, "HTTP/2": answer_in_frames}
+
+Told = Callable[[], int]
+"""Waits for the status of an answer."""
+
+
+def upload(port: int, stack: contextlib.ExitStack) -> tuple[Writer, Told]:
+    """Send a request with the body by HTTP/1.1."""
+    connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), LIMIT))
+    connection.sendall(b"POST / HTTP/1.1\r\nhost: up\r\n%s: %s\r\n\r\n" % LENGTH)
+    return plain(connection), lambda: read_answer(connection).status
+
+
+def upload_in_frames(port: int, stack: contextlib.ExitStack) -> tuple[Writer, Told]:
+    """Send a request with the body by HTTP/2."""
+    wire = stack.enter_context(Wire.client(port))
+    wire.send(HEADERS, END_HEADERS, 1, fields(*POST, LENGTH))
+    return framed(wire, 1), lambda: status(wire.next(HEADERS).payload)
+
+
+UPLOADS = {"HTTP/1.1": upload, "HTTP/2": upload_in_frames}
+
+# ------------------------------------------------------------------------------------------------------ who does not read
 
 
 class Reader(Protocol):
-    """A client that has asked for the body."""
+    """A client that has asked for the body, or an upstream to which it is on its way."""
 
-    def rest(self) -> int:
-        """Read it all, and return how much that is."""
+    @classmethod
+    def ask(cls, port: int, stack: contextlib.ExitStack) -> Self:
+        """Ask the proxy at *port*."""
+
+    @classmethod
+    def serve(cls, upstream: Upstream, stack: contextlib.ExitStack) -> Self:
+        """Take the proxy's request."""
+
+    def begin(self) -> None:
+        """Read what is read at once."""
+
+    def rest(self) -> str:
+        """Read it all, and return its digest."""
+
+    def cut_off(self) -> bytes:
+        """Read what comes before it ends amid the body, and return that."""
+
+    def answer(self) -> None:
+        """Answer the request."""
 
 
 class Plain:
     """One of HTTP/1.1 that reads nothing."""
 
-    def __init__(self, port: int, stack: contextlib.ExitStack) -> None:
-        self.connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), LIMIT))
-        self.connection.sendall(b"GET / HTTP/1.1\r\nhost: up\r\n\r\n")
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
 
-    def rest(self) -> int:
+    @classmethod
+    def ask(cls, port: int, stack: contextlib.ExitStack) -> Self:
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), LIMIT))
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: up\r\n\r\n")
+        return cls(connection)
+
+    @classmethod
+    def serve(cls, upstream: Upstream, stack: contextlib.ExitStack) -> Self:
+        return cls(stack.enter_context(upstream.accept()))
+
+    def begin(self) -> None:
+        pass
+
+    def rest(self) -> str:
         read_head(self.connection)
-        count = 0
-        while count < WHOLE and (part := self.connection.recv(1 << 20)):
-            count += len(part)
-        return count
+        return digest(self._parts())
+
+    def cut_off(self) -> bytes:
+        read_head(self.connection)
+        return read_rest(self.connection)
+
+    def answer(self) -> None:
+        self.connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    def _parts(self) -> Iterator[bytes]:
+        left = WHOLE
+        while left and (part := self.connection.recv(min(left, 1 << 20))):
+            left -= len(part)
+            yield part
 
 
 class Framed:
     """One of HTTP/2 whose windows are open, but which reads nothing."""
 
     OPEN = LARGEST_WINDOW
+    """How far its only stream, which is the first, is open."""
 
-    def __init__(self, port: int, stack: contextlib.ExitStack) -> None:
-        self.wire = stack.enter_context(Wire.client(port, {INITIAL_WINDOW_SIZE: self.OPEN}))
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
         if self.OPEN > SMALLEST_WINDOW:
-            self.wire.send(WINDOW_UPDATE, 0, 0, number(self.OPEN - SMALLEST_WINDOW))
-        self.wire.get(1)
-        self.count = 0
+            wire.send(WINDOW_UPDATE, 0, 0, number(self.OPEN - SMALLEST_WINDOW))
+        self.begun: list[bytes] = []
 
-    def rest(self) -> int:
+    @classmethod
+    def ask(cls, port: int, stack: contextlib.ExitStack) -> Self:
+        it = cls(stack.enter_context(Wire.client(port, {INITIAL_WINDOW_SIZE: cls.OPEN})))
+        it.wire.get(1)
+        return it
+
+    @classmethod
+    def serve(cls, upstream: Upstream, stack: contextlib.ExitStack) -> Self:
+        return cls(stack.enter_context(Wire.serving(upstream.accept(), {INITIAL_WINDOW_SIZE: cls.OPEN})))
+
+    def begin(self) -> None:
+        pass
+
+    def rest(self) -> str:
+        return digest(self._parts())
+
+    def cut_off(self) -> bytes:
+        came = self.begun
+        while (found := self.wire.next(DATA, RST_STREAM)).kind == DATA:
+            assert not found.flags & END_STREAM
+            came.append(found.payload)
+        assert found.code == INTERNAL_ERROR
+        return b"".join(came)
+
+    def answer(self) -> None:
+        self.wire.answer(1)
+
+    def _parts(self) -> Iterator[bytes]:
+        yield from self.begun
         while True:
             found = self.wire.next(DATA)
-            self.count += len(found.payload)
+            yield found.payload
             if found.flags & END_STREAM:
-                return self.count
+                return
 
 
 class Closed(Framed):
@@ -166,22 +311,32 @@ class Closed(Framed):
 
     OPEN = SMALLEST_WINDOW
 
-    def __init__(self, port: int, stack: contextlib.ExitStack) -> None:
-        super().__init__(port, stack)
-        while self.count < self.OPEN:
-            self.count += len(self.wire.next(DATA).payload)
+    def begin(self) -> None:
+        while sum(map(len, self.begun)) < self.OPEN:
+            self.begun.append(self.wire.next(DATA).payload)
 
-    def rest(self) -> int:
+    def rest(self) -> str:
         for at in (0, 1):
             self.wire.send(WINDOW_UPDATE, 0, at, number(LARGEST_WINDOW - SMALLEST_WINDOW))
         return super().rest()
 
 
-READERS: dict[str, Callable[[int, contextlib.ExitStack], Reader]] = {
+class Shut(Closed):
+    """One whose window is closed from the beginning: what comes is a head."""
+
+    OPEN = 0
+
+
+# Their names begin with the version.
+READERS: dict[str, type[Reader]] = {
     "HTTP/1.1": Plain,
     "HTTP/2": Framed,
     "HTTP/2, its window closed": Closed,
+    "HTTP/2, without a window": Shut,
 }
+
+
+# ------------------------------------------------------------------------------------------------------ the tests
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +346,12 @@ def upstreams() -> Iterator[dict[str, Upstream]]:
 
 
 @pytest.fixture(scope="module")
-def proxies(
-    tmp_path_factory: pytest.TempPathFactory, upstreams: dict[str, Upstream]
-) -> Iterator[tuple[Static, Static]]:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("readers")
+
+
+@pytest.fixture(scope="module")
+def proxies(directory: Path, upstreams: dict[str, Upstream]) -> Iterator[tuple[Static, Static]]:
     windows = {"initial_stream_window_size": SMALLEST_WINDOW, "initial_connection_window_size": SMALLEST_WINDOW}
 
     def resources(ports: dict[str, int]) -> Json:
@@ -207,36 +365,83 @@ def proxies(
             clusters.append(cluster(name, upstream.port, **options, **buffers))
             route = {"match": {"prefix": "/"}, "route": {"cluster": name, "timeout": "0s"}}
             # Of a client Envoy buffers as much as its own window is, and that is of 256 MiB by default.
-            filters = http_filters([route], manager={"http2_protocol_options": windows})
-            listeners.append(listener(name, ports[name], filters, **buffers))
+            patient = {"http2_protocol_options": windows}
+            for own, told in (("", {}), (IMPATIENT, {"stream_idle_timeout": f"{IDLE_SECONDS}s"})):
+                log = file_log(directory / f"{ports[name + own]}.log", RECORD)
+                filters = http_filters([route], manager={**patient, **told, "access_log": log})
+                listeners.append(listener(name + own, ports[name + own], filters, **buffers))
         return {"clusters": clusters, "listeners": listeners}
 
-    with both(tmp_path_factory.mktemp("readers"), tuple(UPSTREAMS), resources) as running:
+    names = tuple(name + own for name in UPSTREAMS for own in ("", IMPATIENT))
+    with both(directory, names, resources) as running:
         yield running
+
+
+@pytest.fixture(params=(ENVOY, WEFT_PROXY))
+def proxy(request: pytest.FixtureRequest, proxies: tuple[Static, Static]) -> Static:
+    return next(proxy for proxy in proxies if proxy.kind == request.param)
 
 
 @pytest.mark.parametrize("upstream", UPSTREAMS)
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("kind", [ENVOY, WEFT_PROXY])
 def test_an_upstream_is_stopped_by_a_client_that_does_not_read(
-    proxies: tuple[Static, Static], upstreams: dict[str, Upstream], kind: str, reader: str, upstream: str
+    proxy: Static, upstreams: dict[str, Upstream], reader: str, upstream: str
 ) -> None:
     """Nothing is lost: when the client reads on, all of it comes."""
-    proxy = next(proxy for proxy in proxies if proxy.kind == kind)
+    before = resident_bytes(proxy)
     with contextlib.ExitStack() as stack:
-        answering: list[Writer] = []
-
-        def answer() -> None:
-            answering.append(UPSTREAMS[upstream](upstreams[upstream], stack))
-
-        before = resident_bytes(proxy)
-        thread = threading.Thread(target=answer)
-        thread.start()
-        client = READERS[reader](proxy.ports[upstream], stack)
-        thread.join(LIMIT)
-        [writer] = answering
+        client = READERS[reader].ask(proxy.ports[upstream], stack)
+        writer = UPSTREAMS[upstream](upstreams[upstream], stack)
+        client.begin()
         assert writer.stopped() < HELD
         assert resident_bytes(proxy) - before < GROWN
-        assert client.rest() == WHOLE
-        writer.thread.join(LIMIT)
-        assert writer.written == WHOLE
+        assert client.rest() == whole()
+        assert writer.ended() == WHOLE
+
+
+@pytest.mark.parametrize("client", UPLOADS)
+@pytest.mark.parametrize("reader", READERS)
+def test_a_client_is_stopped_by_an_upstream_that_does_not_read(
+    proxy: Static, upstreams: dict[str, Upstream], reader: str, client: str
+) -> None:
+    """Nothing is lost: when the upstream reads on, all of it comes, and its answer is the client's."""
+    upstream, _, _ = reader.partition(",")
+    before = resident_bytes(proxy)
+    with contextlib.ExitStack() as stack:
+        writer, told = UPLOADS[client](proxy.ports[upstream], stack)
+        server = READERS[reader].serve(upstreams[upstream], stack)
+        server.begin()
+        assert writer.stopped() < HELD
+        assert resident_bytes(proxy) - before < GROWN
+        assert server.rest() == whole()
+        assert writer.ended() == WHOLE
+        server.answer()
+        assert told() == 200
+
+
+@pytest.mark.parametrize("upstream", UPSTREAMS)
+@pytest.mark.parametrize("reader", READERS)
+def test_a_client_that_does_not_read_for_too_long_is_given_up(
+    proxy: Static, directory: Path, upstreams: dict[str, Upstream], reader: str, upstream: str
+) -> None:
+    """The upstream is not kept waiting, and the client, should it read on, sees that its answer is not whole."""
+    until("nobody is there", proxy.is_alone)
+    port = proxy.ports[upstream + IMPATIENT]
+    log = directory / f"{port}.log"
+    before = len(records(log))
+    with contextlib.ExitStack() as stack:
+        client = READERS[reader].ask(port, stack)
+        began = time.monotonic()
+        writer = UPSTREAMS[upstream](upstreams[upstream], stack)
+        client.begin()
+        assert writer.ended() < HELD
+        # Envoy rounds its clock, and reads it seldom.
+        assert IDLE_SECONDS * 0.9 < time.monotonic() - began < LIMIT / 2
+        until("it is recorded", lambda: len(records(log)) > before)
+        assert records(log)[before:] == [{"status": 200, "flags": "SI", "why": "stream_idle_timeout"}]
+        if reader == "HTTP/1.1":
+            # The connection is of no more use: it ends, although what waits in it is not read.
+            until("it is closed", proxy.is_alone)
+        came = client.cut_off()
+        assert came or READERS[reader] is Shut
+        assert content().startswith(came)
