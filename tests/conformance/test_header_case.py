@@ -1,4 +1,8 @@
-"""The case of field names over HTTP/1.1, where it is asked to be preserved and where not: stock Envoy and weft-proxy, in one run."""
+"""
+The case of field names over HTTP/1.1 and the reason phrases of answers, where they are asked to be preserved and where not.
+
+Stock Envoy and weft-proxy, in one run.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,19 @@ from weft.data_plane import ENVOY
 
 pytestmark = pytest.mark.conformance
 
-FORMATTER = {
-    "name": "preserve_case",
-    "typed_config": typed("http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig"),
+
+def preserve_case(**more: bool) -> Json:
+    config = typed("http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig", **more)
+    return {"header_key_format": {"stateful_formatter": {"name": "preserve_case", "typed_config": config}}}
+
+
+OPTIONS: dict[str, tuple[Json, Json]] = {
+    "asked": (preserve_case(), preserve_case()),
+    "not asked": ({}, {}),
+    "phrases of the cluster": ({}, preserve_case(forward_reason_phrase=True)),
+    "phrases of the listener": (preserve_case(forward_reason_phrase=True), preserve_case()),
 }
-ASKED = {"header_key_format": {"stateful_formatter": FORMATTER}}
+"""By name: what a listener and its cluster are told of HTTP/1.1."""
 
 ADDED = {b"x-forwarded-proto", b"x-request-id", b"x-envoy-expected-rq-timeout-ms", b"x-envoy-upstream-service-time"}
 ADDED |= {b"date", b"server"}
@@ -41,17 +53,17 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[tuple[Sta
     def resources(ports: dict[str, int]) -> Json:
         clusters, listeners = [], []
         for name, port in ports.items():
-            options = ASKED if name == "asked" else {}
-            http = http_options(explicit_http_config={"http_protocol_options": options})
+            of_listener, of_cluster = OPTIONS[name]
+            http = http_options(explicit_http_config={"http_protocol_options": of_cluster})
             clusters.append(cluster(name, upstream.port, **http))
-            manager = {"http_protocol_options": options}
+            manager = {"http_protocol_options": of_listener}
             filters = http_filters([{"match": {"prefix": "/"}, "route": {"cluster": name}}], manager=manager)
             listeners.append(listener(name, port, filters))
         return {"clusters": clusters, "listeners": listeners}
 
     with (
         upstream.socket,
-        both(tmp_path_factory.mktemp("case"), ("asked", "not asked"), resources) as proxies,
+        both(tmp_path_factory.mktemp("case"), tuple(OPTIONS), resources) as proxies,
     ):
         yield proxies, upstream
 
@@ -92,3 +104,22 @@ def test_names_go_on_as_they_are_written_where_that_is_asked_for(
             again = {b"host", b"content-length", b"transfer-encoding"}
             expected = ((name.lower() if name.lower() in again else name for name in part) for part in written)
             assert found == tuple(map(sorted, expected))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("status", ["200 Very Well", "299 Odd", "503 "])
+def test_reason_phrases_go_on_where_the_cluster_asks_for_it(
+    planes: tuple[tuple[Static, Static], Upstream], name: str, status: str
+) -> None:
+    """They are an upstream's: a listener has nothing to forward."""
+    proxies, upstream = planes
+    usual = {"200 Very Well": "200 OK", "299 Odd": "299 Unknown", "503 ": "503 Service Unavailable"}[status]
+    expected = status if name == "phrases of the cluster" and not status.endswith(" ") else usual
+    for proxy in proxies:
+        with socket.create_connection(("127.0.0.1", proxy.ports[name]), LIMIT) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nhost: up\r\n\r\n")
+            with upstream.accept() as server:
+                read_head(server)
+                server.sendall(f"HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n".encode())
+                line = read_head(client).partition(b"\r\n")[0].decode()
+        assert line == f"HTTP/1.1 {expected}", proxy.kind

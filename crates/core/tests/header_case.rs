@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use weft_core::cluster::{Cluster, VersionChoice};
 use weft_core::compile::{Problem, Strictness};
 use weft_core::honoured::json::encode;
+use weft_core::http1::Http1Options;
 use weft_core::plan::Resource;
 use weft_protos::type_url;
 
@@ -75,6 +76,15 @@ fn who_asks_for_the_case_of_names_gets_http1_unless_http2_is_all_that_is_asked_f
         let version = |http2| http.http.version_for(&http.transport, http2, false);
         assert_eq!((version(false), version(true)), (of_http1, of_http2), "{name}");
     }
+    // Phrases go on with it where that is asked for.
+    for forwards in [true, false] {
+        let options = preserve_case(json!({"forward_reason_phrase": forwards}));
+        let http = compile(&cluster(json!({"explicit_http_config": {"http_protocol_options": options}})));
+        assert_eq!(
+            http.expect("it is honoured").http.http1,
+            Http1Options { keeps_case: true, forwards_reason: forwards }
+        );
+    }
     // The older field for the same.
     let mut older = json!({"name": "up", "type": "STATIC", "http_protocol_options": preserve_case(json!({}))});
     assert!(compile(&older).expect("it is honoured").http.http1.keeps_case);
@@ -92,7 +102,6 @@ fn other_spellings_are_refused_by_name() {
             preserve_case(json!({"formatter_type_on_envoy_headers": "PROPER_CASE"})),
             "stateful_formatter.typed_config.formatter_type_on_envoy_headers: what the proxy adds is in lower case",
         ),
-        (preserve_case(json!({"forward_reason_phrase": true})), "typed_config.forward_reason_phrase"),
         (
             json!({"header_key_format": {"stateful_formatter": {"name": "it"}}}),
             "stateful_formatter.typed_config: required",

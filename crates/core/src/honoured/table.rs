@@ -2059,7 +2059,7 @@ pub(super) static MESSAGES: [Message; 223] = [
         name: "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig",
         role: Extension,
         fields: &[
-            f(1, "forward_reason_phrase", No),
+            f(1, "forward_reason_phrase", Scalar(Bool)),
             f(2, "formatter_type_on_envoy_headers", Scalar(Enum(29))),
         ],
     },

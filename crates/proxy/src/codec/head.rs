@@ -192,12 +192,15 @@ pub(super) struct FieldView<'a> {
     pub(super) never_indexed: bool,
 }
 
-/// How the names of those fields were written that are not among a head's; empty: nobody asks, and they are written in lower case.
+/// How a head was written where that means nothing: the names of fields that are not among its own; empty: nobody asks, and they are written
+/// in lower case.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Spelling {
     pub(super) host: Span,
     pub(super) content_length: Span,
     pub(super) transfer_encoding: Span,
+    /// The reason phrase; empty: that of the status is written.
+    pub(super) reason: Span,
 }
 
 /// The head of one request or response.
@@ -287,6 +290,11 @@ impl Head {
 
     fn bytes(&self, span: Span) -> &[u8] {
         &self.arena[span.start as usize..span.end as usize]
+    }
+
+    /// The reason phrase of a response, if it is to go on; else empty.
+    pub(super) fn reason(&self) -> &[u8] {
+        self.bytes(self.spelling.reason)
     }
 
     /// A name as it was *written*, or else in *lower* case.

@@ -10,7 +10,7 @@ use weft_core::respond::{Cause, LocalReply};
 
 use crate::codec::Head;
 use crate::codec::h2::frame::PREFACE;
-use crate::codec::http1::{HeadError, HeadParser, Limits};
+use crate::codec::http1::{HeadError, HeadParser, Keeps, Limits};
 use crate::filter;
 use crate::serve::{Downstream, Scratch, Socket};
 
@@ -57,7 +57,7 @@ pub fn serve<'c>(
                 return None;
             }
         }
-        let mut parser = HeadParser::keeping_case(manager.http1.keeps_case);
+        let mut parser = HeadParser::keeping(Keeps::of(manager.http1));
         let worn = manager.max_connection_duration.map(|limit| opened + limit);
         let mut served: u32 = 0;
         while wait_for_request(&down, socket, manager, opened, served == 0).await {

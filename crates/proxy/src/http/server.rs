@@ -8,7 +8,7 @@ use weft_core::cluster::Cluster;
 
 use crate::buffer::Buffer;
 use crate::codec::h2::Code;
-use crate::codec::http1::Limits;
+use crate::codec::http1::{Keeps, Limits};
 use crate::connect::{self, ConnectError, Connected, Connection, Destination, Offer, Peer, Shared, Standing, Want};
 use crate::identify::Ends;
 use crate::io::Io;
@@ -85,7 +85,7 @@ impl Server {
 
     fn own(connection: Box<Connection>, cluster: &Cluster) -> Server {
         Server::Http1 {
-            reading: http1::Reading::head(response_limits(cluster)).keeping_case(cluster.http.http1.keeps_case),
+            reading: http1::Reading::head(response_limits(cluster)).keeping(Keeps::of(cluster.http.http1)),
             writing: http1::Writing::limited(connection.buffer.limit()),
             received_before: connection.io.received_bytes(),
             sent_before: connection.io.sent_bytes(),

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use crate::buffer::{Buffer, SMALL_BYTES};
 use crate::codec::http1::encode::{self, After};
-use crate::codec::http1::{Body, HeadError, HeadParser, Limits, Step};
+use crate::codec::http1::{Body, HeadError, HeadParser, Keeps, Limits, Step};
 use crate::codec::{Framing, Head, Version};
 use crate::io::Io;
 
@@ -39,9 +39,9 @@ impl Reading {
         Reading::body(Framing::None, limits)
     }
 
-    /// See [`HeadParser::keeping_case`].
-    pub fn keeping_case(self, keeps_case: bool) -> Reading {
-        Reading { parser: HeadParser::keeping_case(keeps_case), ..self }
+    /// Keep this too of heads.
+    pub fn keeping(self, keeps: Keeps) -> Reading {
+        Reading { parser: HeadParser::keeping(keeps), ..self }
     }
 
     /// What follows is another protocol's, until the peer closes.

@@ -37,7 +37,10 @@ pub fn request(out: &mut Vec<u8>, head: &Head, after: After) {
 /// received one where the client cannot read chunks.
 pub fn response(out: &mut Vec<u8>, head: &Head, written: Framing, after: After) {
     out.reserve(512);
-    status_line(out, head.status);
+    match head.reason() {
+        b"" => status_line(out, head.status),
+        reason => status_line_of(out, head.status, reason),
+    }
     fields(out, head);
     framing(out, head, written);
     connection(out, head, after);
@@ -50,10 +53,14 @@ pub fn status_line(out: &mut Vec<u8>, status: u16) {
         out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
         return;
     }
+    status_line_of(out, status, reason(status).as_bytes());
+}
+
+fn status_line_of(out: &mut Vec<u8>, status: u16, reason: &[u8]) {
     out.extend_from_slice(b"HTTP/1.1 ");
     decimal(out, u64::from(status));
     out.push(b' ');
-    out.extend_from_slice(reason(status).as_bytes());
+    out.extend_from_slice(reason);
     out.extend_from_slice(b"\r\n");
 }
 

@@ -8,7 +8,7 @@ pub mod encode;
 pub mod parse;
 
 pub use body::{Body, BodyError, Step};
-pub use parse::{HeadError, HeadParser, Limits};
+pub use parse::{HeadError, HeadParser, Keeps, Limits};
 
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@
 
 use std::mem::MaybeUninit;
 
+use weft_core::http1::Http1Options;
 use weft_core::request::Scheme;
 
 use super::super::head::is_end_to_end;
@@ -101,19 +102,33 @@ impl HeadError {
     }
 }
 
+/// What is kept of how a head is written, beyond what it means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keeps {
+    /// The case of names that the encoder writes again.
+    pub case: bool,
+    /// The reason phrase of a response.
+    pub reason: bool,
+}
+
+impl Keeps {
+    pub fn of(options: Http1Options) -> Keeps {
+        Keeps { case: options.keeps_case, reason: options.forwards_reason }
+    }
+}
+
 /// Finds where a head ends, without reading again what was read before, and parses it once it is whole.
 #[derive(Debug, Default)]
 pub struct HeadParser {
     /// Bytes of the present head that were searched and hold no end.
     searched: usize,
-    /// See [`HeadParser::keeping_case`].
-    keeps_case: bool,
+    keeps: Keeps,
 }
 
 impl HeadParser {
-    /// One that keeps also how names are written of fields that the encoder writes again, if it *keeps_case*.
-    pub fn keeping_case(keeps_case: bool) -> HeadParser {
-        HeadParser { searched: 0, keeps_case }
+    /// One that keeps this too.
+    pub fn keeping(keeps: Keeps) -> HeadParser {
+        HeadParser { searched: 0, keeps }
     }
 
     /// Parse a request's head from the begin of *input* into *head*.
@@ -133,7 +148,7 @@ impl HeadParser {
         let Some(length) = self.find_end(input, limits)? else { return Ok(None) };
         self.searched = 0;
         let raw = &input[..length];
-        with_fields(raw, limits, |fields| parse_request(raw, head, fields, self.keeps_case))?;
+        with_fields(raw, limits, |fields| parse_request(raw, head, fields, self.keeps.case))?;
         Ok(Some(skipped + length))
     }
 
@@ -151,7 +166,7 @@ impl HeadParser {
         let Some(length) = self.find_end(input, limits)? else { return Ok(None) };
         self.searched = 0;
         let raw = &input[..length];
-        with_fields(raw, limits, |fields| parse_response(raw, head, fields, self.keeps_case, to_head))?;
+        with_fields(raw, limits, |fields| parse_response(raw, head, fields, self.keeps, to_head))?;
         Ok(Some(length))
     }
 
@@ -286,7 +301,7 @@ fn parse_response<'r>(
     raw: &'r [u8],
     head: &mut Head,
     fields: &mut [Place<'r>],
-    keeps_case: bool,
+    keeps: Keeps,
     to_head: bool,
 ) -> Result<(), HeadError> {
     let mut response = httparse::Response::new(&mut []);
@@ -300,8 +315,11 @@ fn parse_response<'r>(
     head.status = status;
     head.version = if response.version == Some(0) { Version::Http10 } else { Version::Http11 };
     head.adopt(raw);
+    if keeps.reason {
+        head.spelling.reason = span(head, raw, reason_of(raw));
+    }
 
-    let mut lines = MessageFields { keeps_case, ..MessageFields::default() };
+    let mut lines = MessageFields { keeps_case: keeps.case, ..MessageFields::default() };
     lines.read(head, raw, response.headers)?;
     if lines.chunked && lines.length.is_some() {
         return Err(HeadError::LengthAndEncoding);
@@ -329,6 +347,14 @@ fn parse_response<'r>(
         // RFC 9110 8.6, RFC 9112 6.1: neither belongs there. Its body may come, and is nobody's.
         || (status == 204 && announces_body);
     Ok(())
+}
+
+/// The reason phrase in *raw*, a response's head that has been read: what follows `HTTP/1.1 200 `, perhaps nothing. (The parser has none that
+/// is not ASCII.)
+fn reason_of(raw: &[u8]) -> &[u8] {
+    let line = raw.trim_ascii_start();
+    let end = line.iter().position(|&byte| byte == b'\r').unwrap_or(line.len());
+    &line[b"HTTP/1.1 200 ".len().min(end)..end]
 }
 
 /// What the fields of a message say about its framing and connection.

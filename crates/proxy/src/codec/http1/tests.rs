@@ -4,7 +4,7 @@ use quickcheck::{Gen, QuickCheck};
 use weft_core::request::Scheme;
 
 use super::encode::{self, After};
-use super::{Body, BodyError, HeadError, HeadParser, Limits, Step};
+use super::{Body, BodyError, HeadError, HeadParser, Keeps, Limits, Step};
 use crate::codec::{Framing, Head, Name, Version};
 
 fn request(bytes: &[u8]) -> Result<Option<(Head, usize)>, HeadError> {
@@ -496,6 +496,31 @@ fn options_of_a_server_as_a_whole_are_asked_for_by_an_asterisk_unless_its_path_w
 }
 
 #[test]
+fn a_reason_phrase_goes_on_where_that_is_asked_for() {
+    for (line, usual) in [
+        (&b"HTTP/1.1 200 Very Well"[..], &b"HTTP/1.1 200 OK"[..]),
+        (b"HTTP/1.1 299 Odd\tPhrase", b"HTTP/1.1 299 Unknown"),
+        (b"HTTP/1.1 404 Introuvable, d\xe9sol\xe9", b"HTTP/1.1 404 Not Found"),
+        (b"HTTP/1.1 503 ", b"HTTP/1.1 503 Service Unavailable"),
+        (b"HTTP/1.1 503", b"HTTP/1.1 503 Service Unavailable"),
+    ] {
+        for reason in [true, false] {
+            let (mut head, mut out) = (Head::default(), Vec::new());
+            let text = [line, b"\r\ncontent-length: 0\r\n\r\n"].concat();
+            let keeps = Keeps { case: false, reason };
+            assert_eq!(
+                HeadParser::keeping(keeps).response(&text, &mut head, Limits::DEFAULT, false),
+                Ok(Some(text.len()))
+            );
+            encode::response(&mut out, &head, head.framing, After::KeepAlive);
+            let end = out.iter().position(|&byte| byte == b'\r').unwrap();
+            let kept = reason && line.len() > b"HTTP/1.1 200 ".len();
+            assert_eq!(&out[..end], if kept { line } else { usual });
+        }
+    }
+}
+
+#[test]
 fn names_that_the_encoder_writes_again_keep_their_case_where_that_is_asked_for() {
     for (text, lower) in [
         ("POST / HTTP/1.1\r\nHOST: x\r\nContent-Length: 3\r\nX-One: 1\r\n\r\n", "content-length: 3"),
@@ -503,7 +528,11 @@ fn names_that_the_encoder_writes_again_keep_their_case_where_that_is_asked_for()
     ] {
         for keeps_case in [true, false] {
             let (mut head, mut out) = (Head::default(), Vec::new());
-            let read = HeadParser::keeping_case(keeps_case).request(text.as_bytes(), &mut head, Limits::DEFAULT);
+            let read = HeadParser::keeping(Keeps { case: keeps_case, reason: false }).request(
+                text.as_bytes(),
+                &mut head,
+                Limits::DEFAULT,
+            );
             assert_eq!(read, Ok(Some(text.len())));
             encode::request(&mut out, &head, After::KeepAlive);
             let mut found: Vec<_> = std::str::from_utf8(&out).unwrap().lines().collect();
@@ -519,7 +548,8 @@ fn names_that_the_encoder_writes_again_keep_their_case_where_that_is_asked_for()
     // A head that is used again does not remember those of the message before.
     let (mut head, mut out) = (Head::default(), Vec::new());
     let text = b"HTTP/1.1 200 OK\r\nCONTENT-LENGTH: 1\r\n\r\n";
-    let read = HeadParser::keeping_case(true).response(text, &mut head, Limits::DEFAULT, false);
+    let read =
+        HeadParser::keeping(Keeps { case: true, reason: false }).response(text, &mut head, Limits::DEFAULT, false);
     assert_eq!(read, Ok(Some(text.len())));
     encode::response(&mut out, &head, head.framing, After::KeepAlive);
     assert_eq!(out, text);
