@@ -169,7 +169,7 @@ pub async fn serve(down: Downstream, socket: Socket, proxy: &RpcProxy) {
         socket,
         writing: Vec::new(),
         done: 0,
-        pace: Pace::begin(),
+        pace: Pace::default(),
         left_at: None,
         told: false,
     };
@@ -273,7 +273,7 @@ impl Connection {
             return Poll::Ready(event);
         }
         let is_begun = !self.socket.buffer.is_empty() && self.takes_more();
-        let stalled = is_begun.then(|| self.pace.deadline());
+        let stalled = if is_begun { Some(self.pace.deadline()) } else { None };
         deadline = [deadline, stalled].into_iter().flatten().min();
         std::task::ready!(self.socket.alarm.poll(context, deadline));
         Poll::Ready(if stalled.is_some_and(|at| at <= Instant::now()) { Event::Stalled } else { Event::Finished })
@@ -319,11 +319,10 @@ impl Connection {
                     Err(_) => return Poll::Ready(Event::Malformed),
                 }
             }
-            let is_first = buffer.is_empty();
             match io.poll_read(context, buffer) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Event::Gone),
-                Poll::Ready(Ok(count)) => self.pace.advance(count, is_first),
+                Poll::Ready(Ok(count)) => self.pace.advance(count),
             }
         }
         context.waker().wake_by_ref();
