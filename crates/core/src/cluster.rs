@@ -81,6 +81,17 @@ pub enum VersionChoice {
     OfferHttp1,
 }
 
+impl VersionChoice {
+    /// What is offered by ALPN where no list says it: the versions that the choice may come to (Envoy's connection pools).
+    pub fn unlisted(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Http1 | Self::OfferHttp1 => &[b"http/1.1"],
+            Self::Http2 => &[b"h2"],
+            Self::Endpoint => &[b"h2", b"http/1.1"],
+        }
+    }
+}
+
 /// HTTP settings of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamHttp {
@@ -104,10 +115,10 @@ impl UpstreamHttp {
     /// The version for a request over *transport*. *http2*: its client speaks HTTP/2; *tunnel*: it asks for another protocol.
     pub fn version_for(&self, transport: &TransportSocket, http2: bool, tunnel: bool) -> VersionChoice {
         let secure = transport.tls.is_some();
-        // Without a list all versions are offered, of which the choice is.
+        // Without a list, what is offered follows from the choice.
         let offers_http1 = |tls: &UpstreamTls| {
-            let alpn = &tls.common.alpn;
-            alpn.is_empty() || alpn.iter().any(|name| **name == *b"http/1.1")
+            let mut alpn = tls.common.spoken_alpn().peekable();
+            alpn.peek().is_none() || alpn.any(|name| *name == *b"http/1.1")
         };
         match self.protocol {
             UpstreamProtocol::Http2 => VersionChoice::Http2,

@@ -200,7 +200,15 @@ pub struct TlsCommon {
     pub curves: Option<Box<[Curve]>>,
 }
 
+/// Protocols of which weft-proxy speaks nothing inside TLS: whoever chose one would wait for it.
+const NOT_SPOKEN: &[&[u8]] = &[b"h3"];
+
 impl TlsCommon {
+    /// Of [`TlsCommon::alpn`] what is offered or accepted.
+    pub fn spoken_alpn(&self) -> impl Iterator<Item = &[u8]> {
+        self.alpn.iter().map(|name| &**name).filter(|name| !NOT_SPOKEN.contains(name))
+    }
+
     /// Whether the peer's names satisfy [`TlsCommon::sans`]. Each name with its kind.
     pub fn accepts<'a>(&self, mut names: impl Iterator<Item = (SanKind, &'a str)>) -> bool {
         self.sans.is_empty() || names.any(|(kind, name)| self.sans.iter().any(|san| san.takes(kind, name)))

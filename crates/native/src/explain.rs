@@ -730,7 +730,11 @@ fn balancer(cluster: &Cluster, assignment: &LoadAssignment) -> Arc<Balancer> {
 
 /// The endpoints that the balancer may choose, and those that it may not; with the version of HTTP if it is *http* that goes there.
 fn endpoints(plan: &Plan, cluster: &Cluster, question: &Question, http: bool) -> Vec<Value> {
-    let version = |transport| if http { version(cluster, transport, question) } else { Value::Null };
+    let choice = |transport: &TransportSocket| http.then(|| choice(cluster, transport, question));
+    let version =
+        |transport: &TransportSocket| choice(transport).map_or(Value::Null, |choice| version(cluster, choice));
+    let tls =
+        |socket: &TransportSocket| socket.tls.as_deref().map_or(Value::Null, |tls| describe_tls(tls, choice(socket)));
     let Some(assignment) = plan.assignment_of(cluster) else {
         if matches!(cluster.discovery, Discovery::OriginalDst) {
             return vec![json!({
@@ -740,7 +744,7 @@ fn endpoints(plan: &Plan, cluster: &Cluster, question: &Question, http: bool) ->
                 "weight": 1,
                 "share": 1.0,
                 "metadata": {},
-                "tls": transport(&cluster.transport),
+                "tls": tls(&cluster.transport),
                 "http": version(&cluster.transport),
             })];
         }
@@ -759,17 +763,22 @@ fn endpoints(plan: &Plan, cluster: &Cluster, question: &Question, http: bool) ->
             "priority": host.priority,
             "share": share,
             "metadata": host.endpoint.metadata.istio.as_deref().map_or_else(|| json!({}), parse),
-            "tls": transport(cluster.transport_for(&host.endpoint)),
+            "tls": tls(cluster.transport_for(&host.endpoint)),
             "http": version(cluster.transport_for(&host.endpoint)),
         })
     });
     described.collect()
 }
 
-/// The version of HTTP over this transport, and where that is written.
-fn version(cluster: &Cluster, transport: &TransportSocket, question: &Question) -> Value {
+/// How the version of HTTP over this transport comes about.
+fn choice(cluster: &Cluster, transport: &TransportSocket, question: &Question) -> VersionChoice {
     let tunnel = question.request.method == "CONNECT" || question.request.header("upgrade").is_some();
-    let name = match cluster.http.version_for(transport, false, tunnel) {
+    cluster.http.version_for(transport, false, tunnel)
+}
+
+/// What that version is, and where it is written.
+fn version(cluster: &Cluster, choice: VersionChoice) -> Value {
+    let name = match choice {
         _ if cluster.http.protocol == UpstreamProtocol::Downstream => "downstream",
         VersionChoice::Http1 | VersionChoice::OfferHttp1 => "HTTP/1.1",
         VersionChoice::Http2 => "HTTP/2",
@@ -778,11 +787,8 @@ fn version(cluster: &Cluster, transport: &TransportSocket, question: &Question) 
     json!({"version": name, "origin": metadata(&cluster.metadata)["origins"]["h2UpgradePolicy"]})
 }
 
-fn transport(socket: &TransportSocket) -> Value {
-    socket.tls.as_deref().map_or(Value::Null, describe_tls)
-}
-
-fn describe_tls(tls: &UpstreamTls) -> Value {
+/// *choice* is that of the version of HTTP; none for bytes.
+fn describe_tls(tls: &UpstreamTls, choice: Option<VersionChoice>) -> Value {
     let certificates = tls.common.certificates.iter().map(|source| match source {
         CertificateSource::Secret(secret) => &*secret.name,
         CertificateSource::Inline { .. } => "inline",
@@ -792,7 +798,11 @@ fn describe_tls(tls: &UpstreamTls) -> Value {
         TrustSource::Inline(_) => "inline",
     });
     let names = tls.common.sans.iter().map(|san| san.matcher.to_string());
-    let alpn = tls.common.alpn.iter().map(|name| String::from_utf8_lossy(name).into_owned());
+    let mut alpn: Vec<_> = tls.common.spoken_alpn().collect();
+    if let Some(choice) = choice.filter(|_| alpn.is_empty()) {
+        alpn.extend(choice.unlisted());
+    }
+    let alpn = alpn.iter().map(|name| String::from_utf8_lossy(name));
     json!({
         "sni": tls.sni.as_deref(),
         "certificate": certificates.collect::<Vec<_>>().first(),

@@ -535,11 +535,13 @@ impl Pool {
     }
 }
 
-/// What of a resource's ALPN list (`CommonTlsContext.alpn_protocols`) is offered.
+/// What of a resource's ALPN list (`CommonTlsContext.alpn_protocols`) is offered; and for HTTP, where there is no list, the versions that
+/// may be spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offer<'a> {
+    /// All: it is not HTTP.
     All,
-    /// All; where the list is empty, the versions of HTTP that the choice may come to (Envoy's connection pools).
+    /// All; of [`VersionChoice::OfferHttp1`] as [`Offer::Http1`].
     Http(VersionChoice),
     /// All but HTTP/2, if HTTP/1.1 is among them.
     Http1,
@@ -784,12 +786,11 @@ fn offered<'c>(config: &'c Arc<ClientConfig>, offer: Offer<'_>) -> Cow<'c, Arc<C
         config.alpn_protocols = protocols;
         Cow::Owned(Arc::new(config))
     };
+    let unlisted = |choice: VersionChoice| with(choice.unlisted().iter().map(|name| name.to_vec()).collect());
     match offer {
-        Offer::Http(choice) if config.alpn_protocols.is_empty() => with(match choice {
-            VersionChoice::Http1 | VersionChoice::OfferHttp1 => vec![b"http/1.1".to_vec()],
-            VersionChoice::Http2 => vec![b"h2".to_vec()],
-            VersionChoice::Endpoint => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
-        }),
+        Offer::Http(choice) if config.alpn_protocols.is_empty() => unlisted(choice),
+        Offer::Http1 if config.alpn_protocols.is_empty() => unlisted(VersionChoice::Http1),
+        Offer::Http2 if config.alpn_protocols.is_empty() => unlisted(VersionChoice::Http2),
         Offer::Http1 | Offer::Http(VersionChoice::OfferHttp1) if speaks(b"h2") && speaks(b"http/1.1") => {
             with(config.alpn_protocols.iter().filter(|protocol| *protocol != b"h2").cloned().collect())
         }

@@ -25,10 +25,6 @@ use super::sessions::Sessions;
 use super::tickets::{Key, KeyRing, Keys, Tickets};
 use super::verify::PeerVerifier;
 
-/// Protocols that weft-proxy speaks inside TLS; others of a resource's ALPN list are not offered, because whoever chose one would wait
-/// for it.
-const NOT_SPOKEN: &[&[u8]] = &[b"h3"];
-
 /// The secrets that have arrived.
 pub type Secrets = HashMap<SecretName, Secret>;
 
@@ -359,7 +355,7 @@ fn versions(tls: &TlsCommon) -> &'static [&'static SupportedProtocolVersion] {
 }
 
 fn spoken(tls: &TlsCommon) -> Vec<Vec<u8>> {
-    tls.alpn.iter().filter(|protocol| !NOT_SPOKEN.contains(&&***protocol)).map(|protocol| protocol.to_vec()).collect()
+    tls.spoken_alpn().map(<[u8]>::to_vec).collect()
 }
 
 fn find<'a>(secrets: &'a Secrets, name: &SecretName) -> Result<&'a Secret, ContextError> {
