@@ -149,6 +149,9 @@ BAD: dict[str, Json] = {
     "a source port twice": chains({"source_ports": [1, 1]}),
     "any name": chains(named("*")),
     "no version of the PROXY protocol": {"listeners": [headed(disallowed_versions=["V1", "V2"])]},
+    "no version of the PROXY protocol, nor a need for one": {
+        "listeners": [headed(disallowed_versions=["V1", "V2"], allow_requests_without_proxy_protocol=True)]
+    },
     "a wildcard for a part of a label": chains(named("*a")),
     "a wildcard within a name": chains(named("a.*.b")),
 }

@@ -559,6 +559,7 @@ fn which_versions_of_the_proxy_protocol_are_expected() {
     assert_eq!(compile(false, &[1], nothing), Ok(Some(ProxyProtocol { v1: true, v2: false, optional: false })));
     for (refused, path) in [
         (compile(false, &[0, 1], nothing), "Listener.listener_filters[0].typed_config.disallowed_versions"),
+        (compile(true, &[0, 1], nothing), "Listener.listener_filters[0].typed_config.disallowed_versions"),
         (
             compile(false, &[], |listener| listener.bind_to_port = Some(BoolValue { value: false })),
             "Listener.listener_filters",

@@ -154,8 +154,8 @@ impl ListenerFilters {
 fn proxy_protocol(context: &mut Context, filter: &ProtoProxyProtocol) -> ProxyProtocol {
     let is_allowed = |version: Version| !filter.disallowed_versions.contains(&(version as i32));
     let (v1, v2) = (is_allowed(Version::V1), is_allowed(Version::V2));
-    if !v1 && !v2 && !filter.allow_requests_without_proxy_protocol {
-        context.refuse_at("typed_config.disallowed_versions", "no version is left, so nobody could ever connect");
+    if !v1 && !v2 {
+        context.refuse_at("typed_config.disallowed_versions", "no version is left to look for");
     }
     ProxyProtocol { v1, v2, optional: filter.allow_requests_without_proxy_protocol }
 }
