@@ -11,8 +11,8 @@ use weft_core::respond::Cause;
 use weft_core::retry::{RetryPolicy, TryResult};
 
 use crate::alarm::Elapsed;
-use crate::codec::Version;
 use crate::codec::h2::Body;
+use crate::codec::{Framing, Version};
 use crate::connect::{ConnectError, Destination, Want};
 use crate::filter::{self};
 use crate::forward::{Course, Flow, FlowError};
@@ -71,13 +71,14 @@ impl Exchange<'_> {
         }
         self.outcome.upstream_local = server.local();
         self.outcome.upstream_peer = Some(server.peer());
+        websocket::pass_over(&mut self.scratch.request, &server, &self.client);
         if !self.scratch.request.upgrade().is_empty() {
             let deadline = earliest(deadline, self.try_deadline(limit));
             match self.unless_gone(deadline, server.accepts_upgrade()).await {
                 None => return Attempt::Gone,
-                Some(Ok(true)) if websocket::can_be_asked(&self.scratch.request, &server, &self.client) => {}
-                // The upstream speaks HTTP/2, and no RFC 8441 or none that could say this.
-                Some(Ok(_)) => {
+                Some(Ok(true)) => {}
+                // The upstream speaks HTTP/2 and no RFC 8441.
+                Some(Ok(false)) => {
                     return Attempt::Failed { cause: Cause::UpstreamProtocolError, result: TryResult::Overflow };
                 }
                 Some(Err(_)) => return self.timed_out(limit, timeout),
@@ -156,9 +157,9 @@ impl Exchange<'_> {
         }
         let (_, mut writer) = server.split(to_upstream);
         writer.request(request);
-        // What follows a request for another protocol is that protocol's, and waits for the answer.
-        let is_upgrade = request.wants_tunnel() && (self.client.is_stream() || self.client.is_done());
-        self.course = if is_upgrade { Course::head_only() } else { Course::default() };
+        // What follows a request for another protocol, or its body if it has one, is that protocol's, and waits for the answer.
+        let is_head_only = request.wants_tunnel() && request.framing == Framing::None;
+        self.course = if is_head_only { Course::head_only() } else { Course::default() };
         self.request_done = false;
     }
 
@@ -322,6 +323,10 @@ impl Exchange<'_> {
                 }
                 Until::RequestEnd if failed_to_send => return Poll::Ready(Awaited::Ended { reset: false }),
                 Until::RequestEnd if !sending => return Poll::Ready(Awaited::Response),
+                // Who has left will not speak the other protocol either, whatever it has said of it already.
+                Until::RequestEnd if from_server.poll_gone(context).is_ready() => {
+                    return Poll::Ready(Awaited::Ended { reset: false });
+                }
                 Until::RequestEnd => {}
             }
             let ended = outcome.request_duration.map(|duration| *began + duration);

@@ -18,12 +18,13 @@ use super::server::Server;
 const KEY: &str = "sec-websocket-key";
 const ACCEPT: &str = "sec-websocket-accept";
 
-/// Whether there is a way to ask *server* for the upgrade in *request*: an extended CONNECT says no method beside its own, and what
-/// follows it is the other protocol's, and no body of the request (RFC 8441 4).
-pub(super) fn can_be_asked(request: &Head, server: &Server, client: &Client<'_>) -> bool {
-    match (server, client) {
-        (Server::Http2 { .. }, Client::Http1 { .. }) => request.method() == b"GET" && client.is_done(),
-        _ => true,
+/// Take the upgrade out of *request* if there is no way to ask *server* for it: an extended CONNECT says no method beside its own, and what
+/// follows it is the other protocol's, and no body (RFC 8441 4). Whoever is asked may pass over the wish (RFC 9110 7.8).
+pub(super) fn pass_over(request: &mut Head, server: &Server, client: &Client<'_>) {
+    if matches!((server, client), (Server::Http2 { .. }, Client::Http1 { .. }))
+        && (request.method() != b"GET" || request.framing != Framing::None)
+    {
+        request.set_upgrade(b"");
     }
 }
 

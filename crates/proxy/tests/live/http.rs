@@ -459,6 +459,44 @@ fn an_upstream_that_changes_the_protocol_early_gets_the_whole_request_first() {
 }
 
 #[test]
+fn an_upstream_that_changes_the_protocol_early_and_leaves_is_not_waited_for() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], Setup::allow_websocket);
+    let mut client = mesh.client();
+    client.send(
+        "POST /chat HTTP/1.1\r\nhost: up\r\nconnection: upgrade\r\nupgrade: websocket\r\ncontent-length: 5\r\n\r\nhe",
+    );
+    let mut peer = upstream.accept();
+    peer.head();
+    peer.send(SWITCHED);
+    drop(peer);
+    assert_eq!(client.message().status(), 503);
+}
+
+/// Its body has been read when it is sent once more, and so it is no longer the client's.
+#[test]
+fn an_upgrade_with_a_body_has_it_on_a_second_try_too() {
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], Setup::allow_websocket);
+    let mut client = mesh.client();
+    client.send("GET / HTTP/1.1\r\nhost: up\r\n\r\n");
+    let mut peer = upstream.accept();
+    peer.message();
+    peer.send(ok("kept"));
+    assert_eq!(client.message().text(), "kept");
+    client.send(
+        "GET /chat HTTP/1.1\r\nhost: up\r\nconnection: upgrade\r\nupgrade: websocket\r\ncontent-length: 5\r\n\r\nhello",
+    );
+    assert_eq!(peer.message().text(), "hello");
+    // The kept connection turns out to be no good, and the request is repeated.
+    drop(peer);
+    let mut peer = upstream.accept();
+    assert_eq!(peer.message().text(), "hello");
+    peer.send(SWITCHED);
+    assert_eq!(client.head().status(), 101);
+}
+
+#[test]
 fn a_reader_of_an_upgraded_connection_that_does_not_read_costs_no_memory() {
     let upstream = Upstream::new();
     let mesh = Mesh::start(&[upstream.address()], Setup::allow_websocket);

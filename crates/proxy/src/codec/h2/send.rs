@@ -196,6 +196,8 @@ impl Connection {
                 head.declared_length
             }
             Framing::Length(length) => Some(length),
+            // A length would count the other protocol's bytes.
+            Framing::None if head.status == 0 && head.wants_tunnel() => None,
             Framing::None | Framing::UntilClose => head.declared_length,
             Framing::Chunked => None,
         };

@@ -236,6 +236,15 @@ fn extended_connect_is_an_upgrade() {
     assert_eq!(pass(&mut server, &mut client), [Seen::Head(1, "200".into(), false)]);
     assert_eq!(server.data(1, b"back", true), 4);
     assert_eq!(pass(&mut server, &mut client), [Seen::Data(1, b"back".to_vec(), true)]);
+    // A length would count the other protocol's bytes (RFC 9113 8.1.1).
+    let [without, with] = [None, Some(0)].map(|length| {
+        head.declared_length = length;
+        let (mut client, mut bytes) = (pair(Limits { extended_connect: true, ..Limits::default() }).0, Vec::new());
+        client.request(&head, true, false);
+        client.swap_output(&mut bytes);
+        bytes
+    });
+    assert_eq!(without, with);
 }
 
 #[test]
