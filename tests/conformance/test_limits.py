@@ -642,4 +642,4 @@ def test_a_head_of_http2_that_stands_still(tmp_path: Path) -> None:
         until("both are recorded", lambda: len(records(log(envoy.ports))) == len(expected))
         assert records(log(envoy.ports)) == expected
         until("what was cut off is recorded", lambda: bool(records(log(weft.ports))))
-        assert [(found["status"], found["flags"]) for found in records(log(weft.ports))] == [(0, "DC")]
+        assert [(found["status"], found["flags"]) for found in records(log(weft.ports))] == [(0, "DPE")]

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.both import Json, both, cluster, file_log, http_filters, http_options, listener, records
-from tests.conformance.frames import HEADERS, Wire
+from tests.conformance.frames import DATA, END_STREAM, HEADERS, Wire
 from tests.conformance.proxies import Static, until
 from tests.conformance.telling import Teller, Telling, Told, telling
 from tests.conformance.upstream import Upstream, read_head
@@ -300,4 +300,25 @@ def test_a_connection_takes_as_many_requests_as_the_cluster_says(planes: Planes,
             assert ends(first), proxy.kind
             with ask(planes, proxy, name):
                 pass
+        assert planes.up.forget() == 0, proxy.kind
+
+
+def test_of_requests_that_come_at_once_none_is_too_many_for_a_connection_of_http2(planes: Planes) -> None:
+    name = "of two requests over HTTP/2"
+    streams = range(1, 11, 2)
+    for proxy in planes.proxies:
+        with Wire.client(proxy.ports[name]) as client, contextlib.ExitStack() as stack:
+            for stream in streams:
+                client.get(stream)
+            for count in (2, 2, 1):
+                peer = stack.enter_context(Wire.serving(stack.enter_context(planes.up.accept())))
+                for _ in range(count):
+                    answer(peer)
+            bodies, open_streams = dict.fromkeys(streams, b""), set(streams)
+            while open_streams:
+                found = client.next(DATA)
+                bodies[found.stream] += found.payload
+                if found.flags & END_STREAM:
+                    open_streams.remove(found.stream)
+            assert bodies == dict.fromkeys(streams, b"ok"), proxy.kind
         assert planes.up.forget() == 0, proxy.kind

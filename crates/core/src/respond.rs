@@ -223,6 +223,8 @@ pub enum Cause {
     DownstreamGone,
     /// The client reset the stream.
     DownstreamReset,
+    /// The client broke the protocol of the connection, and it was ended with all that was under way on it.
+    DownstreamCodecError,
     /// This proxy ends, and waits no longer.
     CutOff,
     // Without a request.
@@ -429,6 +431,7 @@ pub const TABLE: &[Row] = {
         // Nobody is there to read an answer.
         row(DownstreamGone, 0, Some(F::DownstreamConnectionTermination), "downstream_remote_disconnect", ""),
         row(DownstreamReset, 0, Some(F::DownstreamRemoteReset), "http2.remote_reset", ""),
+        row(DownstreamCodecError, 0, Some(F::DownstreamProtocolError), "codec_error", ""),
         // Envoy's words for a connection that it closes itself; the reason is ours.
         row(CutOff, 0, Some(F::DownstreamConnectionTermination), "downstream_local_disconnect(cut_off)", ""),
         // Connections without HTTP are closed.

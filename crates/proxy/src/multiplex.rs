@@ -63,6 +63,8 @@ pub enum StreamEnd {
     Reset,
     /// The connection is gone.
     Gone,
+    /// The connection was ended because its client broke the protocol.
+    Broken,
     /// The peer broke a rule.
     Malformed,
 }
@@ -90,8 +92,12 @@ pub struct Session {
     secure: bool,
     /// While more than this waits to be written, streams and the peer wait.
     output_bytes: usize,
-    /// Requests that were sent or received on it.
+    /// Requests that were sent or received on it, and of our own those that are about to be sent.
     requests: Cell<u32>,
+    /// The latter.
+    unsent: Cell<u32>,
+    /// So many of our own may ever be sent on it.
+    most_requests: u32,
     /// When something of the peer's was taken in last.
     heard: Cell<Instant>,
 }
@@ -105,7 +111,17 @@ impl Session {
 
     /// Whether another request may be sent on it now.
     pub fn can_open(&self) -> bool {
+        self.requests.get() < self.most_requests && self.can_send()
+    }
+
+    /// Whether one that counts already may be.
+    fn can_send(&self) -> bool {
         !self.over.get() && self.codec.borrow().can_open()
+    }
+
+    /// Whether as many requests have been sent on it as may be.
+    pub fn is_used_up(&self) -> bool {
+        self.requests.get() - self.unsent.get() >= self.most_requests
     }
 
     /// Whether a request with this body may be sent on it now, and nobody's reading or not reading of another body can stop it.
@@ -145,9 +161,11 @@ impl Session {
     pub fn stream(self: &Rc<Self>) -> Stream {
         let first = self.requests.get() == 0;
         self.requests.set(self.requests.get() + 1);
+        self.unsent.set(self.unsent.get() + 1);
         Stream {
             session: Rc::clone(self),
             id: Cell::new(0),
+            is_unsent: Cell::new(true),
             first,
             inbox: Rc::default(),
             finished: Cell::new(false),
@@ -161,12 +179,12 @@ impl Session {
         self.wake();
     }
 
-    fn end(&self) {
+    fn end(&self, end: StreamEnd) {
         self.over.set(true);
         self.wake_unsettled();
         let inboxes: Vec<_> = self.inboxes.borrow().values().cloned().collect();
         for inbox in inboxes {
-            close(&inbox, StreamEnd::Gone);
+            close(&inbox, end);
         }
     }
 
@@ -316,6 +334,8 @@ pub struct Stream {
     session: Rc<Session>,
     /// 0 until the request is sent.
     id: Cell<StreamId>,
+    /// It counts as a request and has not been tried to be sent yet.
+    is_unsent: Cell<bool>,
     first: bool,
     inbox: Rc<RefCell<Inbox>>,
     /// Our side has sent all of its message.
@@ -425,7 +445,8 @@ impl Stream {
 
     /// Send the request. *ended*: it has no body.
     pub fn request(&self, head: &Head, ended: bool) {
-        if !self.session.can_open() {
+        self.note_sent();
+        if !self.session.can_send() {
             // The connection ended, or filled up, in the moment in between.
             close(&self.inbox, StreamEnd::Refused);
             return;
@@ -435,6 +456,13 @@ impl Stream {
         self.finished.set(ended);
         self.session.inboxes.borrow_mut().insert(id, Rc::clone(&self.inbox));
         self.session.wake();
+    }
+
+    /// Whether it was about to be sent until now.
+    fn note_sent(&self) -> bool {
+        let was_unsent = self.is_unsent.replace(false);
+        self.session.unsent.set(self.session.unsent.get() - u32::from(was_unsent));
+        was_unsent
     }
 
     /// Send a response's head, interim or final.
@@ -525,6 +553,9 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let id = self.id.get();
+        if self.note_sent() {
+            self.session.requests.set(self.session.requests.get() - 1);
+        }
         if id == 0 {
             return;
         }
@@ -580,6 +611,11 @@ pub struct Driver {
 impl Driver {
     /// Begin a connection; nothing is sent before the first poll.
     pub fn new(role: Role, limits: Limits, secure: bool) -> Driver {
+        Driver::limited(role, limits, secure, u32::MAX)
+    }
+
+    /// The same, for *most_requests* of our own.
+    pub fn limited(role: Role, limits: Limits, secure: bool, most_requests: u32) -> Driver {
         let began = Instant::now();
         let session = Rc::new(Session {
             codec: RefCell::new(Connection::new(role, limits)),
@@ -596,6 +632,8 @@ impl Driver {
             secure,
             output_bytes: limits.output_bytes,
             requests: Cell::new(0),
+            unsent: Cell::new(0),
+            most_requests,
             heard: Cell::new(began),
         });
         Driver {
@@ -662,8 +700,13 @@ impl Driver {
     }
 
     fn over(&mut self, end: ConnectionEnd) -> Poll<Turn> {
-        self.session.end();
+        self.session.end(self.stream_end());
         Poll::Ready(Turn::Over(end))
+    }
+
+    /// What the end of the connection is to its streams.
+    fn stream_end(&self) -> StreamEnd {
+        if self.broken && self.session.role == Role::Server { StreamEnd::Broken } else { StreamEnd::Gone }
     }
 
     /// Write everything; ready when nothing is left.
@@ -831,6 +874,7 @@ impl Driver {
         Stream {
             session,
             id: Cell::new(stream),
+            is_unsent: Cell::new(false),
             first: stream == 1,
             inbox,
             finished: Cell::new(false),
@@ -860,7 +904,7 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.session.end();
+        self.session.end(self.stream_end());
     }
 }
 
@@ -954,6 +998,31 @@ mod tests {
             }
             sent
         }
+    }
+
+    #[test]
+    fn requests_that_are_about_to_be_sent_count_as_those_that_were() {
+        let driver = Driver::limited(Role::Client, Limits::default(), false, 2);
+        let session = Rc::clone(&driver.session);
+        let mut head = Head::default();
+        head.set_method(b"GET");
+        head.set_path(b"/");
+        head.set_authority(b"up");
+        let (first, second) = (session.stream(), session.stream());
+        assert!(!session.can_open() && !session.is_used_up());
+        // It was given up before.
+        drop(first);
+        assert!(session.can_open());
+        let first = session.stream();
+        assert!(!session.can_open());
+        for stream in [&first, &second] {
+            assert!(!session.is_used_up());
+            stream.request(&head, true);
+            assert_eq!(stream.end(), None);
+        }
+        assert!(session.is_used_up());
+        drop((first, second));
+        assert!(session.is_used_up() && !session.can_open());
     }
 
     /// A client whose peer allows one window of the usual size to each stream and to all, and opens them only when the test says so.

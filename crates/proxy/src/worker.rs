@@ -125,7 +125,8 @@ impl Worker {
         self.draining.get() > Draining::No
     }
 
-    /// Whether clients are told to go: by GOAWAY at once, and by `connection: close` with the next answer.
+    /// Whether clients are told to go: by GOAWAY at once (where it is for room, if they have asked for anything), and by `connection: close` with
+    /// the next answer.
     pub fn sends_clients_away(&self) -> bool {
         self.is_draining() || self.overload.actions().contains(Action::DisableHttpKeepalive)
     }

@@ -190,7 +190,8 @@ fn share(upstream: &Rc<WorkerUpstream>, connection: Box<Connection>) -> Rc<Share
         // do not read stop those that do, which connections of HTTP/1.1 never let them.
         limits.connection_window_bytes = MOST_WINDOW_BYTES;
     }
-    let driver = Driver::new(Role::Client, limits, connection.io.is_secure());
+    let most_requests = cluster.http.max_requests_per_connection.unwrap_or(u32::MAX);
+    let driver = Driver::limited(Role::Client, limits, connection.io.is_secure(), most_requests);
     let shared = Rc::new(Shared {
         session: Rc::clone(&driver.session),
         local: connection.local,
@@ -256,8 +257,7 @@ async fn keep(mut driver: Driver, mut connection: Box<Connection>, cluster: Arc<
             }
             // One that was made while its cluster was being replaced, or its endpoint taken away, serves those it was made for.
             let is_left = is_idle && requests > 0 && (pool.is_retired() || !pool.names(key, known_at));
-            if !session.is_worn() && (is_left || http.max_requests_per_connection.is_some_and(|most| requests >= most))
-            {
+            if !session.is_worn() && (is_left || session.is_used_up()) {
                 session.retire();
             }
             let idle = idle_timeout.filter(|_| is_idle).map(|most| idle_since + most);

@@ -71,7 +71,7 @@ impl Exchange<'_> {
             Streamed::DownstreamGone => {
                 server.cancel();
                 // It may have ended its own direction only, and must not take what it has for a whole answer.
-                self.cut_short(Cause::DownstreamGone)
+                self.cut_short(self.client.departure())
             }
             Streamed::UpstreamGone => self.cut_short(match server.stream_end() {
                 Some(StreamEnd::Reset | StreamEnd::Refused) => Cause::ResetAfterResponse,
@@ -223,7 +223,7 @@ impl Exchange<'_> {
         let in_order = totals.first_end.get().map(|first| if first == TunnelEnd::Upstream { close } else { first });
         let cause = match in_order.or(end) {
             Some(TunnelEnd::Downstream | TunnelEnd::Request) if client.is_reset() => Some(Cause::DownstreamReset),
-            Some(TunnelEnd::Downstream | TunnelEnd::Request) => Some(Cause::DownstreamGone),
+            Some(TunnelEnd::Downstream | TunnelEnd::Request) => Some(client.departure()),
             Some(TunnelEnd::Upstream) => Some(match server.stream_end() {
                 Some(StreamEnd::Reset | StreamEnd::Refused) => Cause::ResetAfterResponse,
                 _ => Cause::TerminationAfterResponse,

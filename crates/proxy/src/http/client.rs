@@ -2,6 +2,8 @@
 
 use std::task::{Context, Poll};
 
+use weft_core::respond::Cause;
+
 use crate::buffer::Buffer;
 use crate::codec::Framing;
 use crate::codec::h2::Code;
@@ -46,6 +48,14 @@ impl<'a> Client<'a> {
     /// Whether it is one stream of a connection, and not all of it.
     pub fn is_stream(&self) -> bool {
         matches!(self, Client::Http2 { .. })
+    }
+
+    /// What is to be recorded of a client that is gone.
+    pub fn departure(&self) -> Cause {
+        match self {
+            Client::Http2 { stream, .. } if stream.end() == Some(StreamEnd::Broken) => Cause::DownstreamCodecError,
+            Client::Http1 { .. } | Client::Http2 { .. } => Cause::DownstreamGone,
+        }
     }
 
     /// Whether it has reset its stream, and left the connection as it is.

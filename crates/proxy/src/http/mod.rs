@@ -379,7 +379,10 @@ impl Exchange<'_> {
     fn close_under(&mut self, overload: Actions) {
         if overload.contains(Overloaded::DisableHttpKeepalive) && !self.last {
             self.last = true;
-            self.down.worker.metrics.counters().overload_keepalive_disabled.add(1);
+            // That of a stream goes with all that is on it, and counts where that is said.
+            if !self.client.is_stream() {
+                self.down.worker.metrics.counters().overload_keepalive_disabled.add(1);
+            }
         }
     }
 
@@ -393,7 +396,7 @@ impl Exchange<'_> {
 
     /// The client went away; nothing can be answered.
     fn gone(&mut self) -> Next {
-        self.outcome.fail(Cause::DownstreamGone);
+        self.outcome.fail(self.client.departure());
         Next::Over
     }
 

@@ -83,7 +83,13 @@ pub async fn serve(down: Downstream, socket: &mut Socket, manager: &HttpManager,
                 let slow = patience.and_then(|limit| Some(driver.owed_since()? + limit));
                 let mut deadline = earliest(slow, keepalive.deadline(&driver.session));
                 match leaving {
-                    Leaving::No if down.worker.sends_clients_away() => return Poll::Ready(Event::Leave),
+                    // Who has just come has an answer first, or it would only come again. (With each request this is asked again.)
+                    Leaving::No
+                        if down.worker.is_draining()
+                            || down.worker.sends_clients_away() && driver.session.requests() > 0 =>
+                    {
+                        return Poll::Ready(Event::Leave);
+                    }
                     Leaving::No => deadline = earliest(deadline, earliest(idle, worn)),
                     Leaving::Announced(until) => deadline = earliest(deadline, Some(until)),
                     Leaving::Final if is_idle => return Poll::Ready(Event::Finished),
@@ -126,6 +132,9 @@ pub async fn serve(down: Downstream, socket: &mut Socket, manager: &HttpManager,
                 return linger(socket, manager).await;
             }
             Event::Leave => {
+                if !down.worker.is_draining() && down.worker.sends_clients_away() {
+                    down.worker.metrics.counters().overload_keepalive_disabled.add(1);
+                }
                 leaving = Leaving::Announced(Instant::now() + GRACE);
                 driver.announce_go_away(GOING_AWAY);
             }

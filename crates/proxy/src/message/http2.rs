@@ -48,7 +48,7 @@ impl Reader<'_> {
             Ok(true) => Ok(Next::Span),
             Ok(false) => Ok(Next::End),
             Err(StreamEnd::Malformed) => Err(ReadError::Malformed(BodyError::Stream)),
-            Err(StreamEnd::Refused | StreamEnd::Reset | StreamEnd::Gone) => Err(ReadError::Closed),
+            Err(StreamEnd::Refused | StreamEnd::Reset | StreamEnd::Gone | StreamEnd::Broken) => Err(ReadError::Closed),
         })
     }
 
