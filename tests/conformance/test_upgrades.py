@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.both import Json, address, both, http_filters, listener, typed
+from tests.conformance.both import Json, address, both, cluster, http_filters, listener, typed
 from tests.conformance.proxies import LIMIT, Static, until
-from tests.conformance.upstream import Accepting
+from tests.conformance.upstream import Accepting, Upstream, read_exactly
+from weft.data_plane import ENVOY
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
 
@@ -257,3 +258,40 @@ def test_both_record_alike_who_ended_an_upgraded_connection(tmp_path: Path, prog
     flags = {key: record["flags"] for key, record in seen.items()}
     assert flags["h1-h1 /program-resets"] == flags["h1-h1 /program-closes"] == "UC"
     assert flags["h1-h1 /client-resets"] == flags["h1-h1 /client-closes"] == "DC"
+
+
+BODIES = {
+    "chunks": (b"transfer-encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n"),
+    "a length": (b"content-length: 5", b"hello"),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_the_body_of_a_request_to_upgrade_goes_before_the_protocol(tmp_path: Path, name: str) -> None:
+    """
+    Also where the upstream agrees before it has come.
+
+    Envoy takes it for the beginning of the other protocol: it leaves after the agreement, chunks as they are, of which the head says nothing.
+    """
+    field, body = BODIES[name]
+    up = Upstream()
+
+    def resources(ports: dict[str, int]) -> Json:
+        manager = {"upgrade_configs": [{"upgrade_type": "websocket"}]}
+        filters = http_filters([{"match": {"prefix": "/"}, "route": {"cluster": "up"}}], manager=manager)
+        return {"clusters": [cluster("up", up.port)], "listeners": [listener("http", ports["http"], filters)]}
+
+    wish, end = b"connection: upgrade\r\nupgrade: websocket\r\n", b"\r\n\r\n"
+    with up.socket, both(tmp_path, ("http",), resources) as proxies:
+        for proxy in proxies:
+            with socket.create_connection(("127.0.0.1", proxy.ports["http"]), LIMIT) as client:
+                client.sendall(b"POST / HTTP/1.1\r\nhost: up\r\n" + wish + field + end + body[:3])
+                with up.accept() as server:
+                    head, _, begun = read(server, end).partition(end)
+                    server.sendall(b"HTTP/1.1 101 Switching Protocols\r\n" + wish + b"\r\n" + ANSWERED)
+                    client.sendall(body[3:] + b"in it")
+                    missing = len(body) + len(b"in it") - len(begun)
+                    assert begun + read_exactly(server, missing) == body + b"in it", proxy.kind
+                    assert read(client, ANSWERED).startswith(b"HTTP/1.1 101 "), proxy.kind
+            declared = field in head.lower()
+            assert declared == (proxy.kind != ENVOY or name == "a length"), proxy.kind
