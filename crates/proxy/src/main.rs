@@ -86,7 +86,7 @@ use crate::metrics::Shared;
 use crate::on_demand::{Ask, Asking};
 use crate::overload::Overload;
 use crate::record::service::Services;
-use crate::worker::{Command, Draining, LAST_HANDSHAKES, Start};
+use crate::worker::{Command, Draining, Start, last_handshakes};
 
 #[global_allocator]
 static ALLOCATOR: profile::heap::Allocator = profile::heap::Allocator;
@@ -387,7 +387,7 @@ async fn drain(configurator: &RefCell<Configurator>, workers: &Workers, limit: D
     let idle = async {
         // Else who waits in their sockets' queues would not be counted.
         workers.obey().await;
-        tokio::time::sleep(LAST_HANDSHAKES).await;
+        last_handshakes().await;
         while workers.connections() > 0 && (workers.taken_connections() > 0 || Instant::now() < greeted) {
             tokio::time::sleep(DRAIN_LOOK).await;
         }

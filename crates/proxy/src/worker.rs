@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, spawn_local};
-use tokio::time::{sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use weft_core::random::SplitMix;
 
 use crate::clock::Clock;
@@ -40,9 +40,15 @@ const SWEEP_TIME: Duration = Duration::from_secs(2);
 const ACCEPT_BATCH: usize = 32;
 /// How long accepting rests when the process has no descriptors left.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
-/// How long a socket that takes no new clients stays open for handshakes that have begun. Who dials its address meanwhile may have to try
-/// again after a second, so it is short: long enough for a machine that is busy, and for clients near by.
-pub const LAST_HANDSHAKES: Duration = Duration::from_millis(20);
+/// A socket that takes no new clients stays open for handshakes that have begun, as long as it takes that this thread is run so often when
+/// it asks to be: where it has to wait its turn, so has that of the kernel which hears the clients' last words. Who dials the address
+/// meanwhile may have to try again after a second, so it is short, and meant for clients near by.
+const LAST_TURNS: u32 = 4;
+const LAST_TURN: Duration = Duration::from_millis(5);
+/// What of a delay is the clock's.
+const PROMPT: Duration = Duration::from_millis(3);
+/// Longer it is not, however busy the machine is.
+const LAST_HANDSHAKES: Duration = Duration::from_millis(300);
 /// Scratch memory kept for requests.
 const KEPT_SCRATCH: usize = 64;
 
@@ -362,8 +368,24 @@ impl Listening {
         if !is_shared {
             // Who has been answered by the kernel takes itself for connected, and is in no queue before its last word has come.
             let last = keep_accepting(Rc::clone(worker), Some(plan), key, socket);
-            spawn_local(async { drop(timeout(LAST_HANDSHAKES, last).await) });
+            spawn_local(async {
+                tokio::select! {
+                    () = last_handshakes() => {}
+                    () = last => {}
+                }
+            });
         }
+    }
+}
+
+/// Wait until those have got through who were shaking hands when no new ones were let in any more.
+pub async fn last_handshakes() {
+    let deadline = Instant::now() + LAST_HANDSHAKES;
+    let mut left = LAST_TURNS;
+    while left > 0 && Instant::now() < deadline {
+        let due = Instant::now() + LAST_TURN;
+        sleep_until(due).await;
+        left -= u32::from(due.elapsed() <= PROMPT);
     }
 }
 
