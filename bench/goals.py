@@ -56,6 +56,7 @@ GOALS = (
     Goal("s9.mtls", 1.0, "envoy"),
     Goal("s10.s2", 0.35, "envoy"),
     Goal("s10.s9", 0.35, "envoy"),
+    Goal("s10.s9.mtls", 0.35, "envoy"),
     Goal("memory.idle", 8),
     Goal("memory.idle", 0.125, "envoy"),
     Goal("memory.loaded", 30),

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.load import Load, WrongAnswersError
@@ -33,9 +34,23 @@ Groups = X25519
 """Python cannot choose the groups of key exchange; its OpenSSL can."""
 
 
-def apply(port: int, tls: Tls, *, seconds: float, cores: set[int], length: int, letter: str, work: Path) -> Load:
+def apply(
+    port: int,
+    tls: Tls,
+    *,
+    seconds: float,
+    cores: set[int],
+    length: int,
+    letter: str,
+    work: Path,
+    address: str = "127.0.0.1",
+    enter: Callable[[], None] | None = None,
+) -> Load:
     """
-    Load *port* of the loopback for *seconds*.
+    Load *port* of *address* for *seconds*.
+
+    Args:
+        enter: Called in the loading process before it starts.
 
     Raises:
         WrongAnswersError: One answer was not as expected.
@@ -43,16 +58,17 @@ def apply(port: int, tls: Tls, *, seconds: float, cores: set[int], length: int, 
     configuration = work / "openssl.cnf"
     configuration.write_text(OPENSSL)
     command = [sys.executable, "-m", "bench.load.handshakes", str(port), str(seconds), str(length), letter]
-    command += [str(tls.chain), str(tls.key), str(tls.roots)]
+    command += [str(tls.chain), str(tls.key), str(tls.roots), address]
     done = subprocess.run(
         ["taskset", "-c", ",".join(map(str, sorted(cores))), *command],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "OPENSSL_CONF": str(configuration)},
+        preexec_fn=enter,
     )
     if done.returncode:
-        raise WrongAnswersError(f"handshakes with port {port}: {done.stderr}")
+        raise WrongAnswersError(f"handshakes with {address}:{port}: {done.stderr}")
     return Load(**json.loads(done.stdout))
 
 
@@ -80,10 +96,10 @@ def ask(connection: socket.socket, body: bytes, *, close: bool) -> None:
         raise WrongAnswersError(f"expected 200 and {len(body)} bytes, came {head!r} and {len(found)}")
 
 
-def _load(port: int, context: ssl.SSLContext, body: bytes, until: float, taken: list[float]) -> None:
+def _load(place: tuple[str, int], context: ssl.SSLContext, body: bytes, until: float, taken: list[float]) -> None:
     while (began := time.monotonic()) < until:
         with (
-            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+            socket.create_connection(place, timeout=10) as plain,
             context.wrap_socket(plain, server_hostname="localhost") as connection,
         ):
             if connection.session_reused or connection.version() != "TLSv1.3":
@@ -98,6 +114,7 @@ def main() -> None:
         parser.add_argument(name, type=kind)
     for name in ("chain", "key", "roots"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("address")
     options = parser.parse_args()
     context = client_context(Tls(options.chain, options.key, options.roots, ""))
     body = options.letter.encode() * options.length
@@ -107,7 +124,7 @@ def main() -> None:
 
     def load() -> None:
         try:
-            _load(options.port, context, body, began + options.seconds, taken)
+            _load((options.address, options.port), context, body, began + options.seconds, taken)
         except (OSError, WrongAnswersError) as error:
             failed.append(error)
 

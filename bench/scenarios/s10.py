@@ -1,6 +1,8 @@
 """
 S10: S2 and S9 through the real interception: a client in a program's network namespace whose connections TPROXY catches.
 
+For handshakes the proxies terminate mutual TLS with the features of the called side, where a connection is caught as any other is.
+
 The same client, called `direct`, also calls the same proxy by its address, so the price of being caught is seen apart.
 `python -m bench.scenarios.s10 WORK PEERS ROUNDS SECONDS` prints JSON. It is a process of its own, because it
 moves itself into the namespaces of a mesh.
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -24,9 +27,10 @@ from envoy.config.listener.v3 import listener_pb2
 from google.protobuf import json_format
 
 from bench import backends, peers, probes, role
+from bench.certificates import Authority
 from bench.configurations import xds
 from bench.contest import WARM_UP_SECONDS, measured
-from bench.load import Load, wrk
+from bench.load import Load, handshakes, wrk
 from bench.measure import CPU, Cores, Run, Series, Table, alternate, keep
 from bench.process import end_by_sigterm, free_port, running, wait_for_port
 from bench.role import Role
@@ -45,8 +49,10 @@ class Work:
     """What one scenario asks for."""
 
     title: str
-    connections: int
+    connections: int = 0
     headers: tuple[str, ...] = ()
+    tls: bool = False
+    """The load is handshakes."""
 
 
 WORKS = {
@@ -54,6 +60,7 @@ WORKS = {
     "s9": Work(
         "S10: S9 (a new connection for each request, mesh features) through interception", 16, ("Connection: close",)
     ),
+    "s9.mtls": Work("S10: S9 (a full mTLS handshake for each request, mesh features) through interception", tls=True),
 }
 
 
@@ -127,37 +134,51 @@ def measure(work: Path, names: list[str], rounds: int, seconds: float) -> dict[s
     paths.make()
     MeshNamespaces.create(paths, ip_network("10.244.0.0/16"))  # type: ignore[arg-type]
     samples: dict[str, dict[str, list[float]]] = {key: {} for key in WORKS}
+    authority = Authority(work / "certificates")
     with contextlib.ExitStack() as stack:
         ports = stack.enter_context(backends.http(work, length=BODY_BYTES, cores=cores.rest))
-        wanted = Role(ports, role.OUTBOUND_MESH)
-        ways: dict[str, tuple[peers.Peer, str, int | None]] = {}
-        for number, name in enumerate(names):
-            client = ProgramNamespaces.create(
-                paths, f"client-{name}", f"10.244.0.{6 + number}", f"fd77:ef7::{6 + number}"
-            )
-            stack.callback(client.close)
-            peer = stack.enter_context(_start(name, wanted, work / name, client.path, cores.proxy))
-            probes.check(peer, wanted)
-            ways[name] = (peer, f"http://{SERVICE_ADDRESS}:{PORT}/", client.descriptor)
-            ways[f"{name}, direct"] = (peer, f"http://127.0.0.1:{peer.port}/", None)
+        calling = Role(ports, role.OUTBOUND_MESH)
+        called = Role(
+            ports, role.INBOUND_MESH, inbound=True, hosts=1, downstream_tls=authority.called, callers=authority.callers
+        )
+        addresses = itertools.count(6)
 
-        def apply(url: str, namespace: int | None, what: Work, _: peers.Peer, duration: float) -> Load:
-            return wrk.apply(
-                url,
-                seconds=duration,
-                connections=what.connections,
-                cores=cores.rest,
-                length=BODY_BYTES,
-                letter=backends.BODY_LETTER,
-                work=work,
-                headers=(f"Host: {role.host(wanted.target)}", *what.headers),
-                enter=None if namespace is None else functools.partial(_enter, namespace),
-            )
+        def start(wanted: Role) -> dict[str, tuple[peers.Peer, tuple[str, int], int | None]]:
+            """Return the ways to each proxy: the place that is called, and from which namespace."""
+            ways: dict[str, tuple[peers.Peer, tuple[str, int], int | None]] = {}
+            for name in names:
+                number = next(addresses)
+                client = ProgramNamespaces.create(
+                    paths, f"client-{number}", f"10.244.0.{number}", f"fd77:ef7::{number}"
+                )
+                stack.callback(client.close)
+                peer = stack.enter_context(_start(name, wanted, work / f"{name}-{number}", client.path, cores.proxy))
+                probes.check(peer, wanted)
+                ways[name] = (peer, (SERVICE_ADDRESS, PORT), client.descriptor)
+                ways[f"{name}, direct"] = (peer, ("127.0.0.1", peer.port), None)
+            return ways
 
+        def apply(place: tuple[str, int], namespace: int | None, what: Work, _: peers.Peer, duration: float) -> Load:
+            common: dict[str, Any] = {
+                "seconds": duration,
+                "cores": cores.rest,
+                "length": BODY_BYTES,
+                "letter": backends.BODY_LETTER,
+                "work": work,
+                "enter": None if namespace is None else functools.partial(_enter, namespace),
+            }
+            address, port = place
+            if what.tls:
+                return handshakes.apply(port, authority.caller, address=address, **common)
+            headers = (f"Host: {role.host(calling.target)}", *what.headers)
+            return wrk.apply(f"http://{address}:{port}/", connections=what.connections, headers=headers, **common)
+
+        ways = {False: start(calling), True: start(called)}
         for key, what in WORKS.items():
+            wanted = called if what.tls else calling
             measures: dict[str, Callable[[], tuple[float, Load]]] = {}
-            for way, (peer, url, namespace) in ways.items():
-                load = functools.partial(apply, url, namespace, what)
+            for way, (peer, place, namespace) in ways[what.tls].items():
+                load = functools.partial(apply, place, namespace, what)
                 load(peer, WARM_UP_SECONDS)
                 requests: Callable[[Load], int] = lambda seen: seen.requests  # noqa: E731
                 measures[way] = functools.partial(measured, peer, wanted, load, seconds, requests)
@@ -171,7 +192,7 @@ def _start(name: str, wanted: Role, home: Path, namespace: Path, cores: set[int]
     home.mkdir()
     port = free_port()
     published = resources(wanted, port, namespace, home / "access.log", name)
-    keep(f"s10-{name}.json", xds.readable(published), home)
+    keep(f"s10-{'in' if wanted.inbound else 'out'}-{name}.json", xds.readable(published), home)
     with xds.serving(home, published) as bootstrap:
         (home / "bootstrap.json").write_text(json.dumps(bootstrap))
         command = [*peers.command(name, 1), "-c", str(home / "bootstrap.json")]
