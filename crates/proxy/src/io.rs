@@ -406,6 +406,8 @@ pub fn accept(listener: RawFd) -> io::Result<OwnedFd> {
 
 /// Let a listening socket ignore clients that come now, who try again a little later and find its successor or nobody, while
 /// handshakes that have begun go on. Closing it with anything in its queue would reset who is in there.
+///
+/// Whom it accepts from now on has to be [welcomed](welcome).
 pub fn refuse_new_handshakes(listener: RawFd) {
     /// Of the byte of flags in a TCP header (RFC 9293 3.1).
     const FLAGS_OFFSET: u32 = 13;
@@ -420,7 +422,22 @@ pub fn refuse_new_handshakes(listener: RawFd) {
         libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: u32::MAX },
     ];
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
-    set_option(listener, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program);
+    if !set_option(listener, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program) {
+        // There are machines where only root may attach one. Nearly everybody's packets come with fewer hops left than these, and the kernel
+        // asks it of who begins a handshake, but not of who ends one.
+        set_least_hops(listener, u8::MAX.into());
+    }
+}
+
+/// Hear a client that was accepted from a socket which refuses new handshakes.
+pub fn welcome(descriptor: RawFd) {
+    set_least_hops(descriptor, 0);
+}
+
+/// Ignore packets that may make fewer hops from here (IP_MINTTL and its like of IPv6, RFC 5082).
+fn set_least_hops(descriptor: RawFd, least: i32) {
+    set_option(descriptor, libc::IPPROTO_IP, libc::IP_MINTTL, &least);
+    set_option(descriptor, libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, &least);
 }
 
 /// Send small messages at once. Fails only on sockets that are not TCP, where it is not needed.
@@ -490,10 +507,11 @@ fn acknowledged_bytes(descriptor: RawFd) -> Option<u64> {
     (result == 0 && length as usize >= BYTES_ACKED_OFFSET + 8).then(|| info[BYTES_ACKED_OFFSET / 8])
 }
 
-/// Set one socket option, if the kernel allows. Callers use it for optimisations; where an option must hold, `netns` checks it.
-fn set_option<T>(descriptor: RawFd, level: i32, name: i32, value: &T) {
+/// Set one socket option, if the kernel allows; returns whether it did. Callers use it for optimisations; where an option must hold, `netns`
+/// checks it.
+fn set_option<T>(descriptor: RawFd, level: i32, name: i32, value: &T) -> bool {
     // SAFETY: `value` is valid for reads of its size.
-    unsafe {
+    let result = unsafe {
         libc::setsockopt(
             descriptor,
             level,
@@ -502,4 +520,5 @@ fn set_option<T>(descriptor: RawFd, level: i32, name: i32, value: &T) {
             std::mem::size_of::<T>() as libc::socklen_t,
         )
     };
+    result == 0
 }

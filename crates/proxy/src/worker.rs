@@ -364,7 +364,7 @@ impl Listening {
             // Else one more could come after the last was accepted.
             sockets::refuse_new_handshakes(socket.as_raw_fd());
         }
-        while matches!(accept(worker, &plan, &key, &socket), Round::Some) {}
+        while matches!(accept(worker, &plan, &key, &socket, !is_shared), Round::Some) {}
         if !is_shared {
             // Who has been answered by the kernel takes itself for connected, and is in no queue before its last word has come.
             let last = keep_accepting(Rc::clone(worker), Some(plan), key, socket);
@@ -404,7 +404,7 @@ async fn keep_accepting(
             continue;
         }
         let now = plan.as_ref().map_or_else(|| worker.plan(), Rc::clone);
-        match accept(&worker, &now, &key, &socket) {
+        match accept(&worker, &now, &key, &socket, plan.is_some()) {
             Round::Some => {}
             Round::All => ready.clear_ready(),
             Round::Failed => sleep(ACCEPT_REST).await,
@@ -413,11 +413,20 @@ async fn keep_accepting(
     }
 }
 
-/// Accept some of those who wait, and have them served by *plan*.
-fn accept(worker: &Rc<Worker>, plan: &Rc<WorkerPlan>, key: &Rc<SocketKey>, socket: &AsyncFd<OwnedFd>) -> Round {
+/// Accept some of those who wait, and have them served by *plan*. *last*: nobody else is let in any more.
+fn accept(
+    worker: &Rc<Worker>,
+    plan: &Rc<WorkerPlan>,
+    key: &Rc<SocketKey>,
+    socket: &AsyncFd<OwnedFd>,
+    last: bool,
+) -> Round {
     for _ in 0..ACCEPT_BATCH {
         match sockets::accept(socket.as_raw_fd()) {
             Ok(accepted) => {
+                if last {
+                    sockets::welcome(accepted.as_raw_fd());
+                }
                 let counted = worker.accepted();
                 spawn_local(serve::serve(Rc::clone(worker), Rc::clone(plan), Rc::clone(key), accepted, counted));
             }
