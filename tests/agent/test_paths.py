@@ -15,6 +15,12 @@ from weft.registry.addresses import ipv6_of
 
 
 @pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Short, whatever test and user are called: sockets are below it, whose paths have a limit."""
+    return tmp_path_factory.mktemp("p")
+
+
+@pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     tmp_path.chmod(0o700)
     return {"XDG_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state")}
