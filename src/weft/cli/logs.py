@@ -16,7 +16,7 @@ from weft.agent.output import Follower, stamp
 from weft.cli.client import Client
 from weft.cli.main import ExampleCommand, unknown
 from weft.cli.output import mesh_option, to_yaml
-from weft.cli.workloads import meant
+from weft.cli.workloads import all_meant
 from weft.errors import NotFound, UsageError, WeftError
 from weft.model import grpc
 from weft.model.denial import is_denial
@@ -132,9 +132,7 @@ def unknown_workload(name: str, known: Sequence[str], running: Sequence[str]) ->
 
 def chosen(mesh: paths.MeshPaths, names: Sequence[str]) -> list[str]:
     """Those workloads of *mesh* that have left a trace and that *names* mean; all if there are none."""
-    services = paths.workloads(mesh)
-    wanted = {item for name in names for item in meant(name, services)}
-    return [item for item in services if not names or item in wanted]
+    return all_meant(names, paths.workloads(mesh))
 
 
 def read(workload: str, kind: str, log: Follower) -> Iterator[Line]:

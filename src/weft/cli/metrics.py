@@ -15,7 +15,7 @@ from weft.agent.admin import ask
 from weft.cli.client import Client, connect
 from weft.cli.main import ExampleCommand, unknown
 from weft.cli.output import mesh_option
-from weft.cli.workloads import meant, told
+from weft.cli.workloads import all_meant, meant, told
 from weft.errors import NotFound, UsageError, WeftError
 from weft.telemetry.exposition import CONTENT_TYPE, MalformedExposition, merge
 
@@ -90,8 +90,7 @@ def chosen(services: Mapping[str, str], names: Sequence[str]) -> list[str]:
     for name in names:
         if not meant(name, services):
             raise NotFound(unknown("program", name, list(services)))
-    wanted = {workload for name in names for workload in meant(name, services)}
-    return [workload for workload in services if not names or workload in wanted]
+    return all_meant(names, services)
 
 
 async def _ask_all(mesh: paths.MeshPaths, workloads: Sequence[str]) -> dict[str, tuple[str, str]]:

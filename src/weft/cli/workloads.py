@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from weft.cli.main import unknown
@@ -30,6 +30,12 @@ def meant(name: str, services: Mapping[str, str]) -> list[str]:
         return [name]
     of_service = [workload for workload, service in services.items() if service == name]
     return of_service or [workload for workload in services if re.sub(r"-\d+\Z", "", workload) == name]
+
+
+def all_meant(names: Sequence[str], services: Mapping[str, str]) -> list[str]:
+    """Return the workloads of *services* that *names* mean, see `meant`; all if there are none. A name that means none adds none."""
+    wanted = {workload for name in names for workload in meant(name, services)}
+    return [workload for workload in services if not names or workload in wanted]
 
 
 def resolve(name: str, services: Mapping[str, str], what: str) -> str:
