@@ -17,9 +17,9 @@ use crate::kit::certificates::{
 };
 use crate::kit::mesh::expect_passed;
 use crate::kit::peer::End;
+use crate::kit::pressure::{pressed, silent, until_done};
 use crate::kit::resources::{CLUSTER, any, cluster_of, number, seconds};
 use crate::kit::{Mesh, Peer, Setup, Upstream, content, free_address, until};
-use crate::overload::{pressed, silent, until_done};
 
 const DUBBO: &str = "envoy.extensions.filters.network.dubbo_proxy.v3.DubboProxy";
 const THRIFT: &str = "envoy.extensions.filters.network.thrift_proxy.v3.ThriftProxy";

@@ -6,6 +6,7 @@ pub mod frames;
 pub mod mesh;
 pub mod names;
 pub mod peer;
+pub mod pressure;
 pub mod resources;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
