@@ -179,11 +179,12 @@ impl HeadParser {
         let mut at = self.searched;
         while let Some(offset) = memchr::memchr(b'\n', &input[at..]) {
             let line_feed = at + offset;
-            if line_feed == 0 || input[line_feed - 1] != b'\r' {
-                return Err(HeadError::BareLineFeed);
-            }
+            // First, for what lies behind the limit is not always there yet: the answer must not hang on how the bytes arrive.
             if line_feed >= limits.head_bytes {
                 return Err(HeadError::TooLarge);
+            }
+            if line_feed == 0 || input[line_feed - 1] != b'\r' {
+                return Err(HeadError::BareLineFeed);
             }
             if line_feed >= 3 && &input[line_feed - 3..line_feed] == b"\r\n\r" {
                 return Ok(Some(line_feed + 1));

@@ -337,6 +337,8 @@ fn heads_beyond_their_limits_are_refused() {
     assert_eq!(parse(&long), Err(HeadError::TooLarge));
     let long_line = [b"GET /".to_vec(), vec![b'x'; 300]].concat();
     assert_eq!(parse(&long_line), Err(HeadError::TooLarge));
+    let long_and_bare = [long, b"\n\r\n".to_vec()].concat();
+    assert_eq!(parse(&long_and_bare), Err(HeadError::TooLarge), "its first 200 bytes alone are");
     assert_eq!(parse(b"GET / HTTP/1.1\r\nHost: a\r\nA: 1\r\nB: 2\r\nC: 3\r\n\r\n"), Err(HeadError::TooManyFields));
     assert_eq!(parse(b"GET / HTTP/1.1\r\nHost: a\r\nA: 1\r\nB: 2\r\n\r\n").map(|length| length.is_some()), Ok(true));
 }
