@@ -109,7 +109,7 @@ def _note(result: dict[str, Any], by_key: dict[str, Table]) -> str:
             f"Of Envoy's {_number(mesh.series['envoy'].median)} us with mesh features, labels on its metrics, which stock Envoy makes by its "
             f"access logger for statistics, are what it does not need without them: {_number(mesh.series[WITHOUT_LABELS].median)} us."
         )
-    sentences.append("Every sample, and what each peer was given, is in [bench/results](bench/results).")
+    sentences.append("Every sample, and configurations that peers were given, are in [bench/results](bench/results).")
     return "\n".join(sentences)
 
 
