@@ -58,6 +58,24 @@ def test_what_envoy_refuses_without_a_flag_is_not_what_its_configuration_says(de
     assert verdict(hop).by == ("client" if code == "malformed-request" else "proxy")
 
 
+@pytest.mark.parametrize("details", ["codec_error", "codec_error:The_user_callback_function_failed"])
+def test_who_broke_a_connection_is_not_told_of_a_malformed_request(details: str) -> None:
+    """In the words of both data planes: the request may have been a good one, on a port of HTTP."""
+    node = "sidecar~10.244.0.2~client-0.default~default.svc.cluster.local"
+    record = Record(
+        *(node, "requests", "HTTP/2", "outbound", 0.0, 1.0),
+        method="GET",
+        status=0,
+        details=details,
+        flags=("DPE",),
+        listener="127.150.3.2:8080",
+    )
+    (hop,) = happened([record], (), lambda _node, _at: ())
+    assert hop.finding is not None
+    assert (hop.finding.code, verdict(hop).by) == ("client-broke-connection", "client")
+    assert "neighbour" in hop.finding.remedy
+
+
 @pytest.mark.parametrize(
     ("flag", "details"), [("UPE", "upstream_reset_after_response_started{protocol_error}"), ("UPE", "")]
 )

@@ -65,6 +65,7 @@ LEFT = frozenset({"DC", "DR"})
 BY = {
     "client-gone": "client",
     "malformed-request": "client",
+    "client-broke-connection": "client",
     "request-timeout": "client",
     "outside-failed": "outside",
     "outside-broke": "outside",

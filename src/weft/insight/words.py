@@ -445,6 +445,14 @@ TABLE = (
         flags=frozenset({"NC"}),
     ),
     Row(
+        "client-broke-connection",
+        "The client broke a rule of HTTP/2, or went beyond a limit of it ({reason}), on the connection that carried the request, so "
+        "the proxy of {workload} ended that with all that was under way on it.",
+        "Mend the client, or its library of HTTP/2; this request may be no more than a neighbour of what was wrong.",
+        details=r"^codec_error\b",
+        flags=frozenset({"DPE"}),
+    ),
+    Row(
         "not-http-called",
         "The {port} speaks HTTP; TLS, or something else that is not HTTP, came from {workload}, so its proxy refused the call.",
         CALL_HTTP,
