@@ -120,3 +120,80 @@ impl From<&SocketKey> for Key {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::IntoRawFd;
+
+    use serde_json::{Value, json};
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    fn channel() -> (Socket, Socket) {
+        Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap()
+    }
+
+    fn listening() -> (TcpListener, SocketKey) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let key = SocketKey { address: listener.local_addr().unwrap(), namespace: None, transparent: false };
+        (listener, key)
+    }
+
+    fn line_of(key: &SocketKey) -> Value {
+        json!({"keep": {"address": key.address.to_string(), "namespace": null, "transparent": false}})
+    }
+
+    fn say(keeper: &Socket, line: &Value, socket: Option<&TcpListener>) {
+        descriptors::send(keeper.as_fd(), format!("{line}\n").as_bytes(), socket.map(AsFd::as_fd)).unwrap();
+    }
+
+    /// The next line to the keeper, and where the socket listens that came with it.
+    fn heard(keeper: &Socket) -> (Value, Option<SocketAddr>) {
+        let mut received = Received::default();
+        assert!(received.receive(keeper.as_raw_fd()).unwrap());
+        let address = received.descriptors.pop().map(|socket| TcpListener::from(socket).local_addr().unwrap());
+        assert!(received.descriptors.is_empty());
+        (serde_json::from_slice(&received.text).unwrap(), address)
+    }
+
+    #[test]
+    fn sockets_come_from_the_keeper_and_go_to_it() {
+        let (keepers, ours) = channel();
+        let [(first, first_key), (second, second_key), (third, third_key)] = [listening(), listening(), listening()];
+        for socket in [&first, &first] {
+            say(&keepers, &line_of(&first_key), Some(socket));
+        }
+        say(&keepers, &line_of(&second_key), Some(&second));
+        say(&keepers, &line_of(&third_key), Some(&third));
+        say(&keepers, &json!("end"), None);
+
+        let mut keeper = Keeper::inherit(ours.into_raw_fd()).unwrap();
+        let sockets = keeper.take(&first_key, 2).unwrap();
+        let addresses = sockets.into_iter().map(|socket| TcpListener::from(socket).local_addr().unwrap());
+        assert_eq!(addresses.collect::<Vec<_>>(), [first_key.address; 2]);
+        assert!(keeper.take(&first_key, 2).is_none(), "it is ours now");
+
+        let forgotten = |key: &SocketKey| json!({"forget": line_of(key)["keep"]});
+        assert!(keeper.take(&second_key, 2).is_none(), "one is kept, for another number of workers");
+        assert_eq!(heard(&keepers), (forgotten(&second_key), None));
+        keeper.forget_rest();
+        assert_eq!(heard(&keepers), (forgotten(&third_key), None));
+
+        let (own, own_key) = listening();
+        keeper.keep(&own_key, &[own.into()]);
+        assert_eq!(heard(&keepers), (line_of(&own_key), Some(own_key.address)));
+    }
+
+    #[test]
+    fn what_is_no_keeper_is_told() {
+        assert!(Keeper::inherit(-1).is_err(), "nothing is open there");
+        let (keepers, ours) = channel();
+        drop(keepers);
+        assert!(Keeper::inherit(ours.into_raw_fd()).is_err(), "it ends before it has said all");
+        let (keepers, ours) = channel();
+        say(&keepers, &json!({"hold": 1}), None);
+        assert!(Keeper::inherit(ours.into_raw_fd()).is_err(), "it says something else");
+    }
+}
