@@ -13,7 +13,7 @@ use super::flow::{ReceiveWindow, SendWindow};
 use super::frame::{self, Code, DEFAULT_MAX_FRAME_BYTES, HEADER_BYTES, Header, PREFACE, StreamId, flag, kind, number};
 use super::hpack::{Decoder, Encoder};
 use super::limits::{Allowance, Limits};
-use super::message::{MessageError, Part, Reader, Verdict};
+use super::message::{Asked, MessageError, Part, Reader, Verdict};
 use super::settings::{DEFAULT_HEADER_TABLE_BYTES, DEFAULT_WINDOW_BYTES, Settings};
 use super::stream::{Progress, Recent, Stream};
 use crate::codec::{Framing, Head};
@@ -628,28 +628,30 @@ impl Connection {
 
     fn whole_block<'i>(&mut self, block: Block, bytes: &[u8], now: Duration, head: &mut Head) -> Outcome<'i> {
         let id = block.stream;
-        let known = self.streams.get(&id).map(|stream| (stream.receiving, stream.to_head));
-        let (part, to_head) = match known {
-            Some((Progress::Head, to_head)) => (Part::Response, to_head),
-            Some((Progress::Body, to_head)) => (Part::Trailers, to_head),
+        let known = self.streams.get(&id).map(|stream| (stream.receiving, stream.asked));
+        let (part, asked) = match known {
+            Some((Progress::Head, asked)) => (Part::Response, asked),
+            Some((Progress::Body, asked)) => (Part::Trailers, asked),
             Some((Progress::Ended, _)) => {
-                self.decode(bytes, Part::Trailers, head, false, false)?;
+                self.decode(bytes, Part::Trailers, head, false, Asked::Content)?;
                 return self.break_stream(id, Code::STREAM_CLOSED, Breach::Protocol, now);
             }
-            None if self.role == Role::Server && self.is_peers(id) && self.is_idle(id) => (Part::Request, false),
+            None if self.role == Role::Server && self.is_peers(id) && self.is_idle(id) => {
+                (Part::Request, Asked::Content)
+            }
             None => return self.late_block(id, bytes, head),
         };
         if part == Part::Request {
             self.last_peer = id;
             self.peers_opened += 1;
             if id > self.accept_up_to {
-                self.decode(bytes, part, head, block.ended, false)?;
+                self.decode(bytes, part, head, block.ended, Asked::Content)?;
                 self.abandoned.note(id);
                 return Ok(None);
             }
             if self.streams.len() >= self.limits.streams as usize {
                 // RFC 9113 5.1.2. The block is decoded: the tables must agree.
-                self.decode(bytes, part, head, block.ended, false)?;
+                self.decode(bytes, part, head, block.ended, Asked::Content)?;
                 frame::reset(&mut self.out, id, Code::REFUSED_STREAM);
                 self.abandon(id);
                 self.count_answer()?;
@@ -657,7 +659,7 @@ impl Connection {
                 return Ok(None);
             }
         }
-        let verdict = self.decode(bytes, part, head, block.ended, to_head)?;
+        let verdict = self.decode(bytes, part, head, block.ended, asked)?;
         if block.broken {
             return self.break_stream(id, Code::PROTOCOL_ERROR, Breach::Protocol, now);
         }
@@ -724,7 +726,7 @@ impl Connection {
     /// HEADERS on a stream that is over, or that cannot be.
     fn late_block<'i>(&mut self, id: StreamId, bytes: &[u8], head: &mut Head) -> Outcome<'i> {
         if self.is_abandoned(id) {
-            self.decode(bytes, Part::Trailers, head, false, false)?;
+            self.decode(bytes, Part::Trailers, head, false, Asked::Content)?;
             return Ok(None);
         }
         if self.closed.contains(id) {
@@ -739,11 +741,11 @@ impl Connection {
         part: Part,
         head: &mut Head,
         ended: bool,
-        to_head: bool,
+        asked: Asked,
     ) -> Result<Verdict, ConnectionError> {
         let mut reader = Reader::new(head, part, &self.limits);
         match self.decoder.decode(bytes, |field| reader.take(field)) {
-            Ok(()) => Ok(reader.finish(ended, to_head, self.local.connect_protocol)),
+            Ok(()) => Ok(reader.finish(ended, asked, self.local.connect_protocol)),
             Err(_) => fatal(Code::COMPRESSION_ERROR, "a header block cannot be decoded"),
         }
     }

@@ -36,6 +36,29 @@ pub enum Part {
     Trailers,
 }
 
+/// What a request asked for, as far as it says what follows the head of its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// What follows is the answer's content, if it has any.
+    Content,
+    /// By HEAD: nothing follows, whatever its length says.
+    Head,
+    /// By CONNECT: what follows a success is the tunnel's.
+    Tunnel,
+}
+
+impl Asked {
+    pub fn of(request: &Head) -> Asked {
+        if request.wants_tunnel() {
+            Asked::Tunnel
+        } else if request.is_head_request() {
+            Asked::Head
+        } else {
+            Asked::Content
+        }
+    }
+}
+
 /// What came of a header block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -231,9 +254,8 @@ impl<'h> Reader<'h> {
         Ok(())
     }
 
-    /// The block has ended. *ended* says that the stream did too, *to_head* that the request was HEAD, *extended* that extended CONNECT was
-    /// offered.
-    pub fn finish(mut self, ended: bool, to_head: bool, extended: bool) -> Verdict {
+    /// The block has ended. *ended* says that the stream did too, *asked* what a response answers, *extended* that extended CONNECT was offered.
+    pub fn finish(mut self, ended: bool, asked: Asked, extended: bool) -> Verdict {
         if let Some(error) = self.error {
             return Verdict::Malformed(error);
         }
@@ -249,9 +271,9 @@ impl<'h> Reader<'h> {
             }
         }
         let result = match self.part {
-            Part::Request => self.finish_request(extended).and_then(|()| self.frame(ended, false)),
+            Part::Request => self.finish_request(extended).and_then(|()| self.frame(ended, asked)),
             Part::Response if !self.status => Err(MessageError::Pseudo),
-            Part::Response => self.frame(ended, to_head),
+            Part::Response => self.frame(ended, asked),
             Part::Trailers => Ok(()),
         };
         result.map_or_else(Verdict::Malformed, |()| Verdict::Good)
@@ -305,14 +327,20 @@ impl<'h> Reader<'h> {
         Ok(())
     }
 
-    fn frame(&mut self, ended: bool, to_head: bool) -> Result<(), MessageError> {
+    fn frame(&mut self, ended: bool, asked: Asked) -> Result<(), MessageError> {
         let head = &mut *self.head;
         if head.status == 101 {
             // RFC 9113 8.6
             return Err(MessageError::Status);
         }
         let is_response = head.status != 0;
-        let bodiless = is_response && (to_head || matches!(head.status, 100..200 | 204 | 304));
+        let opens_tunnel = asked == Asked::Tunnel && matches!(head.status, 200..300);
+        if opens_tunnel {
+            // RFC 9110 9.3.6: a client ignores it.
+            self.length = None;
+        }
+        let bodiless =
+            is_response && !opens_tunnel && (asked == Asked::Head || matches!(head.status, 100..200 | 204 | 304));
         head.framing = if bodiless {
             // RFC 9110 8.6: not in 1xx and 204, also if they answer HEAD.
             head.declared_length = self.length.filter(|_| !matches!(head.status, 100..200 | 204));

@@ -5,6 +5,7 @@ use weft_core::request::Scheme;
 use super::connection::{Connection, Role};
 use super::flow::MOST_WINDOW;
 use super::frame::{self, Code, HEADER_BYTES, StreamId, flag, kind};
+use super::message::Asked;
 use super::stream::{Progress, Stream};
 use crate::codec::{Framing, Head, Known, decimal};
 
@@ -108,7 +109,7 @@ impl Connection {
         let id = self.next_local;
         self.next_local += 2;
         let mut stream = Stream::new(self.remote.initial_window_bytes, self.limits.stream_window_bytes);
-        stream.to_head = head.is_head_request();
+        stream.asked = Asked::of(head);
         stream.claim = self.claim(Body::of(head));
         self.claimed += stream.claim;
         stream.sending = if ended { Progress::Ended } else { Progress::Body };

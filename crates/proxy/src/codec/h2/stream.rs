@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use super::flow::{ReceiveWindow, SendWindow};
+use super::message::Asked;
 
 /// How far one direction of a stream has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +30,8 @@ pub struct Stream {
     pub receive_window: ReceiveWindow,
     /// Body bytes that must still come, if the head said how many.
     pub expected: Option<u64>,
-    /// The answer to a HEAD request has no body, whatever its length says.
-    pub to_head: bool,
+    /// What we asked for.
+    pub asked: Asked,
     /// Bytes of the peer's window for the whole connection that our body can take up at most, while nobody reads it.
     pub claim: u64,
 }
@@ -44,7 +45,7 @@ impl Stream {
             send_window: SendWindow::new(send_window),
             receive_window: ReceiveWindow::new(receive_window),
             expected: None,
-            to_head: false,
+            asked: Asked::Content,
             claim: 0,
         }
     }

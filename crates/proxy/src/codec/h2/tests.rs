@@ -1081,6 +1081,28 @@ fn a_response_is_held_to_the_rules_too() {
     assert_eq!(pass(&mut server, &mut client), [Seen::Head(1, "200".into(), true)]);
 }
 
+/// RFC 9110 9.3.6: a client ignores a length in a success of CONNECT; in 204, too, all that follows is the tunnel's.
+#[test]
+fn what_follows_a_success_of_connect_is_the_tunnels() {
+    let (mut plain, mut extended) = (Head::default(), request("GET", "/chat", Framing::None));
+    plain.set_method(b"CONNECT");
+    plain.set_authority(b"reviews:9080");
+    extended.set_upgrade(b"websocket");
+    for asked in [plain, extended] {
+        for (status, length, is_tunnel) in
+            [("200", "0", true), ("200", "9", true), ("204", "0", true), ("403", "0", false)]
+        {
+            let (mut client, mut bytes) = (Connection::new(Role::Client, Limits::default()), Vec::new());
+            client.request(&asked, false, false);
+            Settings::default().write(&mut bytes);
+            let answer = Raw { bytes }.headers(1, false, &[(":status", status), ("content-length", length)]);
+            let seen = feed(&mut client, &answer.frame(kind::DATA, 0, 1, b"bytes").bytes, usize::MAX / 2);
+            let passed = matches!(&seen, (seen, None) if matches!(seen.last(), Some(Seen::Data(..))));
+            assert_eq!(passed, is_tunnel, "{status} {length}: {seen:?}");
+        }
+    }
+}
+
 #[test]
 fn foreign_bytes_never_panic_and_splits_change_nothing() {
     fn holds(frames: Vec<(u8, u8, u8, Vec<u8>)>, step: u8) -> bool {
