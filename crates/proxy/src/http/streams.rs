@@ -40,8 +40,10 @@ enum Leaving {
 /// What the connection's task woke up for.
 enum Event {
     Turn(Turn),
-    /// Close in good order.
-    Leave,
+    /// Close in good order; because the proxy is short of room, or for its age, its idleness, or the end of the process.
+    Leave {
+        for_room: bool,
+    },
     /// The client had its time to hear of it.
     Settled,
     /// The client was asked whether it is there.
@@ -56,7 +58,7 @@ enum Event {
 pub async fn serve(down: Downstream, socket: &mut Socket, manager: &HttpManager, _registration: Registration) {
     let limits = Limits {
         output_bytes: socket.buffer.limit(),
-        resets: down.worker.overload.resets,
+        allowances: down.worker.overload.allowances,
         ..http2_limits(&manager.http2, &manager.head_limits)
     };
     let mut driver = Driver::new(Role::Server, limits, socket.io.is_secure());
@@ -88,7 +90,7 @@ pub async fn serve(down: Downstream, socket: &mut Socket, manager: &HttpManager,
                         if down.worker.is_draining()
                             || down.worker.sends_clients_away() && driver.session.requests() > 0 =>
                     {
-                        return Poll::Ready(Event::Leave);
+                        return Poll::Ready(Event::Leave { for_room: !down.worker.is_draining() });
                     }
                     Leaving::No => deadline = earliest(deadline, earliest(idle, worn)),
                     Leaving::Announced(until) => deadline = earliest(deadline, Some(until)),
@@ -103,7 +105,7 @@ pub async fn serve(down: Downstream, socket: &mut Socket, manager: &HttpManager,
                     _ if keepalive.is_over(&driver.session, now) => Event::Turn(Turn::Over(ConnectionEnd::Closed)),
                     _ if keepalive.ask(driver, now) => Event::Asked,
                     Leaving::Announced(until) if until <= now => Event::Settled,
-                    _ => Event::Leave,
+                    _ => Event::Leave { for_room: false },
                 })
             })
             .await
@@ -131,8 +133,8 @@ pub async fn serve(down: Downstream, socket: &mut Socket, manager: &HttpManager,
                 down.worker.metrics.counters().protocol_errors.add(1);
                 return linger(socket, manager).await;
             }
-            Event::Leave => {
-                if !down.worker.is_draining() && down.worker.sends_clients_away() {
+            Event::Leave { for_room } => {
+                if for_room {
                     down.worker.metrics.counters().overload_keepalive_disabled.add(1);
                 }
                 leaving = Leaving::Announced(Instant::now() + GRACE);
