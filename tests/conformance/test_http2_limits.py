@@ -193,9 +193,9 @@ def test_requests_that_have_waited_may_be_given_up_all_at_once(tmp_path: Path) -
 
 
 def test_how_many_may_be_given_up_is_read_from_the_runtime(tmp_path: Path) -> None:
-    """Envoy's keys; each ends a connection of which so many were given up at once."""
+    """By Envoy's key, and one of weft-proxy for what more each second brings; each ends a connection of which so many were given up."""
     few = 10
-    values = {"overload.premature_reset_total_stream_count": few}
+    values = {"overload.premature_reset_total_stream_count": few, "weft.http2.premature_resets_per_second": 0}
     runtime = {"layers": [{"name": "ours", "static_layer": values}]}
     silent = Upstream()
 
@@ -210,9 +210,30 @@ def test_how_many_may_be_given_up_is_read_from_the_runtime(tmp_path: Path) -> No
         for proxy in running:
             with Wire.client(proxy.ports["l"]) as client:
                 client.next(SETTINGS)
-                # weft-proxy's allowance grows with time: by a hundred each second.
                 for stream in range(1, 100 * few, 2):
                     client.get(stream, "/hung")
                     client.send(RST_STREAM, 0, stream, number(CANCEL))
                 last = [found.code for found in client.rest() if found.kind == GOAWAY]
                 assert last == ([] if proxy.kind == ENVOY else [ENHANCE_YOUR_CALM])
+
+
+def test_frames_without_content_are_allowed_as_the_runtime_says(tmp_path: Path) -> None:
+    """By keys of weft-proxy, which Envoy passes over: SETTINGS that change something are no option's."""
+    few = 10
+    runtime = {
+        "layers": [{"name": "ours", "static_layer": {"weft.http2": {"idle_frames": few, "idle_frames_per_second": 0}}}]
+    }
+
+    def resources(ports: dict[str, int]) -> Json:
+        own = {"match": {"prefix": "/"}, "direct_response": {"status": 200}}
+        return {"clusters": [], "listeners": [listener("l", ports["l"], http_filters([own]))]}
+
+    with both(tmp_path, ("l",), resources, layered_runtime=runtime) as running:
+        for proxy in running:
+            for count, is_allowed in ((few // 2, True), (few * 2, proxy.kind == ENVOY)):
+                with Wire.client(proxy.ports["l"]) as client:
+                    client.next(SETTINGS)
+                    for window in range(count):
+                        client.send(SETTINGS, 0, 0, b"\0\4" + number(70_000 + window))
+                    client.get(1)
+                    assert any(found.kind == HEADERS for found in client.rest()) == is_allowed, (proxy.kind, count)

@@ -254,7 +254,7 @@ impl Bootstrap {
     }
 
     fn from_proto(context: &mut Context, bootstrap: outline::Bootstrap) -> Bootstrap {
-        let resets = bootstrap
+        let allowances = bootstrap
             .layered_runtime
             .map(|runtime| context.at("layered_runtime", |context| runtime.compile(context)))
             .unwrap_or_default();
@@ -297,7 +297,7 @@ impl Bootstrap {
         let mut overload = bootstrap.overload_manager.map_or_else(overload::Config::by_default, |manager| {
             context.at("overload_manager", |context| overload::Config::compile(context, &manager))
         });
-        overload.resets = resets;
+        overload.allowances = allowances;
         let node = bootstrap.node.unwrap_or_default();
         if node.id.is_empty() {
             context.refuse_at("node.id", "required");

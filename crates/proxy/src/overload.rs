@@ -22,7 +22,7 @@ use weft_protos::envoy::extensions::resource_monitors::downstream_connections::v
 use weft_protos::envoy::extensions::resource_monitors::fixed_heap::v3::FixedHeapConfig;
 use weft_protos::google::protobuf::Any;
 
-use crate::codec::h2::Resets;
+use crate::codec::h2::Allowances;
 use crate::logging;
 use crate::worker::Command;
 
@@ -142,7 +142,7 @@ pub struct Config {
     pub connections: u64,
     rules: Vec<Rule>,
     /// Of each client's connection of HTTP/2.
-    pub resets: Resets,
+    pub allowances: Allowances,
 }
 
 impl Config {
@@ -161,7 +161,7 @@ impl Config {
                 // Idle clients make room before anybody has to be refused.
                 rule(Action::DisableHttpKeepalive, Resource::Connections, 0.90),
             ],
-            resets: Resets::default(),
+            allowances: Allowances::default(),
         }
     }
 
@@ -269,7 +269,7 @@ pub struct Overload {
     limit: u64,
     /// For whoever asks, in thousandths.
     memory: AtomicU64,
-    pub resets: Resets,
+    pub allowances: Allowances,
 }
 
 /// A connection that counts against the limit of the process.
@@ -290,7 +290,7 @@ impl Overload {
             connections: AtomicU64::new(0),
             limit: config.connections,
             memory: AtomicU64::new(0),
-            resets: config.resets,
+            allowances: config.allowances,
         }
     }
 

@@ -219,9 +219,9 @@ impl Connection {
             widest: DEFAULT_WINDOW_BYTES.into(),
             claimed: 0,
             receive_window: ReceiveWindow::new(limits.connection_window_bytes.max(DEFAULT_WINDOW_BYTES)),
-            resets: Allowance::new(limits.resets.rate),
+            resets: Allowance::new(limits.allowances.resets.rate),
             premature_resets: 0,
-            idle_frames: Allowance::new(limits.idle_frames),
+            idle_frames: Allowance::new(limits.allowances.idle_frames),
             out,
             counts: Counts::default(),
             unanswered_pings: 0,
@@ -428,7 +428,7 @@ impl Connection {
 
     /// Whether *stream*, which is given up, has cost the peer nothing: it is unanswered, and too young to have been waited for.
     fn is_premature(&self, stream: &Stream, now: Duration) -> bool {
-        stream.sending == Progress::Head && now.saturating_sub(stream.since) < self.limits.resets.lifetime
+        stream.sending == Progress::Head && now.saturating_sub(stream.since) < self.limits.allowances.resets.lifetime
     }
 
     /// The peer has given up a stream prematurely.

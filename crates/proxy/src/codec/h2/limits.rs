@@ -22,12 +22,28 @@ pub struct Limits {
     pub extended_connect: bool,
     /// Bytes that may wait to be written; while there are more, streams and the peer wait.
     pub output_bytes: usize,
+    pub allowances: Allowances,
+    pub floods: Floods,
+}
+
+/// What a peer may do that costs work and carries nothing, in a burst and over time. The connection ends beyond it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowances {
     pub resets: Resets,
-    /// Frames that carry nothing of their own in a burst: PING, also as an answer that nobody asked for, SETTINGS and what acknowledges it,
-    /// PRIORITY, WINDOW_UPDATE, RST_STREAM of what is over, empty DATA, CONTINUATION (with content, too), unknown types. Of a kind that [`Floods`]
+    /// Frames that carry nothing of their own: PING, also as an answer that nobody asked for, SETTINGS and what acknowledges it, PRIORITY,
+    /// WINDOW_UPDATE, RST_STREAM of what is over, empty DATA, CONTINUATION (with content, too), unknown types. Of a kind that [`Floods`]
     /// bounds it says nothing, but for SETTINGS that change something and CONTINUATION.
     pub idle_frames: Rate,
-    pub floods: Floods,
+}
+
+impl Default for Allowances {
+    fn default() -> Self {
+        Allowances {
+            resets: Resets::default(),
+            // gRPC libraries ping and open windows once for every few frames of data; what they do is paid for by that data.
+            idle_frames: Rate { burst: 2000, per_second: 200 },
+        }
+    }
 }
 
 /// Streams that the peer may give up prematurely: before we have begun to answer, and soon after it opened them. A client whose patience
@@ -96,9 +112,7 @@ impl Default for Limits {
             extended_connect: false,
             // Some frames of the largest size that we send.
             output_bytes: 256 * 1024,
-            resets: Resets::default(),
-            // gRPC libraries ping and open windows once for every few frames of data; what they do is paid for by that data.
-            idle_frames: Rate { burst: 2000, per_second: 200 },
+            allowances: Allowances::default(),
             floods: Floods::default(),
         }
     }

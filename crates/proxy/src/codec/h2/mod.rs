@@ -16,7 +16,7 @@ mod stream;
 
 pub use connection::{Breach, ByStream, Connection, Event, Role};
 pub use frame::{Code, StreamId};
-pub use limits::{Floods, Limits, Resets};
+pub use limits::{Allowances, Floods, Limits};
 pub use send::Body;
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use weft_core::request::Scheme;
 
 use super::frame::{self, PREFACE, flag, kind};
-use super::limits::{Allowance, Floods, Rate, Resets};
+use super::limits::{Allowance, Rate, Resets};
 use super::message::MessageError;
 use super::settings::Settings;
 use super::*;
@@ -98,6 +98,11 @@ fn pair(limits: Limits) -> (Connection, Connection) {
     pass(&mut server, &mut client);
     pass(&mut client, &mut server);
     (client, server)
+}
+
+/// So many frames without content, and no more with time.
+fn idle_frames(burst: u32) -> Allowances {
+    Allowances { idle_frames: Rate { burst, per_second: 0 }, ..Allowances::default() }
 }
 
 fn request(method: &str, path: &str, framing: Framing) -> Head {
@@ -586,7 +591,7 @@ fn streams_above_the_limit_are_refused() {
 fn floods_end_the_connection() {
     let few = Rate { burst: 50, per_second: 0 };
     let resets = Resets { rate: few, ..Resets::default() };
-    let limits = Limits { resets, idle_frames: few, ..Limits::default() };
+    let limits = Limits { allowances: Allowances { resets, idle_frames: few }, ..Limits::default() };
     let rapid_reset = |count: u32| {
         (0..count).fold(Raw::new(), |raw, index| {
             let id = 2 * index + 1;
@@ -666,7 +671,8 @@ fn another_scheme_is_as_if_none_were_said() {
 fn only_streams_that_are_given_up_prematurely_are_counted() {
     let at = Duration::from_millis;
     let rate = Rate { burst: 10, per_second: 0 };
-    let limits = Limits { resets: Resets { rate, lifetime: at(1000) }, ..Limits::default() };
+    let resets = Resets { rate, lifetime: at(1000) };
+    let limits = Limits { allowances: Allowances { resets, ..Allowances::default() }, ..Limits::default() };
     let cancel = |raw: Raw, ids: &[StreamId]| {
         ids.iter().fold(raw, |raw, &id| raw.frame(kind::RST_STREAM, 0, id, &Code::CANCEL.0.to_be_bytes()))
     };
@@ -713,7 +719,7 @@ fn a_bound_of_its_own_holds_instead_of_the_allowance() {
         window_updates_per_data_frame: 100,
         ..Floods::default()
     };
-    let allowance = Limits { idle_frames: Rate { burst: 0, per_second: 0 }, ..Limits::default() };
+    let allowance = Limits { allowances: idle_frames(0), ..Limits::default() };
     let frames: [(u8, StreamId, &[u8]); 5] = [
         (kind::DATA, 1, &[]),
         (kind::PRIORITY, 1, &[0, 0, 0, 3, 0]),
@@ -732,7 +738,7 @@ fn a_bound_of_its_own_holds_instead_of_the_allowance() {
 #[test]
 fn every_continuation_is_paid_for_whatever_is_configured_of_empty_ones() {
     let floods = Floods { consecutive_empty_frames: 1000, ..Floods::default() };
-    let limits = Limits { floods, idle_frames: Rate { burst: 5, per_second: 0 }, ..Limits::default() };
+    let limits = Limits { floods, allowances: idle_frames(5), ..Limits::default() };
     for content in [&[][..], &[0x82]] {
         let begun = |count| {
             (0..count)
@@ -753,7 +759,7 @@ fn every_continuation_is_paid_for_whatever_is_configured_of_empty_ones() {
 #[test]
 fn settings_that_change_are_paid_for_however_many_answers_may_wait() {
     let floods = Floods { outbound_control_frames: 1000, ..Floods::default() };
-    let limits = Limits { floods, idle_frames: Rate { burst: 3, per_second: 0 }, ..Limits::default() };
+    let limits = Limits { floods, allowances: idle_frames(3), ..Limits::default() };
     const MAX_CONCURRENT_STREAMS: u8 = 3;
     const INITIAL_WINDOW_SIZE: u8 = 4;
     for setting in [MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE] {
