@@ -118,11 +118,20 @@ class Wire:
     @contextlib.contextmanager
     def client(cls, port: int, values: dict[int, int] | None = None) -> Iterator[Wire]:
         """Connect with prior knowledge."""
-        with socket.create_connection(("127.0.0.1", port), LIMIT) as connection:
-            wire = cls(connection)
-            wire.write(PREFACE + settings(values or {}))
-            with contextlib.closing(wire):
-                yield wire
+        with (
+            socket.create_connection(("127.0.0.1", port), LIMIT) as connection,
+            cls.calling(connection, values) as wire,
+        ):
+            yield wire
+
+    @classmethod
+    @contextlib.contextmanager
+    def calling(cls, connection: socket.socket, values: dict[int, int] | None = None) -> Iterator[Wire]:
+        """Call by a *connection* that there is, while the block lasts."""
+        wire = cls(connection)
+        wire.write(PREFACE + settings(values or {}))
+        with contextlib.closing(wire):
+            yield wire
 
     @classmethod
     def server(cls, connection: socket.socket, values: dict[int, int] | None = None) -> Wire:

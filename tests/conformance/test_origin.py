@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 
 from tests.conformance.both import Json, both, cluster, file_log, http_filters, listener, records, typed
 from tests.conformance.certificates import Authority, Identity, client_context, common_context, downstream
+from tests.conformance.frames import END_HEADERS, END_STREAM, GET, HEADERS, Wire, answered, fields
 from tests.conformance.proxies import LIMIT, Static, until
 from tests.conformance.telling import Told, telling
 from weft.data_plane import ENVOY
@@ -32,6 +33,9 @@ GATEWAY = "10.1.2.9"
 
 SERVER = "spiffe://cluster.local/ns/shop/sa/web"
 CLIENT = "spiffe://cluster.local/ns/shop/sa/client"
+
+HTTP1, HTTP2 = VERSIONS = ("HTTP/1.1", "HTTP/2")
+"""In which clients ask."""
 
 
 def manager(*, edge: bool, hops: int = 0, **more: object) -> Json:
@@ -277,9 +281,8 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
             if "/" not in name:
                 it["listener_filters"] = [header]
             if name.startswith("tls/"):
-                it["filter_chains"][0]["transport_socket"] = downstream(
-                    common_context(server, authority.roots.read_text())
-                )
+                common = common_context(server, authority.roots.read_text(), alpn_protocols=["h2", "http/1.1"])
+                it["filter_chains"][0]["transport_socket"] = downstream(common)
             made.append(it)
         return {"clusters": [cluster("up", up.port)], "listeners": made}
 
@@ -287,13 +290,29 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
         yield Setup(proxies, folder, authority, client)
 
 
-def ask(port: int, sent: list[tuple[str, str]], *, first: bytes = b"", tls: ssl.SSLContext | None = None) -> Told:
+def ask(
+    port: int,
+    sent: list[tuple[str, str]],
+    version: str = HTTP1,
+    *,
+    first: bytes = b"",
+    tls: ssl.SSLContext | None = None,
+) -> Told:
     """What reaches the upstream of a request with these headers, on a connection that begins with *first*."""
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), LIMIT))
         connection.sendall(first)
         if tls is not None:
+            tls.set_alpn_protocols(["h2" if version == HTTP2 else "http/1.1"])
             connection = stack.enter_context(tls.wrap_socket(connection, server_hostname="localhost"))
+        if version == HTTP2:
+            wire = stack.enter_context(Wire.calling(connection))
+            head = dict(GET) | {b":scheme": b"http" if tls is None else b"https"}
+            more = ((name.lower().encode(), value.encode()) for name, value in sent)
+            wire.send(HEADERS, END_HEADERS | END_STREAM, 1, fields(*head.items(), *more))
+            status, body = answered(wire, 1)
+            assert status == 200
+            return Told.of(body.decode())
         lines = "".join(f"{name}: {value}\r\n" for name, value in sent)
         connection.sendall(f"GET / HTTP/1.1\r\nhost: up\r\n{lines}connection: close\r\n\r\n".encode())
         answer = http.client.HTTPResponse(connection)
@@ -310,9 +329,9 @@ def speaking_for(peer: str | None) -> bytes:
     return f"PROXY {kind} {peer} {to} 4000 80\r\n".encode()
 
 
-def recorded(log: Path) -> list[Json]:
-    """What is in *log*, once there is something."""
-    until("it is recorded", lambda: bool(records(log)))
+def recorded(log: Path, count: int) -> list[Json]:
+    """What is in *log*, once there is so much."""
+    until("all is recorded", lambda: len(records(log)) >= count)
     return records(log)
 
 
@@ -320,24 +339,26 @@ def recorded(log: Path) -> list[Json]:
 def test_the_client_is_whom_trusted_proxies_say(setup: Setup, name: str) -> None:
     case = CASES[name]
     for proxy in setup.proxies:
-        told = ask(proxy.ports[name], case.sent, first=speaking_for(case.peer))
-        found = {header: told.get(header) for header in TOLD if told.get(header) is not None}
-        expected = dict(case.told)
-        if proxy.kind == ENVOY and case.envoy:
-            head, _, last = (found.pop("x-forwarded-for") or "").rpartition(",")
-            assert head == "1.1.1.1"
-            assert last != "127.0.0.1", "Envoy does as weft-proxy by now: change what is said of it"
-            del expected["x-forwarded-for"]
-        assert found == expected, proxy.kind
-        assert recorded(setup.folder / f"{proxy.ports[name]}.log") == [{"client": case.client}], proxy.kind
+        for version in VERSIONS:
+            told = ask(proxy.ports[name], case.sent, version, first=speaking_for(case.peer))
+            found = {header: told.get(header) for header in TOLD if told.get(header) is not None}
+            expected = dict(case.told)
+            if proxy.kind == ENVOY and case.envoy:
+                head, _, last = (found.pop("x-forwarded-for") or "").rpartition(",")
+                assert head == "1.1.1.1"
+                assert last != "127.0.0.1", "Envoy does as weft-proxy by now: change what is said of it"
+                del expected["x-forwarded-for"]
+            assert found == expected, (proxy.kind, version)
+        assert recorded(setup.folder / f"{proxy.ports[name]}.log", 2) == [{"client": case.client}] * 2, proxy.kind
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("place", ["edge", "inside"])
-def test_what_only_the_inside_may_say_ends_at_the_edge(setup: Setup, place: str) -> None:
+def test_what_only_the_inside_may_say_ends_at_the_edge(setup: Setup, place: str, version: str) -> None:
     """What steers a proxy goes no further than the first one, from anybody; what proxies tell each other, no further than the edge."""
     names = (*STEERING, *INSIDE, "x-request-id", "x-envoy-expected-rq-timeout-ms")
     for proxy in setup.proxies:
-        told = ask(proxy.ports[f"all/{place}"], [(name, "mine") for name in names])
+        told = ask(proxy.ports[f"all/{place}"], [(name, "mine") for name in names], version)
         passed = {name for name in (*STEERING, *INSIDE) if told.get(name) is not None}
         assert all(told.get(name) == "mine" for name in passed)
         expected = set(INSIDE) if place == "inside" else set()
@@ -359,15 +380,16 @@ def own_of(client: Identity) -> str:
 LINES = [("x-forwarded-client-cert", "By=a"), ("X-Forwarded-Client-Cert", "By=b")]
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("mode", MODES)
-def test_the_clients_certificate_is_told_in_each_mode(setup: Setup, mode: str) -> None:
+def test_the_clients_certificate_is_told_in_each_mode(setup: Setup, mode: str, version: str) -> None:
     mutual, plain = MODES[mode]
     tls = client_context(setup.authority, setup.client)
     for proxy in setup.proxies:
         expected = mutual and mutual.format(own=own_of(setup.client))
-        told = ask(proxy.ports[f"tls/{mode}"], LINES, tls=tls)
+        told = ask(proxy.ports[f"tls/{mode}"], LINES, version, tls=tls)
         assert told.get("x-forwarded-client-cert") == expected, proxy.kind
-        told = ask(proxy.ports[f"plain/{mode}"], LINES)
+        told = ask(proxy.ports[f"plain/{mode}"], LINES, version)
         assert told.get("x-forwarded-client-cert") == plain, proxy.kind
 
 
