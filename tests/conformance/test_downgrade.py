@@ -18,6 +18,7 @@ from tests.conformance.frames import (
     GET,
     GOAWAY,
     HEADERS,
+    OK,
     POST,
     PROTOCOL_ERROR,
     RST_STREAM,
@@ -27,7 +28,7 @@ from tests.conformance.frames import (
     status,
 )
 from tests.conformance.proxies import LIMIT, ROOT, Static, until
-from tests.conformance.upstream import END, Accepting, Witness, read_rest
+from tests.conformance.upstream import END, Accepting, Upstream, Witness, fields_of, read_exactly, read_head, read_rest
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
@@ -82,14 +83,24 @@ def sayer() -> Iterator[Sayer]:
 
 
 @pytest.fixture(scope="module")
-def proxies(tmp_path_factory: pytest.TempPathFactory, seen: Witness, sayer: Sayer) -> Iterator[tuple[Static, ...]]:
-    """Both data planes; `one` leads to *seen*, `two` to *sayer*."""
+def upstream() -> Iterator[Upstream]:
+    upstream = Upstream()
+    with upstream.socket:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def proxies(
+    tmp_path_factory: pytest.TempPathFactory, seen: Witness, sayer: Sayer, upstream: Upstream
+) -> Iterator[tuple[Static, ...]]:
+    """Both data planes; `one` leads to *seen*, `two` to *sayer*, `frames` to *upstream*."""
 
     def resources(ports: dict[str, int]) -> Json:
         return {
             "clusters": [
                 cluster("one", seen.port),
                 cluster("two", sayer.port, **over_http2()),
+                cluster("frames", upstream.port, **over_http2()),
             ],
             "listeners": [
                 listener(name, port, http_filters([{"match": {"prefix": ""}, "route": {"cluster": name}}]))
@@ -97,7 +108,7 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, seen: Witness, sayer: Saye
             ],
         }
 
-    with both(tmp_path_factory.mktemp("downgrade"), ("one", "two"), resources) as running:
+    with both(tmp_path_factory.mktemp("downgrade"), ("one", "two", "frames"), resources) as running:
         yield running
 
 
@@ -206,3 +217,71 @@ def test_an_answer_that_means_another_in_http1_is_never_passed_on(proxy: Static,
         assert b"\r\nx: " not in answer, (case["name"], answer)
         assert b"evil" not in answer, (case["name"], answer)
         assert answer.count(b"HTTP/1.1") == 1, (case["name"], answer)
+
+
+PACES = ("at once", "one by one")
+"""How the frames of an answer come. One by one: each when the client has got what was in the one before."""
+
+REACHED = {(ENVOY, "at once"), (ENVOY, "one by one"), (WEFT_PROXY, "one by one")}
+"""
+Where a client gets as much as the head says before more is seen.
+
+Envoy passes on each frame before it looks at the next, weft-proxy what it has read at once.
+"""
+
+
+def is_whole(proxy: Static, upstream: Upstream, pace: str, head: bytes, parts: dict[bytes, bytes], last: bytes) -> bool:
+    """
+    Whether a client of HTTP/1.1 takes a success for a whole message. Its *head*, *parts* and *last* are frames of stream 1.
+
+    What the client gets of a part is its value.
+    """
+    with socket.create_connection(("127.0.0.1", proxy.ports["frames"]), LIMIT) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nhost: up\r\nconnection: close\r\n\r\n")
+        with Wire.serving(upstream.accept()) as server:
+            assert server.next(HEADERS).stream == 1
+            answer = b""
+            if pace == "one by one":
+                server.write(head)
+                answer = read_head(client)
+                for part, passed in parts.items():
+                    server.write(part)
+                    assert read_exactly(client, len(passed)) == passed
+                    answer += passed
+                server.write(last)
+            else:
+                server.write(head + b"".join(parts) + last)
+            answer += read_rest(client)
+    assert not answer or answer.startswith(b"HTTP/1.1 200 "), answer
+    assert answer.count(b"HTTP/1.1") <= 1, answer
+    head, end, body = answer.partition(END)
+    told = fields_of(head)
+    if b"content-length" in told:
+        assert len(body) <= int(told[b"content-length"]), answer
+        return len(body) == int(told[b"content-length"])
+    return bool(end) and (told.get(b"transfer-encoding") != b"chunked" or body.endswith(b"0\r\n\r\n"))
+
+
+@pytest.mark.parametrize("pace", PACES)
+def test_an_answer_whose_body_is_not_what_its_head_says_is_cut_short(
+    proxy: Static, upstream: Upstream, pace: str
+) -> None:
+    """Or ends where its head says, if that much had been passed on before: that cannot be taken back. Nothing follows it."""
+    whole = set()
+    for case in CASES["bodies"]:
+        head = frame(HEADERS, END_HEADERS, 1, OK + fields((b"content-length", case["length"].encode())))
+        *parts, last = (part.encode() for part in case["data"])
+        passed = {frame(DATA, 0, 1, part): part for part in parts}
+        if is_whole(proxy, upstream, pace, head, passed, frame(DATA, END_STREAM, 1, last)):
+            whole.add(case["name"])
+    reached = {"a request beyond the length", "DATA after a length of 0"}
+    assert whole == (reached if (proxy.kind, pace) in REACHED else set())
+
+
+@pytest.mark.parametrize("pace", PACES)
+def test_trailers_that_mean_another_in_http1_never_end_an_answer(proxy: Static, upstream: Upstream, pace: str) -> None:
+    head, data = frame(HEADERS, END_HEADERS, 1, OK), frame(DATA, 0, 1, b"abc")
+    for case in CASES["trailers"]:
+        trailers = frame(HEADERS, END_HEADERS | END_STREAM, 1, fields(*encoded(case["fields"])))
+        passed = {data: b"3\r\nabc\r\n"}
+        assert not is_whole(proxy, upstream, pace, head, passed, trailers), case["name"]
