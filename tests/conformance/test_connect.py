@@ -9,8 +9,22 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.conformance.both import Json, both, cluster, http_filters, http_options, listener
-from tests.conformance.frames import DATA, END_HEADERS, END_STREAM, HEADERS, Wire, fields, status
+from tests.conformance.both import Json, both, cluster, http_filters, listener, over_http2
+from tests.conformance.frames import (
+    DATA,
+    ENABLE_CONNECT_PROTOCOL,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    INTERNAL_ERROR,
+    NO_ERROR,
+    OK,
+    RST_STREAM,
+    Wire,
+    answered,
+    fields,
+    status,
+)
 from tests.conformance.proxies import LIMIT, Static
 from tests.conformance.upstream import Upstream, fields_of, read_head, read_rest
 from tests.ports import free_port
@@ -86,7 +100,7 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
     } | {
         "ends here": chain([connects(TERMINATES), by_path()], **ONLY_TARGET),
         "goes on": chain([connects(upgrade("CONNECT"))]),
-        "goes on over HTTP/2": chain([connects(upgrade("CONNECT"), to="http2")]),
+        "goes on over HTTP/2": chain([connects(upgrade("CONNECT"), to="http2"), by_path(to="http2")], "websocket"),
         "goes nowhere": chain([connects(TERMINATES, to="gone")]),
         "echo": chain([by_path("/")], "echo"),
         "direct": chain([direct({"connect_matcher": {}}), direct({"prefix": "/"})], "CONNECT", "websocket"),
@@ -96,7 +110,7 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
         clusters = [
             cluster("up", upstream.port),
             cluster("gone", free_port()),
-            cluster("http2", upstream.port, **http_options(explicit_http_config={"http2_protocol_options": {}})),
+            cluster("http2", upstream.port, **over_http2(allow_connect=True)),
         ]
         return {"clusters": clusters, "listeners": [listener(name, ports[name], it) for name, it in chains.items()]}
 
@@ -115,9 +129,14 @@ def connect(target: bytes, *more: bytes) -> bytes:
     return b"CONNECT " + target + b" HTTP/1.1\r\nhost: " + target + b"\r\n" + b"".join(more) + b"\r\n"
 
 
+def send_connect(wire: Wire, target: bytes, *more: tuple[bytes, bytes]) -> None:
+    """Ask for a tunnel as stream 1."""
+    wire.send(HEADERS, END_HEADERS, 1, fields((b":method", b"CONNECT"), (b":authority", target), *more))
+
+
 def ask_for(wire: Wire, target: bytes, *more: tuple[bytes, bytes]) -> int:
     """Ask for a tunnel as stream 1; return the status."""
-    wire.send(HEADERS, END_HEADERS, 1, fields((b":method", b"CONNECT"), (b":authority", target), *more))
+    send_connect(wire, target, *more)
     return status(wire.next(HEADERS).payload)
 
 
@@ -219,7 +238,7 @@ def test_a_tunnel_may_be_the_upstreams(proxies: tuple[Static, Static], upstream:
     """CONNECT is passed on, in the upstream's own version, and so is its answer: success or refusal."""
     for proxy in proxies:
         with Wire.client(proxy.ports["goes on"]) as wire:
-            wire.send(HEADERS, END_HEADERS, 1, fields((b":method", b"CONNECT"), (b":authority", TARGET)))
+            send_connect(wire, TARGET)
             with upstream.accept() as peer:
                 start, *lines = read_head(peer).lower().split(b"\r\n")
                 assert start == b"connect up:443 http/1.1", proxy.kind
@@ -251,6 +270,133 @@ def test_a_tunnel_may_be_the_upstreams(proxies: tuple[Static, Static], upstream:
             server.send(DATA, 0, request.stream, b"to the client")
             expect(connection, b"to the client")
         assert upstream.forget() == 0
+
+
+GOES_ON = "goes on over HTTP/2"
+
+TUNNELS: dict[str, tuple[tuple[bytes, bytes], ...]] = {"CONNECT": (), "extended CONNECT": WEBSOCKET}
+"""By what a client of HTTP/2 asks for them: what its request says besides."""
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nhost: up:443\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+"""What a client of HTTP/1.1 asks instead of extended CONNECT."""
+
+
+PROTOCOL = b"\x87\xb9]\x87I\xc8z?\x87\xf0X\xd0ru*\x7f"
+"""`:protocol` and `websocket`, as both proxies write them: in the Huffman code (RFC 7541 appendix B)."""
+
+
+@contextlib.contextmanager
+def agreed(upstream: Upstream, name: str, answer: bytes = OK) -> Iterator[tuple[Wire, int]]:
+    """Agree by the block *answer* to one of `TUNNELS`, which is asked for next; yield the upstream's end, and the stream."""
+    with Wire.serving(upstream.accept(), {ENABLE_CONNECT_PROTOCOL: 1}) as server:
+        request = server.next(HEADERS)
+        assert not request.flags & END_STREAM
+        assert (PROTOCOL in request.payload) == (name != "CONNECT"), request
+        server.send(HEADERS, END_HEADERS, request.stream, answer)
+        yield server, request.stream
+
+
+@contextlib.contextmanager
+def tunnel(
+    proxy: Static, upstream: Upstream, name: str, answer: bytes = OK
+) -> Iterator[tuple[tuple[Wire, int], tuple[Wire, int]]]:
+    """Yield both ends, each with its stream, of one of `TUNNELS` that is *agreed* to; a word has gone each way."""
+    with Wire.client(proxy.ports[GOES_ON]) as wire:
+        send_connect(wire, TARGET, *TUNNELS[name])
+        with agreed(upstream, name, answer) as (server, stream):
+            opened = wire.next(HEADERS)
+            assert (status(opened.payload), opened.flags & END_STREAM) == (200, 0), proxy.kind
+            wire.send(DATA, 0, 1, b"to the server")
+            assert server.next().payload == b"to the server", proxy.kind
+            server.send(DATA, 0, stream, b"to the client")
+            assert wire.next().payload == b"to the client", proxy.kind
+            yield (wire, 1), (server, stream)
+
+
+@pytest.mark.parametrize("first", ["client", "upstream"])
+@pytest.mark.parametrize("name", TUNNELS)
+def test_each_direction_of_a_tunnel_between_streams_has_its_own_end(
+    proxies: tuple[Static, Static], upstream: Upstream, name: str, first: str
+) -> None:
+    """Whichever ends first. With the upstream's Envoy ends both, as with any answer that is whole before its request is."""
+    for proxy in proxies:
+        with tunnel(proxy, upstream, name) as ends:
+            (one, its), (other, others) = ends if first == "client" else ends[::-1]
+            one.send(DATA, END_STREAM, its, b"first")
+            assert other.body(others) == b"first", proxy.kind
+            if proxy.kind == ENVOY and first == "upstream":
+                resets = [(found.kind, found.code) for found in (other.next(), one.next())]
+                assert resets == [(RST_STREAM, NO_ERROR), (RST_STREAM, INTERNAL_ERROR)]
+            else:
+                other.send(DATA, 0, others, b"still ")
+                other.send(DATA, END_STREAM, others, b"open")
+                assert one.body(its) == b"still open", proxy.kind
+        assert upstream.forget() == 0, proxy.kind
+
+
+@pytest.mark.parametrize("length", [b"0", b"3"])
+@pytest.mark.parametrize("name", TUNNELS)
+def test_a_length_in_an_answer_that_opens_a_tunnel_means_nothing(
+    proxies: tuple[Static, Static], upstream: Upstream, name: str, length: bytes
+) -> None:
+    """RFC 9110 9.3.6: what follows is the tunnel's. In HTTP/1.1 the answer says none."""
+    answer = OK + fields((b"content-length", length))
+    for proxy in proxies:
+        with tunnel(proxy, upstream, name, answer) as ((wire, _), (server, stream)):
+            server.send(DATA, END_STREAM, stream, b"last")
+            assert wire.body(1) == b"last", proxy.kind
+        request = connect(TARGET) if name == "CONNECT" else UPGRADE
+        with client(proxy, GOES_ON, request) as connection, agreed(upstream, name, answer) as (server, stream):
+            head = read_head(connection)
+            assert head.split()[1] == (b"200" if name == "CONNECT" else b"101"), proxy.kind
+            assert not fields_of(head).keys() & {b"content-length", b"transfer-encoding"}, proxy.kind
+            connection.sendall(b"to the server")
+            assert server.next().payload == b"to the server", proxy.kind
+            server.send(DATA, 0, stream, b"to the client")
+            expect(connection, b"to the client")
+        assert upstream.forget() == 0, proxy.kind
+
+
+@pytest.mark.parametrize("name", TUNNELS)
+def test_a_success_without_content_opens_a_tunnel_between_streams(
+    proxies: tuple[Static, Static], upstream: Upstream, name: str
+) -> None:
+    """RFC 9110 9.3.6: any success does. Envoy takes what the upstream says then for content, which 204 must not have."""
+    for proxy in proxies:
+        with Wire.client(proxy.ports[GOES_ON]) as wire:
+            send_connect(wire, TARGET, *TUNNELS[name])
+            with agreed(upstream, name, fields((b":status", b"204"))) as (server, stream):
+                opened = wire.next(HEADERS)
+                assert (status(opened.payload) // 100, opened.flags & END_STREAM) == (2, 0), proxy.kind
+                wire.send(DATA, 0, 1, b"to the server")
+                assert server.next().payload == b"to the server", proxy.kind
+                server.send(DATA, 0, stream, b"to the client")
+                found = wire.next()
+                if proxy.kind == ENVOY:
+                    assert (found.kind, found.code) == (RST_STREAM, INTERNAL_ERROR)
+                else:
+                    assert (found.kind, found.payload) == (DATA, b"to the client")
+        assert upstream.forget() == 0, proxy.kind
+
+
+@pytest.mark.parametrize("name", TUNNELS)
+def test_a_refusal_of_a_tunnel_between_streams_is_an_answer(
+    proxies: tuple[Static, Static], upstream: Upstream, name: str
+) -> None:
+    """Its length counts, and what follows in the client's direction was the tunnel's."""
+    refused = fields((b":status", b"407"), (b"content-length", b"2"))
+    for proxy in proxies:
+        with Wire.client(proxy.ports[GOES_ON]) as wire:
+            send_connect(wire, TARGET, *TUNNELS[name])
+            with agreed(upstream, name, refused) as (server, stream):
+                server.send(DATA, END_STREAM, stream, b"no")
+                assert answered(wire, 1) == (407, b"no"), proxy.kind
+                reset = wire.next()
+                assert (reset.kind, reset.code) == (RST_STREAM, NO_ERROR), proxy.kind
+        assert upstream.forget() == 0, proxy.kind
 
 
 def test_any_protocol_that_is_allowed_may_be_upgraded_to(proxies: tuple[Static, Static], upstream: Upstream) -> None:
