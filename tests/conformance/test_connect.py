@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -19,10 +19,12 @@ from tests.conformance.frames import (
     INTERNAL_ERROR,
     NO_ERROR,
     OK,
+    PROTOCOL_ERROR,
     RST_STREAM,
     Wire,
     answered,
     fields,
+    number,
     status,
 )
 from tests.conformance.proxies import LIMIT, Static
@@ -396,6 +398,43 @@ def test_a_refusal_of_a_tunnel_between_streams_is_an_answer(
                 assert answered(wire, 1) == (407, b"no"), proxy.kind
                 reset = wire.next()
                 assert (reset.kind, reset.code) == (RST_STREAM, NO_ERROR), proxy.kind
+        assert upstream.forget() == 0, proxy.kind
+
+
+@contextlib.contextmanager
+def websocket(proxy: Static, version: str) -> Iterator[Callable[[], int]]:
+    """Ask in this *version* of HTTP for a WebSocket over HTTP/2; yield what waits for the status of the answer."""
+    if version == "HTTP/1.1":
+        with client(proxy, GOES_ON, UPGRADE) as connection:
+            yield lambda: int(read_head(connection).split()[1])
+    else:
+        with Wire.client(proxy.ports[GOES_ON]) as wire:
+            send_connect(wire, TARGET, *WEBSOCKET)
+            yield lambda: status(wire.next(HEADERS).payload)
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2"])
+def test_an_upstream_that_takes_no_extended_connect_is_sent_none(
+    proxies: tuple[Static, Static], upstream: Upstream, version: str
+) -> None:
+    """
+    RFC 8441 3: not before its settings have said that it does.
+
+    Envoy does not look at them. The client is told the same when the upstream finds `:protocol` malformed (RFC 9113 8.3.1).
+    """
+    for proxy in proxies:
+        with websocket(proxy, version) as answer, Wire.serving(upstream.accept()) as server:
+            if proxy.kind == ENVOY:
+                server.send(RST_STREAM, 0, server.next(HEADERS).stream, number(PROTOCOL_ERROR))
+            assert answer() == 502, proxy.kind
+            with Wire.client(proxy.ports[GOES_ON]) as other:
+                other.get(1)
+                request = server.next()
+                assert request.kind == HEADERS, proxy.kind
+                # It is the first that weft-proxy has sent.
+                assert request.stream == (3 if proxy.kind == ENVOY else 1), proxy.kind
+                server.answer(request.stream, b"x")
+                assert answered(other, 1) == (200, b"x"), proxy.kind
         assert upstream.forget() == 0, proxy.kind
 
 
