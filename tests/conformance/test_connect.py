@@ -401,6 +401,26 @@ def test_a_refusal_of_a_tunnel_between_streams_is_an_answer(
         assert upstream.forget() == 0, proxy.kind
 
 
+@pytest.mark.parametrize("sender", ["client", "upstream"])
+@pytest.mark.parametrize("name", TUNNELS)
+def test_fields_in_a_tunnel_between_streams_are_an_error(
+    proxies: tuple[Static, Static], upstream: Upstream, name: str, sender: str
+) -> None:
+    """RFC 9113 8.5: of a stream that is a tunnel. Envoy passes them on as trailers."""
+    for proxy in proxies:
+        with tunnel(proxy, upstream, name) as ends:
+            (one, its), (other, _) = ends if sender == "client" else ends[::-1]
+            one.send(HEADERS, END_HEADERS | END_STREAM, its, fields((b"x-end", b"1")))
+            found = other.next()
+            if proxy.kind == ENVOY:
+                assert (found.kind, found.flags & END_STREAM) == (HEADERS, END_STREAM)
+            else:
+                assert found.kind == RST_STREAM, found
+                reset = one.next()
+                assert (reset.kind, reset.code) == (RST_STREAM, PROTOCOL_ERROR)
+        assert upstream.forget() == 0, proxy.kind
+
+
 @contextlib.contextmanager
 def websocket(proxy: Static, version: str) -> Iterator[Callable[[], int]]:
     """Ask in this *version* of HTTP for a WebSocket over HTTP/2; yield what waits for the status of the answer."""
