@@ -695,6 +695,11 @@ impl Connection {
     fn begin_message<'i>(&mut self, id: StreamId, head: &Head, ended: bool, verdict: Verdict) -> Event<'i> {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.receiving = if ended { Progress::Ended } else { Progress::Body };
+            stream.is_tunnel = match head.status {
+                0 => head.wants_tunnel(),
+                200..300 => stream.asked == Asked::Tunnel,
+                _ => false,
+            };
             stream.expected = match head.framing {
                 Framing::Length(length) if verdict == Verdict::Good => Some(length),
                 // A response that must not have a body.
@@ -710,11 +715,11 @@ impl Connection {
     }
 
     fn end_message<'i>(&mut self, id: StreamId, ended: bool, now: Duration) -> Outcome<'i> {
-        // RFC 9113 8.1: trailers end the message.
-        if !ended {
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
+        // RFC 9113 8.1: trailers end the message. 8.5: in a tunnel there are none.
+        if !ended || stream.is_tunnel {
             return self.break_stream(id, Code::PROTOCOL_ERROR, Breach::Protocol, now);
         }
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
         if stream.expected.is_some_and(|left| left > 0) {
             return self.break_stream(id, Code::PROTOCOL_ERROR, Breach::Length, now);
         }

@@ -32,6 +32,8 @@ pub struct Stream {
     pub expected: Option<u64>,
     /// What we asked for.
     pub asked: Asked,
+    /// Whether what the peer sends is a tunnel's.
+    pub is_tunnel: bool,
     /// Bytes of the peer's window for the whole connection that our body can take up at most, while nobody reads it.
     pub claim: u64,
 }
@@ -46,6 +48,7 @@ impl Stream {
             receive_window: ReceiveWindow::new(receive_window),
             expected: None,
             asked: Asked::Content,
+            is_tunnel: false,
             claim: 0,
         }
     }

@@ -1109,6 +1109,27 @@ fn what_follows_a_success_of_connect_is_the_tunnels() {
     }
 }
 
+/// RFC 9113 8.5: it is DATA alone; what answers a CONNECT that was refused has trailers as any other answer.
+#[test]
+fn a_tunnel_has_no_trailers() {
+    let broken = Some(Seen::Broken(1, Code::PROTOCOL_ERROR, Breach::Protocol));
+    for (status, in_tunnel) in [("200", true), ("403", false)] {
+        let (mut client, mut bytes) = (Connection::new(Role::Client, Limits::default()), Vec::new());
+        let mut connect = Head::default();
+        connect.set_method(b"CONNECT");
+        connect.set_authority(b"reviews:9080");
+        client.request(&connect, false, false);
+        Settings::default().write(&mut bytes);
+        let answer = Raw { bytes }.headers(1, false, &[(":status", status)]).headers(1, true, &[("x-end", "1")]);
+        let (mut seen, error) = feed(&mut client, &answer.bytes, usize::MAX / 2);
+        assert_eq!((seen.pop() == broken, error), (in_tunnel, None), "{status}");
+    }
+    let connect = [(":method", "CONNECT"), (":authority", "reviews:9080")];
+    let request = Raw::new().headers(1, false, &connect).headers(1, true, &[("x-end", "1")]);
+    let (mut seen, error) = request.read_by_server(Limits::default());
+    assert_eq!((seen.pop(), error), (broken, None));
+}
+
 #[test]
 fn foreign_bytes_never_panic_and_splits_change_nothing() {
     fn holds(frames: Vec<(u8, u8, u8, Vec<u8>)>, step: u8) -> bool {
