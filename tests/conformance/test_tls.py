@@ -233,6 +233,9 @@ PEERS: dict[str, tuple[str, str, tuple[ssl.TLSVersion, ssl.TLSVersion], str | No
 }
 """By what an upstream is: through which cluster, its certificate, its versions, and the one that is agreed on; `None`: it gets no request."""
 
+LIKED = {"TLSv1.2": "ECDHE-ECDSA-AES128-GCM-SHA256", "TLSv1.3": "TLS_AES_128_GCM_SHA256"}
+"""What either proxy likes best, by version: an upstream that goes by its client's order has it."""
+
 
 @pytest.mark.parametrize("name", PEERS)
 def test_only_who_an_upstream_should_be_gets_a_request(planes: Planes, name: str) -> None:
@@ -241,6 +244,7 @@ def test_only_who_an_upstream_should_be_gets_a_request(planes: Planes, name: str
         context = server_context(planes.authority, planes.identities[who])
         context.minimum_version, context.maximum_version = low, high
         context.set_alpn_protocols(["http/1.1"])
+        context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
         named: list[str | None] = []
         context.sni_callback = lambda _socket, server, _context, named=named: named.append(server)
         found: list[Json | None] = []
@@ -253,7 +257,9 @@ def test_only_who_an_upstream_should_be_gets_a_request(planes: Planes, name: str
                             certificate = peer.getpeercert() or {}
                             names = certificate.get("subjectAltName")
                             alpn = peer.selected_alpn_protocol()
-                            found.append({"version": peer.version(), "client": names, "alpn": alpn})
+                            cipher = peer.cipher()
+                            agreed = {"version": peer.version(), "cipher": cipher[0] if cipher else ""}
+                            found.append(agreed | {"client": names, "alpn": alpn})
                             peer.sendall(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
                 except OSError:
                     pass
@@ -270,4 +276,5 @@ def test_only_who_an_upstream_should_be_gets_a_request(planes: Planes, name: str
         else:
             protocol = "http/1.1" if to == "upstream" else None
             names = (("URI", CLIENT),)
-            assert (status, found) == (204, [{"version": version, "client": names, "alpn": protocol}]), proxy.kind
+            agreed = {"version": version, "cipher": LIKED[version]}
+            assert (status, found) == (204, [agreed | {"client": names, "alpn": protocol}]), proxy.kind
