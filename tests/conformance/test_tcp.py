@@ -10,6 +10,7 @@ import ssl
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from tests.conformance.both import Json, both, cluster, file_log, listener, records, typed
 from tests.conformance.certificates import Authority, client_context, server_context
 from tests.conformance.proxies import LIMIT, Static, until
-from tests.conformance.upstream import Upstream, read_exactly, read_rest, unanswering
+from tests.conformance.upstream import Accepting, Upstream, read_exactly, read_rest, unanswering
 from tests.ports import free_port
 from weft.data_plane import ENVOY, WEFT_PROXY
 
@@ -352,3 +353,41 @@ def test_tls_goes_where_its_server_name_says_and_is_not_ended_here(planes: Plane
             plain.sendall(b"hello")
             with planes.named["rest"].accept() as peer:
                 expect(peer, b"hello")
+
+
+class Naming(Accepting):
+    """Says its name to whoever connects."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name.encode()
+        super().__init__()
+
+    def serve(self, connection: socket.socket) -> None:
+        connection.sendall(self.name)
+
+
+WEIGHTS = {"one": 1, "three": 3}
+"""Of clusters that one listener leads to."""
+
+CONNECTIONS = 400
+
+
+def test_connections_are_divided_by_the_weights_of_clusters(tmp_path: Path) -> None:
+    """1 and 3 of 4, by chance: of 400 connections 300 to the heavier, give or take five standard deviations of 8.7."""
+    with contextlib.ExitStack() as stack:
+        upstreams = {name: stack.enter_context(Naming(name)) for name in WEIGHTS}
+
+        def resources(ports: dict[str, int]) -> Json:
+            weighted = {"clusters": [{"name": name, "weight": weight} for name, weight in WEIGHTS.items()]}
+            config = typed("filters.network.tcp_proxy.v3.TcpProxy", stat_prefix="weighted", weighted_clusters=weighted)
+            filters = [{"name": "tcp", "typed_config": config}]
+            clusters = [cluster(name, upstream.port) for name, upstream in upstreams.items()]
+            return {"clusters": clusters, "listeners": [listener("weighted", ports["weighted"], filters)]}
+
+        for proxy in stack.enter_context(both(tmp_path, ("weighted",), resources)):
+            found = Counter[bytes]()
+            for _ in range(CONNECTIONS):
+                with socket.create_connection(("127.0.0.1", proxy.ports["weighted"]), LIMIT) as client:
+                    found[read_rest(client)] += 1
+            assert found.keys() == {name.encode() for name in WEIGHTS}, proxy.kind
+            assert 257 <= found[b"three"] <= 343, (proxy.kind, found)
