@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from tests.conformance.frames import (
     fields,
     frame,
     number,
+    status,
 )
 from tests.conformance.proxies import Static, until
 from tests.conformance.upstream import Upstream, Witness
@@ -75,23 +77,40 @@ LIMITS = {
     "max_inbound_window_update_frames_per_data_frame_sent": Limit(1, frame(WINDOW_UPDATE, 0, 0, number(1)), 6),
 }
 
-UNLIMITED = "unlimited"
+UNLIMITED, UNREAD = "unlimited", "unread"
+
+WAITING = 50
+"""Frames that may wait for who does not read, at the latter listener."""
+
+FEW, MANY = 40, 1000
+"""Answers that may all wait, and more than fit between a proxy and its client besides."""
+
+LONG = "/long"
+"""Where an answer is one frame of fifteen thousand bytes: a field that no table keeps and that no code makes shorter."""
 
 
 @pytest.fixture(scope="module")
 def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Static, Static]]:
     def resources(ports: dict[str, int]) -> Json:
-        route = {"match": {"prefix": "/"}, "route": {"cluster": "up", "timeout": "0s"}}
-        options = {name: {name: limit.most} for name, limit in LIMITS.items()} | {UNLIMITED: {}}
+        routes: list[Json] = [
+            {
+                "match": {"path": LONG},
+                "direct_response": {"status": 200},
+                "response_headers_to_add": [{"header": {"key": "x-long", "value": "~" * 15_000}}],
+            },
+            {"match": {"prefix": "/"}, "route": {"cluster": "up", "timeout": "0s"}},
+        ]
+        options: dict[str, Json] = {name: {name: limit.most} for name, limit in LIMITS.items()}
+        options |= {UNLIMITED: {}, UNREAD: {"max_outbound_frames": WAITING}}
         return {
             "clusters": [cluster("up", witness.port)],
             "listeners": [
-                listener(name, ports[name], http_filters([route], manager={"http2_protocol_options": option}))
+                listener(name, ports[name], http_filters(routes, manager={"http2_protocol_options": option}))
                 for name, option in options.items()
             ],
         }
 
-    names = (*LIMITS, UNLIMITED)
+    names = (*LIMITS, UNLIMITED, UNREAD)
     with Witness() as witness, both(tmp_path_factory.mktemp("limits"), names, resources) as running:
         yield running
 
@@ -126,6 +145,31 @@ def test_a_connection_ends_where_its_limit_is(proxies: tuple[Static, Static], ki
         flood(client, limit)
         client.write(limit.frame * MORE)
         assert is_alive(client) == (kind in limit.by_default)
+
+
+@pytest.mark.parametrize("kind", [ENVOY, WEFT_PROXY])
+def test_answers_that_nobody_reads_are_limited(proxies: tuple[Static, Static], kind: str) -> None:
+    """By `max_outbound_frames`, beyond which weft-proxy says why, and Envoy nothing. Who reads may have as many as it likes."""
+    proxy = next(proxy for proxy in proxies if proxy.kind == kind)
+    with Wire.client(proxy.ports[UNREAD]) as client:
+        client.next(SETTINGS)
+        streams = itertools.count(1, 2)
+        for _ in range(3):
+            for stream in itertools.islice(streams, FEW):
+                client.get(stream, LONG)
+            assert {status(client.next(HEADERS).payload) for _ in range(FEW)} == {200}
+        for _ in range(MANY // FEW):
+            for stream in itertools.islice(streams, FEW):
+                client.get(stream, LONG)
+            # They have been looked at once others, who came later, have been answered for the second time.
+            assert {proxy.get(UNLIMITED)[0] for _ in range(2)} == {200}
+        last = [found.code for found in client.rest() if found.kind == GOAWAY]
+        assert last == ([] if kind == ENVOY else [ENHANCE_YOUR_CALM])
+    with Wire.client(proxy.ports[UNLIMITED]) as client:
+        client.next(SETTINGS)
+        for stream in range(1, 2 * MANY, 2):
+            client.get(stream, LONG)
+        assert {status(client.next(HEADERS).payload) for _ in range(MANY)} == {200}
 
 
 @pytest.mark.parametrize("kind", [ENVOY, WEFT_PROXY])
