@@ -6,6 +6,7 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import pytest
 
@@ -49,6 +50,29 @@ def hello(version: bytes, server: bytes | None, *alpn: bytes, most: int = 1 << 1
     return b"".join(b"\x16\3\1" + vector(message[start : start + most]) for start in range(0, len(message), most))
 
 
+DISABLED: dict[str, Json] = {
+    "one": {"destination_port_range": {"start": 3000, "end": 4000}},
+    "several": {
+        "or_match": {
+            "rules": [
+                {"destination_port_range": {"start": 3306, "end": 3307}},
+                {"destination_port_range": {"start": 5000, "end": 6000}},
+            ]
+        }
+    },
+    "any": {"any_match": True},
+}
+"""For which connections the inspector of a listener of that name is disabled."""
+
+INSPECTED: dict[str, dict[int, bool]] = {
+    "one": {2999: True, 3000: False, 3999: False, 4000: True},
+    "several": {3305: True, 3306: False, 3307: True, 5000: False, 5999: False, 6000: True},
+    "any": {1: False, 65535: False},
+}
+"""By such a listener: ports that a connection is for, and whether it is looked at. The end of a range is not in it."""
+
+Planes: TypeAlias = tuple[tuple[Static, Static], dict[str, Upstream]]
+
 CASES: dict[str, tuple[str, bytes]] = {
     "a name in TLS 1.0": ("name", hello(TLS_1_0, b"one.example")),
     "a name in TLS 1.1": ("name", hello(TLS_1_1, b"one.example", b"istio")),
@@ -64,31 +88,44 @@ CASES: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.fixture(scope="module")
-def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[tuple[Static, Static], dict[str, Upstream]]]:
+def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
     with several(CHAINS) as upstreams:
 
         def resources(ports: dict[str, int]) -> Json:
-            inspector = {"name": "tls", "typed_config": typed("filters.listener.tls_inspector.v3.TlsInspector")}
-            it = listener("in", ports["in"], [], listener_filters=[inspector])
-            it["filter_chains"] = [
-                {
-                    "name": name,
-                    "filter_chain_match": match,
-                    "filters": [{"name": "tcp", "typed_config": typed(TCP_PROXY, stat_prefix=name, cluster=name)}],
-                }
-                for name, match in CHAINS.items()
-            ]
+            own = typed("filters.listener.tls_inspector.v3.TlsInspector")
+            # By this name Envoy knows that there is one, and adds none of its own.
+            inspector = {"name": "envoy.filters.listener.tls_inspector", "typed_config": own}
+            proxy_protocol = typed("filters.listener.proxy_protocol.v3.ProxyProtocol")
+            told = {"name": "proxy_protocol", "typed_config": proxy_protocol}
+            listeners = [listener("in", ports["in"], [], listener_filters=[inspector])]
+            for name, predicate in DISABLED.items():
+                filters = [told, inspector | {"filter_disabled": predicate}]
+                listeners.append(listener(name, ports[name], [], listener_filters=filters))
+            for it in listeners:
+                it["filter_chains"] = [
+                    {
+                        "name": name,
+                        "filter_chain_match": match,
+                        "filters": [{"name": "tcp", "typed_config": typed(TCP_PROXY, stat_prefix=name, cluster=name)}],
+                    }
+                    for name, match in CHAINS.items()
+                ]
             clusters = [cluster(name, upstream.port) for name, upstream in upstreams.items()]
-            return {"clusters": clusters, "listeners": [it]}
+            return {"clusters": clusters, "listeners": listeners}
 
-        with both(tmp_path_factory.mktemp("inspection"), ("in",), resources) as proxies:
+        with both(tmp_path_factory.mktemp("inspection"), ("in", *DISABLED), resources) as proxies:
             yield proxies, upstreams
 
 
+def asked(upstreams: dict[str, Upstream]) -> str:
+    """Which one a client has been passed on to."""
+    ready, _, _ = select.select([upstream.socket for upstream in upstreams.values()], [], [], LIMIT)
+    [found] = [name for name, upstream in upstreams.items() if upstream.socket in ready]
+    return found
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_both_pass_a_client_on_to_where_it_asks_to_go(
-    planes: tuple[tuple[Static, Static], dict[str, Upstream]], name: str
-) -> None:
+def test_both_pass_a_client_on_to_where_it_asks_to_go(planes: Planes, name: str) -> None:
     """All that it has said, as it was, to one of the upstreams."""
     proxies, upstreams = planes
     expected, data = CASES[name]
@@ -97,8 +134,29 @@ def test_both_pass_a_client_on_to_where_it_asks_to_go(
     for proxy in proxies:
         with socket.create_connection(("127.0.0.1", proxy.ports["in"]), LIMIT) as client:
             client.sendall(data)
-            asked, _, _ = select.select([upstream.socket for upstream in upstreams.values()], [], [], LIMIT)
-            found = [name for name, upstream in upstreams.items() if upstream.socket in asked]
-            assert found == [expected], proxy.kind
+            assert asked(upstreams) == expected, proxy.kind
             with upstreams[expected].accept() as server:
                 assert read_exactly(server, len(data)) == data
+
+
+@pytest.mark.parametrize("name", DISABLED)
+def test_where_an_inspector_is_disabled_nobody_is_looked_at(planes: Planes, name: str) -> None:
+    """By the port that a connection was for. There is no TLS for whom nobody looks, and nobody waits for what it says first."""
+    proxies, upstreams = planes
+    data = hello(TLS_1_2, b"one.example")
+    for upstream in upstreams.values():
+        upstream.forget()
+    for proxy in proxies:
+        for port, inspected in INSPECTED[name].items():
+            with socket.create_connection(("127.0.0.1", proxy.ports[name]), LIMIT) as client:
+                client.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 %d\r\n" % port)
+                if inspected:
+                    client.sendall(data)
+                found = asked(upstreams)
+                assert found == ("name" if inspected else "rest"), (proxy.kind, port)
+                with upstreams[found].accept() as server:
+                    if not inspected:
+                        server.sendall(b"220 hello\r\n")
+                        assert read_exactly(client, 11) == b"220 hello\r\n", (proxy.kind, port)
+                        client.sendall(data)
+                    assert read_exactly(server, len(data)) == data, (proxy.kind, port)
