@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import queue
 import socket
 import socketserver
 import struct
 import threading
+import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,32 +19,57 @@ from typing import Any
 import pytest
 
 from tests.conformance.proxies import Static, socket_address, static_listener, typed, until
-from tests.ports import free_port
+from tests.ports import free_port, until_listening
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = pytest.mark.conformance
 
-NAME = "api.test"
 KINDS = ("STRICT_DNS", "LOGICAL_DNS")
 
 
+def name_of(cluster: str, kind: str) -> str:
+    """The name of the endpoints of *cluster*, of a data plane of this *kind*."""
+    return f"{cluster}.{kind}.test".lower().replace("_", "-")
+
+
+TTL = 1
+"""Of what is answered, in seconds."""
+
+NEVER = "1000s"
+"""Longer than a test waits."""
+
+
 class Names:
-    """A DNS server that says of every name what `addresses` says: A records, or the code with which it fails."""
+    """A DNS server that says of every name what `addresses` says: A records for `TTL` seconds, or the code with which it fails."""
 
     def __init__(self) -> None:
         self.addresses: list[str] | int = []
+        self.speaks = True
+        """Whether it answers; else what it is asked waits until it does."""
+        self.asked: dict[str, list[float]] = defaultdict(list)
+        """When which name was asked for."""
+        self._questions = queue.SimpleQueue[tuple[bytes, Any]]()
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         threading.Thread(target=self._serve, daemon=True).start()
 
+    def speak(self) -> None:
+        """Answer, also what has waited for it."""
+        self.speaks = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                question, peer = self._questions.get_nowait()
+                self._socket.sendto(self._answer(question), peer)
+
     def _serve(self) -> None:
-        while True:
-            try:
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
                 question, peer = self._socket.recvfrom(4096)
-            except OSError:
-                return
-            self._socket.sendto(self._answer(question), peer)
+                self.asked[_name(question)].append(time.monotonic())
+                self._questions.put((question, peer))
+                if self.speaks:
+                    self.speak()
 
     def _answer(self, question: bytes) -> bytes:
         end = question.index(b"\0", 12) + 5  # the root's label, type and class
@@ -49,11 +79,20 @@ class Names:
         is_v4 = question[end - 4 : end - 2] == b"\0\1"
         found = said if not isinstance(said, int) and is_v4 else []
         for address in found:
-            records += struct.pack("!HHHIH", 0xC00C, 1, 1, 1, 4) + socket.inet_aton(address)
+            records += struct.pack("!HHHIH", 0xC00C, 1, 1, TTL, 4) + socket.inet_aton(address)
         return question[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, len(found), 0, 0) + question[12:end] + records
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _name(question: bytes) -> str:
+    """What is asked for; there is always one (RFC 1035 4.1.2)."""
+    labels, at = [], 12
+    while length := question[at]:
+        labels.append(question[at + 1 : at + 1 + length])
+        at += 1 + length
+    return b".".join(labels).decode().lower()
 
 
 class Upstream(socketserver.ThreadingTCPServer):
@@ -72,9 +111,11 @@ class Saying(socketserver.StreamRequestHandler):
 
 
 class Proxy(Static):
-    """A data plane with a listener for a cluster of each kind."""
+    """A data plane with a listener for a cluster of each kind; *more* adds to the clusters."""
 
-    def __init__(self, kind: str, directory: Path, names: int, upstream: int, *, drains: bool) -> None:
+    def __init__(
+        self, kind: str, directory: Path, names: int, upstream: int, *, drains: bool = False, **more: Any
+    ) -> None:
         ports = {cluster: free_port() for cluster in KINDS}
         cares = typed(
             "network.dns_resolver.cares.v3.CaresDnsResolverConfig",
@@ -84,7 +125,7 @@ class Proxy(Static):
         )
 
         def cluster(name: str) -> dict[str, Any]:
-            endpoint = {"endpoint": {"address": socket_address(NAME, upstream)}}
+            endpoint = {"endpoint": {"address": socket_address(name_of(name, kind), upstream)}}
             return {
                 "name": name,
                 "type": name,
@@ -92,6 +133,7 @@ class Proxy(Static):
                 "dns_lookup_family": "V4_ONLY",
                 "typed_dns_resolver_config": {"name": "envoy.network.dns_resolver.cares", "typed_config": cares},
                 "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+                **more,
             }
 
         listeners = [static_listener(name, port) for name, port in ports.items()]
@@ -131,17 +173,24 @@ def upstream() -> Iterator[int]:
         server.server_close()
 
 
+@contextlib.contextmanager
+def running(directory: Path, names: Names, upstream: int, **more: Any) -> Iterator[list[Proxy]]:
+    """Both data planes, until the block ends; *more* is as for `Proxy`."""
+    proxies = [Proxy(kind, directory / kind, names.port, upstream, **more) for kind in (ENVOY, WEFT_PROXY)]
+    try:
+        yield proxies
+    finally:
+        for proxy in proxies:
+            proxy.stop()
+
+
 @pytest.fixture
 def both(tmp_path: Path, names: Names, upstream: int, drains: bool) -> Iterator[list[Proxy]]:
     names.addresses = ["127.0.0.2", "127.0.0.1"]
-    running = [Proxy(kind, tmp_path / kind, names.port, upstream, drains=drains) for kind in (ENVOY, WEFT_PROXY)]
-    try:
-        for proxy in running:
+    with running(tmp_path, names, upstream, drains=drains) as proxies:
+        for proxy in proxies:
             until("it is ready", proxy.is_ready)
-        yield running
-    finally:
-        for proxy in running:
-            proxy.stop()
+        yield proxies
 
 
 @pytest.mark.timeout(120)
@@ -184,3 +233,72 @@ def test_both_make_the_same_endpoints_of_the_same_answers(both: list[Proxy], nam
         assert proxy.endpoints(logical) == ["127.0.0.3"]
         assert proxy.updates(strict, "success") > 0
         assert proxy.updates(strict, "attempt") >= proxy.updates(strict, "success")
+
+
+EARLY = 0.9
+"""A proxy counts from when its loop woke, a little before it read the answer."""
+
+
+@pytest.mark.parametrize("rate", ["0.1s", NEVER])
+def test_a_name_is_asked_for_again_when_its_answer_is_no_longer_good(
+    tmp_path: Path, names: Names, upstream: int, rate: str
+) -> None:
+    """Where `respect_dns_ttl` says so: neither sooner nor later, whatever `dns_refresh_rate` is."""
+    names.addresses = ["127.0.0.1"]
+    with running(tmp_path, names, upstream, respect_dns_ttl=True, dns_refresh_rate=rate) as proxies:
+        for proxy in proxies:
+            for cluster in KINDS:
+                name = name_of(cluster, proxy.kind)
+                until("it has asked three times", lambda: len(names.asked[name]) >= 3)  # noqa: B023
+                times = names.asked[name]
+                assert all(later - earlier >= TTL * EARLY for earlier, later in itertools.pairwise(times)), proxy.kind
+
+
+def test_a_proxy_is_ready_when_its_names_were_heard_of(tmp_path: Path, names: Names, upstream: int) -> None:
+    names.addresses, names.speaks = ["127.0.0.1"], False
+    with running(tmp_path, names, upstream) as proxies:
+        until("each has asked for each cluster", lambda: len(names.asked) == len(proxies) * len(KINDS))
+        assert not any(proxy.is_ready() for proxy in proxies)
+        names.speak()
+        for proxy in proxies:
+            for cluster in KINDS:
+                until_listening(proxy.ports[cluster], proxy.process)
+                # The first request of all has an endpoint already.
+                assert proxy.get(cluster) == (200, "127.0.0.1"), (proxy.kind, cluster)
+            until("it is ready", proxy.is_ready)
+
+
+def test_a_proxy_need_not_wait_for_names(tmp_path: Path, names: Names, upstream: int) -> None:
+    """Where `wait_for_warm_on_init` says so. Before it hears of them there are no endpoints, and then there are."""
+    names.addresses, names.speaks = ["127.0.0.1"], False
+    with running(tmp_path, names, upstream, wait_for_warm_on_init=False) as proxies:
+        for proxy in proxies:
+            until("it is ready", proxy.is_ready)
+            for cluster in KINDS:
+                assert proxy.endpoints(cluster) == [], (proxy.kind, cluster)
+                assert proxy.get(cluster)[0] == 503, (proxy.kind, cluster)
+                assert proxy.updates(cluster, "failure") == 0, (proxy.kind, cluster)
+        names.speak()
+        for proxy in proxies:
+            for cluster in KINDS:
+                until("it has an endpoint", lambda: proxy.endpoints(cluster) == ["127.0.0.1"])  # noqa: B023
+                assert proxy.get(cluster) == (200, "127.0.0.1"), (proxy.kind, cluster)
+
+
+def test_a_name_that_is_not_found_is_asked_for_again_at_a_rate_of_its_own(
+    tmp_path: Path, names: Names, upstream: int
+) -> None:
+    """`dns_failure_refresh_rate`, and as soon as it is found that is in force; `dns_refresh_rate` would be never."""
+    names.addresses = 2  # SERVFAIL
+    rates = {"base_interval": "0.1s", "max_interval": "0.2s"}
+    more = {"dns_refresh_rate": NEVER, "dns_failure_refresh_rate": rates}
+    with running(tmp_path, names, upstream, **more) as proxies:
+        for proxy in proxies:
+            until("it is ready", proxy.is_ready)
+            for cluster in KINDS:
+                until("failures count", lambda: proxy.updates(cluster, "failure") >= 3)  # noqa: B023
+        names.addresses = ["127.0.0.1"]
+        for proxy in proxies:
+            for cluster in KINDS:
+                until("it is found", lambda: proxy.endpoints(cluster) == ["127.0.0.1"])  # noqa: B023
+                assert proxy.get(cluster) == (200, "127.0.0.1"), (proxy.kind, cluster)
