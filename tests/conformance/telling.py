@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,12 +41,15 @@ class Heard(Protocol):
 
 
 class Teller(ThreadingHTTPServer):
-    """The server at *port*."""
+    """The server at *port*, of TLS if it has a *context*."""
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Telling)
+        if context is not None:
+            # Whoever handles a connection shakes hands, when it reads.
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.port = int(self.server_address[1])
         self.heard: list[str] = []
 
@@ -75,9 +79,9 @@ class Telling(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def telling() -> Iterator[Teller]:
+def telling(context: ssl.SSLContext | None = None) -> Iterator[Teller]:
     """Let one tell until the block ends."""
-    server = Teller()
+    server = Teller(context)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
         yield server

@@ -6,8 +6,10 @@ import contextlib
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
-from tests.conformance.both import Json, address, both, http_filters, listener, typed
+from tests.conformance.both import Json, address, both, cluster, http_filters, listener, typed
+from tests.conformance.certificates import Authority, common_context, server_context, upstream
 from tests.conformance.telling import telling
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
@@ -120,3 +122,43 @@ def test_labels_of_all_kinds_say_how_an_endpoint_is_spoken_to(tmp_path: Path) ->
             for proxy in proxies:
                 found = {name: proxy.get(name)[0] for name in LABELS}
                 assert found == {name: status for name, (_, status) in LABELS.items()}, proxy.kind
+
+
+PLAIN, SECURED = "plain", ("first", "second")
+"""Endpoints of one cluster; the latter are labelled with their names."""
+
+
+def test_each_endpoint_is_spoken_to_in_its_own_way(tmp_path: Path) -> None:
+    """In plain text, and in TLS with whom each has to be: nobody else would finish a handshake."""
+    authority = Authority(tmp_path / "certificates")
+    own, roots = authority.issue("proxy"), authority.roots.read_text()
+    uris = {name: f"spiffe://mesh/{name}" for name in SECURED}
+    matches = [
+        {
+            "name": name,
+            "match": {"tlsMode": name},
+            "transport_socket": upstream(common_context(own, roots, names=[uri])),
+        }
+        for name, uri in uris.items()
+    ]
+    raw = {"name": "raw", "typed_config": typed("transport_sockets.raw_buffer.v3.RawBuffer")}
+    matches.append({"name": PLAIN, "match": {}, "transport_socket": raw})
+    with contextlib.ExitStack() as stack:
+        tellers = {PLAIN: stack.enter_context(telling())}
+        for name, uri in uris.items():
+            identity = authority.issue(name, x509.UniformResourceIdentifier(uri))
+            tellers[name] = stack.enter_context(telling(server_context(authority, identity)))
+
+        def resources(ports: dict[str, int]) -> Json:
+            endpoints = [endpoint(tellers[name].port, tlsMode=name) for name in SECURED]
+            endpoints.append(endpoint(tellers[PLAIN].port))
+            made = cluster("up", transport_socket_matches=matches)
+            made["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
+            filters = http_filters([{"match": {"prefix": "/"}, "route": {"cluster": "up"}}])
+            return {"clusters": [made], "listeners": [listener("in", ports["in"], filters)]}
+
+        for proxy in stack.enter_context(both(tmp_path, ("in",), resources)):
+            for teller in tellers.values():
+                teller.heard.clear()
+            assert {proxy.get("in")[0] for _ in range(9)} == {200}, proxy.kind
+            assert {name: len(it.heard) for name, it in tellers.items()} == dict.fromkeys(tellers, 3), proxy.kind
