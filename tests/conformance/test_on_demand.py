@@ -140,3 +140,40 @@ def test_hosts_come_when_they_are_needed(data_plane: str, tmp_path: Path) -> Non
         mesh.publisher.close()
 
     run(test())
+
+
+def spoiled(made: Resource) -> Resource:
+    """A route by an expression that is none."""
+    message = VirtualHost.FromString(made[2])
+    message.routes[0].match.safe_regex.regex = "("
+    return resource(made[1], message)
+
+
+def test_a_host_that_is_refused_leaves_the_one_in_force(data_plane: str, tmp_path: Path) -> None:
+    """It is told by name with its reason, what came with it is taken, and it is taken itself once it is whole."""
+
+    async def test() -> None:
+        mesh, port = Mesh(tmp_path), free_port()
+        async with upstream("one") as one, upstream("two") as two:
+            names = "reviews", "ratings"
+            fixed = [cluster("a"), endpoints("a", one), cluster("b"), endpoints("b", two), listener(port)]
+            fixed.append(routes(data_plane))
+            reviews, ratings = (host(name, "b") for name in names)
+
+            async def answers() -> list[tuple[int, str]]:
+                return [await asyncio.to_thread(get, port, name) for name in names]
+
+            await mesh.apply(*fixed, *(host(name, "a") for name in names))
+            await asyncio.to_thread(until_listening, port)
+            assert await answers() == [(200, "one"), (200, "one")]
+            receipt = await mesh.publisher.wait(mesh.publish(*fixed, spoiled(reviews), ratings), timeout=LIMIT)
+            assert not receipt.silent
+            [[refused]] = [item.resources for item in receipt.refused.values()]
+            assert (refused.type_url.rpartition(".")[2], refused.name) == ("VirtualHost", "web/reviews")
+            assert refused.message
+            assert await answers() == [(200, "one"), (200, "two")]
+            await mesh.apply(*fixed, reviews, ratings)
+            assert await answers() == [(200, "two"), (200, "two")]
+        mesh.publisher.close()
+
+    run(test())
