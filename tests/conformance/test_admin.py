@@ -37,6 +37,15 @@ REQUESTS = {WEFT_PROXY: "^envoy_http_downstream_rq_total$", ENVOY: r"^http\.in\.
 """What both count, as patterns."""
 
 
+def asked(socket: Path, path: str, method: str = "GET") -> tuple[int, str, str]:
+    """Status, content type without its parameters, and body of what the admin interface at *socket* answers."""
+    with contextlib.closing(UnixConnection(socket, LIMIT)) as connection:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        kind = (answer.getheader("content-type") or "").partition(";")[0]
+        return answer.status, kind, answer.read().decode(errors="replace")
+
+
 class Proxy:
     """A data plane with one listener, which answers by itself."""
 
@@ -111,12 +120,7 @@ class Proxy:
         }
 
     def ask(self, path: str, method: str = "GET") -> tuple[int, str, str]:
-        """Status, content type without its parameters, and body."""
-        with contextlib.closing(UnixConnection(self.admin, LIMIT)) as connection:
-            connection.request(method, path)
-            answer = connection.getresponse()
-            kind = (answer.getheader("content-type") or "").partition(";")[0]
-            return answer.status, kind, answer.read().decode()
+        return asked(self.admin, path, method)
 
     def is_ready(self) -> bool:
         assert self.process.poll() is None, "it has ended; what it said is above"
@@ -224,6 +228,20 @@ def test_both_answer_with_one_status(proxies: dict[str, Proxy], method: str, pat
     assert answers[WEFT_PROXY][0] == answers[ENVOY][0], answers
 
 
+def test_profiles_are_asked_for_differently(proxies: dict[str, Proxy]) -> None:
+    """
+    Envoy's of time is begun and ended, and goes into a file; weft-proxy's ends by itself, and is the answer.
+
+    Envoy's allocator takes samples from the start, weft-proxy's once it is told to. (That, Envoy can be told only in some builds.)
+    """
+    for method, path, statuses in (
+        ("POST", "/cpuprofiler?enable=n", {ENVOY: 200, WEFT_PROXY: 400}),
+        ("POST", "/cpuprofiler?seconds=1", {ENVOY: 400, WEFT_PROXY: 200}),
+        ("GET", "/heap_dump", {ENVOY: 200, WEFT_PROXY: 409}),
+    ):
+        assert {kind: proxy.ask(path, method)[0] for kind, proxy in proxies.items()} == statuses, path
+
+
 def test_listeners_are_told_alike(proxies: dict[str, Proxy]) -> None:
     for query in ("", "?format=json"):
         found = []
@@ -324,6 +342,24 @@ def test_levels_are_shown_and_changed_alike(proxies: dict[str, Proxy]) -> None:
                 levels(**query)
         assert levels() == changed | {"dns": "off"}
         levels(level="warning")
+
+
+@pytest.mark.parametrize("kind", [WEFT_PROXY, ENVOY])
+def test_who_has_no_configuration_yet_is_not_ready(tmp_path: Path, kind: str) -> None:
+    """It answers questions before, and is ready when its control plane has spoken."""
+    with conformance.proxies(tmp_path, kind, kind=kind) as [proxy]:
+
+        def ready() -> tuple[int, str]:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                status, _, text = asked(proxy.admin, "/ready")
+                return status, text
+            return 0, ""
+
+        conformance.until("it answers", lambda: ready() != (0, ""))
+        assert ready() == (503, "PRE_INITIALIZING\n")
+        up = conformance.cluster("up", free_port(), http2=False)
+        proxy.publish(up, conformance.listener("in", free_port(), "up", log=proxy.log))
+        conformance.until("it is ready", lambda: ready() == (200, "LIVE\n"))
 
 
 @pytest.mark.parametrize("kind", [WEFT_PROXY, ENVOY])
