@@ -1,7 +1,7 @@
 """
 What recorded resources of Istio's own control plane are there for: requests whose answers Istio's documentation promises.
 
-test_istiod_xds.py loads every scenario and asks each host for `/`. Here six are asked for what they are about, and what is
+test_istiod_xds.py loads every scenario and asks each host for `/`. Here some are asked for what they are about, and what is
 expected is written down. Endpoints are sockets of this test, and so is what catches connections to a workload: it says in the
 PROXY protocol where they were going.
 """
@@ -9,6 +9,7 @@ PROXY protocol where they were going.
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import json
 import socket
@@ -16,8 +17,9 @@ import socketserver
 import ssl
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +33,7 @@ from google.protobuf.json_format import ParseDict
 from tests.conformance.both import Json, typed
 from tests.conformance.certificates import Authority, Identity, client_context
 from tests.conformance.proxies import LIMIT, Proxy, Resource, proxies, until
-from tests.conformance.test_istiod_xds import Endpoints, Recorded, endpoints
+from tests.conformance.test_istiod_xds import Endpoints, Handler, Recorded, answering, endpoints
 from tests.conformance.upstream import fields_of, read_head, read_rest
 
 pytestmark = pytest.mark.conformance
@@ -46,6 +48,7 @@ BOOKINFO = {
 """Where its endpoints were recorded, and what they answer."""
 
 OUTBOUND, INBOUND = "0.0.0.0_9080", "virtualInbound"
+HTTPBIN, HELLO = "0.0.0.0_8000", "0.0.0.0_5000"
 """Listeners."""
 
 CALLER = "10.244.0.99:40000"
@@ -99,7 +102,7 @@ def telling(name: str) -> type[socketserver.BaseRequestHandler]:
 
 
 def echoing(name: str) -> type[socketserver.BaseRequestHandler]:
-    """A handler that gives back what it is sent, behind the cluster's *name*."""
+    """A handler that gives back what it is sent, behind its *name*."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -133,6 +136,38 @@ def carry(source: socket.socket, destination: socket.socket) -> None:
         while data := source.recv(65536):
             destination.sendall(data)
         destination.shutdown(socket.SHUT_WR)
+
+
+class Programs:
+    """Handlers of HTTP that answer with their addresses, and keep the heads of what they are asked."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, list[bytes]] = defaultdict(list)
+        """By address."""
+        self.failing: set[str] = set()
+        """Addresses of those that answer with 503."""
+        self.statuses = deque[int]()
+        """Of the next answers; then 200."""
+        self.answering = threading.Event()
+        """Whether they do."""
+        self.answering.set()
+
+    def __call__(self, address: str) -> type[socketserver.BaseRequestHandler]:
+        programs, body = self, address.encode()
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with contextlib.suppress(ConnectionError):
+                    while head := read_head(self.request):
+                        programs.asked[address].append(head)
+                        programs.answering.wait()
+                        status = 503 if address in programs.failing else 200
+                        if programs.statuses:
+                            status = programs.statuses.popleft()
+                        said = b"HTTP/1.1 %d It\r\ncontent-length: %d\r\n\r\n%b"
+                        self.request.sendall(said % (status, len(body), body))
+
+        return Handler
 
 
 class Mesh:
@@ -203,10 +238,19 @@ def exchanged(connection: socket.socket, method: str, path: str, headers: dict[s
     return answer.status, answer.read().decode()
 
 
-def call(proxy: Recorded, host: str, **headers: str) -> tuple[int, str]:
+def call(
+    proxy: Recorded,
+    host: str,
+    listener: str = OUTBOUND,
+    *,
+    method: str = "GET",
+    path: str = "/",
+    source: str = "127.0.0.1",
+    **headers: str,
+) -> tuple[int, str]:
     """What the program beside *proxy* is told that calls *host*."""
-    with socket.create_connection(("127.0.0.1", proxy.ports[OUTBOUND]), LIMIT) as connection:
-        return exchanged(connection, "GET", "/", headers | {"host": host})
+    with socket.create_connection(("127.0.0.1", proxy.ports[listener]), LIMIT, (source, 0)) as connection:
+        return exchanged(connection, method, path, headers | {"host": host})
 
 
 @pytest.fixture
@@ -215,10 +259,10 @@ def scenarios(corpus: Path) -> Path:
 
 
 @contextmanager
-def outbound(directory: Path, folder: Path, node: str) -> Iterator[Recorded]:
-    """Run weft-proxy as the sidecar of *node*, for its own program's calls."""
+def outbound(directory: Path, folder: Path, node: str, handler: Handler = answering) -> Iterator[Recorded]:
+    """Run weft-proxy as that of *node*, for calls of endpoints that are served by *handler*."""
     mesh = Mesh(directory / "authority")
-    with endpoints() as servers, proxies(directory, "sidecar") as [proxy]:
+    with endpoints(handler) as servers, proxies(directory, "sidecar") as [proxy]:
         recorded = Recorded(folder, node, servers)
         proxy.publish(*recorded.resources(), *mesh.secrets("default"))
         yield recorded
@@ -328,3 +372,170 @@ def test_two_sidecars_prove_to_each_other_who_they_are(scenarios: Path, tmp_path
             # Nobody asks for it yet: PERMISSIVE, and what has no sidecar is nobody.
             status, body = Place(details, BOOKINFO["details"]).ask()
             assert (status, json.loads(body)["caller"]) == (200, "")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "node", "name"),
+    [
+        ("tcp-echo-weighted", "istio-ingressgateway", "0.0.0.0_31400"),
+        ("tcp-echo-weighted-mesh", "curl", "10.96.0.10_9000"),
+    ],
+)
+def test_one_connection_of_five_goes_to_the_new_version(
+    scenarios: Path, tmp_path: Path, scenario: str, node: str, name: str
+) -> None:
+    """80 and 20 of 100, by chance: of 400 connections 80, give or take five standard deviations of 8."""
+    answers = Counter[bytes]()
+    with outbound(tmp_path, scenarios / scenario, node, echoing) as proxy:
+        for _ in range(400):
+            with (
+                socket.create_connection(("127.0.0.1", proxy.ports[name]), LIMIT) as connection,
+                connection.makefile("rb") as incoming,
+            ):
+                connection.sendall(b"hello\n")
+                answers[incoming.readline()] += 1
+    old, new = (b"10.244.0.%d:9000 hello\n" % last for last in (10, 11))
+    assert answers.keys() == {old, new}
+    assert 40 <= answers[new] <= 120, answers
+
+
+V1, V2 = "10.244.0.10:8080", "10.244.0.12:8080"
+"""Of httpbin."""
+
+HASHED: dict[str, Callable[[int], dict[str, str]]] = {
+    "consistent-hash-cookie": lambda user: {"cookie": f"user={user}"},
+    "consistent-hash-header": lambda user: {"x_user": str(user)},
+    "consistent-hash-query-ringhash": lambda user: {"path": f"/?u={user}"},
+    "consistent-hash-source-ip-maglev": lambda user: {"source": f"127.0.0.{user}"},
+}
+"""How a user calls, by scenario."""
+
+
+@pytest.mark.parametrize("scenario", HASHED)
+def test_one_users_requests_go_to_one_endpoint(scenarios: Path, tmp_path: Path, scenario: str) -> None:
+    with outbound(tmp_path, scenarios / scenario, "curl") as proxy:
+        found = set[tuple[int, str]]()
+        for user in range(1, 41):
+            answers = {call(proxy, "httpbin:8000", HTTPBIN, **HASHED[scenario](user)) for _ in range(3)}
+            assert len(answers) == 1, (user, answers)
+            found |= answers
+    assert found == {(200, V1), (200, V2)}
+
+
+@pytest.fixture
+def programs() -> Programs:
+    return Programs()
+
+
+def test_every_second_request_is_copied_to_the_new_version(scenarios: Path, tmp_path: Path, programs: Programs) -> None:
+    """By chance: of 200 requests 100, give or take five standard deviations of 7. Nobody hears what a copy is answered."""
+    programs.failing.add(V2)
+    with outbound(tmp_path, scenarios / "httpbin-mirror", "curl", programs) as proxy:
+        assert {call(proxy, "httpbin:8000", HTTPBIN) for _ in range(200)} == {(200, V1)}
+        until("the copies are there", lambda: len(programs.asked[V2]) >= 65)
+    assert len(programs.asked[V1]) == 200
+    assert len(programs.asked[V2]) <= 135
+    # The same host as that of the request.
+    assert {fields_of(head)[b"host"] for head in programs.asked[V2]} == {b"httpbin:8000"}
+
+
+@pytest.fixture
+def httpbin(scenarios: Path, tmp_path: Path, programs: Programs) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Calls httpbin, by a proxy of which most is asked; *programs* serve it."""
+    folder = scenarios / "httpbin-retries-timeout-circuit-breaker"
+    with outbound(tmp_path, folder, "curl", programs) as proxy:
+        yield functools.partial(call, proxy, "httpbin:8000", HTTPBIN)
+
+
+def test_what_fails_is_tried_again_where_the_route_says_so(
+    programs: Programs, httpbin: Callable[..., tuple[int, str]]
+) -> None:
+    """Up to three times. Its only endpoint is ejected meanwhile, and asked all the same, for there is no other."""
+    for path, statuses, expected in (
+        ("/delay/0", [503, 502, 504], (200, V1)),
+        ("/delay/0", [503, 503, 503, 503], (503, V1)),
+        ("/status/503", [503], (503, V1)),
+        ("/", [503], (503, V1)),
+    ):
+        programs.statuses.extend(statuses)
+        assert httpbin(path=path) == expected, (path, statuses)
+        assert not programs.statuses, (path, statuses)
+
+
+def test_what_takes_too_long_is_tried_again_and_then_given_up(
+    programs: Programs, httpbin: Callable[..., tuple[int, str]]
+) -> None:
+    """Each try has a second, and all of them together have three."""
+    programs.answering.clear()
+    began = time.monotonic()
+    assert httpbin(path="/delay/9") == (504, "upstream request timeout")
+    assert 3 <= time.monotonic() - began < LIMIT
+    assert len(programs.asked[V1]) == 3
+    programs.answering.set()
+
+
+def test_who_is_one_too_many_is_told_at_once(programs: Programs, httpbin: Callable[..., tuple[int, str]]) -> None:
+    """One has the only connection, and one may wait for it."""
+    programs.answering.clear()
+    with futures.ThreadPoolExecutor(3) as callers:
+        first = callers.submit(httpbin)
+        try:
+            # Before, it is the one that waits.
+            until("it has the connection", lambda: bool(programs.asked[V1]))
+            [refused], [waiting] = futures.wait(
+                [callers.submit(httpbin) for _ in range(2)], LIMIT, futures.FIRST_COMPLETED
+            )
+        finally:
+            programs.answering.set()
+        status, text = refused.result()
+        assert (status, text.rpartition(": ")[2]) == (503, "overflow")
+        assert first.result() == waiting.result() == (200, V1)
+    assert len(programs.asked[V1]) == 2
+
+
+def test_requests_are_rewritten_and_answered_as_the_routes_say(
+    programs: Programs, httpbin: Callable[..., tuple[int, str]]
+) -> None:
+    assert httpbin(method="POST", path="/?v=2", end_user="jason", x_r="1") == (200, V1)
+    [head] = programs.asked[V1]
+    found = fields_of(head)
+    assert head.startswith(b"POST /post?v=2 HTTP/1.1\r\n")
+    assert (found[b"host"], found[b"x-a"]) == (b"httpbin.internal", b"b")
+    assert b"x-r" not in found
+    assert httpbin(path="/teapot") == (418, "short")
+    assert httpbin(path="/old") == (302, "")
+
+
+N1, N2, *N3, N4 = (f"10.244.0.{last}:8080" for last in range(11, 16))
+"""Of hello, by their zones, from the client's own to the farthest."""
+
+
+def test_requests_are_distributed_among_zones(scenarios: Path, tmp_path: Path) -> None:
+    """70, 20 and 10 of 100, by chance: of 400 requests so many, give or take five standard deviations of 9, 8 and 6."""
+    with outbound(tmp_path, scenarios / "locality-distribute", "client") as proxy:
+        answers = Counter(call(proxy, "hello:5000", HELLO) for _ in range(400))
+    assert answers.keys() == {(200, address) for address in (N1, N2, *N3)}
+    assert 234 <= answers[200, N1] <= 326, answers
+    assert 40 <= answers[200, N2] <= 120, answers
+
+
+def test_the_nearest_zone_that_is_healthy_is_asked(scenarios: Path, tmp_path: Path) -> None:
+    """One zone after the other becomes unhealthy, and where none is left nobody is asked."""
+    secrets = Mesh(tmp_path / "authority").secrets("default")
+    with endpoints() as servers, proxies(tmp_path, "sidecar") as [proxy]:
+        recorded = Recorded(scenarios / "locality-failover", "client", servers)
+        [hello] = [it for it in recorded.items["endpoints"] if "|hello." in it["clusterName"]]
+
+        def publish(version: int) -> None:
+            made = ((type_url, name, str(version), content) for type_url, name, _, content in recorded.resources())
+            proxy.publish(*made, *secrets)
+
+        for priority, expected in enumerate(([N1], [N2], N3, [N4])):
+            publish(priority)
+            answers = {call(recorded, "hello:5000", HELLO) for _ in range(20)}
+            assert answers == {(200, address) for address in expected}
+            [zone] = [it for it in hello["endpoints"] if it.get("priority", 0) == priority]
+            for endpoint in zone["lbEndpoints"]:
+                endpoint["healthStatus"] = "UNHEALTHY"
+        publish(priority + 1)
+        assert call(recorded, "hello:5000", HELLO)[0] == 503
