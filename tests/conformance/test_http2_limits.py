@@ -173,6 +173,20 @@ def test_answers_that_nobody_reads_are_limited(proxies: tuple[Static, Static], k
 
 
 @pytest.mark.parametrize("kind", [ENVOY, WEFT_PROXY])
+def test_answers_that_nobody_reads_are_limited_though_nobody_asks_on(proxies: tuple[Static, Static], kind: str) -> None:
+    """All requests have come at once: it is too many answers that wait, and not another request, that ends the connection."""
+    proxy = next(proxy for proxy in proxies if proxy.kind == kind)
+    head = fields(*GET[:2], (b":path", LONG.encode()), GET[3])
+    with Wire.client(proxy.ports[UNREAD]) as client:
+        client.next(SETTINGS)
+        asking = (frame(HEADERS, END_HEADERS | END_STREAM, stream, head) for stream in range(1, 2 * MANY, 2))
+        client.write(b"".join(asking))
+        assert {proxy.get(UNLIMITED)[0] for _ in range(2)} == {200}
+        last = [found.code for found in client.rest() if found.kind == GOAWAY]
+        assert last == ([] if kind == ENVOY else [ENHANCE_YOUR_CALM])
+
+
+@pytest.mark.parametrize("kind", [ENVOY, WEFT_PROXY])
 def test_continuations_are_limited_as_empty_frames_and_as_such(proxies: tuple[Static, Static], kind: str) -> None:
     """Empty ones as `max_consecutive_inbound_frames_with_empty_payload` says; any by a limit of each that nothing sets."""
     proxy = next(proxy for proxy in proxies if proxy.kind == kind)
