@@ -70,6 +70,12 @@ def weighed(weight: int) -> Json:
     return {"clusters": [made]}
 
 
+def tunnelled(weight: int) -> Json:
+    clusters = [{"name": "a", "weight": 1}, {"name": "b", "weight": weight}]
+    proxy = typed("filters.network.tcp_proxy.v3.TcpProxy", stat_prefix="s", weighted_clusters={"clusters": clusters})
+    return {"listeners": [listener("l", 0, [{"name": "tcp", "typed_config": proxy}])]}
+
+
 def overprovisioned(factor: int) -> Json:
     made = cluster("c", 80)
     made["load_assignment"]["policy"] = {"overprovisioning_factor": factor}
@@ -96,6 +102,7 @@ GOOD: dict[str, Json] = {
     "a longest wait between tries as long as the first": backing_off(base_interval="1s", max_interval="1s"),
     "one stream": with_streams(1),
     "the smallest weight": weighed(1),
+    "the smallest weight of connections": tunnelled(1),
     "the smallest factor": overprovisioned(1),
     "the shortest times of keep-alive": keepalive("0.001s", "0.001s"),
     "the shortest time to connect": {"clusters": [cluster("c", 80, connect_timeout="0.000000001s")]},
@@ -126,6 +133,7 @@ BAD: dict[str, Json] = {
     "a longest wait between tries shorter than the first": backing_off(base_interval="1s", max_interval="0.9s"),
     "no streams": with_streams(0),
     "a weight of nothing": weighed(0),
+    "a weight of no connection": tunnelled(0),
     "a factor of nothing": overprovisioned(0),
     "a transport socket of a cluster that says nothing": {
         "clusters": [cluster("c", 80, transport_socket=NAMELESS_TLS)]

@@ -57,13 +57,20 @@ impl TcpProxy {
     pub(crate) fn compile(context: &mut Context, filter: &proto::TcpProxy) -> Option<Self> {
         let clusters: Box<[_]> = match &filter.cluster_specifier {
             Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => Box::new([(name.as_str().into(), 1)]),
-            Some(ClusterSpecifier::WeightedClusters(weighted)) => {
-                weighted.clusters.iter().map(|cluster| (cluster.name.as_str().into(), cluster.weight)).collect()
-            }
+            Some(ClusterSpecifier::WeightedClusters(weighted)) => context
+                .at("weighted_clusters", |context| {
+                    context.each("clusters", &weighted.clusters, |context, cluster| {
+                        if cluster.weight == 0 {
+                            context.refuse_at("weight", "must be at least 1");
+                        }
+                        (cluster.name.as_str().into(), cluster.weight)
+                    })
+                })
+                .into(),
             _ => Box::default(),
         };
-        if clusters.iter().all(|(_, weight)| *weight == 0) {
-            context.refuse("a TCP proxy needs a cluster, or weighted_clusters that are not all of weight zero");
+        if clusters.is_empty() {
+            context.refuse("a TCP proxy needs a cluster, or weighted_clusters");
             return None;
         }
         Some(Self {
