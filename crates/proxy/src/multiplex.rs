@@ -668,6 +668,8 @@ impl Driver {
         match self.poll_flush(context, io) {
             Poll::Ready(Err(_)) => return self.over(ConnectionEnd::Closed),
             Poll::Ready(Ok(())) if self.broken => return self.over(ConnectionEnd::Broken),
+            // Those that wait may be answers to what was read long ago.
+            Poll::Pending if !self.broken => self.broken = self.session.codec.borrow_mut().check_waiting().is_err(),
             _ => {}
         }
         if self.broken || self.session.is_choked() {

@@ -231,6 +231,19 @@ impl Connection {
         }
     }
 
+    /// Look at how many frames of ours wait, which the peer does not read.
+    ///
+    /// # Errors
+    /// [`ConnectionError`], as of [`Connection::receive`]: too many.
+    pub fn check_waiting(&mut self) -> Result<(), ConnectionError> {
+        if self.counts.waiting <= self.limits.floods.outbound_frames {
+            return Ok(());
+        }
+        let error = ConnectionError { code: Code::ENHANCE_YOUR_CALM, reason: "too many frames wait to be written" };
+        self.fail(error.code, error.reason);
+        Err(error)
+    }
+
     /// Take in what *input* begins with: at most one event, and how many bytes were used. No event and no bytes: more input is needed, and *input* must
     /// have room for a whole frame of 16 KiB.
     ///
@@ -245,11 +258,7 @@ impl Connection {
         head: &mut Head,
     ) -> Result<(usize, Option<Event<'i>>), ConnectionError> {
         let mut used = 0;
-        if self.counts.waiting > self.limits.floods.outbound_frames {
-            let error = ConnectionError { code: Code::ENHANCE_YOUR_CALM, reason: "too many frames wait to be written" };
-            self.fail(error.code, error.reason);
-            return Err(error);
-        }
+        self.check_waiting()?;
         loop {
             match self.step(&input[used..], now, head) {
                 Ok((0, None)) => return Ok((used, None)),
