@@ -85,6 +85,17 @@ def fields_of(head: bytes) -> dict[bytes, bytes]:
     return {name.lower(): value.strip() for name, _, value in lines if name}
 
 
+def content(body: bytes) -> bytes:
+    """Return what the chunks of *body* hold."""
+    whole = b""
+    while True:
+        line, _, body = body.partition(b"\r\n")
+        size = int(line, 16)
+        if size == 0:
+            return whole
+        whole, body = whole + body[:size], body[size + 2 :]
+
+
 def without(message: bytes, names: set[bytes]) -> bytes:
     """Return *message* without the fields called *names*."""
     return b"\r\n".join(line for line in message.split(b"\r\n") if line.partition(b":")[0] not in names)
