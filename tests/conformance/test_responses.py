@@ -18,12 +18,14 @@ import yaml
 
 from tests.conformance.both import both_before
 from tests.conformance.proxies import LIMIT, ROOT, Static, until
-from tests.conformance.upstream import END, Upstream, read_head, read_whole, without
+from tests.conformance.upstream import END, Upstream, read_head, read_rest, read_whole, without
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = pytest.mark.conformance
 
 CASES = yaml.safe_load((ROOT / "crates/proxy/tests/live/responses.yaml").read_text())
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
 ADDED = {b"date", b"server", b"x-envoy-upstream-service-time"}
 """What the proxies add to answers."""
@@ -65,26 +67,59 @@ REFUSED = (
 )
 
 
+def connect(proxy: Static) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", proxy.ports["http"]), LIMIT)
+
+
 def exchange(proxy: Static, upstream: Upstream, case: dict[str, Any], first: bytes, second: bytes = b"") -> Seen:
     """Ask for *first*, have *second* said when it has been received, and see where the next request goes."""
     upstream.forget()  # what a case that failed may have left
     method = case.get("method", "GET")
-    with socket.create_connection(("127.0.0.1", proxy.ports["http"]), LIMIT) as client:
+    with connect(proxy) as client:
         client.sendall(f"{method} / HTTP/1.1\r\nhost: up\r\n\r\n".encode())
         with upstream.taken() as connection:
             connection.sendall(first)
             head, body = read_whole(client, method)
             connection.sendall(second)
             until("the proxy's host has it", lambda: unacknowledged_bytes(connection) == 0)
-            client.sendall(b"GET /next HTTP/1.1\r\nhost: up\r\n\r\n")
-            reused = goes_on(connection)
-            if reused:
-                connection.sendall(GOOD)
-            else:
-                with upstream.taken() as fresh:
-                    fresh.sendall(GOOD)
-            assert read_whole(client)[1] == b"good"
+            reused = is_reused(connection, client, upstream)
     return seen(without(head, ADDED) + body, reused=reused)
+
+
+def exchange_to_its_end(proxy: Static, upstream: Upstream, first: bytes, second: bytes = b"") -> Seen | None:
+    """
+    Ask for *first*, have *second* said when the client has the head, and see where another client's request goes.
+
+    `None`: the connection ends before the answer does.
+    """
+    upstream.forget()
+    with connect(proxy) as client:
+        # Whoever would ask more is given some time by Envoy to read that it may not.
+        client.sendall(b"GET / HTTP/1.1\r\nhost: up\r\nconnection: close\r\n\r\n")
+        with upstream.taken() as connection:
+            connection.sendall(first)
+            answer = read_head(client) if second else b""
+            connection.sendall(second)
+            answer += read_rest(client)
+            with connect(proxy) as other:
+                reused = is_reused(connection, other, upstream)
+    if b"\r\n0\r\n\r\n" not in answer:
+        assert not reused
+        return None
+    return seen(without(answer, ADDED | {b"connection"}), reused=reused)
+
+
+def is_reused(connection: socket.socket, client: socket.socket, upstream: Upstream) -> bool:
+    """Have *client* ask, and answer. Return whether its request came by *connection*, or else by a new one."""
+    client.sendall(b"GET /next HTTP/1.1\r\nhost: up\r\n\r\n")
+    reused = goes_on(connection)
+    if reused:
+        connection.sendall(GOOD)
+    else:
+        with upstream.taken() as fresh:
+            fresh.sendall(GOOD)
+    assert read_whole(client)[1] == b"good"
+    return reused
 
 
 def goes_on(connection: socket.socket) -> bool:
@@ -126,4 +161,17 @@ def test_bytes_beyond_an_answer_are_no_other_answer(planes: Planes, case: dict[s
     wanted = expected(case, case.get("passes", case["bytes"]).encode(), reused_by_envoy=False)
     for parts in ((answer + EVIL,), (answer, EVIL)):
         told = {proxy.kind: exchange(proxy, planes.upstream, case, *parts) for proxy in planes.proxies}
+        assert told == wanted, len(parts)
+
+
+@pytest.mark.parametrize("case", CASES["chunks"], ids=lambda case: case["name"])
+def test_an_answer_with_an_ambiguous_chunk_is_never_completed(planes: Planes, case: dict[str, Any]) -> None:
+    """Neither where it comes with its head, nor where the client has that already; and what follows is no other answer."""
+    chunks = case["bytes"].encode() + EVIL
+    wanted: dict[str, Seen | None] = dict.fromkeys((ENVOY, WEFT_PROXY))
+    if envoy := case.get("envoy"):
+        assert case["why"]
+        wanted[ENVOY] = seen(envoy["passes"].encode(), reused=False)
+    for parts in ((CHUNKED + chunks,), (CHUNKED, chunks)):
+        told = {proxy.kind: exchange_to_its_end(proxy, planes.upstream, *parts) for proxy in planes.proxies}
         assert told == wanted, len(parts)

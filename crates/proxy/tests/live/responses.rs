@@ -7,8 +7,12 @@ use crate::kit::peer::{End, ok};
 use crate::kit::{Mesh, Upstream, until};
 
 const BEFORE: &str = "upstream_reset_before_response_started{protocol_error}";
+const AFTER: &str = "upstream_reset_after_response_started{protocol_error}";
 
 const CASES: &[u8] = include_bytes!("responses.yaml");
+
+/// What nobody asked for.
+const EVIL: &str = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil";
 
 #[test]
 fn an_ambiguous_answer_is_never_passed_on_and_its_connection_not_used_again() {
@@ -30,7 +34,6 @@ fn an_ambiguous_answer_is_never_passed_on_and_its_connection_not_used_again() {
 
 #[test]
 fn bytes_beyond_an_answer_are_never_another_answer() {
-    const EVIL: &str = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil";
     for Case { name, bytes: head, method } in &cases::read(CASES)["beyond"] {
         for at_once in [true, false] {
             let upstream = Upstream::new();
@@ -130,6 +133,35 @@ fn an_upstream_that_closes_or_contradicts_itself_is_not_asked_again_on_that_conn
         // What the upstream wants of its connection is not the client's business.
         assert_eq!((answer.status(), answer.get("connection")), (status, None));
         peer.expect_end();
+    }
+}
+
+#[test]
+fn an_answer_with_an_ambiguous_chunk_is_never_completed() {
+    const HEAD: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    let upstream = Upstream::new();
+    let mesh = Mesh::start(&[upstream.address()], |_| {});
+    for (index, Case { name, bytes, method }) in cases::read(CASES)["chunks"].iter().enumerate() {
+        for at_once in [true, false] {
+            let path = format!("/{index}/{at_once}");
+            let mut client = mesh.client();
+            client.send(format!("{method} {path} HTTP/1.1\r\nhost: up\r\n\r\n"));
+            let mut peer = upstream.accept();
+            peer.message();
+            if at_once {
+                peer.send([HEAD, bytes.as_str(), EVIL].concat());
+            } else {
+                peer.send(HEAD);
+                client.head();
+                peer.send([bytes.as_str(), EVIL].concat());
+            }
+            let (seen, end) = client.rest();
+            let seen = String::from_utf8_lossy(&seen).into_owned();
+            assert_eq!(end, End::Reset, "{name}, at once: {at_once}: {seen:?}");
+            assert!(!seen.ends_with("0\r\n\r\n"), "{name}, at once: {at_once}: {seen:?}");
+            mesh.expect_record(&path, 200, "UPE", AFTER);
+            peer.rest();
+        }
     }
 }
 
