@@ -18,7 +18,7 @@ import yaml
 
 from tests.conformance.both import both_before
 from tests.conformance.proxies import LIMIT, ROOT, Static, until
-from tests.conformance.upstream import END, Upstream, read_head, read_rest, read_whole, without
+from tests.conformance.upstream import END, Upstream, content, read_head, read_rest, read_whole, without
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = pytest.mark.conformance
@@ -175,3 +175,11 @@ def test_an_answer_with_an_ambiguous_chunk_is_never_completed(planes: Planes, ca
     for parts in ((CHUNKED + chunks,), (CHUNKED, chunks)):
         told = {proxy.kind: exchange_to_its_end(proxy, planes.upstream, *parts) for proxy in planes.proxies}
         assert told == wanted, len(parts)
+
+
+def test_valid_extensions_of_chunks_end_with_their_hop(planes: Planes) -> None:
+    """They are about one connection (RFC 9112 7.1.1), and no content."""
+    chunks = b'3;a\r\nabc\r\n2 \t; b=c;d="e;f"\r\nde\r\n0;g\r\n\r\n'
+    for proxy in planes.proxies:
+        told = exchange(proxy, planes.upstream, {}, CHUNKED + chunks)
+        assert (told.start, content(told.body), told.reused) == (b"HTTP/1.1 200 OK", b"abcde", True), proxy.kind
