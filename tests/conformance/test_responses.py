@@ -183,3 +183,15 @@ def test_valid_extensions_of_chunks_end_with_their_hop(planes: Planes) -> None:
     for proxy in planes.proxies:
         told = exchange(proxy, planes.upstream, {}, CHUNKED + chunks)
         assert (told.start, content(told.body), told.reused) == (b"HTTP/1.1 200 OK", b"abcde", True), proxy.kind
+
+
+def test_connection_takes_no_cookie_from_an_answer(planes: Planes) -> None:
+    """RFC 9110 7.6.1: what is for the client is not to be nominated, and any other field that is ends here. With Envoy none does."""
+    answer = (
+        b"HTTP/1.1 200 OK\r\nconnection: Set-Cookie, x-hop\r\nset-cookie: a=b\r\nx-hop: 1\r\ncontent-length: 0\r\n\r\n"
+    )
+    told = {proxy.kind: exchange(proxy, planes.upstream, {}, answer) for proxy in planes.proxies}
+    assert told == {
+        WEFT_PROXY: seen(without(answer, {b"connection", b"x-hop"}), reused=True),
+        ENVOY: seen(without(answer, {b"connection"}), reused=True),
+    }
