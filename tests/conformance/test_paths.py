@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conformance.both import address, both, listener, typed
+from tests.conformance.both import address, both, both_before, listener, typed
 from tests.conformance.proxies import LIMIT, Static
-from tests.conformance.upstream import Accepting
+from tests.conformance.telling import Told, telling
+from tests.conformance.upstream import Accepting, read_whole
 from weft.data_plane import ENVOY, WEFT_PROXY
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
@@ -188,3 +190,22 @@ def test_a_target_in_absolute_form_goes_on_as_its_path(pair: tuple[Static, Stati
             path = expected[proxy.kind]
             wanted = (404, "") if path is None else (200, path)
             assert ask(proxy, name, target, method) == wanted, (proxy.kind, method, target)
+
+
+AUTHORITIES = {
+    "http://other:81/": ("/", "other:81"),
+    "http://other/a?x": ("/a?x", "other"),
+}
+"""By target: the path and the host that go on of it."""
+
+
+def test_the_authority_of_a_target_in_absolute_form_replaces_host(tmp_path: Path) -> None:
+    """RFC 9112 3.2.2: who is behind must not see another than the one that was routed by."""
+    with telling() as upstream, both_before(upstream.port, tmp_path) as proxies:
+        for proxy in proxies:
+            for target, expected in AUTHORITIES.items():
+                with socket.create_connection(("127.0.0.1", proxy.ports["http"]), LIMIT) as client:
+                    client.sendall(f"GET {target} HTTP/1.1\r\nhost: echo\r\n\r\n".encode())
+                    _, body = read_whole(client)
+                told = Told.of(body.decode())
+                assert (told.path, told.get("host")) == expected, (proxy.kind, target)
