@@ -46,9 +46,11 @@ KINDS = ENVOY, WEFT_PROXY
 TLS_12, TLS_13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
 
-def roots_of(*authorities: Authority) -> Resource:
+def roots_of(*authorities: Authority, revoked: str | None = None) -> Resource:
+    """What is published as the roots to believe, with a list of what is *revoked* if there is one."""
     roots = "".join(authority.roots.read_text() for authority in authorities)
-    return secret("ROOTCA", validation_context={"trusted_ca": {"inline_string": roots}})
+    listed = {} if revoked is None else {"crl": {"inline_string": revoked}}
+    return secret("ROOTCA", validation_context={"trusted_ca": {"inline_string": roots}, **listed})
 
 
 SHORT_SECONDS = 0.5
@@ -167,14 +169,23 @@ class Server(Accepting):
             self.seen.append("refused")
 
 
+@pytest.mark.parametrize("change", ["a root is removed", "its certificate is revoked"])
 @pytest.mark.parametrize("version", [TLS_12, TLS_13])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_session_with_an_upstream_does_not_outlive_a_removed_root(
-    tmp_path: Path, kind: str, version: ssl.TLSVersion
+def test_a_session_with_an_upstream_does_not_outlive_trust_in_it(
+    tmp_path: Path, kind: str, change: str, version: ssl.TLSVersion
 ) -> None:
-    """Whoever resumes shows no certificate; so the next connection shakes hands in full, by the roots that are left, and fails."""
+    """Whoever resumes shows no certificate; so the next connection shakes hands in full, by the trust that is left, and fails."""
     old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
-    context = server_context(old, old.issue("server", x509.DNSName("localhost")))
+    identity = old.issue("server", x509.DNSName("localhost"))
+    before, after = {
+        "a root is removed": (roots_of(old, new), roots_of(new)),
+        "its certificate is revoked": (
+            roots_of(old, revoked=old.revoking()),
+            roots_of(old, revoked=old.revoking(identity)),
+        ),
+    }[change]
+    context = server_context(old, identity)
     context.minimum_version = context.maximum_version = version
     common = common_context(old.issue("client"), "", tls_params={"tls_maximum_protocol_version": "TLSv1_3"})
     del common["validation_context"]
@@ -193,22 +204,22 @@ def test_a_session_with_an_upstream_does_not_outlive_a_removed_root(
             resource("up", ParseDict(up, Cluster())),
             resource("in", ParseDict(listener("in", port, filters), Listener())),
         )
-        proxy.publish(*own, roots_of(old, new))
+        proxy.publish(*own, before)
         until_served(proxy, lambda: status(SHORT_SECONDS) == 200)
         server.seen.clear()
         assert [status(), status()] == [200, 200]
         assert server.seen == ["resumed"] * 2
 
-        proxy.publish(*own, roots_of(new))
-        until("the root is gone", lambda: status() == 503)
+        proxy.publish(*own, after)
+        until("it is trusted no more", lambda: status() == 503)
         server.seen.clear()
         assert [status(), status()] == [503, 503]
         until("the server knows", lambda: len(server.seen) >= 2)
         assert set(server.seen) == {"refused"}
 
-        proxy.publish(*own, roots_of(old, new))
+        proxy.publish(*own, before)
         server.seen.clear()
-        until("the root is back", lambda: status() == 200)
+        until("it is trusted again", lambda: status() == 200)
         assert status() == 200
         # What was kept before is not taken up again.
         assert [one for one in server.seen if one != "refused"] == ["made anew", "resumed"]
