@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import itertools
 import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pytest
 from cryptography import x509
 
 from tests.conformance.both import Json, both, cluster, http_filters, listener, typed
-from tests.conformance.certificates import Authority, common_context, upstream
+from tests.conformance.certificates import Authority, client_context, common_context, downstream, upstream
 from tests.conformance.proxies import LIMIT, Static
 from tests.conformance.upstream import Upstream, read_exactly, read_rest
 from tests.conftest import program_or_skip
@@ -48,6 +49,11 @@ EXPECTING: dict[str, Json] = {
 }
 """What the filter of a listener of that name, which carries bytes, is told."""
 
+INSPECTOR = {"name": "tls", "typed_config": typed("filters.listener.tls_inspector.v3.TlsInspector")}
+
+SEALED: dict[str, list[Json]] = {"TLS": [], "TLS that is looked for": [INSPECTOR]}
+"""What the listeners of that name, which end TLS, look at behind a header."""
+
 SENDS = ("send-proxy", "send-proxy-v2 proxy-v2-options unique-id,crc32c")
 """In which HAProxy tells."""
 
@@ -79,6 +85,8 @@ class Planes:
     """Ports of HAProxy, by the data plane it leads to, what it sends and the listener there."""
     up: Upstream
     """Behind the listeners of `EXPECTING`; it is told in version 1."""
+    client: ssl.SSLContext
+    """Whom the listeners of `SEALED` let in."""
 
 
 def carrying(to: str) -> list[Json]:
@@ -111,6 +119,7 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
     plain = {"name": "raw", "typed_config": typed("transport_sockets.raw_buffer.v3.RawBuffer")}
     sealing = upstream(common_context(authority.issue("proxy"), authority.roots.read_text()), sni="localhost")
     behind = {"plain": (free_port(), plain), "TLS": (free_port(), sealing)}
+    own = downstream(common_context(authority.issue("own", x509.DNSName("localhost")), authority.roots.read_text()))
     up = Upstream()
 
     def resources(ports: dict[str, int]) -> Json:
@@ -129,9 +138,13 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
             routed = http_filters([{"match": {"prefix": "/"}, "route": {"cluster": to}}])
             filters = routed if way.carries == "HTTP" else carrying(to)
             made.append(listener(name, ports[name], filters, listener_filters=expecting()))
+        for name, more in SEALED.items():
+            routed = http_filters([{"match": {"prefix": "/"}, "route": {"cluster": "V1 plain"}}])
+            made.append(listener(name, ports[name], routed, listener_filters=[*expecting(), *more]))
+            made[-1]["filter_chains"][0]["transport_socket"] = own
         return {"clusters": clusters, "listeners": made}
 
-    with up.socket, both(folder, (*WAYS, *EXPECTING), resources) as proxies:
+    with up.socket, both(folder, (*WAYS, *EXPECTING, *SEALED), resources) as proxies:
         before = {(proxy.kind, send, name): free_port() for proxy in proxies for send in SENDS for name in WAYS}
         text = BEHIND.format(behind=behind["plain"][0], sealed=behind["TLS"][0], identity=identity)
         for proxy in proxies:
@@ -144,7 +157,7 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planes]:
         try:
             for port in (behind["plain"][0], behind["TLS"][0], *before.values()):
                 until_listening(port, process)
-            yield Planes(proxies, before, up)
+            yield Planes(proxies, before, up, client_context(authority, authority.issue("client")))
         finally:
             process.kill()
             process.wait()
@@ -206,6 +219,23 @@ def test_a_header_is_believed_or_ends_its_connection(planes: Planes, name: str) 
                         response.begin()
                         answer = response.read().decode()
                     assert answer == (own if told == OWN else told), (proxy.kind, way, size)
+
+
+@pytest.mark.parametrize("name", ["version 1", "version 1 of IPv6", "version 2, with an addition"])
+@pytest.mark.parametrize("to", SEALED)
+def test_a_header_stands_before_tls(planes: Planes, to: str, name: str) -> None:
+    """In one packet with the ClientHello, which is for TLS then, and apart."""
+    header, told = HEADERS[name]
+    for proxy in planes.proxies:
+        for flags in (socket.MSG_MORE, 0):  # with what follows, and at once
+            with socket.create_connection(("127.0.0.1", proxy.ports[to]), LIMIT) as plain:
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                plain.sendall(header, flags)
+                with planes.client.wrap_socket(plain, server_hostname="localhost") as client:
+                    client.sendall(b"GET / HTTP/1.1\r\nhost: up\r\nconnection: close\r\n\r\n")
+                    response = http.client.HTTPResponse(client)
+                    response.begin()
+                    assert response.read().decode() == told, (proxy.kind, flags)
 
 
 BEGINNINGS = {
