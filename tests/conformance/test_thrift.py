@@ -43,7 +43,11 @@ def write_text(protocol: Any, name: str, number: int, value: str) -> None:
 
 
 class Greeter(TProcessor):  # type: ignore[misc]
-    """What the compiler would make of `string hello(1: string) throws (1: Refused)`, `oneway void note(1: string)` and a failing method."""
+    """
+    What the compiler would make of a failing method and of these:
+
+    `string hello(1: string) throws (1: Refused)`, `string headers(1: string)`, `oneway void note(1: string)`.
+    """
 
     def __init__(self, name: str, noted: list[str]) -> None:
         self.name = name
@@ -57,7 +61,7 @@ class Greeter(TProcessor):  # type: ignore[misc]
         if kind == TMessageType.ONEWAY:
             self.noted.append(argument)
             return True
-        if method not in {"hello", "refuse", "lost", "dead"}:
+        if method not in {"hello", "headers", "refuse", "lost", "dead"}:
             outgoing.writeMessageBegin(name, TMessageType.EXCEPTION, sequence)
             TApplicationException(TApplicationException.UNKNOWN_METHOD, f"unknown: {name}").write(outgoing)
         else:
@@ -70,6 +74,8 @@ class Greeter(TProcessor):  # type: ignore[misc]
                 outgoing.writeFieldStop()
                 outgoing.writeStructEnd()
                 outgoing.writeFieldEnd()
+            elif method == "headers":
+                write_text(outgoing, "success", 0, headers_of(incoming))
             else:
                 write_text(outgoing, "success", 0, f"{argument} from {self.name}")
             outgoing.writeFieldStop()
@@ -77,6 +83,11 @@ class Greeter(TProcessor):  # type: ignore[misc]
         outgoing.writeMessageEnd()
         outgoing.trans.flush()
         return True
+
+
+def headers_of(protocol: Any) -> str:
+    """Those of the header transport that came with what was read last, in JSON."""
+    return json.dumps({name.decode(): value.decode() for name, value in protocol.trans.get_headers().items()})
 
 
 def read_struct(protocol: Any) -> dict[int, Any]:
@@ -257,6 +268,35 @@ def test_calls_get_envoys_answers(tmp_path: Path, transport: str, protocol: str,
         told = {name: [(it["host"], it["sent"]) for it in records(name)[: len(expected) - 3]] for name in proxies.ports}
         assert told["weft"] == told["envoy"]
         assert [it["cluster"] for it in records("weft")[-3:]] == [None, "nowhere", "dead"]
+
+
+TRACE = {
+    "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    "tracestate": "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE",
+    "x-request-id": "f058ebd6-02f7-9d3f-942e-904344e8cde5",
+    "baggage": "userId=Am%C3%A9lie, serverNode=DF%2028;internal, isProduction=false",
+}
+
+
+@pytest.mark.parametrize("protocol", ["BINARY", "COMPACT"])
+def test_the_trace_of_a_call_reaches_its_server_as_it_is(tmp_path: Path, protocol: str) -> None:
+    """By headers, which neither proxy adds to; and those of one call are not the next one's."""
+    kind = Kind("HEADER", protocol)
+    filter_config = {
+        "@type": f"{NETWORK}.thrift_proxy.v3.ThriftProxy",
+        "stat_prefix": "traced",
+        "transport": "HEADER",
+        "protocol": protocol,
+        "route_config": {"name": "all", "routes": [route("green", method_name="")]},
+    }
+    with servers(kind, []) as clusters, pair(tmp_path, filter_config, clusters) as proxies:
+        for name, port in proxies.ports.items():
+            plain, client = kind.client(port)
+            for key, value in TRACE.items():
+                client.trans.set_header(key.encode(), value.encode())
+            told = [json.loads(call(client, "headers", "")) for _ in range(2)]
+            plain.close()
+            assert told == [TRACE, {}], name
 
 
 def until(condition: Callable[[], bool]) -> None:
