@@ -24,7 +24,7 @@ from .frames import DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, fields, fr
 from .proxies import LIMIT, TYPES, cluster, listener, proxies
 from .upstream import Accepting
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
 
 QUESTION = b"\0\0\0\0\x03who"
 ANSWER = b"\0\0\0\0\x04weft"
