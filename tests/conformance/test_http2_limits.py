@@ -77,16 +77,20 @@ LIMITS = {
     "max_inbound_window_update_frames_per_data_frame_sent": Limit(1, frame(WINDOW_UPDATE, 0, 0, number(1)), 6),
 }
 
-UNLIMITED, UNREAD = "unlimited", "unread"
+UNLIMITED, UNREAD, IMPATIENT = "unlimited", "unread", "impatient"
 
 WAITING = 50
-"""Frames that may wait for who does not read, at the latter listener."""
+"""Frames that may wait for who does not read, at the latter two listeners."""
 
 FEW, MANY = 40, 1000
 """Answers that may all wait, and more than fit between a proxy and its client besides."""
 
 LONG = "/long"
 """Where an answer is one frame of fifteen thousand bytes: a field that no table keeps and that no code makes shorter."""
+
+
+PATIENCE: dict[str, Json] = {UNREAD: {"delayed_close_timeout": "30s"}}
+"""Who is told at all why a connection ends has to read it in this time; by default in a second."""
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +105,20 @@ def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Static, 
             {"match": {"prefix": "/"}, "route": {"cluster": "up", "timeout": "0s"}},
         ]
         options: dict[str, Json] = {name: {name: limit.most} for name, limit in LIMITS.items()}
-        options |= {UNLIMITED: {}, UNREAD: {"max_outbound_frames": WAITING}}
+        options |= {UNLIMITED: {}} | {name: {"max_outbound_frames": WAITING} for name in (UNREAD, IMPATIENT)}
         return {
             "clusters": [cluster("up", witness.port)],
             "listeners": [
-                listener(name, ports[name], http_filters(routes, manager={"http2_protocol_options": option}))
+                listener(
+                    name,
+                    ports[name],
+                    http_filters(routes, manager=PATIENCE.get(name, {}) | {"http2_protocol_options": option}),
+                )
                 for name, option in options.items()
             ],
         }
 
-    names = (*LIMITS, UNLIMITED, UNREAD)
+    names = (*LIMITS, UNLIMITED, UNREAD, IMPATIENT)
     with Witness() as witness, both(tmp_path_factory.mktemp("limits"), names, resources) as running:
         yield running
 
@@ -119,6 +127,12 @@ def is_alive(client: Wire) -> bool:
     """Whether a PING is answered; what came before is passed over."""
     client.send(PING, 0, 0, b"are you?")
     return any((found.kind, found.flags, found.payload) == (PING, ACK, b"are you?") for found in client.rest())
+
+
+def asking(count: int) -> bytes:
+    """So many requests for what is long."""
+    head = fields(*GET[:2], (b":path", LONG.encode()), GET[3])
+    return b"".join(frame(HEADERS, END_HEADERS | END_STREAM, 1 + 2 * index, head) for index in range(count))
 
 
 def flood(client: Wire, limit: Limit) -> None:
@@ -176,14 +190,22 @@ def test_answers_that_nobody_reads_are_limited(proxies: tuple[Static, Static], k
 def test_answers_that_nobody_reads_are_limited_though_nobody_asks_on(proxies: tuple[Static, Static], kind: str) -> None:
     """All requests have come at once: it is too many answers that wait, and not another request, that ends the connection."""
     proxy = next(proxy for proxy in proxies if proxy.kind == kind)
-    head = fields(*GET[:2], (b":path", LONG.encode()), GET[3])
     with Wire.client(proxy.ports[UNREAD]) as client:
         client.next(SETTINGS)
-        asking = (frame(HEADERS, END_HEADERS | END_STREAM, stream, head) for stream in range(1, 2 * MANY, 2))
-        client.write(b"".join(asking))
+        client.write(asking(MANY))
         assert {proxy.get(UNLIMITED)[0] for _ in range(2)} == {200}
         last = [found.code for found in client.rest() if found.kind == GOAWAY]
         assert last == ([] if kind == ENVOY else [ENHANCE_YOUR_CALM])
+
+
+@pytest.mark.parametrize("kind", [ENVOY, WEFT_PROXY])
+def test_who_reads_nothing_is_not_waited_for(proxies: tuple[Static, Static], kind: str) -> None:
+    """There is no room to tell it that its connection ends: it ends all the same."""
+    proxy = next(proxy for proxy in proxies if proxy.kind == kind)
+    with Wire.client(proxy.ports[IMPATIENT]) as client:
+        client.next(SETTINGS)
+        client.write(asking(MANY))
+        until("its connection is gone", proxy.is_alone)
 
 
 @pytest.mark.parametrize("kind", [ENVOY, WEFT_PROXY])

@@ -576,7 +576,7 @@ impl Drop for Stream {
 pub enum ConnectionEnd {
     /// The peer closed it, or it broke.
     Closed,
-    /// The peer broke the protocol, and was told.
+    /// The peer broke the protocol; what tells it so may still wait to be written.
     Broken,
 }
 
@@ -667,12 +667,15 @@ impl Driver {
         // What the streams said since the last turn leaves first.
         match self.poll_flush(context, io) {
             Poll::Ready(Err(_)) => return self.over(ConnectionEnd::Closed),
-            Poll::Ready(Ok(())) if self.broken => return self.over(ConnectionEnd::Broken),
             // Those that wait may be answers to what was read long ago.
             Poll::Pending if !self.broken => self.broken = self.session.codec.borrow_mut().check_waiting().is_err(),
             _ => {}
         }
-        if self.broken || self.session.is_choked() {
+        if self.broken {
+            // All that the streams had to say is on its way, or waits for a peer that may never read it.
+            return self.over(ConnectionEnd::Broken);
+        }
+        if self.session.is_choked() {
             return Poll::Pending;
         }
         loop {

@@ -131,7 +131,7 @@ pub async fn serve(down: Downstream, socket: &mut Socket, manager: &HttpManager,
             Event::Turn(Turn::Over(ConnectionEnd::Closed)) => return,
             Event::Turn(Turn::Over(ConnectionEnd::Broken)) => {
                 down.worker.metrics.counters().protocol_errors.add(1);
-                return linger(socket, manager).await;
+                return say_the_last(driver, socket, manager).await;
             }
             Event::Leave { for_room } => {
                 if for_room {
