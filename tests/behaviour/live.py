@@ -14,7 +14,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 
-from tests.ports import free_port
+from tests.ports import free_port, is_listening
 from tests.reference.evaluate import Request
 from weft._native import StreamCore
 
@@ -123,7 +122,7 @@ class DataPlane:
     def _wait_until_listening(self, deadline: float) -> None:
         """At first a proxy acknowledges its clusters alone; it asks for listeners once these are warm."""
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            if is_listening(self.port):
                 return
             select.select([], [], [], 0.01)
             for event in self.core.events():

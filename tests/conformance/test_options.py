@@ -25,7 +25,7 @@ from tests.conformance.certificates import Authority, common_context, downstream
 from tests.conformance.proxies import LIMIT, Static, until
 from tests.conformance.telling import Teller, Told, telling
 from tests.conformance.upstream import Accepting, read_rest
-from tests.ports import free_port
+from tests.ports import free_port, is_listening
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(120)]
 
@@ -450,13 +450,6 @@ ELSEWHERE = "192.0.2.7"
 HANDSHAKE_SECONDS = 0.3
 
 
-def listens(host: str, port: int) -> bool:
-    """Whether a socket of this host does, as the kernel tells (proc(5), /proc/net/tcp)."""
-    at = f"{socket.inet_aton(host)[::-1].hex()}:{port:04x}"
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().lower().splitlines()[1:]]
-    return any((line[1], line[3]) == (at, "0a") for line in lines)
-
-
 def waiting(port: int, stack: contextlib.ExitStack) -> int:
     """Of eight clients that come while nobody accepts, how many are connected."""
     clients = []
@@ -495,7 +488,7 @@ def test_sockets_are_as_their_listener_says(tmp_path: Path) -> None:
 
     with both(tmp_path, ("free", "short", "long"), resources) as proxies:
         for proxy in proxies:
-            until("it listens elsewhere", partial(listens, ELSEWHERE, proxy.ports["free"]))
+            until("it listens elsewhere", partial(is_listening, proxy.ports["free"], ELSEWHERE))
             assert proxy.get("free")[0] == 200, proxy.kind
             proxy.process.send_signal(signal.SIGSTOP)
             try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import BOOKINFO, Person, eventually, namespaces_of, processes_in, processes_of
+from tests.ports import is_listening
 from weft.agent.data_planes import DATA_PLANES
 from weft.cli.up import UNREAD
 from weft.data_plane import ENVOY
@@ -86,7 +87,7 @@ def test_after_kill_9_of_weft_up_nothing_is_left_after_five_seconds(person: Pers
         )
         assert list(person.runtime.iterdir()) == []
         assert not [line for line in Path("/proc/mounts").read_text().splitlines() if str(person.runtime) in line]
-        assert f" 0100007F:{port:04X} 00000000:0000 0A" not in Path("/proc/net/tcp").read_text()
+        assert not is_listening(port)
         assert list(person.temporary.iterdir()) == []
         assert not Path(f"/tmp/weft-{person.uid}/killed").exists()
 
