@@ -47,13 +47,18 @@ PATIENCE_SECONDS = {WEFT_PROXY: "5", ENVOY: "2"}
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
-    """Answers every request with a body long enough for the cases that shrink windows."""
+    """Answers every request, once it has ended, with a body long enough for the cases that shrink windows."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        length = int(self.headers.get("content-length") or 0)
-        self.rfile.read(length)
+        if self.headers.get("transfer-encoding") == "chunked":
+            # An answer before the end would race with what the judge does wrong after the head.
+            while size := int(self.rfile.readline() or b"0", 16):
+                self.rfile.read(size + len(b"\r\n"))
+            self.rfile.readline()
+        else:
+            self.rfile.read(int(self.headers.get("content-length") or 0))
         body = b"weft " * 40
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
